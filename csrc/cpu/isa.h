@@ -1,0 +1,73 @@
+// Per-ISA names and vectors. Everything in an ISA's files lives in a namespace of its own and has internal
+// linkage where it is a template: one weak symbol compiled for AVX-512 would be shared with the baseline.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#define PYCIRCUIT_PASTE_(a, b) a##b
+#define PYCIRCUIT_PASTE(a, b) PYCIRCUIT_PASTE_(a, b)
+#define PYCIRCUIT_STRING_(a) #a
+#define PYCIRCUIT_STRING(a) PYCIRCUIT_STRING_(a)
+#define PYCIRCUIT_NAMESPACE PYCIRCUIT_PASTE(isa_, PYCIRCUIT_ISA)
+
+namespace pycircuit::PYCIRCUIT_NAMESPACE {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+// One hardware register of floats; arithmetic is elementwise, a * b + c fuses where the ISA has FMA.
+typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
+typedef int32_t VecInt __attribute__((vector_size(kLanes * sizeof(int32_t))));
+typedef uint16_t VecHalf __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+typedef uint32_t VecBits __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+
+inline Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+
+inline Vec splat(float s) { return s - Vec{}; }
+
+inline float widen(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float f;
+  std::memcpy(&f, &wide, sizeof f);
+  return f;
+}
+
+inline float load_one(const float* p) { return *p; }
+inline float load_one(const uint16_t* p) { return widen(*p); }
+
+// bfloat16 is the upper half of a float32.
+inline Vec load(const uint16_t* p) {
+  VecHalf half;
+  std::memcpy(&half, p, sizeof half);
+  const VecBits bits = __builtin_convertvector(half, VecBits) << 16;
+  Vec v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+inline float sum(Vec v) {
+  float lanes[kLanes];
+  std::memcpy(lanes, &v, sizeof v);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t round_up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
+
+}  // namespace
+}  // namespace pycircuit::PYCIRCUIT_NAMESPACE

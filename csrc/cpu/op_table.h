@@ -1,0 +1,97 @@
+// The five operations as one table of functions. Every ISA compiles its own table; select.cpp picks one.
+#pragma once
+#include <cstdint>
+
+#include "status.h"
+#include "tensor.h"
+
+namespace pycircuit {
+
+struct EncodeInput {
+  const float* x;  // [positions, width], rows x_stride apart
+  int64_t positions, width, x_stride;
+  Weights w_enc;  // [features, 1, width]
+  const float* b_enc;
+  const float* threshold;  // [features], or one value when threshold_stride is 0; ignored by top_k
+  int64_t threshold_stride;
+  int64_t top_k;  // 0: every feature above its threshold
+  bool keep_negative;
+  int64_t first_position;  // positions before it have no features
+  int threads;
+};
+
+// Sparse output of unknown size: read the counts, allocate, copy out, free.
+struct EncodeResult {
+  Status status;
+  int64_t positions;
+  int64_t* row_ptr;  // [positions + 1]
+  int64_t* index;    // [row_ptr[positions]]
+  float* value;
+  int64_t workspace_bytes;  // largest scratch memory in use at one time, the result excluded
+};
+
+struct DecodeInput {
+  SparseFeatures features;
+  Weights w_dec;      // [features, slots, width]
+  const float* bias;  // [slots, width] or null
+  float* out;         // [slots, positions, width]
+  int threads;
+};
+
+struct AttendBackInput {
+  const float* y;             // [rows, heads, width], contiguous
+  const int64_t* prefix_ptr;  // [targets + 1]
+  int64_t targets, heads, kv_heads, width;
+  float* z;  // [rows, kv_heads, width], contiguous
+
+  const float* pattern;  // [heads, positions, positions], contiguous, or null: recompute from here on
+  int64_t positions;
+  const float* query;            // [heads, positions, qk_width]
+  const float* key;              // [kv_heads, positions, qk_width]
+  const float* log_sum_exp;      // [heads, positions], sinks included
+  int64_t qk_width;
+  float scale, softcap;  // softcap 0: none
+  int64_t window;        // 0: none; else i - j < window
+  int threads;
+};
+
+struct EdgeScoresInput {
+  const float* gradient;      // [rows, width], rows gradient_stride apart
+  int64_t gradient_stride;
+  const int64_t* prefix_ptr;  // [targets + 1]
+  int64_t targets;
+  SparseFeatures features;
+  Weights w_dec;  // [features, 1, width]
+  float* out;     // [targets, entries], rows out_stride apart, added to
+  int64_t out_stride;
+  int threads;
+};
+
+struct InfluenceInput {
+  const float* rows;  // [count, columns], rows row_stride apart
+  int64_t count, columns, row_stride;
+  const int64_t* node;   // [count] the column that row r explains, or -1 for an output
+  const float* weight;   // [count] where influence enters
+  float* influence;      // [columns]
+  int threads;
+};
+
+struct OpTable {
+  const char* isa;
+  EncodeResult (*encode)(const EncodeInput&);
+  void (*encode_free)(EncodeResult&);
+  Status (*decode)(const DecodeInput&);
+  Status (*attend_back)(const AttendBackInput&);
+  Status (*edge_scores)(const EdgeScoresInput&);
+  Status (*influence)(const InfluenceInput&);
+};
+
+// The ISAs this binary holds, best last, and whether this machine can run each (select.cpp).
+struct IsaEntry {
+  const OpTable* table;
+  bool supported;
+};
+int isa_count();
+IsaEntry isa_entry(int i);
+
+}  // namespace pycircuit

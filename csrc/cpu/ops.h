@@ -1,0 +1,15 @@
+// The five entry points of one ISA, declared once: each <op>.cpp defines its own.
+#pragma once
+#include "cpu/isa.h"
+#include "cpu/op_table.h"
+
+namespace pycircuit::PYCIRCUIT_NAMESPACE {
+
+EncodeResult encode(const EncodeInput& in);
+void encode_free(EncodeResult& result);
+Status decode(const DecodeInput& in);
+Status attend_back(const AttendBackInput& in);
+Status edge_scores(const EdgeScoresInput& in);
+Status influence(const InfluenceInput& in);
+
+}  // namespace pycircuit::PYCIRCUIT_NAMESPACE

@@ -1,0 +1,104 @@
+"""The five operations. Each checks its arguments, chooses an implementation, and says which one ran."""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import arguments
+from .activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
+from .attention import Attention, RecomputedAttention, StoredAttention
+from .dispatch import Explanation, ImplementationError, Ran, Request, last_run, plan, record, use
+from .features import Features
+from .registry import OPS
+
+__all__ = [
+    "Activation", "Attention", "BatchTopK", "Explanation", "Features", "ImplementationError", "JumpReLU", "Ran",
+    "ReLU", "RecomputedAttention", "StoredAttention", "TopK", "attend_back", "decode", "edge_scores", "encode",
+    "explain", "influence", "last_run", "use",
+]  # fmt: skip
+
+
+def encode(x: Any, w_enc: Any, b_enc: Any, activation: Activation, ignore_positions: int = 0) -> Features:
+    """Active features of x, without ever writing positions x features.
+
+    x: [positions, width]; w_enc: [features, width], rows may be strided; b_enc: [features].
+    The first `ignore_positions` positions get no features. Sums are float32, or float64 if all is float64.
+    """
+    return _run("encode", *arguments.encode(x, w_enc, b_enc, activation, ignore_positions))
+
+
+def decode(features: Features, w_dec: Any, bias: Any = None) -> Tensor:
+    """What the features write: [positions, width], or [slots, positions, width].
+
+    w_dec: [features, width] or [features, slots, width], rows may be strided; bias: [width] or [slots, width].
+    """
+    return _run("decode", *arguments.decode(features, w_dec, bias))
+
+
+def attend_back(y: Any, prefix_ptr: Any, attention: Attention) -> Tensor:
+    """z[j] = sum over i >= j of A[i, j] y[i], head by head, for every target: [rows, kv_heads, width].
+
+    y: [rows, heads, width], the prefixes of all targets one after another; target t owns rows
+    prefix_ptr[t] .. prefix_ptr[t + 1], its positions 0, 1, ... Heads that share a key are summed.
+    """
+    return _run("attend_back", *arguments.attend_back(y, prefix_ptr, attention))
+
+
+def edge_scores(gradient: Any, prefix_ptr: Any, features: Features, w_dec: Any, out: Any) -> Tensor:
+    """out[t, e] += value[e] * gradient[row of t at e's position] . w_dec[index[e]], in place; returns out.
+
+    gradient: [rows, width], ragged as in attend_back; out: [targets, features.count]. Entries at positions
+    past a target's prefix are left as they are. w_dec: [features, width], read where it lies.
+    """
+    return _run("edge_scores", *arguments.edge_scores(gradient, prefix_ptr, features, w_dec, out))
+
+
+def influence(rows: Any, node: Any, weight: Any) -> Tensor:
+    """Influence of every column on the outputs: [columns], exact in one pass over a layered graph.
+
+    rows: [count, columns] edges, outputs first, then from the highest layer down; node[r] is the column whose
+    edges row r holds, -1 for an output; weight[r] is what enters there (an output's probability).
+    Each row's absolute values are normalised to sum to one.
+    """
+    return _run("influence", *arguments.influence(rows, node, weight))
+
+
+def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
+    """Which implementation of `op` these arguments would run, and why not the others. Nothing is computed."""
+    if op not in OPS:
+        raise ValueError(f"explain: op must be one of {', '.join(OPS)}, got {op!r}")
+    if not args and not kwargs:
+        return plan(Request(op, "cpu", (torch.float32,)))
+    return plan(_request(op, arguments.CHECKS[op](*args, **kwargs)))
+
+
+def _run(op: str, *args: Any) -> Any:
+    explanation = plan(_request(op, args))
+    result = OPS[op].form(explanation.implementation)(*args)
+    record(explanation)
+    if op == "encode":
+        _no_nan(result)
+    return result
+
+
+def _request(op: str, args: tuple[Any, ...]) -> Request:
+    parts = [p for a in args for p in ((a,) if isinstance(a, Tensor) else vars(a).values() if is_dataclass(a) else ())]
+    tensors = [t for t in parts if isinstance(t, Tensor)]
+    kinds = {t.dtype: None for t in tensors if t.is_floating_point()}
+    return Request(op, tensors[0].device.type, tuple(kinds))
+
+
+def _no_nan(found: Features) -> None:
+    """NaN is active under every rule, so it is in the values if it is anywhere."""
+    bad = found.value.isnan()
+    if bad.any():
+        at = int(bad.nonzero()[0])
+        where, which = int(found.position()[at]), int(found.index[at])
+        raise ValueError(
+            f"encode: pre-activations must not be NaN, got {int(bad.sum())} of them, the first at position "
+            f"{where}, feature {which}; look for NaN or inf in x, w_enc and b_enc"
+        )

@@ -1,0 +1,85 @@
+"""Frozen attention, either as stored patterns or as what recomputes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class StoredAttention:
+    """pattern: [heads, positions, positions], row = query; entries above the diagonal are not read.
+
+    kv_heads: query heads of a group are summed into one (grouped-query attention); default heads.
+    """
+
+    pattern: Tensor
+    kv_heads: int | None = None
+
+    @property
+    def heads(self) -> int:
+        return self.pattern.shape[0]
+
+    @property
+    def groups(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def positions(self) -> int:
+        return self.pattern.shape[1]
+
+    def weights(self, positions: int) -> Tensor:
+        """[heads, positions, positions] of the first positions, lower triangular."""
+        return self.pattern[:, :positions, :positions].tril()
+
+
+@dataclass(frozen=True, eq=False)
+class RecomputedAttention:
+    """pattern[i, j] = exp(softcap(scale * query[i] . key[j]) - log_sum_exp[i]) for j <= i, i - j < window.
+
+    query: [heads, positions, width]; key: [kv_heads, positions, width], both after rotary embedding and
+    norms; log_sum_exp: [heads, positions] over the keys a query saw. softcap 0 and window 0 mean none.
+    sinks: [heads], logits that take probability and lead nowhere; not part of log_sum_exp.
+    """
+
+    query: Tensor
+    key: Tensor
+    log_sum_exp: Tensor
+    scale: float
+    softcap: float = 0.0
+    window: int = 0
+    sinks: Tensor | None = None
+
+    @property
+    def heads(self) -> int:
+        return self.query.shape[0]
+
+    @property
+    def groups(self) -> int:
+        return self.key.shape[0]
+
+    @property
+    def positions(self) -> int:
+        return self.query.shape[1]
+
+    def normaliser(self) -> Tensor:
+        """[heads, positions] the logarithm of each row's whole denominator."""
+        if self.sinks is None:
+            return self.log_sum_exp
+        return torch.logaddexp(self.log_sum_exp, self.sinks[:, None].to(self.log_sum_exp.dtype))
+
+    def weights(self, positions: int) -> Tensor:
+        """[heads, positions, positions] of the first positions, lower triangular."""
+        key = self.key[:, :positions].repeat_interleave(self.heads // self.groups, dim=0)
+        logits = self.scale * (self.query[:, :positions] @ key.transpose(1, 2))
+        if self.softcap:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        pattern = torch.exp(logits - self.normaliser()[:, :positions, None]).tril()
+        if self.window:
+            pattern = pattern.triu(1 - self.window)
+        return pattern
+
+
+Attention = StoredAttention | RecomputedAttention

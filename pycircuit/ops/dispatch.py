@@ -1,0 +1,183 @@
+"""Which implementation runs: a pure function of the request over an ordered list."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+from .registry import IMPLEMENTATIONS
+
+ENVIRONMENT = "PYCIRCUIT_IMPL"
+
+
+class ImplementationError(RuntimeError):
+    """A forced implementation cannot run this call; the message says why."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What dispatch may look at: nothing but devices, element types and the machine."""
+
+    op: str
+    device: str
+    dtypes: tuple[torch.dtype, ...]
+
+
+@dataclass(frozen=True)
+class Machine:
+    native: str | None  # None when it can be used, otherwise why not
+    isa: str | None
+    triton: str | None
+    interpreter: bool
+    cuda: str | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What would run and why the others would not. Truth: `implementation`, `isa`."""
+
+    op: str
+    implementation: str
+    isa: str | None
+    reasons: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        head = f"{self.op}: {self.implementation}" + (f" ({self.isa})" if self.isa else "")
+        return "\n".join([head, *(f"  {name:<10}{why}" for name, why in self.reasons)])
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What did run last in this context."""
+
+    op: str
+    implementation: str
+    isa: str | None
+
+
+@cache
+def native_isas() -> tuple[tuple[str, bool], ...]:
+    """(name, this machine has it) of every ISA in the native module; empty without the module."""
+    if find_spec("pycircuit._native") is None:
+        return ()
+    from pycircuit import _native
+
+    return tuple(_native.isas())
+
+
+def machine(isa: str | None = None) -> Machine:
+    """What this process has now. `isa` narrows the native module to one of its tables."""
+    built = native_isas()
+    usable = [name for name, supported in built if supported]
+    native = None
+    if not built:
+        native = "the extension module is not built; reinstall pycircuit with a C++ compiler present"
+    elif isa is not None and isa not in usable:
+        native = f"isa {isa!r} is not one this machine can run ({', '.join(usable)})"
+    has_triton = find_spec("triton") is not None
+    return Machine(
+        native=native,
+        isa=None if native else (isa or usable[-1]),
+        triton=None if has_triton else "triton is not installed; pip install 'pycircuit[triton]'",
+        interpreter=os.environ.get("TRITON_INTERPRET") == "1",
+        cuda=None if torch.cuda.is_available() else "no CUDA device",
+    )
+
+
+def obstacle(name: str, request: Request, machine: Machine) -> str | None:
+    """Why `name` cannot run the request, or None."""
+    if name == "reference":
+        return None
+    exact = [t for t in request.dtypes if t not in (torch.float32, torch.bfloat16)]
+    if exact:
+        return f"takes float32 and bfloat16, not {str(exact[0]).removeprefix('torch.')}"
+    if name == "native":
+        if machine.native:
+            return machine.native
+        return None if request.device == "cpu" else f"tensors are on {request.device}, not on the CPU"
+    if machine.triton:
+        return machine.triton
+    if request.device == "cuda" or (request.device == "cpu" and machine.interpreter):
+        return None
+    return f"tensors are on {request.device}; Triton needs CUDA, or TRITON_INTERPRET=1 set before Python starts"
+
+
+def choose(request: Request, machine: Machine, forced: str | None) -> Explanation:
+    """The first implementation in order that can run; a forced one that cannot raises."""
+    obstacles = {name: obstacle(name, request, machine) for name in IMPLEMENTATIONS}
+    if forced is not None:
+        if obstacles[forced]:
+            raise ImplementationError(f"{request.op}: {forced} was forced but cannot run: {obstacles[forced]}")
+        chosen, why = forced, "forced"
+    else:
+        # The interpreter is for tests: Triton on the CPU runs only when forced.
+        order = [n for n in IMPLEMENTATIONS if not (n == "triton" and request.device == "cpu")]
+        chosen, why = next(n for n in order if obstacles[n] is None), "first that can run"
+    reasons = []
+    for name in IMPLEMENTATIONS:
+        can = "could run" if name != "triton" or request.device != "cpu" else "could run, interpreted; only if forced"
+        reasons.append((name, why if name == chosen else obstacles[name] or can))
+    return Explanation(request.op, chosen, machine.isa if chosen == "native" else None, tuple(reasons))
+
+
+_forced: ContextVar[tuple[str | None, str | None]] = ContextVar("pycircuit_forced", default=(None, None))
+_last: ContextVar[Ran | None] = ContextVar("pycircuit_last", default=None)
+
+
+class use:
+    """Force an implementation: as a statement until the next one, or `with pc.use("reference"):`.
+
+    name: "native", "triton", "reference", or None to choose again by itself. isa: one table of the native
+    module ("baseline", "v3", "v4"). The environment variable PYCIRCUIT_IMPL sets the starting value.
+    """
+
+    def __init__(self, name: str | None, isa: str | None = None) -> None:
+        if name is not None and name not in IMPLEMENTATIONS:
+            raise ValueError(f"use: name must be one of {', '.join(IMPLEMENTATIONS)} or None, got {name!r}")
+        if isa is not None and name != "native":
+            raise ValueError(f"use: isa goes with 'native', got {name!r}")
+        if isa is not None and isa not in dict(native_isas()):
+            known = ", ".join(n for n, _ in native_isas()) or "none: the extension module is not built"
+            raise ValueError(f"use: isa must be one this build has ({known}), got {isa!r}")
+        self._before = _forced.get()
+        _forced.set((name, isa))
+
+    def __enter__(self) -> use:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _forced.set(self._before)
+
+
+def forced() -> tuple[str | None, str | None]:
+    """(implementation, isa) now in force."""
+    name, isa = _forced.get()
+    if name is None and (name := os.environ.get(ENVIRONMENT) or None) and name not in IMPLEMENTATIONS:
+        raise ValueError(f"{ENVIRONMENT} must be one of {', '.join(IMPLEMENTATIONS)}, got {name!r}")
+    return name, isa
+
+
+def plan(request: Request) -> Explanation:
+    name, isa = forced()
+    return choose(request, machine(isa), name)
+
+
+def record(explanation: Explanation) -> None:
+    _last.set(Ran(explanation.op, explanation.implementation, explanation.isa))
+
+
+def last_run() -> Ran | None:
+    """Which op ran last here, by which implementation and ISA."""
+    return _last.get()
+
+
+def implementations_for(device: str, dtype: torch.dtype) -> Iterator[tuple[str, str | None]]:
+    """(name, obstacle) of every implementation, for doctor."""
+    for name in IMPLEMENTATIONS:
+        yield name, obstacle(name, Request("", device, (dtype,)), machine())

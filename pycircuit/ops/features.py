@@ -1,0 +1,48 @@
+"""Sparse features of one layer, compressed by position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Active features in CSR by position, indices ascending within a position.
+
+    row_ptr: [positions + 1] int64; index: [n] int64; value: [n] float.
+    """
+
+    row_ptr: Tensor
+    index: Tensor
+    value: Tensor
+    # What a check of this object found, and the tensor versions it saw (see checks.features).
+    _checked: tuple[int, ...] | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def positions(self) -> int:
+        return self.row_ptr.numel() - 1
+
+    @property
+    def count(self) -> int:
+        return self.index.numel()
+
+    def position(self) -> Tensor:
+        """Position of every entry: [n] int64."""
+        lengths = self.row_ptr.diff()
+        where = torch.arange(self.positions, device=lengths.device)
+        return where.repeat_interleave(lengths, output_size=self.count)
+
+    def dense(self, size: int) -> Tensor:
+        """[positions, size], zero where a feature is silent."""
+        out = self.value.new_zeros(self.positions, size)
+        out[self.position(), self.index] = self.value
+        return out
+
+    def to(self, device: torch.device | str) -> Features:
+        return Features(self.row_ptr.to(device), self.index.to(device), self.value.to(device))
+
+    def __repr__(self) -> str:
+        return f"Features(positions={self.positions}, active={self.count}, {self.value.dtype}, {self.value.device})"
