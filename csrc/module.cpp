@@ -81,8 +81,9 @@ std::unique_ptr<EncodeHandle> encode(int isa, uintptr_t x, int64_t positions, in
     py::gil_scoped_release release;
     result = ops.encode(in);
   }
+  auto handle = std::make_unique<EncodeHandle>(result, ops.encode_free);
   raise_on(result.status, "encode");
-  return std::make_unique<EncodeHandle>(result, ops.encode_free);
+  return handle;
 }
 
 void decode(int isa, const py::tuple& f, const py::tuple& w_dec, uintptr_t bias, uintptr_t out, int threads) {
