@@ -1,37 +1,188 @@
-#include <cmath>
+// attend_back: z[t, j, g] = sum over the heads h of group g and over i >= j of A^h[i, j] y[t, i, h].
+// Layout: y and z ragged rows in place; A one block [queries, keys] at a time, copied out of the stored
+// pattern or recomputed, and used for every target at once, so making it costs 1 / targets of the product.
+// Bytes: y once a block of keys, z twice a block of queries, A (or Q, K) once. Parallel over (group, block of
+// keys, share of the targets): every z has one owner.
+#include <cstdlib>
 
+#include "cpu/dot.h"
 #include "cpu/ops.h"
+#include "cpu/tile.h"
+#include "cpu/vecmath.h"
+
 namespace pycircuit::PYCIRCUIT_NAMESPACE {
 namespace {
-float weight(const AttendBackInput& in, int64_t head, int64_t i, int64_t j) {
-  if (in.pattern) return in.pattern[(head * in.positions + i) * in.positions + j];
-  if (in.window && i - j >= in.window) return 0.f;
-  const float* q = in.query + (head * in.positions + i) * in.qk_width;
-  const float* k = in.key + (head / (in.heads / in.kv_heads) * in.positions + j) * in.qk_width;
-  float dot = 0;
-  for (int64_t c = 0; c < in.qk_width; ++c) dot += q[c] * k[c];
-  dot *= in.scale;
-  if (in.softcap != 0.f) dot = in.softcap * std::tanh(dot / in.softcap);
-  return std::exp(dot - in.log_sum_exp[head * in.positions + i]);
+
+constexpr int64_t kKeyBlock = 192;  // a multiple of every tile height and vector
+constexpr int64_t kQueryBlock = 128;
+constexpr int64_t kStrips = kKeyBlock / kTileRows;
+
+// A block of the pattern in strips of keys, as the tile reads it: [strips, queries, kTileRows]. Then one
+// target's y in panels of columns: [panels, queries, kPanel]. Both padded with zeros.
+struct Scratch {
+  float* pattern;
+  float* y;
+};
+
+// Queries i0 .. i0 + queries of one head, keys j0 .. j0 + keys.
+struct Block {
+  int64_t head, i0, queries, j0, keys;
+};
+
+// How many keys of the block query i sees, counted from j0.
+int64_t seen(const Block& b, int64_t i) { return smaller(b.keys, b.i0 + i - b.j0 + 1); }
+
+void scatter(const float* __restrict row, int64_t begin, int64_t end, int64_t i, float* __restrict out) {
+  for (int64_t strip = 0; strip < kStrips; ++strip)
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      const int64_t j = strip * kTileRows + r;
+      out[(strip * kQueryBlock + i) * kTileRows + r] = j >= begin && j < end ? row[j] : 0.f;
+    }
 }
-}  // namespace
-Status attend_back(const AttendBackInput& in) {
-  const int64_t group = in.heads / in.kv_heads;
-#pragma omp parallel for schedule(dynamic) num_threads(in.threads)
-  for (int64_t t = 0; t < in.targets; ++t) {
-    const int64_t first = in.prefix_ptr[t], prefix = in.prefix_ptr[t + 1] - first;
-    for (int64_t j = 0; j < prefix; ++j)
-      for (int64_t kv = 0; kv < in.kv_heads; ++kv) {
-        float* z = in.z + ((first + j) * in.kv_heads + kv) * in.width;
-        for (int64_t c = 0; c < in.width; ++c) z[c] = 0.f;
-        for (int64_t h = kv * group; h < (kv + 1) * group; ++h)
-          for (int64_t i = j; i < prefix; ++i) {
-            const float a = weight(in, h, i, j);
-            const float* y = in.y + ((first + i) * in.heads + h) * in.width;
-            for (int64_t c = 0; c < in.width; ++c) z[c] += a * y[c];
-          }
-      }
+
+void copy_block(const AttendBackInput& in, const Block& b, float* out) {
+  for (int64_t i = 0; i < b.queries; ++i)
+    scatter(in.pattern + (b.head * in.positions + b.i0 + i) * in.positions + b.j0, 0, seen(b, i), i, out);
+}
+
+// rows[c, j] = query[i + c] . key[j] for the keys that query i + kDotColumns - 1 sees
+void logits(const AttendBackInput& in, const Block& b, int64_t i, float* __restrict rows) {
+  const int64_t group = b.head / (in.heads / in.kv_heads), width = in.qk_width;
+  const float* keys = in.key + (group * in.positions + b.j0) * width;
+  const float* query[kDotColumns];
+  for (int64_t c = 0; c < kDotColumns; ++c)
+    query[c] = in.query + (b.head * in.positions + b.i0 + smaller(i + c, b.queries - 1)) * width;
+  const int64_t end = seen(b, smaller(i + kDotColumns, b.queries) - 1);
+  for (int64_t j = 0; j < end; j += kDotRows) {
+    const float* key[kDotRows];
+    float found[kDotColumns * kDotRows];
+    for (int64_t r = 0; r < kDotRows; ++r) key[r] = keys + smaller(j + r, b.keys - 1) * width;
+    dot_tile<kDotColumns>(width, key, query, found);
+    for (int64_t c = 0; c < kDotColumns; ++c)
+      std::memcpy(rows + c * kKeyBlock + j, found + c * kDotRows, sizeof(float) * kDotRows);
   }
-  return Status::ok;
 }
+
+void recompute_block(const AttendBackInput& in, const Block& b, float* out) {
+  alignas(64) float rows[kDotColumns * kKeyBlock] = {};
+  for (int64_t i0 = 0; i0 < b.queries; i0 += kDotColumns) {
+    logits(in, b, i0, rows);
+    for (int64_t i = i0; i < smaller(i0 + kDotColumns, b.queries); ++i) {
+      float* row = rows + (i - i0) * kKeyBlock;
+      const int64_t end = seen(b, i), hidden = in.window ? b.i0 + i - b.j0 - in.window + 1 : 0;
+      const Vec lse = splat(in.log_sum_exp[b.head * in.positions + b.i0 + i]);
+      for (int64_t j = 0; j < end; j += kLanes) {
+        Vec logit = load(row + j) * splat(in.scale);
+        if (in.softcap != 0.f) logit = splat(in.softcap) * tanh(logit / splat(in.softcap));
+        store(row + j, exp(logit - lse));
+      }
+      scatter(row, hidden, end, i, out);
+    }
+  }
+}
+
+void pack_y(const float* __restrict y, int64_t y_step, int64_t queries, int64_t width, float* __restrict out) {
+  for (int64_t c = 0; c < width; c += kPanel, out += kQueryBlock * kPanel)
+    for (int64_t i = 0; i < queries; ++i)
+      if (c + kPanel <= width)
+        std::memcpy(out + i * kPanel, y + i * y_step + c, sizeof(float) * kPanel);
+      else
+        for (int64_t v = 0; v < kPanel; ++v) out[i * kPanel + v] = c + v < width ? y[i * y_step + c + v] : 0.f;
+}
+
+// A tile that reaches past z's rows or columns: through a copy.
+void edge_tile(int64_t depth, const float* a, const float* y, float* z, int64_t z_row, int64_t rows, int64_t columns) {
+  alignas(64) float part[kTileRows * kPanel] = {};
+  tile<kTileRows, kTileVecs>(depth, a, 1, kTileRows, y, kPanel, part, kPanel);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < columns; ++c) z[r * z_row + c] += part[r * kPanel + c];
+}
+
+// One target: z[j0 ..] += pattern^T y[i0 ..], each strip of keys from its own first query on.
+void apply_block(const AttendBackInput& in, const Block& b, int64_t target, const Scratch& s) {
+  const int64_t first = in.prefix_ptr[target], prefix = in.prefix_ptr[target + 1] - first;
+  const int64_t keys = smaller(b.keys, prefix - b.j0), queries = smaller(b.queries, prefix - b.i0);
+  const int64_t group = b.head / (in.heads / in.kv_heads), z_row = in.kv_heads * in.width;
+  pack_y(in.y + ((first + b.i0) * in.heads + b.head) * in.width, in.heads * in.width, queries, in.width, s.y);
+  float* z = in.z + ((first + b.j0) * in.kv_heads + group) * in.width;
+  for (int64_t c = 0; c < in.width; c += kPanel) {
+    const float* panel = s.y + c * kQueryBlock;
+    for (int64_t j = 0; j < keys; j += kTileRows) {
+      const int64_t start = larger(0, b.j0 + j - b.i0);
+      if (start >= queries) break;
+      const float* a = s.pattern + (j / kTileRows * kQueryBlock + start) * kTileRows;
+      if (j + kTileRows <= keys && c + kPanel <= in.width)
+        tile<kTileRows, kTileVecs>(queries - start, a, 1, kTileRows, panel + start * kPanel, kPanel, z + j * z_row + c,
+                                   z_row);
+      else
+        edge_tile(queries - start, a, panel + start * kPanel, z + j * z_row + c, z_row, smaller(kTileRows, keys - j),
+                  smaller(kPanel, in.width - c));
+    }
+  }
+}
+
+// Targets t0 .. t1, keys j0 .. of one group.
+struct Task {
+  int64_t group, j0, t0, t1;
+};
+
+void clear(const AttendBackInput& in, const Task& task) {
+  for (int64_t t = task.t0; t < task.t1; ++t) {
+    const int64_t end = smaller(in.prefix_ptr[t] + task.j0 + kKeyBlock, in.prefix_ptr[t + 1]);
+    for (int64_t row = in.prefix_ptr[t] + task.j0; row < end; ++row)
+      std::memset(in.z + (row * in.kv_heads + task.group) * in.width, 0, sizeof(float) * in.width);
+  }
+}
+
+void run_task(const AttendBackInput& in, const Task& task, const Scratch& s) {
+  clear(in, task);
+  int64_t longest = 0;
+  for (int64_t t = task.t0; t < task.t1; ++t) longest = larger(longest, in.prefix_ptr[t + 1] - in.prefix_ptr[t]);
+  const int64_t per_group = in.heads / in.kv_heads, keys = smaller(kKeyBlock, longest - task.j0);
+  const int64_t reach = in.window ? smaller(longest, task.j0 + kKeyBlock + in.window - 1) : longest;
+  for (int64_t head = task.group * per_group; head < (task.group + 1) * per_group; ++head)
+    for (int64_t i0 = task.j0; i0 < reach; i0 += kQueryBlock) {
+      const Block b{head, i0, smaller(kQueryBlock, reach - i0), task.j0, keys};
+      if (in.pattern)
+        copy_block(in, b, s.pattern);
+      else
+        recompute_block(in, b, s.pattern);
+      for (int64_t t = task.t0; t < task.t1; ++t)
+        if (in.prefix_ptr[t + 1] - in.prefix_ptr[t] > i0) apply_block(in, b, t, s);
+    }
+}
+
+}  // namespace
+
+Status attend_back(const AttendBackInput& in) {
+  int64_t longest = 0;
+  for (int64_t t = 0; t < in.targets; ++t) longest = larger(longest, in.prefix_ptr[t + 1] - in.prefix_ptr[t]);
+  const int64_t blocks = (longest + kKeyBlock - 1) / kKeyBlock;
+  // Enough tasks for every thread, but a block of the pattern is worth making for 16 targets or more.
+  const int64_t wanted = larger(1, 4 * in.threads / larger(1, blocks * in.kv_heads));
+  const int64_t shares = larger(1, smaller(wanted, in.targets / 16)), per_share = (in.targets + shares - 1) / shares;
+  const int64_t tasks = blocks * in.kv_heads * shares, y_size = kQueryBlock * round_up(in.width, kPanel);
+  bool ok = true;
+#pragma omp parallel num_threads(static_cast<int>(larger(1, smaller(in.threads, tasks))))
+  {
+    const int64_t size = kQueryBlock * kKeyBlock + y_size;
+    float* memory = static_cast<float*>(std::aligned_alloc(64, round_up(sizeof(float) * size, 64)));
+    const Scratch scratch{memory, memory + kQueryBlock * kKeyBlock};
+    // The first blocks of keys have the most queries: they go first.
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t n = 0; n < tasks; ++n) {
+      const int64_t share = n % shares, rest = n / shares, t0 = share * per_share;
+      const Task task{rest % in.kv_heads, rest / in.kv_heads * kKeyBlock, t0, smaller(t0 + per_share, in.targets)};
+      if (memory) {
+        run_task(in, task, scratch);
+      } else {
+#pragma omp atomic write
+        ok = false;
+      }
+    }
+    std::free(memory);
+  }
+  return ok ? Status::ok : Status::out_of_memory;
+}
+
 }  // namespace pycircuit::PYCIRCUIT_NAMESPACE

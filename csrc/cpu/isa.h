@@ -57,12 +57,23 @@ inline Vec load(const uint16_t* p) {
   return v;
 }
 
-inline float sum(Vec v) {
-  float lanes[kLanes];
-  std::memcpy(lanes, &v, sizeof v);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+typedef float Vec4 __attribute__((vector_size(16)));
+
+// Lanes i, i + 4, i + 8, ... added.
+inline Vec4 fold(Vec v) {
+  Vec4 parts[kLanes / 4];
+  std::memcpy(parts, &v, sizeof v);
+  for (int width = kLanes / 8; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) parts[i] += parts[i + width];
+  return parts[0];
+}
+
+// The sums of four vectors at once.
+inline Vec4 sums(Vec a, Vec b, Vec c, Vec d) {
+  const Vec4 p = fold(a), q = fold(b), r = fold(c), s = fold(d);
+  const Vec4 pq = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
+  const Vec4 rs = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
+  return __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
 }
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

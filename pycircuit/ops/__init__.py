@@ -39,13 +39,14 @@ def decode(features: Features, w_dec: Any, bias: Any = None) -> Tensor:
     return _run("decode", *arguments.decode(features, w_dec, bias))
 
 
-def attend_back(y: Any, prefix_ptr: Any, attention: Attention) -> Tensor:
+def attend_back(y: Any, prefix_ptr: Any, attention: Attention, out: Any = None) -> Tensor:
     """z[j] = sum over i >= j of A[i, j] y[i], head by head, for every target: [rows, kv_heads, width].
 
     y: [rows, heads, width], the prefixes of all targets one after another; target t owns rows
     prefix_ptr[t] .. prefix_ptr[t + 1], its positions 0, 1, ... Heads that share a key are summed.
+    out: where to write, all of it; without it every call pays for fresh memory.
     """
-    return _run("attend_back", *arguments.attend_back(y, prefix_ptr, attention))
+    return _run("attend_back", *arguments.attend_back(y, prefix_ptr, attention, out))
 
 
 def edge_scores(gradient: Any, prefix_ptr: Any, features: Features, w_dec: Any, out: Any) -> Tensor:

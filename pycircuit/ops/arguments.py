@@ -58,7 +58,7 @@ def _ragged(op: str, name: str, ragged: Tensor, prefix_ptr: Any) -> Tensor:
     return prefix_ptr
 
 
-def attend_back(y: Any, prefix_ptr: Any, attention: Attention) -> tuple[Any, ...]:
+def attend_back(y: Any, prefix_ptr: Any, attention: Attention, out: Any = None) -> tuple[Any, ...]:
     op = "attend_back"
     y = checks.floats(op, "y", y, (3,), checks.WIDE)
     checks.contiguous(op, "y", y)
@@ -68,7 +68,15 @@ def attend_back(y: Any, prefix_ptr: Any, attention: Attention) -> tuple[Any, ...
     first = attention.pattern if isinstance(attention, StoredAttention) else attention.query
     checks.same_device(op, y=y, prefix_ptr=prefix_ptr, attention=first)
     checks.same_kind(op, y=y, attention=first)
-    return y, prefix_ptr, attention
+    if out is None:
+        return y, prefix_ptr, attention, None
+    z = checks.floats(op, "out", out, (3,), checks.WIDE)
+    checks.shaped(op, "out", z, (y.shape[0], attention.groups, y.shape[2]), "rows x kv heads x width")
+    checks.contiguous(op, "out", z)
+    checks.writable(op, "out", out, z)
+    checks.same_device(op, y=y, out=z)
+    checks.same_kind(op, y=y, out=z)
+    return y, prefix_ptr, attention, z
 
 
 def edge_scores(gradient: Any, prefix_ptr: Any, features: Features, w_dec: Any, out: Any) -> tuple[Any, ...]:

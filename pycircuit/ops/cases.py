@@ -105,7 +105,7 @@ def _attend(lengths: tuple[int, ...], heads: int, groups: int, width: int, **opt
             how: Attention = recomputed(g, heads, groups, positions, options["qk_width"], **chosen)
         else:
             how = StoredAttention(attention_weights(g, heads, positions), groups)
-        return normal(g, sum(lengths), heads, width), prefixes(*lengths), how
+        return normal(g, sum(lengths), heads, width), prefixes(*lengths), how, None
 
     return build
 

@@ -65,9 +65,9 @@ def decode(features: Features, w_dec: Tensor, bias: Tensor | None) -> Tensor:
     return out
 
 
-def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention) -> Tensor:
+def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None) -> Tensor:
     rows, heads, width = y.shape
-    z = torch.empty(rows, attention.groups, width)
+    z = torch.empty(rows, attention.groups, width) if out is None else out
     if isinstance(attention, RecomputedAttention):
         query, key = attention.query.float().contiguous(), attention.key.float().contiguous()
         lse = attention.normaliser().float().contiguous()

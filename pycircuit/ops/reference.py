@@ -33,7 +33,7 @@ def decode(features: Features, w_dec: Tensor, bias: Tensor | None) -> Tensor:
     return out.contiguous() if bias is None else out + bias.unsqueeze(-2)
 
 
-def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention) -> Tensor:
+def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None) -> Tensor:
     lengths = prefix_ptr.diff().to(y.device)
     longest, (_, heads, width) = int(lengths.max()) if len(lengths) else 0, y.shape
     inside = torch.arange(longest, device=y.device) < lengths[:, None]  # [targets, longest]
@@ -42,7 +42,8 @@ def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention) -> Tensor:
     back = attention.weights(longest).transpose(1, 2)  # [heads, j, i]
     z = back @ padded.permute(2, 1, 0, 3).flatten(2)
     z = z.view(attention.groups, heads // attention.groups, longest, len(lengths), width).sum(1)
-    return z.permute(2, 1, 0, 3)[inside]
+    z = z.permute(2, 1, 0, 3)[inside]
+    return z if out is None else out.copy_(z)
 
 
 def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec: Tensor, out: Tensor) -> Tensor:

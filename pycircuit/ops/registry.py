@@ -32,7 +32,7 @@ OPS: dict[str, Op] = {
     for op in (
         Op("encode", ("x", "w_enc", "b_enc", "activation", "ignore_positions"), "activations to features"),
         Op("decode", ("features", "w_dec", "bias"), "features to the stream"),
-        Op("attend_back", ("y", "prefix_ptr", "attention"), "gradients through frozen attention"),
+        Op("attend_back", ("y", "prefix_ptr", "attention", "out"), "gradients through frozen attention"),
         Op("edge_scores", ("gradient", "prefix_ptr", "features", "w_dec", "out"), "gradients to edges"),
         Op("influence", ("rows", "node", "weight"), "edges to influence on the output"),
     )
