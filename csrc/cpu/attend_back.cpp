@@ -14,8 +14,7 @@ namespace pycircuit::PYCIRCUIT_NAMESPACE {
 namespace {
 
 constexpr int64_t kKeyBlock = 192;  // a multiple of every tile height and vector
-constexpr int64_t kQueryBlock = 128;
-constexpr int64_t kStrips = kKeyBlock / kTileRows;
+constexpr int64_t kQueryBlock = 256;
 
 // A block of the pattern in strips of keys, as the tile reads it: [strips, queries, kTileRows]. Then one
 // target's y in panels of columns: [panels, queries, kPanel]. Both padded with zeros.
@@ -32,17 +31,20 @@ struct Block {
 // How many keys of the block query i sees, counted from j0.
 int64_t seen(const Block& b, int64_t i) { return smaller(b.keys, b.i0 + i - b.j0 + 1); }
 
-void scatter(const float* __restrict row, int64_t begin, int64_t end, int64_t i, float* __restrict out) {
-  for (int64_t strip = 0; strip < kStrips; ++strip)
-    for (int64_t r = 0; r < kTileRows; ++r) {
-      const int64_t j = strip * kTileRows + r;
-      out[(strip * kQueryBlock + i) * kTileRows + r] = j >= begin && j < end ? row[j] : 0.f;
-    }
+// Query i into the strips: keys begin .. end of its row, zeros in the rest of every strip a tile may read.
+void scatter(const float* __restrict row, int64_t begin, int64_t end, int64_t i, int64_t keys, float* __restrict out) {
+  for (int64_t j = 0; j < keys; j += kTileRows) {
+    float* strip = out + (j / kTileRows * kQueryBlock + i) * kTileRows;
+    if (j >= begin && j + kTileRows <= end)
+      std::memcpy(strip, row + j, sizeof(float) * kTileRows);
+    else
+      for (int64_t r = 0; r < kTileRows; ++r) strip[r] = j + r >= begin && j + r < end ? row[j + r] : 0.f;
+  }
 }
 
 void copy_block(const AttendBackInput& in, const Block& b, float* out) {
   for (int64_t i = 0; i < b.queries; ++i)
-    scatter(in.pattern + (b.head * in.positions + b.i0 + i) * in.positions + b.j0, 0, seen(b, i), i, out);
+    scatter(in.pattern + (b.head * in.positions + b.i0 + i) * in.positions + b.j0, 0, seen(b, i), i, b.keys, out);
 }
 
 // rows[c, j] = query[i + c] . key[j] for the keys that query i + kDotColumns - 1 sees
@@ -76,7 +78,7 @@ void recompute_block(const AttendBackInput& in, const Block& b, float* out) {
         if (in.softcap != 0.f) logit = splat(in.softcap) * tanh(logit / splat(in.softcap));
         store(row + j, exp(logit - lse));
       }
-      scatter(row, hidden, end, i, out);
+      scatter(row, hidden, end, i, b.keys, out);
     }
   }
 }
