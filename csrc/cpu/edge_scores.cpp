@@ -1,30 +1,96 @@
+// edge_scores: out[t, e] += value[e] * gradient[t, p] . w_dec[index[e]] for every entry e at a position p of t.
+// Layout: gradient and w_dec rows where they lie; at one position a grid of dot products, four targets by as
+// many features as registers hold, in pieces of the width that keep four gradient rows in the first cache.
+// Bytes: a decoder row once a position, a gradient row once. Parallel over positions: out has one owner.
+#include "cpu/dot.h"
 #include "cpu/ops.h"
+
 namespace pycircuit::PYCIRCUIT_NAMESPACE {
 namespace {
+
+constexpr int64_t kWidthBlock = 1024;
+constexpr int64_t kTargetList = 256;  // targets whose rows are looked up at one time
+
+// Rows of the targets that reach one position.
+struct Reaching {
+  int64_t count;
+  const float* gradient[kTargetList];
+  float* out[kTargetList];
+};
+
+// Fills `found` with the targets from t on; returns where to go on.
+int64_t reaching(const EdgeScoresInput& in, int64_t position, int64_t t, Reaching& found) {
+  found.count = 0;
+  for (; t < in.targets && found.count < kTargetList; ++t) {
+    const int64_t row = in.prefix_ptr[t] + position;
+    if (row >= in.prefix_ptr[t + 1]) continue;
+    found.gradient[found.count] = in.gradient + row * in.gradient_stride;
+    found.out[found.count++] = in.out + t * in.out_stride;
+  }
+  return t;
+}
+
+// Rows are a few pages long and lie anywhere, too short for the hardware to find: ask for them early.
+void prefetch(const void* row, int64_t begin, int64_t end) {
+  for (int64_t byte = begin / 64 * 64; byte < end; byte += 64)
+    __builtin_prefetch(static_cast<const char*>(row) + byte, 0, 2);
+}
+
+// Four targets against the entries begin .. end, while the next four rows of gradient arrive. Missing targets repeat the last one and are not written.
 template <class W>
-void scores_typed(const EdgeScoresInput& in) {
-  const int64_t width = in.w_dec.width;
+void four_targets(const EdgeScoresInput& in, const float* const* gradient, float* const* out, int64_t targets,
+                  int64_t begin, int64_t end, const float* const* next) {
   const W* w = static_cast<const W*>(in.w_dec.data);
-#pragma omp parallel for schedule(static) num_threads(in.threads)
-  for (int64_t t = 0; t < in.targets; ++t) {
-    const int64_t prefix = smaller(in.prefix_ptr[t + 1] - in.prefix_ptr[t], in.features.positions);
-    for (int64_t p = 0; p < prefix; ++p) {
-      const float* g = in.gradient + (in.prefix_ptr[t] + p) * in.gradient_stride;
-      for (int64_t e = in.features.row_ptr[p]; e < in.features.row_ptr[p + 1]; ++e) {
-        const W* row = w + in.features.index[e] * in.w_dec.row_stride;
-        float dot = 0;
-        for (int64_t c = 0; c < width; ++c) dot += g[c] * load_one(row + c);
-        in.out[t * in.out_stride + e] += in.features.value[e] * dot;
-      }
+  const int64_t bytes = in.w_dec.width * static_cast<int64_t>(sizeof(float));
+  const int64_t share = round_up(bytes * kDotColumns / (end - begin) + 1, 64);
+  for (int64_t k = 0; k < in.w_dec.width; k += kWidthBlock) {
+    const int64_t depth = smaller(kWidthBlock, in.w_dec.width - k);
+    const float* left[kDotRows];
+    for (int64_t r = 0; r < kDotRows; ++r) left[r] = gradient[smaller(r, targets - 1)] + k;
+    for (int64_t e = begin; e < end; e += kDotColumns) {
+      const W* right[kDotColumns];
+      float found[kDotColumns * kDotRows];
+      for (int64_t c = 0; c < kDotColumns; ++c)
+        right[c] = w + in.features.index[smaller(e + c, end - 1)] * in.w_dec.row_stride + k;
+      const int64_t ask = (e - begin) / kDotColumns * share;
+      for (int64_t r = 0; next && k == 0 && r < kDotRows; ++r) prefetch(next[r], ask, smaller(ask + share, bytes));
+      dot_tile<kDotColumns>(depth, left, right, found);
+      for (int64_t c = 0; c < kDotColumns && e + c < end; ++c)
+        for (int64_t r = 0; r < targets; ++r) out[r][e + c] += in.features.value[e + c] * found[c * kDotRows + r];
     }
   }
 }
+
+template <class W>
+void one_position(const EdgeScoresInput& in, int64_t p, int64_t next) {
+  const int64_t begin = in.features.row_ptr[p], end = in.features.row_ptr[p + 1];
+  const int64_t coming = next < in.features.positions ? in.features.row_ptr[next] : 0;
+  const int64_t coming_end = next < in.features.positions ? in.features.row_ptr[next + 1] : 0;
+  const int64_t share = (coming_end - coming) * kDotRows / larger(1, smaller(in.targets, kTargetList)) + 1;
+  const W* w = static_cast<const W*>(in.w_dec.data);
+  Reaching found;
+  for (int64_t t = 0; begin < end && t < in.targets;) {
+    t = reaching(in, p, t, found);
+    for (int64_t i = 0; i < found.count; i += kDotRows) {
+      const int64_t ask = coming + i / kDotRows * share;
+      for (int64_t e = ask; e < smaller(ask + share, coming_end); ++e)
+        prefetch(w + in.features.index[e] * in.w_dec.row_stride, 0, in.w_dec.width * static_cast<int64_t>(sizeof(W)));
+      const float* const* following = i + 2 * kDotRows <= found.count ? found.gradient + i + kDotRows : nullptr;
+      four_targets<W>(in, found.gradient + i, found.out + i, smaller(kDotRows, found.count - i), begin, end, following);
+    }
+  }
+}
+
 }  // namespace
+
 Status edge_scores(const EdgeScoresInput& in) {
-  if (in.w_dec.element == Element::bfloat16)
-    scores_typed<uint16_t>(in);
-  else
-    scores_typed<float>(in);
+  const bool half = in.w_dec.element == Element::bfloat16;
+  const int64_t threads = larger(1, smaller(in.threads, in.features.positions));
+  // In turn, since later positions have fewer targets; and so each thread knows its next position.
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(threads))
+  for (int64_t p = 0; p < in.features.positions; ++p)
+    half ? one_position<uint16_t>(in, p, p + threads) : one_position<float>(in, p, p + threads);
   return Status::ok;
 }
+
 }  // namespace pycircuit::PYCIRCUIT_NAMESPACE
