@@ -4,6 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #define PYCIRCUIT_PASTE_(a, b) a##b
 #define PYCIRCUIT_PASTE(a, b) PYCIRCUIT_PASTE_(a, b)
 #define PYCIRCUIT_STRING_(a) #a
@@ -47,11 +51,22 @@ inline float widen(uint16_t bits) {
 inline float load_one(const float* p) { return *p; }
 inline float load_one(const uint16_t* p) { return widen(*p); }
 
-// bfloat16 is the upper half of a float32.
+// bfloat16 is the upper half of a float32. GCC widens a vector of halves by unpacking and re-joining it, which
+// made bfloat16 rows in cache 1.7 times as slow as the one instruction.
 inline Vec load(const uint16_t* p) {
+#if defined(__AVX512F__)
+  // The unmasked form warns of an uninitialised variable of its own in GCC 12.
+  const VecBits wide = reinterpret_cast<VecBits>(
+      _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__AVX2__)
+  const VecBits wide =
+      reinterpret_cast<VecBits>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
   VecHalf half;
   std::memcpy(&half, p, sizeof half);
-  const VecBits bits = __builtin_convertvector(half, VecBits) << 16;
+  const VecBits wide = __builtin_convertvector(half, VecBits);
+#endif
+  const VecBits bits = wide << 16;
   Vec v;
   std::memcpy(&v, &bits, sizeof v);
   return v;
