@@ -14,10 +14,11 @@ from .attention import Attention, RecomputedAttention, StoredAttention
 from .dispatch import Explanation, ImplementationError, Ran, Request, last_run, plan, record, use
 from .features import Features
 from .registry import OPS
+from .rows import FileRows
 
 __all__ = [
-    "Activation", "Attention", "BatchTopK", "Explanation", "Features", "ImplementationError", "JumpReLU", "Ran",
-    "ReLU", "RecomputedAttention", "StoredAttention", "TopK", "attend_back", "decode", "edge_scores", "encode",
+    "Activation", "Attention", "BatchTopK", "Explanation", "Features", "FileRows", "ImplementationError", "JumpReLU",
+    "Ran", "ReLU", "RecomputedAttention", "StoredAttention", "TopK", "attend_back", "decode", "edge_scores", "encode",
     "explain", "influence", "last_run", "use",
 ]  # fmt: skip
 
@@ -34,7 +35,8 @@ def encode(x: Any, w_enc: Any, b_enc: Any, activation: Activation, ignore_positi
 def decode(features: Features, w_dec: Any, bias: Any = None) -> Tensor:
     """What the features write: [positions, width], or [slots, positions, width].
 
-    w_dec: [features, width] or [features, slots, width], rows may be strided; bias: [width] or [slots, width].
+    w_dec: [features, width] or [features, slots, width], rows may be strided; a FileRows is read from its file,
+    the active rows only. bias: [width] or [slots, width].
     """
     return _run("decode", *arguments.decode(features, w_dec, bias))
 
@@ -53,7 +55,7 @@ def edge_scores(gradient: Any, prefix_ptr: Any, features: Features, w_dec: Any, 
     """out[t, e] += value[e] * gradient[row of t at e's position] . w_dec[index[e]], in place; returns out.
 
     gradient: [rows, width], ragged as in attend_back; out: [targets, features.count]. Entries at positions
-    past a target's prefix are left as they are. w_dec: [features, width], read where it lies.
+    past a target's prefix are left as they are. w_dec: [features, width], read where it lies, or a FileRows.
     """
     return _run("edge_scores", *arguments.edge_scores(gradient, prefix_ptr, features, w_dec, out))
 
@@ -79,18 +81,35 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
 
 def _run(op: str, *args: Any) -> Any:
     explanation = plan(_request(op, args))
-    result = OPS[op].form(explanation.implementation)(*args)
+    result = OPS[op].form(explanation.implementation)(*_gathered(op, args))
     record(explanation)
     if op == "encode":
         _no_nan(result)
     return result
 
 
+def _gathered(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with a decoder in a file replaced by the rows in use."""
+    if not any(isinstance(a, FileRows) for a in args):
+        return args
+    named = dict(zip(OPS[op].parameters, args, strict=True))
+    named["features"], named["w_dec"] = named["w_dec"].gather(named["features"])
+    return tuple(named.values())
+
+
 def _request(op: str, args: tuple[Any, ...]) -> Request:
-    parts = [p for a in args for p in ((a,) if isinstance(a, Tensor) else vars(a).values() if is_dataclass(a) else ())]
-    tensors = [t for t in parts if isinstance(t, Tensor)]
-    kinds = {t.dtype: None for t in tensors if t.is_floating_point()}
-    return Request(op, tensors[0].device.type, tuple(kinds))
+    """Devices and float types of every tensor among the arguments, in the order they come."""
+    device, dtypes = None, []
+    for arg in args:
+        if isinstance(arg, FileRows):
+            dtypes.append(arg.dtype)
+            continue
+        for part in (arg,) if isinstance(arg, Tensor) else vars(arg).values() if is_dataclass(arg) else ():
+            if isinstance(part, Tensor):
+                device = device or part.device.type
+                if part.is_floating_point():
+                    dtypes.append(part.dtype)
+    return Request(op, device or "cpu", tuple(dict.fromkeys(dtypes)))
 
 
 def _no_nan(found: Features) -> None:

@@ -72,8 +72,9 @@ class RecomputedAttention:
 
     def weights(self, positions: int) -> Tensor:
         """[heads, positions, positions] of the first positions, lower triangular."""
-        key = self.key[:, :positions].repeat_interleave(self.heads // self.groups, dim=0)
-        logits = self.scale * (self.query[:, :positions] @ key.transpose(1, 2))
+        wide = self.log_sum_exp.dtype
+        key = self.key[:, :positions].to(wide).repeat_interleave(self.heads // self.groups, dim=0)
+        logits = self.scale * (self.query[:, :positions].to(wide) @ key.transpose(1, 2))
         if self.softcap:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         pattern = torch.exp(logits - self.normaliser()[:, :positions, None]).tril()

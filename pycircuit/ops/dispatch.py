@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 
 import torch
@@ -71,8 +71,18 @@ def native_isas() -> tuple[tuple[str, bool], ...]:
     return tuple(_native.isas())
 
 
-def machine(isa: str | None = None) -> Machine:
-    """What this process has now. `isa` narrows the native module to one of its tables."""
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+@cache
+def _has_cuda() -> bool:
+    return torch.cuda.is_available()
+
+
+@cache
+def _machine(isa: str | None, interpreter: bool, has_triton: bool, has_cuda: bool) -> Machine:
     built = native_isas()
     usable = [name for name, supported in built if supported]
     native = None
@@ -80,14 +90,18 @@ def machine(isa: str | None = None) -> Machine:
         native = "the extension module is not built; reinstall pycircuit with a C++ compiler present"
     elif isa is not None and isa not in usable:
         native = f"isa {isa!r} is not one this machine can run ({', '.join(usable)})"
-    has_triton = find_spec("triton") is not None
     return Machine(
         native=native,
         isa=None if native else (isa or usable[-1]),
         triton=None if has_triton else "triton is not installed; pip install 'pycircuit[triton]'",
-        interpreter=os.environ.get("TRITON_INTERPRET") == "1",
-        cuda=None if torch.cuda.is_available() else "no CUDA device",
+        interpreter=interpreter,
+        cuda=None if has_cuda else "no CUDA device",
     )
+
+
+def machine(isa: str | None = None) -> Machine:
+    """What this process has now. `isa` narrows the native module to one of its tables."""
+    return _machine(isa, os.environ.get("TRITON_INTERPRET") == "1", _has_triton(), _has_cuda())
 
 
 def obstacle(name: str, request: Request, machine: Machine) -> str | None:
@@ -108,6 +122,7 @@ def obstacle(name: str, request: Request, machine: Machine) -> str | None:
     return f"tensors are on {request.device}; Triton needs CUDA, or TRITON_INTERPRET=1 set before Python starts"
 
 
+@lru_cache(maxsize=256)  # pure, and asked before every call
 def choose(request: Request, machine: Machine, forced: str | None) -> Explanation:
     """The first implementation in order that can run; a forced one that cannot raises."""
     obstacles = {name: obstacle(name, request, machine) for name in IMPLEMENTATIONS}
@@ -134,7 +149,8 @@ class use:
     """Force an implementation: as a statement until the next one, or `with pc.use("reference"):`.
 
     name: "native", "triton", "reference", or None to choose again by itself. isa: one table of the native
-    module ("baseline", "v3", "v4"). The environment variable PYCIRCUIT_IMPL sets the starting value.
+    module ("baseline", "v3", "v4"). The environment variable PYCIRCUIT_IMPL sets the starting value. It holds
+    for this thread (or asyncio task) only: a new thread starts from the environment again.
     """
 
     def __init__(self, name: str | None, isa: str | None = None) -> None:
@@ -145,10 +161,12 @@ class use:
         if isa is not None and isa not in dict(native_isas()):
             known = ", ".join(n for n, _ in native_isas()) or "none: the extension module is not built"
             raise ValueError(f"use: isa must be one this build has ({known}), got {isa!r}")
+        self._now = (name, isa)
         self._before = _forced.get()
-        _forced.set((name, isa))
+        _forced.set(self._now)
 
     def __enter__(self) -> use:
+        _forced.set(self._now)  # again, so that one object can be entered twice
         return self
 
     def __exit__(self, *_: object) -> None:
