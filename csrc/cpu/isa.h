@@ -83,6 +83,11 @@ inline Vec4 fold(Vec v) {
   return parts[0];
 }
 
+inline float sum(Vec v) {
+  const Vec4 f = fold(v);
+  return (f[0] + f[2]) + (f[1] + f[3]);
+}
+
 // The sums of four vectors at once.
 inline Vec4 sums(Vec a, Vec b, Vec c, Vec d) {
   const Vec4 p = fold(a), q = fold(b), r = fold(c), s = fold(d);
