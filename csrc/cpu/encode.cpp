@@ -4,6 +4,7 @@
 // Bytes: w_enc once from memory, x once a feature block from cache. Parallel over blocks of features.
 #include <cstdlib>
 
+#include "cpu/dot.h"
 #include "cpu/ops.h"
 #include "cpu/tile.h"
 #include "cpu/top_k.h"
@@ -14,6 +15,7 @@ namespace {
 constexpr int64_t kFeatureBlock = 192;  // a multiple of every tile height
 constexpr int64_t kPositionBlock = 32;  // a multiple of every panel
 constexpr int64_t kDepthBlock = 128;
+constexpr int64_t kFewPositions = 8;  // up to here dot products beat tiles: no transposing, no empty lanes
 
 struct Entry {
   int32_t position, feature;
@@ -97,8 +99,29 @@ void multiply(const W* w, int64_t w_stride, int64_t features, int64_t depth, int
   }
 }
 
+// pre[features, positions] = b_enc + w . x for a few positions, both rows in place.
+template <class W>
+void pre_activations_of_few(const EncodeInput& in, int64_t f0, int64_t features, int64_t p0, int64_t positions,
+                            Scratch& s) {
+  const W* w = static_cast<const W*>(in.w_enc.data) + f0 * in.w_enc.row_stride;
+  for (int64_t f = 0; f < features; f += kDotColumns) {
+    const W* right[kDotColumns];
+    for (int64_t c = 0; c < kDotColumns; ++c) right[c] = w + smaller(f + c, features - 1) * in.w_enc.row_stride;
+    for (int64_t p = 0; p < positions; p += kDotRows) {
+      const float* left[kDotRows];
+      float found[kDotColumns * kDotRows];
+      for (int64_t r = 0; r < kDotRows; ++r) left[r] = in.x + (p0 + smaller(p + r, positions - 1)) * in.x_stride;
+      dot_tile<kDotColumns>(in.width, left, right, found);
+      for (int64_t c = 0; c < kDotColumns && f + c < features; ++c)
+        for (int64_t r = 0; r < kDotRows; ++r)
+          s.pre[(f + c) * kPositionBlock + p + r] = found[c * kDotRows + r] + in.b_enc[f0 + f + c];
+    }
+  }
+}
+
 template <class W>
 void pre_activations(const EncodeInput& in, int64_t f0, int64_t features, int64_t p0, int64_t positions, Scratch& s) {
+  if (positions <= kFewPositions) return pre_activations_of_few<W>(in, f0, features, p0, positions, s);
   const int64_t panels = (positions + kPanel - 1) / kPanel;
   for (int64_t f = 0; f < features; ++f)
     for (int64_t p = 0; p < kPositionBlock; p += kLanes)
@@ -225,6 +248,7 @@ bool encode_blocks(const EncodeInput& in, int64_t blocks, EntryList* lists, TopK
 #pragma omp parallel num_threads(static_cast<int>(larger(1, smaller(in.threads, blocks))))
   {
     Scratch* scratch = static_cast<Scratch*>(std::aligned_alloc(64, round_up(sizeof(Scratch), 64)));
+    if (scratch) std::memset(scratch, 0, sizeof(Scratch));
 #pragma omp for schedule(dynamic, 1)
     for (int64_t b = 0; b < blocks; ++b)
       if (!scratch || !encode_block(in, b, *scratch, lists, best)) {
