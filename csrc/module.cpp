@@ -8,6 +8,9 @@
 #include <string>
 
 #include "cpu/op_table.h"
+#ifdef PYCIRCUIT_HAS_CUDA
+#include "cuda/launch.h"
+#endif
 
 namespace py = pybind11;
 using namespace pycircuit;
@@ -148,12 +151,28 @@ py::list isas() {
   return names;
 }
 
+// None in a build without CUDA; otherwise versions and devices as the driver tells them.
+py::object cuda() {
+#ifdef PYCIRCUIT_HAS_CUDA
+  const CudaVersions versions = cuda_versions();
+  py::list devices;
+  for (int i = 0; i < device_count(); ++i) {
+    Device d;
+    if (device(i, d)) devices.append(py::make_tuple(d.name, d.major, d.minor, d.multiprocessors, d.bytes));
+  }
+  return py::make_tuple(versions.runtime, versions.driver, devices);
+#else
+  return py::none();
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "C++ kernels of pycircuit; call them through pycircuit.ops";
   m.attr("compiler") = PYCIRCUIT_COMPILER;
   m.def("isas", &isas, "(name, supported) of every ISA in this build, best last");
+  m.def("cuda", &cuda, "(runtime, driver, [(name, major, minor, multiprocessors, bytes)]), or None");
   py::class_<EncodeHandle>(m, "EncodeResult")
       .def_property_readonly("count", &EncodeHandle::count)
       .def_property_readonly("workspace_bytes", [](const EncodeHandle& h) { return h.result.workspace_bytes; })

@@ -1,0 +1,22 @@
+// What the CUDA sources offer to module.cpp. An op gets a .cu file here only once it has been measured to beat
+// its Triton kernel; until then the device itself is all there is to ask for.
+#pragma once
+#include <cstdint>
+
+namespace pycircuit {
+
+struct Device {
+  char name[256];
+  int major, minor, multiprocessors;
+  int64_t bytes;
+};
+
+struct CudaVersions {
+  int runtime, driver;  // 1000 * major + 10 * minor; driver 0: none installed
+};
+
+CudaVersions cuda_versions();
+int device_count();  // 0 without a driver or a device
+bool device(int i, Device& out);
+
+}  // namespace pycircuit
