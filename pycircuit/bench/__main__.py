@@ -59,7 +59,7 @@ def run(
         if count not in session.rates:
             print(session.rate(count), flush=True)
         _print(row.name, session, session.run(row, count))
-    print("\n" + report.table(session.results) + "\n\n" + report.tally(session.results))
+    print(report.tally(session.results))
     return session.report()
 
 
@@ -70,7 +70,8 @@ def _print(name: str, session: Session, result: report.Result) -> None:
         return
     print(
         f"{name} [{named['threads']}, {named['ran']}]: {named['median ms']} ms ({named['rate']}, {named['of floor']} "
-        f"of floor), {named['x reference']}x reference; {named['peers and targets']}; error {named['error']}",
+        f"of floor), {named['x reference']}x reference; {named['peers and targets']}; error {named['error']}; "
+        f"load/others {named['load/others']}",
         flush=True,
     )
 

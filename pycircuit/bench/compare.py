@@ -10,7 +10,7 @@ HEADER = ("row", "threads", "first ms", "second ms", "second is", "first of floo
 def lines(first: Report, second: Report) -> list[tuple[str, ...]]:
     """Rows that both runs timed, in the first one's order; speed-up above 1 means the second is faster."""
     theirs = {(r.name, r.threads, r.implementation): r for r in second.results if r.times}
-    found = []
+    found: list[tuple[str, ...]] = []
     for ours in first.results:
         other = theirs.get((ours.name, ours.threads, ours.implementation))
         if other is None or not ours.times:

@@ -54,9 +54,7 @@ def _bytes(*tensors: Tensor) -> float:
     return float(sum(t.numel() * t.element_size() for t in tensors))
 
 
-def encode(
-    g: torch.Generator, shape: Shape, positions: int, rule: str, dtype: torch.dtype = torch.float32
-) -> Inputs:
+def encode(g: torch.Generator, shape: Shape, positions: int, rule: str, dtype: torch.dtype = torch.float32) -> Inputs:
     """x: [positions, width], w_enc: [features, width]; the rule leaves `active` features a position."""
     width, size = shape.width, shape.features
     x, b_enc = cases.normal(g, positions, width), cases.normal(g, size) / 10

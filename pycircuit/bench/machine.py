@@ -119,6 +119,31 @@ def load() -> float | None:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
+class Others:
+    """Cores that other processes kept busy between the start and `cores()`: the load average is too slow for a row."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._before = self._elsewhere()
+
+    def cores(self) -> float | None:
+        now = self._elsewhere()
+        if now is None or self._before is None:
+            return None
+        return max(0.0, (now - self._before) / max(time.perf_counter() - self._start, 1e-9))
+
+    @staticmethod
+    def _elsewhere() -> float | None:
+        """Seconds of work by everyone else since boot."""
+        total = next(iter(_lines("/proc/stat")), None)
+        if total is None:
+            return None
+        user, nice, system, _, _, irq, softirq, steal = (int(n) for n in total.split()[1:9])
+        own = os.times()
+        ticks = os.sysconf("SC_CLK_TCK")
+        return (user + nice + system + irq + softirq + steal) / ticks - own.user - own.system
+
+
 def facts() -> dict[str, Any]:
     built = native_isas()
     compiler = None

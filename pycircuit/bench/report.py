@@ -70,7 +70,7 @@ def _rounded(value: Any) -> Any:
 
 HEADER = (
     "row", "threads", "ran", "median ms", "spread ms", "rate", "of floor", "x reference", "peers and targets", "error",
-    "load",
+    "load/others",
 )  # fmt: skip
 
 
@@ -97,7 +97,8 @@ def cells(result: Result) -> tuple[str, ...]:
 
 
 def _load(result: Result) -> str:
-    return "-" if result.load is None else f"{result.load:.1f}"
+    """Load average, and the cores that others took while we timed."""
+    return "/".join("-" if n is None else f"{n:.1f}" for n in (result.load, result.others))
 
 
 def _ms(seconds: float) -> str:
@@ -123,6 +124,8 @@ def _bound(outcome: Outcome) -> str:
 def describe(outcome: Outcome) -> str:
     got = "not measured" if outcome.got is None else amount(outcome.of, outcome.got)
     verdict = {True: "met", False: "MISSED", None: "open"}[outcome.met]
+    if outcome.met is False and outcome.limit is not None and outcome.limit < 0.995:
+        verdict += f", the floor allows {amount(outcome.of, outcome.limit)}"
     return f"{outcome.of} {got} ({_bound(outcome)}: {verdict})"
 
 
@@ -156,7 +159,8 @@ def markdown(report: Report) -> str:
         "medians, spread is the interquartile range, ours and its peers were called in turn in the same run.",
         "The floor is the larger of least operations over the matrix rate and least bytes over the memory rate, both",
         "measured below in this run; *of floor* 100% would be as fast as this machine can be. *x reference* is the",
-        "reference's time over ours.",
+        "reference's time over ours. *load/others*: the load average, and the cores other processes used meanwhile;",
+        "a row with others above 0.2 is not to be trusted.",
         "",
         f"- {report.when}, pycircuit {report.version}, torch {facts['torch']}, Python {facts['python']}",
         f"- {facts['cpu']}, {facts['cores']} cores, {facts['system']}, built with {facts['compiler']}, "

@@ -42,16 +42,22 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
+    """A target and what was got; limit: what a call at its floor would get, where a rate is asked for."""
+
     of: str
     least: float | None
     most: float | None
     got: float | None
     met: bool | None
+    limit: float | None = None
 
 
 @dataclass(frozen=True)
 class Result:
-    """One row measured. times: seconds of every sample, ours under its implementation's name."""
+    """One row measured. times: seconds of every sample, ours under its implementation's name.
+
+    load: the load average before; others: cores that other processes kept busy while we timed.
+    """
 
     name: str
     op: str
@@ -61,6 +67,7 @@ class Result:
     implementation: str
     isa: str | None
     load: float | None = None
+    others: float | None = None
     operations: float = 0.0
     bytes: float = 0.0
     floor: float = 0.0
@@ -128,15 +135,13 @@ def plain_drive(call: Callable[[], Any], before: Callable[[], None], rounds: int
 
 def measure(row: Row, threads: int, rates: Rates, options: Options, drive: Drive = plain_drive) -> Result:
     """The row with `threads` threads. A row that is wrong is reported as failed, and no time is given."""
-    blank = Result(
-        row.name, row.op, row.shape, row.variant, threads, options.implementation, None, load=machine.load()
-    )
+    blank = Result(row.name, row.op, row.shape, row.variant, threads, options.implementation, None, load=machine.load())
     free = machine.available_memory()
     if free is not None and free < row.needs:
         return replace(blank, skipped=f"needs {row.needs / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free")
     with threads_set(threads):
         given = row.build(cases.generator(7))
-        first, took = _clock(_caller(row.op, options), cases_copy(given.args))
+        first, took = _clock(_caller(row.op, options), copied(given.args))
         ran = pc.last_run()
         assert ran is not None
         error = _checked(row, given, first)
@@ -144,8 +149,10 @@ def measure(row: Row, threads: int, rates: Rates, options: Options, drive: Drive
         if isinstance(error, str):
             return replace(blank, failed=error)
         del first
+        others = machine.Others()
         times = _times(row, given, took, options, drive)
-    return _judged(row, replace(blank, times=times), given, rates, options)
+        blank = replace(blank, others=others.cores(), times=times)
+    return _judged(row, blank, given, rates, options)
 
 
 def _checked(row: Row, given: Inputs, got: Any) -> float | str:
@@ -174,7 +181,7 @@ def _clock(call: Callable[..., Any], args: Arguments) -> tuple[Any, float]:
     return result, time.perf_counter() - start
 
 
-def cases_copy(args: Arguments) -> Arguments:
+def copied(args: Arguments) -> Arguments:
     """The same values elsewhere in memory, strides kept (a slot of a cross-layer decoder stays a slot)."""
     return tuple(cases.convert(a, _copy) for a in args)
 
@@ -199,7 +206,7 @@ def _size(args: Arguments) -> int:
 def _rotation(args: Arguments, rotate: bool) -> Iterator[Arguments]:
     """Argument sets in turn, together twice the last-level cache, so that each comes from memory."""
     copies = min(8, 2 * machine.last_level_cache() // max(_size(args), 1)) if rotate else 0
-    return cycle([args, *(cases_copy(args) for _ in range(copies))])
+    return cycle([args, *(copied(args) for _ in range(copies))])
 
 
 @dataclass
@@ -211,7 +218,7 @@ class _Turn:
     samples: list[float] = field(default_factory=list)
 
     def take(self, budget: float) -> None:
-        if len(self.samples) >= 2 and sum(self.samples) > budget or sum(self.samples) > 5 * budget:
+        if (len(self.samples) >= 2 and sum(self.samples) > budget) or sum(self.samples) > 5 * budget:
             return
         self.samples.append(_clock(self.call, next(self.sets))[1])
 
@@ -244,7 +251,7 @@ def _turn(row: Row, peer: Peer, given: Inputs, options: Options) -> _Turn:
     else:
         call = _caller(row.op, options if peer.run == "same" else replace(options, implementation=peer.run, isa=None))
     args = given.args if peer.args is None else peer.args
-    got = call(*cases_copy(args))
+    got = call(*copied(args))
     if peer.result is not None and (error := given.error(peer.result(got))) > 100 * TOLERANCE:
         raise AssertionError(f"{row.name}: a peer is wrong, error {error:.1e}")
     del got
@@ -254,28 +261,28 @@ def _turn(row: Row, peer: Peer, given: Inputs, options: Options) -> _Turn:
 def _judged(row: Row, result: Result, given: Inputs, rates: Rates, options: Options) -> Result:
     matrix = rates.matrix(given.bfloat16)
     compute, traffic = given.operations / matrix, given.bytes / rates.memory
-    extra = None
+    share: float | None = None
     if options.memory and any(t.of == MEMORY for t in row.targets):
         x, w_enc = given.args[:2]
         extra = memory.extra(row.name, options.implementation, options.isa, result.threads)
-        extra = None if extra is None else extra / (4 * len(x) * len(w_enc))
+        share = None if extra is None else extra / (4 * len(x) * len(w_enc))
     result = replace(
         result,
         operations=given.operations,
         bytes=given.bytes,
         floor=max(compute, traffic),
         bound="matrix" if compute > traffic else "memory",
-        memory=extra,
+        memory=share,
     )
-    got = {MATRIX: given.operations / result.median / matrix, READ: given.bytes / result.median / rates.read}
-    return replace(result, outcomes=tuple(_outcome(t, result, got) for t in row.targets))
+    seconds = {MATRIX: compute, READ: given.bytes / rates.read}
+    return replace(result, outcomes=tuple(_outcome(t, result, seconds) for t in row.targets))
 
 
-def _outcome(target: Target, result: Result, shares: dict[str, float]) -> Outcome:
+def _outcome(target: Target, result: Result, seconds: dict[str, float]) -> Outcome:
+    """seconds: what a call running at exactly that rate would take."""
+    got, limit = result.ratio(target.of), None
     if target.of == MEMORY:
         got = result.memory
-    elif target.of in shares:
-        got = shares[target.of]
-    else:
-        got = result.ratio(target.of)
-    return Outcome(target.of, target.least, target.most, got, None if got is None else target.met(got))
+    elif target.of in seconds:
+        got, limit = seconds[target.of] / result.median, seconds[target.of] / result.floor
+    return Outcome(target.of, target.least, target.most, got, None if got is None else target.met(got), limit)
