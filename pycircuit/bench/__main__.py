@@ -1,0 +1,99 @@
+"""`python -m pycircuit.bench`: measure, print, optionally keep."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pycircuit.ops.registry import IMPLEMENTATIONS, OPS
+
+from . import machine, report
+from .report import Report
+from .rows import ROWS, select
+from .runner import Options
+from .session import Session, plan
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m pycircuit.bench", description="Measure the ops on this machine.")
+    parser.add_argument("--op", choices=list(OPS), help="only this op")
+    parser.add_argument("--shape", help="only this shape: " + ", ".join(dict.fromkeys(r.shape for r in ROWS)))
+    parser.add_argument("--row", help="only rows whose name has this in it, for example b64-ragged")
+    parser.add_argument("--quick", action="store_true", help="a few small rows, short samples")
+    parser.add_argument("--threads", help="for example 1 or 1,all; default all, and 1 for cheap rows")
+    parser.add_argument("--implementation", choices=IMPLEMENTATIONS, default="native")
+    parser.add_argument("--isa", help="one table of the native module: baseline, v3 or v4")
+    parser.add_argument("--budget", type=float, help="seconds of timed calls a row")
+    parser.add_argument("--no-memory", action="store_true", help="skip the peak memory of encode")
+    parser.add_argument("--json", type=Path, help="write everything, every sample included")
+    parser.add_argument("--list", action="store_true", help="print the rows and stop")
+    return parser
+
+
+def thread_counts(text: str | None) -> list[int] | None:
+    """'1,all' -> [1, cores]; ValueError for anything else."""
+    if text is None:
+        return None
+    counts = []
+    for part in text.split(","):
+        if part != "all" and not (part.isdigit() and int(part) > 0):
+            raise ValueError(f"bench: threads must be positive numbers or 'all', comma-separated, got {text!r}")
+        counts.append(machine.all_threads() if part == "all" else int(part))
+    return list(dict.fromkeys(counts))
+
+
+def run(
+    op: str | None = None,
+    shape: str | None = None,
+    name: str | None = None,
+    quick: bool = False,
+    threads: str | None = None,
+    options: Options | None = None,
+) -> Report:
+    """Measure and print every row as it comes."""
+    rows, counts = select(op, shape, name, quick), thread_counts(threads)
+    session = Session(options or Options(), seconds=0.2 if quick else 0.6)
+    for row, count in plan(rows, counts):
+        if count not in session.rates:
+            print(session.rate(count), flush=True)
+        _print(row.name, session, session.run(row, count))
+    print(report.tally(session.results))
+    return session.report()
+
+
+def _print(name: str, session: Session, result: report.Result) -> None:
+    named = dict(zip(report.HEADER, report.cells(result), strict=True))
+    if result.failed or result.skipped:
+        print(f"{name}: {named['peers and targets']}", flush=True)
+        return
+    print(
+        f"{name} [{named['threads']}, {named['ran']}]: {named['median ms']} ms ({named['rate']}, {named['of floor']} "
+        f"of floor), {named['x reference']}x reference; {named['peers and targets']}; error {named['error']}; "
+        f"load/others {named['load/others']}",
+        flush=True,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = _parser().parse_args(arguments)
+    try:
+        if given.list:
+            for row in select(given.op, given.shape, given.row, given.quick):
+                print(row.name, *(f"[{t}]" for t in row.targets))
+            return 0
+        options = Options(given.implementation, given.isa, memory=not given.no_memory)
+        if given.budget or given.quick:
+            options = Options(given.implementation, given.isa, given.budget or 0.2, memory=not given.no_memory)
+        found = run(given.op, given.shape, given.row, given.quick, given.threads, options)
+    except ValueError as wrong:
+        print(wrong, file=sys.stderr)
+        return 2
+    if given.json:
+        found.save(given.json)
+    return 1 if any(r.failed for r in found.results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

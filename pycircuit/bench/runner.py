@@ -1,0 +1,288 @@
+"""Checks a row against float64, then times it: ours and its peers in turn, every sample kept."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import cycle
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pycircuit as pc
+from pycircuit.ops import cases
+
+from . import machine, memory
+from .inputs import Arguments, Inputs, Peer
+from .machine import Rates
+from .rows import MATRIX, MEMORY, READ, Row, Target
+
+# Sums of at most 100,000 float32 terms, by a kernel that adds in lanes and blocks: a few units of 2^-24 each way.
+TOLERANCE = 5e-6
+
+Drive = Callable[[Callable[[], Any], Callable[[], None], int], list[float]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """budget: seconds of timed calls a row may take for ours, and again for each of its peers."""
+
+    implementation: str = "native"
+    isa: str | None = None
+    budget: float = 1.0
+    most: int = 40
+    least: int = 5
+    memory: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A target and what was got; limit: what a call at its floor would get, where a rate is asked for."""
+
+    of: str
+    least: float | None
+    most: float | None
+    got: float | None
+    met: bool | None
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row measured. times: seconds of every sample, ours under its implementation's name.
+
+    load: the load average before; others: cores that other processes kept busy while we timed.
+    """
+
+    name: str
+    op: str
+    shape: str
+    variant: str
+    threads: int
+    implementation: str
+    isa: str | None
+    load: float | None = None
+    others: float | None = None
+    operations: float = 0.0
+    bytes: float = 0.0
+    floor: float = 0.0
+    bound: str = ""
+    error: float | None = None
+    memory: float | None = None
+    times: dict[str, list[float]] = field(default_factory=dict)
+    outcomes: tuple[Outcome, ...] = ()
+    skipped: str | None = None
+    failed: str | None = None
+
+    @property
+    def median(self) -> float:
+        return median(self.times[self.implementation])
+
+    @property
+    def spread(self) -> float:
+        return spread(self.times[self.implementation])
+
+    @property
+    def share(self) -> float:
+        """Of the floor: 1 is as fast as this machine could be."""
+        return self.floor / self.median
+
+    def ratio(self, peer: str) -> float | None:
+        """The peer's median over ours: above 1 we are faster."""
+        return median(self.times[peer]) / self.median if peer in self.times else None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def from_json(entry: dict[str, Any]) -> Result:
+    return replace(Result(**entry), outcomes=tuple(Outcome(**o) for o in entry["outcomes"]))
+
+
+def spread(samples: list[float]) -> float:
+    """Interquartile range."""
+    if len(samples) < 2:
+        return 0.0
+    low, _, high = quantiles(samples, n=4, method="inclusive")
+    return high - low
+
+
+@contextmanager
+def threads_set(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def plain_drive(call: Callable[[], Any], before: Callable[[], None], rounds: int) -> list[float]:
+    """Times `call` `rounds` times, with `before` outside the clock."""
+    samples = []
+    for _ in range(rounds):
+        before()
+        start = time.perf_counter()
+        call()
+        samples.append(time.perf_counter() - start)
+    return samples
+
+
+def measure(row: Row, threads: int, rates: Rates, options: Options, drive: Drive = plain_drive) -> Result:
+    """The row with `threads` threads. A row that is wrong is reported as failed, and no time is given."""
+    blank = Result(row.name, row.op, row.shape, row.variant, threads, options.implementation, None, load=machine.load())
+    free = machine.available_memory()
+    if free is not None and free < row.needs:
+        return replace(blank, skipped=f"needs {row.needs / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free")
+    with threads_set(threads):
+        given = row.build(cases.generator(7))
+        first, took = _clock(_caller(row.op, options), copied(given.args))
+        ran = pc.last_run()
+        assert ran is not None
+        error = _checked(row, given, first)
+        blank = replace(blank, isa=ran.isa, error=error if isinstance(error, float) else None)
+        if isinstance(error, str):
+            return replace(blank, failed=error)
+        del first
+        others = machine.Others()
+        times = _times(row, given, took, options, drive)
+        blank = replace(blank, others=others.cores(), times=times)
+    return _judged(row, blank, given, rates, options)
+
+
+def _checked(row: Row, given: Inputs, got: Any) -> float | str:
+    """The error of an answer, or what is wrong with it."""
+    try:
+        error = given.error(got)
+    except AssertionError as wrong:
+        return str(wrong)
+    return error if error < TOLERANCE else f"error {error:.1e} is above {TOLERANCE:.0e}"
+
+
+def _caller(op: str, options: Options) -> Callable[..., Any]:
+    """The public op with one implementation forced: checks and dispatch are part of what a user pays."""
+    run = getattr(pc.ops, op)
+
+    def call(*args: Any) -> Any:
+        with pc.use(options.implementation, isa=options.isa):
+            return run(*args)
+
+    return call
+
+
+def _clock(call: Callable[..., Any], args: Arguments) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = call(*args)
+    return result, time.perf_counter() - start
+
+
+def copied(args: Arguments) -> Arguments:
+    """The same values elsewhere in memory, strides kept (a slot of a cross-layer decoder stays a slot)."""
+    return tuple(cases.convert(a, _copy) for a in args)
+
+
+def _copy(t: Tensor) -> Tensor:
+    return t.new_empty_strided(t.size(), t.stride()).copy_(t)
+
+
+def _size(args: Arguments) -> int:
+    total = 0
+
+    def add(t: Tensor) -> Tensor:
+        nonlocal total
+        total += t.numel() * t.element_size()
+        return t
+
+    for a in args:
+        cases.convert(a, add)
+    return total
+
+
+def _rotation(args: Arguments, rotate: bool) -> Iterator[Arguments]:
+    """Argument sets in turn, together twice the last-level cache, so that each comes from memory."""
+    copies = min(8, 2 * machine.last_level_cache() // max(_size(args), 1)) if rotate else 0
+    return cycle([args, *(copied(args) for _ in range(copies))])
+
+
+@dataclass
+class _Turn:
+    """One peer: called once before each of our samples until its share of the time is spent."""
+
+    call: Callable[..., Any]
+    sets: Iterator[Arguments]
+    samples: list[float] = field(default_factory=list)
+
+    def take(self, budget: float) -> None:
+        if (len(self.samples) >= 2 and sum(self.samples) > budget) or sum(self.samples) > 5 * budget:
+            return
+        self.samples.append(_clock(self.call, next(self.sets))[1])
+
+
+def _times(row: Row, given: Inputs, took: float, options: Options, drive: Drive) -> dict[str, list[float]]:
+    turns = {name: _turn(row, peer, given, options) for name, peer in given.peers.items()}
+    ours, sets = _caller(row.op, options), _rotation(given.args, row.rotate)
+    ready: list[Arguments] = [given.args]
+
+    def before() -> None:
+        for turn in turns.values():
+            turn.take(options.budget)
+        ready[0] = next(sets)
+
+    fit = int(options.budget / max(took, 1e-6))
+    rounds = 1 if took > 5 * options.budget else max(options.least, min(options.most, fit))
+    gc.collect()
+    gc.disable()
+    try:
+        samples = drive(lambda: ours(*ready[0]), before, rounds)[:rounds]
+    finally:
+        gc.enable()
+    return {options.implementation: samples, **{name: turn.samples for name, turn in turns.items()}}
+
+
+def _turn(row: Row, peer: Peer, given: Inputs, options: Options) -> _Turn:
+    """Called once here, unclocked: warm, and right where its answer is comparable."""
+    if callable(peer.run):
+        call = peer.run
+    else:
+        call = _caller(row.op, options if peer.run == "same" else replace(options, implementation=peer.run, isa=None))
+    args = given.args if peer.args is None else peer.args
+    got = call(*copied(args))
+    if peer.result is not None and (error := given.error(peer.result(got))) > 100 * TOLERANCE:
+        raise AssertionError(f"{row.name}: a peer is wrong, error {error:.1e}")
+    del got
+    return _Turn(call, _rotation(args, row.rotate))
+
+
+def _judged(row: Row, result: Result, given: Inputs, rates: Rates, options: Options) -> Result:
+    matrix = rates.matrix(given.bfloat16)
+    compute, traffic = given.operations / matrix, given.bytes / rates.memory
+    share: float | None = None
+    if options.memory and any(t.of == MEMORY for t in row.targets):
+        x, w_enc = given.args[:2]
+        extra = memory.extra(row.name, options.implementation, options.isa, result.threads)
+        share = None if extra is None else extra / (4 * len(x) * len(w_enc))
+    result = replace(
+        result,
+        operations=given.operations,
+        bytes=given.bytes,
+        floor=max(compute, traffic),
+        bound="matrix" if compute > traffic else "memory",
+        memory=share,
+    )
+    seconds = {MATRIX: compute, READ: given.bytes / rates.read}
+    return replace(result, outcomes=tuple(_outcome(t, result, seconds) for t in row.targets))
+
+
+def _outcome(target: Target, result: Result, seconds: dict[str, float]) -> Outcome:
+    """seconds: what a call running at exactly that rate would take."""
+    got, limit = result.ratio(target.of), None
+    if target.of == MEMORY:
+        got = result.memory
+    elif target.of in seconds:
+        got, limit = seconds[target.of] / result.median, seconds[target.of] / result.floor
+    return Outcome(target.of, target.least, target.most, got, None if got is None else target.met(got), limit)

@@ -1,0 +1,43 @@
+"""A whole run: which rows, with how many threads, against which rates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from . import machine
+from .machine import Rates
+from .report import Report
+from .rows import Row
+from .runner import Drive, Options, Result, measure, plain_drive
+
+
+@dataclass
+class Session:
+    """Rates are measured once for every thread count, before the first row that needs them."""
+
+    options: Options = field(default_factory=Options)
+    seconds: float = 0.6
+    rates: dict[int, Rates] = field(default_factory=dict)
+    results: list[Result] = field(default_factory=list)
+
+    def rate(self, threads: int) -> Rates:
+        if threads not in self.rates:
+            self.rates[threads] = machine.measure(threads, self.seconds)
+        return self.rates[threads]
+
+    def run(self, row: Row, threads: int, drive: Drive = plain_drive) -> Result:
+        result = measure(row, threads, self.rate(threads), self.options, drive)
+        self.results.append(result)
+        return result
+
+    def report(self) -> Report:
+        return Report.of(self.rates, self.results)
+
+
+def plan(rows: Sequence[Row], threads: Sequence[int] | None = None) -> Iterator[tuple[Row, int]]:
+    """(row, threads): those asked for; otherwise all, and one where the row is cheap."""
+    everything = machine.all_threads()
+    for row in rows:
+        counts = threads or ([everything, 1] if row.single and everything > 1 else [everything])
+        yield from ((row, count) for count in counts)

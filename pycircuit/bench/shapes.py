@@ -1,0 +1,37 @@
+"""The standard shapes. Weights are random at the stated sizes, none of them zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One model and prompt: active is the features a position has (L0), targets the rows a graph expands (K)."""
+
+    name: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    features: int
+    active: int
+    positions: int
+    targets: int
+    device: str
+
+
+SHAPES: dict[str, Shape] = {
+    shape.name: shape
+    for shape in (
+        Shape("small", 8, 512, 8, 8, 64, 8_192, 32, 64, 1_024, "cpu"),
+        Shape("medium", 8, 512, 8, 8, 64, 8_192, 32, 256, 512, "cpu"),
+        Shape("long", 8, 512, 8, 8, 64, 8_192, 32, 1_024, 64, "cpu"),
+        Shape("long4k", 8, 512, 8, 8, 64, 8_192, 32, 4_096, 64, "cpu"),
+        Shape("smollm2", 30, 576, 9, 3, 64, 4_096, 32, 64, 1_024, "cpu"),
+        Shape("gemma2b", 26, 2_304, 8, 4, 256, 16_384, 60, 128, 7_500, "gpu"),
+        Shape("gemma2b-long", 26, 2_304, 8, 4, 256, 16_384, 60, 2_300, 2_048, "gpu"),
+        Shape("gemma2b-long8k", 26, 2_304, 8, 4, 256, 16_384, 60, 8_192, 2_048, "gpu"),
+    )
+}
