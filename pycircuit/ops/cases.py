@@ -39,6 +39,11 @@ def misaligned(t: Tensor) -> Tensor:
     return view.unflatten(0, t.shape[:-1])
 
 
+def shifted(t: Tensor) -> Tensor:
+    """The same contiguous values one element past an aligned address."""
+    return torch.cat([t.new_full((1,), 7.0), t.flatten()])[1:].view(t.shape)
+
+
 def sparse(g: torch.Generator, positions: int, size: int, active: int) -> Features:
     """About `active` features a position, some positions with none."""
     mask = torch.rand(positions, size, generator=g) < active / size
@@ -95,7 +100,9 @@ def _decode(positions: int, size: int, width: int, active: int, slots: int | Non
     return build
 
 
-def _attend(lengths: tuple[int, ...], heads: int, groups: int, width: int, **options: Any) -> Case:
+def _attend(
+    lengths: tuple[int, ...], heads: int, groups: int, width: int, shift: bool = False, **options: Any
+) -> Case:
     def build(g: torch.Generator) -> tuple[Any, ...]:
         positions = max(lengths, default=1) + 2
         if options:
@@ -104,8 +111,10 @@ def _attend(lengths: tuple[int, ...], heads: int, groups: int, width: int, **opt
                 chosen["sinks"] = normal(g, heads)
             how: Attention = recomputed(g, heads, groups, positions, options["qk_width"], **chosen)
         else:
-            how = StoredAttention(attention_weights(g, heads, positions), groups)
-        return normal(g, sum(lengths), heads, width), prefixes(*lengths), how, None
+            pattern = attention_weights(g, heads, positions)
+            how = StoredAttention(shifted(pattern) if shift else pattern, groups)
+        y = normal(g, sum(lengths), heads, width)
+        return shifted(y) if shift else y, prefixes(*lengths), how, None
 
     return build
 
@@ -178,6 +187,7 @@ CASES: dict[str, dict[str, Case]] = {
         "one": _attend((1,), 1, 1, 1),
         "stored": _attend((9, 40, 40, 70), 4, 4, 16),
         "grouped": _attend((5, 0, 33, 18), 6, 2, 8),
+        "misaligned": _attend((5, 21, 18), 4, 2, 11, shift=True),
         "recomputed": _attend((9, 40, 70), 4, 4, 16, qk_width=16),
         "softcap": _attend((9, 40), 4, 2, 8, qk_width=12, softcap=2.0),
         "window": _attend((9, 40, 70), 2, 1, 8, qk_width=8, window=6),

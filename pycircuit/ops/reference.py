@@ -58,15 +58,19 @@ def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec:
 
 
 def influence(rows: Tensor, node: Tensor, weight: Tensor) -> Tensor:
-    if torch.tril(rows[:, node.clamp_min(0)] * (node >= 0)).any():
+    inner = (node >= 0).nonzero()[:, 0]
+    early = torch.arange(len(rows), device=rows.device)[:, None] >= inner
+    if rows[:, node[inner]][early].any():
         raise ValueError(OUT_OF_ORDER)
     share = rows.abs()
     share /= share.sum(1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
     total, entering = rows.new_zeros(rows.shape[1]), weight
-    while entering.any():  # one pass for every step along a path, as the peers do it
+    for _ in range(len(rows)):  # one pass for every step along a path, as the peers do it; NaN would never fade
+        if not entering.any():
+            break
         step = entering @ share
         total += step
-        entering = torch.where(node >= 0, step[node.clamp_min(0)], 0)
+        entering = torch.zeros_like(weight).index_copy_(0, inner, step[node[inner]])
     return total
 
 
