@@ -32,7 +32,7 @@ class FileRows:
     stored: float32, bfloat16 or float16 values from byte `offset` on. Memory: the distinct active rows.
     """
 
-    path: Path
+    path: str | os.PathLike[str]
     offset: int
     shape: tuple[int, ...]
     stored: torch.dtype
@@ -40,8 +40,7 @@ class FileRows:
     @classmethod
     def safetensors(cls, path: str | os.PathLike[str], name: str) -> FileRows:
         """The tensor `name` of a safetensors file."""
-        entry = _entry(Path(path), name)
-        return cls(Path(path), *entry)
+        return cls(path, *_entry(Path(path), name))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -53,7 +52,7 @@ class FileRows:
             raise TypeError(f"FileRows: stored must be float32, bfloat16 or float16, got {self.stored}")
         if len(self.shape) not in (2, 3) or any(n < 0 for n in self.shape):
             raise ValueError(f"FileRows: shape must have 2 or 3 dimensions, got {list(self.shape)}")
-        needed, size = prod(self.shape) * self.stored.itemsize, self.path.stat().st_size
+        needed, size = prod(self.shape) * self.stored.itemsize, os.stat(self.path).st_size
         if self.offset < 0 or self.offset + needed > size:
             raise ValueError(
                 f"FileRows: {self.path} must hold {needed} bytes from {self.offset} on, got a file of {size} bytes"
@@ -63,7 +62,7 @@ class FileRows:
         """The same features numbered anew over the rows they use, and those rows: [distinct, (slots,) width]."""
         used, renumbered = features.index.unique(sorted=True, return_inverse=True)
         rows = torch.empty(len(used), *self.shape[1:], dtype=self.stored)
-        self._read(used.tolist(), memoryview(rows.view(torch.uint8).numpy()).cast("B"))
+        self._read(used.tolist(), memoryview(rows.view(-1).view(torch.uint8).numpy()))
         rows = rows.to(features.index.device, self.dtype)
         return Features(features.row_ptr, renumbered, features.value), rows
 
