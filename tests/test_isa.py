@@ -4,41 +4,43 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from functools import cache
+from pathlib import Path
 
 import pytest
 
-from pycircuit import _native
 from pycircuit.ops.dispatch import native_isas
+from pycircuit.ops.registry import OPS
 
 ISAS = [name for name, _ in native_isas()]
+BUILD = Path(__file__).parents[1] / "build"
+WEAK = "WwVvu"
 
 
-@cache
-def _symbols() -> tuple[tuple[str, str], ...]:
-    """(kind, demangled name) of every symbol in the built module."""
-    tool = shutil.which("nm")
-    if tool is None:
-        pytest.skip("nm is not installed (binutils)")
-    found = subprocess.run([tool, "-C", _native.__file__], check=True, capture_output=True, text=True)
-    lines = [line[17:] for line in found.stdout.splitlines()]  # after the address
-    symbols = tuple((line[0], line[2:]) for line in lines if len(line) > 2)
-    if not symbols:
-        pytest.skip("the module was stripped of its symbols, as an installed wheel is")
-    return symbols
+def _objects(isa: str) -> list[Path]:
+    """The objects of one ISA, of the newest build that has them."""
+    folders = sorted(BUILD.glob(f"**/cpu_{isa}.dir/csrc/cpu"), key=lambda f: f.stat().st_mtime)
+    return sorted(folders[-1].glob("*.o")) if folders else []
+
+
+def _symbols(path: Path) -> list[tuple[str, str]]:
+    """(kind, demangled name) of every symbol of an object file."""
+    found = subprocess.run(["nm", "-C", str(path)], check=True, capture_output=True, text=True)
+    return [(line[17], line[19:]) for line in found.stdout.splitlines() if len(line) > 19]
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_no_weak_symbols(isa: str) -> None:
-    ours = [(kind, name) for kind, name in _symbols() if f"isa_{isa}::" in name]
-    assert len(ours) >= 6  # five ops and encode_free at least: the names are what we think
-    assert [s for s in ours if s[0] in "WwVvu"] == []
-
-
-def test_no_library_template_in_isa_files() -> None:
-    """Weak symbols belong to module.cpp (pybind11, std); none may mention our kernels' types."""
-    weak = [name for kind, name in _symbols() if kind in "WwVvu"]
-    assert [name for name in weak if "pycircuit::isa_" in name] == []
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not installed (binutils)")
+    objects = _objects(isa)
+    if not objects:
+        pytest.skip("no object files under build/: the package was installed, not built here")
+    assert {f"{op}.cpp.o" for op in OPS} <= {o.name for o in objects}
+    for path in objects:
+        symbols = _symbols(path)
+        assert symbols and [s for s in symbols if s[0] in WEAK] == [], path.name
+        defined = [name for kind, name in symbols if kind in "TDBR" and "pycircuit" in name]
+        assert all(f"isa_{isa}::" in name or name.endswith(f"op_table_{isa}") for name in defined), path.name
 
 
 def test_isas_are_ordered_and_the_baseline_runs() -> None:

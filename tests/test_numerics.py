@@ -184,7 +184,7 @@ def test_attend_back_masks_and_does_not_multiply(form: str, isa: str | None, win
         got = pc.ops.attend_back(y, ptr, replace(draft, log_sum_exp=normaliser))
         stored = pc.ops.attend_back(y, ptr, StoredAttention(logits.masked_fill(~seen, -torch.inf).softmax(-1), 1))
     assert got.isfinite().all()
-    assert torch.allclose(got, stored, rtol=1e-3, atol=1e-4)  # logits near 1000 carry an error of 1e-4
+    assert torch.allclose(got, stored, atol=2e-3)  # logits near 1000 carry an error of a few 1e-4
 
 
 @every_form
