@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -13,3 +14,20 @@ if not torch.cuda.is_available():
 # The same examples on every machine and every run.
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, print_blob=True)
 settings.load_profile("fixed")
+
+SKIPPED: list[tuple[str, str]] = []  # (test, reason)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        SKIPPED.append((report.nodeid, report.longrepr[2].removeprefix("Skipped: ")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What counts the skips runs last."""
+    items.sort(key=lambda item: item.name == "test_skips_have_known_reasons")
+
+
+@pytest.fixture
+def skipped() -> list[tuple[str, str]]:
+    return SKIPPED

@@ -398,10 +398,13 @@ def test_nan_in_encode_is_named(form: str) -> None:
     x[:, 0] = 0.0  # 0 * inf: feature 4 is NaN everywhere
     rules = (pc.ReLU(), pc.JumpReLU(9.0), pc.BatchTopK(9.0), pc.TopK(2), pc.TopK(2, keep_negative=True))
     for rule in rules:
-        with pc.use(form), pytest.raises(ValueError, match=r"^encode: .* must not be NaN, got .* position 0, feature 4"):
+        with (
+            pc.use(form),
+            pytest.raises(ValueError, match=r"^encode: .* must not be NaN, got .* position 0, feature 4"),
+        ):
             pc.ops.encode(x, w_enc, torch.zeros(6), rule)
         w_good = torch.ones(6, 4)
-        with pc.use(form), pytest.raises(ValueError, match="encode: .* first at position 3, feature 0"):
+        with pc.use(form), pytest.raises(ValueError, match=r"encode: .* first at position 3, feature 0"):
             pc.ops.encode(x, w_good, torch.zeros(6), rule)
         with pc.use(form):  # positions that are ignored have no features, NaN or not
             assert pc.ops.encode(x[:4], w_good, torch.zeros(6), rule, ignore_positions=4).count == 0
@@ -514,7 +517,9 @@ def test_zero_in_any_dimension(form: str) -> None:
             assert pc.ops.attend_back(torch.ones(rows, 2, width), ptr, pattern).shape == (rows, 2, width)
         assert pc.ops.attend_back(torch.ones(0, 2, 4), one[:1], pattern).shape == (0, 2, 4)
         empty = RecomputedAttention(torch.ones(2, 3, 0), torch.ones(1, 3, 0), torch.zeros(2, 3), 1.0)
-        assert torch.equal(pc.ops.attend_back(torch.ones(1, 2, 1), torch.tensor([0, 1]), empty), torch.full((1, 1, 1), 2.0))
+        assert torch.equal(
+            pc.ops.attend_back(torch.ones(1, 2, 1), torch.tensor([0, 1]), empty), torch.full((1, 1, 1), 2.0)
+        )
         for targets, width in ((0, 4), (2, 0), (2, 4)):
             ptr = torch.zeros(targets + 1, dtype=torch.int64)
             out = pc.ops.edge_scores(torch.ones(0, width), ptr, none, torch.ones(3, width), torch.ones(targets, 0))

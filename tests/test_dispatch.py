@@ -155,5 +155,5 @@ def test_an_isa_this_machine_lacks() -> None:
 def test_explain_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pycircuit.ops.native.encode", lambda *_: pytest.fail("explain ran the op"))
     assert "encode: native" in str(pc.explain("encode", *X))
-    with pytest.raises(ValueError, match="explain: op must be one of encode, .*, got 'embed'"):
+    with pytest.raises(ValueError, match=r"explain: op must be one of encode, .*, got 'embed'"):
         pc.explain("embed")

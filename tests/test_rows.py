@@ -131,7 +131,7 @@ def test_wrong_name_type_and_shape(tmp_path: Path) -> None:
         FileRows.safetensors(path, "w")
     with pytest.raises(ValueError, match=r"2 or 3 dimensions, got \[8\]"):
         FileRows(path, 0, (8,), torch.float32)
-    with pytest.raises(TypeError, match="stored must be float32, bfloat16 or float16, got torch.float64"):
+    with pytest.raises(TypeError, match=r"stored must be float32, bfloat16 or float16, got torch.float64"):
         FileRows(path, 0, (1, 1), torch.float64)
     with pytest.raises(ValueError, match="must hold 4000 bytes from 0 on, got a file of"):
         FileRows(path, 0, (10, 100), torch.float32)

@@ -100,9 +100,7 @@ def _decode(positions: int, size: int, width: int, active: int, slots: int | Non
     return build
 
 
-def _attend(
-    lengths: tuple[int, ...], heads: int, groups: int, width: int, shift: bool = False, **options: Any
-) -> Case:
+def _attend(lengths: tuple[int, ...], heads: int, groups: int, width: int, shift: bool = False, **options: Any) -> Case:
     def build(g: torch.Generator) -> tuple[Any, ...]:
         positions = max(lengths, default=1) + 2
         if options:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .activations import BatchTopK, JumpReLU, ReLU, TopK
+from .activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
 from .attention import Attention, RecomputedAttention, StoredAttention
 from .features import Features
 

@@ -62,7 +62,7 @@ class FileRows:
         """The same features numbered anew over the rows they use, and those rows: [distinct, (slots,) width]."""
         used, renumbered = features.index.unique(sorted=True, return_inverse=True)
         rows = torch.empty(len(used), *self.shape[1:], dtype=self.stored)
-        self._read(used.tolist(), memoryview(rows.view(-1).view(torch.uint8).numpy()))
+        self._read(used.tolist(), memoryview(rows.view(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
         rows = rows.to(features.index.device, self.dtype)
         return Features(features.row_ptr, renumbered, features.value), rows
 
@@ -111,10 +111,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
     """[begin, end) of a tensor after the header, once its entry is known to be sound."""
-    whole = (lambda v: isinstance(v, list) and all(type(n) is int and n >= 0 for n in v))
-    if not isinstance(entry, dict) or not whole(entry.get("shape")) or not whole(entry.get("data_offsets")):
+    lists = [entry.get(key) for key in ("shape", "data_offsets")] if isinstance(entry, dict) else [None]
+    if not all(isinstance(v, list) and all(type(n) is int and n >= 0 for n in v) for v in lists):
         raise ValueError(f"FileRows: {path} must give {name} a shape and data_offsets, got {entry!r}")
-    span, size = entry["data_offsets"], _SIZES.get(entry.get("dtype"))
+    span, size = entry["data_offsets"], _SIZES.get(str(entry.get("dtype")))
     expected = None if size is None else prod(entry["shape"]) * size
     if len(span) != 2 or span[0] > span[1] or expected not in (None, span[1] - span[0]):
         raise ValueError(f"FileRows: {path} must give {name} {expected} bytes, got data_offsets {span}")
