@@ -14,6 +14,8 @@ from pycircuit.ops.registry import OPS
 ISAS = [name for name, _ in native_isas()]
 BUILD = Path(__file__).parents[1] / "build"
 WEAK = "WwVvu"
+# A pointer to the C++ runtime, wherever a destructor may run while an error passes: data, the same in every ISA.
+SHARED_DATA = [("V", "DW.ref.__gxx_personality_v0")]
 
 
 def _objects(isa: str) -> list[Path]:
@@ -38,7 +40,7 @@ def test_no_weak_symbols(isa: str) -> None:
     assert {f"{op}.cpp.o" for op in OPS} <= {o.name for o in objects}
     for path in objects:
         symbols = _symbols(path)
-        assert symbols and [s for s in symbols if s[0] in WEAK] == [], path.name
+        assert symbols and [s for s in symbols if s[0] in WEAK and s not in SHARED_DATA] == [], path.name
         defined = [name for kind, name in symbols if kind in "TDBR" and "pycircuit" in name]
         assert all(f"isa_{isa}::" in name or name.endswith(f"op_table_{isa}") for name in defined), path.name
 

@@ -54,7 +54,6 @@ def measure(*shape: object) -> dict[str, int]:
     return json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("rule", ["jumprelu", "topk"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
@@ -62,10 +61,8 @@ def measure(*shape: object) -> dict[str, int]:
     [(64, 512, 8192, 32), (64, 2304, 16384, 60), (4096, 64, 8192, 32)],
     ids=["small", "gemma2b", "long"],
 )
-def test_encode(positions: int, width: int, size: int, active: int, rule: str, dtype: str, threads: int) -> None:
-    if dtype == "bfloat16" and positions == 4096:
-        positions = 2048
-    got = measure(positions, width, size, active, rule, dtype, threads)
+def test_encode(positions: int, width: int, size: int, active: int, rule: str, dtype: str) -> None:
+    got = measure(positions, width, size, active, rule, dtype, 2)  # scratch grows with the threads
     product = positions * size * 4
     assert 0.5 * positions * active < got["count"] < 2 * positions * active
     # The kernel's own result and Python's copy of it are alive together for a moment. Rows that lie 8 bytes
