@@ -12,7 +12,7 @@
 namespace pycircuit::PYCIRCUIT_NAMESPACE {
 namespace {
 
-constexpr int64_t kFeatureBlock = 192;  // a multiple of every tile height
+constexpr int64_t kFeatureBlock = 132;  // a multiple of every tile height
 constexpr int64_t kPositionBlock = 32;  // a multiple of every panel
 constexpr int64_t kDepthBlock = 128;
 constexpr int64_t kFewPositions = 8;  // up to here dot products beat tiles: no transposing, no empty lanes
@@ -40,25 +40,42 @@ bool append(EntryList& list, Entry entry) {
   return true;
 }
 
-// One thread's scratch: 42 KiB.
+void trim(EntryList& list) {
+  void* smaller_block = list.count ? std::realloc(list.entries, sizeof(Entry) * list.count) : nullptr;
+  if (!smaller_block) return;
+  list.entries = static_cast<Entry*>(smaller_block);
+  list.capacity = list.count;
+}
+
+// One thread's scratch: 36 KiB, so that two threads stay under 5% of positions x features at 64 x 8,192.
 struct Scratch {
   float x[kDepthBlock * kPositionBlock];      // [depth, positions]
   float weights[kTileRows * kDepthBlock];     // widened bfloat16 rows
   float pre[kFeatureBlock * kPositionBlock];  // [features, positions]
 };
 
+void transpose_four(const float* __restrict in, int64_t in_row, float* __restrict out, int64_t out_row) {
+  Vec4 a, b, c, d;
+  std::memcpy(&a, in, sizeof a);
+  std::memcpy(&b, in + in_row, sizeof b);
+  std::memcpy(&c, in + 2 * in_row, sizeof c);
+  std::memcpy(&d, in + 3 * in_row, sizeof d);
+  const Vec4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Vec4 cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd2 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  const Vec4 rows[4] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
+                        __builtin_shufflevector(ab2, cd2, 0, 1, 4, 5), __builtin_shufflevector(ab2, cd2, 2, 3, 6, 7)};
+  for (int r = 0; r < 4; ++r) std::memcpy(out + r * out_row, &rows[r], sizeof rows[r]);
+}
+
 // x[first .. first + count, k0 .. k0 + depth) transposed; positions past count are zero.
 void transpose(const EncodeInput& in, int64_t first, int64_t count, int64_t k0, int64_t depth, float* __restrict out) {
-  for (int64_t p0 = 0; p0 < kPositionBlock; p0 += 4) {
-    const float* __restrict x = in.x + (first + p0) * in.x_stride + k0;
-    if (p0 + 4 <= count) {
-      for (int64_t k = 0; k < depth; ++k)
-        for (int64_t i = 0; i < 4; ++i) out[k * kPositionBlock + p0 + i] = x[i * in.x_stride + k];
-    } else {
-      for (int64_t k = 0; k < depth; ++k)
-        for (int64_t i = 0; i < 4; ++i)
-          out[k * kPositionBlock + p0 + i] = p0 + i < count ? x[i * in.x_stride + k] : 0.f;
-    }
+  for (int64_t p = 0; p < kPositionBlock; p += 4) {
+    const float* __restrict x = in.x + (first + p) * in.x_stride + k0;
+    int64_t k = 0;
+    for (; p + 4 <= count && k + 4 <= depth; k += 4)
+      transpose_four(x + k, in.x_stride, out + k * kPositionBlock + p, kPositionBlock);
+    for (; k < depth; ++k)
+      for (int64_t i = 0; i < 4; ++i) out[k * kPositionBlock + p + i] = p + i < count ? x[i * in.x_stride + k] : 0.f;
   }
 }
 
@@ -197,6 +214,7 @@ bool encode_block(const EncodeInput& in, int64_t block, Scratch& s, EntryList* l
     else if (!keep_above(in, f0, features, p0, positions, s, lists[block]))
       return false;
   }
+  trim(lists[block]);
   return true;
 }
 
