@@ -1,0 +1,43 @@
+"""Launch configurations: an explicit space for each kernel, pruned by what a Hopper multiprocessor holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+SHARED_BYTES = 227 * 1024  # one block's share of an SM at compute 9.0
+ACCUMULATORS = 128  # float32 a thread may hold before operands and addresses no longer fit in 255 registers
+
+
+@dataclass(frozen=True)
+class Config:
+    """Block sizes by the kernel's own names, warps per program, depth of the software pipeline."""
+
+    blocks: tuple[tuple[str, Any], ...]
+    warps: int
+    stages: int
+
+    def __getitem__(self, name: str) -> Any:
+        return dict(self.blocks)[name]
+
+    def launch(self) -> dict[str, Any]:
+        return {**dict(self.blocks), "num_warps": self.warps, "num_stages": self.stages}
+
+
+def config(warps: int, stages: int, **blocks: Any) -> Config:
+    return Config(tuple(blocks.items()), warps, stages)
+
+
+Needs = Callable[[Config], tuple[int, int]]  # -> (shared bytes of a pipeline stage, accumulators of a program)
+
+
+def prune(space: Iterable[Config], needs: Needs) -> tuple[Config, ...]:
+    """The configurations whose pipeline fits in shared memory and whose accumulators fit in registers."""
+    kept = []
+    for candidate in space:
+        shared, accumulators = needs(candidate)
+        fits = shared * candidate.stages <= SHARED_BYTES
+        if fits and accumulators <= ACCUMULATORS * 32 * candidate.warps:
+            kept.append(candidate)
+    return tuple(kept)

@@ -1,0 +1,98 @@
+"""edge_scores: out[t, e] += value[e] * gradient[start_t + p] . w_dec[index[e]], p the position of e, if p < length_t.
+
+Layout: gradient [rows, width] ragged by target, w_dec [features, width] and out [targets, entries] by row strides.
+Bytes: gradient once a block of entries of its position, w_dec rows where they lie once a block of targets, out twice.
+Parallel: position x block of targets x share of the position's blocks of entries; no element has two writers.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pycircuit.ops.features import Features
+
+from .config import Config, config, prune
+from .precision import dot
+
+
+def needs(c: Config) -> tuple[int, int]:
+    return 4 * c["BK"] * (c["BT"] + c["BE"]), c["BT"] * c["BE"]
+
+
+SPACE = prune(
+    (
+        config(w, s, BT=t, BE=e, BK=k, SHARES=shares, PRECISION="ieee")
+        for t in (32, 64, 128)
+        for e in (32, 64, 128)
+        for k in (32, 64)
+        for shares in (1, 4)
+        for w in (4, 8)
+        for s in (2, 3, 4)
+    ),
+    needs,
+)
+
+# Not measured: no GPU was at hand. At gemma2b a position has about 60 active features, one block of 64; 64 targets a
+# block fill four warps (one warpgroup for wgmma) and leave several programs an SM. Entries are shared out over
+# programs only when positions alone are too few to fill the card.
+HOPPER = {
+    "float32": config(4, 3, BT=64, BE=64, BK=32, SHARES=1, PRECISION="ieee"),
+    "float32_few_positions": config(4, 3, BT=64, BE=64, BK=32, SHARES=4, PRECISION="ieee"),
+    "bfloat16": config(4, 3, BT=64, BE=64, BK=64, SHARES=1, PRECISION="ieee"),
+    "bfloat16_few_positions": config(4, 3, BT=64, BE=64, BK=64, SHARES=4, PRECISION="ieee"),
+}
+
+
+@triton.jit
+def edge_scores_kernel(
+    gradient, prefix_ptr, row_ptr, index, value, w_dec, out, targets, width, g_stride, w_stride, out_stride,
+    SHARES: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    p = tl.program_id(0)
+    t = tl.program_id(1) * BT + tl.arange(0, BT)
+    start = tl.load(prefix_ptr + t, mask=t < targets, other=0)
+    reaches = tl.load(prefix_ptr + t + 1, mask=t < targets, other=0) > start + p
+    begin, end = tl.load(row_ptr + p), tl.load(row_ptr + p + 1)
+    if tl.max(reaches.to(tl.int32), axis=0) == 0:
+        end = begin
+    g_row = gradient + (start + p)[:, None] * g_stride
+    for e0 in range(begin + tl.program_id(2) * BE, end, BE * SHARES):
+        e = e0 + tl.arange(0, BE)
+        w_row = w_dec + tl.load(index + e, mask=e < end, other=0)[None, :] * w_stride
+        acc = tl.zeros((BT, BE), tl.float32)
+        for k0 in range(0, width, BK):
+            k = k0 + tl.arange(0, BK)
+            g = tl.load(g_row + k[None, :], mask=reaches[:, None] & (k < width)[None, :], other=0.0)
+            w = tl.load(w_row + k[:, None], mask=(k < width)[:, None] & (e < end)[None, :], other=0.0)
+            acc = dot(g, w, acc, PRECISION)
+        scale = tl.load(value + e, mask=e < end, other=0.0)
+        cell = out + t.to(tl.int64)[:, None] * out_stride + e[None, :]
+        mask = reaches[:, None] & (e < end)[None, :]
+        tl.store(cell, tl.load(cell, mask=mask, other=0.0) + acc * scale[None, :], mask=mask)
+
+
+def shape_class(positions: int, targets: int, w_dec: Tensor) -> str:
+    kind = "bfloat16" if w_dec.dtype == torch.bfloat16 else "float32"
+    return kind + ("_few_positions" if positions * triton.cdiv(targets, 64) < 132 else "")
+
+
+def run(
+    c: Config, gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec: Tensor, out: Tensor
+) -> Tensor:
+    targets = len(prefix_ptr) - 1
+    if not out.numel() or not len(gradient):
+        return out
+    grid = (features.positions, triton.cdiv(targets, c["BT"]), c["SHARES"])
+    edge_scores_kernel[grid](
+        gradient, prefix_ptr, features.row_ptr, features.index, features.value, w_dec, out, targets,
+        gradient.shape[1], gradient.stride(0), w_dec.stride(0), out.stride(0), **c.launch(),
+    )  # fmt: skip
+    return out
+
+
+def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec: Tensor, out: Tensor) -> Tensor:
+    chosen = HOPPER[shape_class(features.positions, len(prefix_ptr) - 1, w_dec)]
+    return run(chosen, gradient, prefix_ptr, features, w_dec, out)

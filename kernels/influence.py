@@ -1,0 +1,113 @@
+"""influence: total[c] = sum_r s_r |rows[r, c]|, s_r = (weight_r + total[node_r]) / sum_c |rows[r, c]|, rows in order.
+
+Layout: rows [count, columns] by row stride, float32; s and the entering weights live in [count] vectors.
+Bytes: rows twice (the sums must be known before anything can be shared out) and rows[:, node], count^2 gathers.
+Parallel: sums over rows; then blocks of BR rows one after another, each over blocks of nodes; totals over columns.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pycircuit.ops.reference import OUT_OF_ORDER
+
+from .config import Config, config, prune
+
+BR = tl.constexpr(64)  # rows solved at once
+BN = tl.constexpr(64)  # nodes a program of the solve looks at
+DOUBLINGS = tl.constexpr(6)  # a path inside a block visits at most BR = 2^6 rows
+SUM_BLOCK = tl.constexpr(4096)
+
+
+def needs(c: Config) -> tuple[int, int]:
+    return 4 * c["BQ"] * c["BC"], c["BQ"] * c["BC"]
+
+
+SPACE = prune((config(w, 3, BQ=q, BC=n) for q in (8, 16, 32, 64) for n in (64, 128, 256) for w in (2, 4, 8)), needs)
+
+# Not measured: no GPU was at hand. 128 columns are whole 512-byte lines of a row, 100,000 columns make 782 programs
+# for 132 SMs, and 32 rows in flight are 16 KiB a program. Narrow graphs take narrower blocks for more programs.
+HOPPER = {"wide": config(4, 3, BQ=32, BC=128), "narrow": config(4, 3, BQ=64, BC=64)}
+
+
+@triton.jit
+def sum_kernel(rows, weight, entering, row_sum, columns, row_stride):
+    r = tl.program_id(0).to(tl.int64)
+    acc = tl.zeros((SUM_BLOCK,), tl.float32)
+    for c0 in range(0, columns, SUM_BLOCK):
+        c = c0 + tl.arange(0, SUM_BLOCK)
+        acc += tl.abs(tl.load(rows + r * row_stride + c, mask=c < columns, other=0.0))
+    tl.store(row_sum + r, tl.maximum(tl.sum(acc, axis=0), 1.1754944e-38))
+    tl.store(entering + r, tl.load(weight + r))
+
+
+@triton.jit
+def _edges(rows, node, r, n, count, row_stride):
+    """[r, n] rows[r, node[n]], zero where there is no such row or n is an output."""
+    at = tl.load(node + n, mask=n < count, other=-1)
+    mask = (r < count)[:, None] & (at >= 0)[None, :]
+    return tl.load(rows + r.to(tl.int64)[:, None] * row_stride + at[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def solve_kernel(rows, node, entering, row_sum, scale, wrong, first, count, row_stride):
+    """What enters rows first .. first + BR is known but for edges among themselves: s = (I + M + M^2 + ...)^T e."""
+    r = first + tl.arange(0, BR)
+    total = tl.load(row_sum + r, mask=r < count, other=1.0)
+    enter = tl.load(entering + r, mask=r < count, other=0.0)
+    edges = _edges(rows, node, r, r, count, row_stride)
+    within = tl.where(r[:, None] < r[None, :], tl.abs(edges), 0.0) / total[:, None]
+    for _ in range(DOUBLINGS):
+        enter += tl.sum(within * enter[:, None], axis=0)
+        within = tl.dot(within, within, input_precision="ieee")
+    mine = enter / total
+    if tl.program_id(0) == 0:
+        tl.store(scale + r, mine, mask=r < count)
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    edges = _edges(rows, node, r, n, count, row_stride)
+    if tl.max(((edges != 0) & (r[:, None] >= n[None, :])).to(tl.int32)) > 0:
+        tl.store(wrong, 1)
+    later = (n >= first + BR) & (n < count)
+    pushed = tl.sum(tl.abs(edges) * mine[:, None], axis=0)
+    tl.store(entering + n, tl.load(entering + n, mask=later, other=0.0) + pushed, mask=later)
+
+
+@triton.jit
+def total_kernel(rows, scale, out, count, columns, row_stride, BQ: tl.constexpr, BC: tl.constexpr):
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    acc = tl.zeros((BQ, BC), tl.float32)
+    for r0 in range(0, count, BQ):
+        r = r0 + tl.arange(0, BQ)
+        share = tl.load(scale + r, mask=r < count, other=0.0)
+        row = rows + r.to(tl.int64)[:, None] * row_stride + c[None, :]
+        acc += share[:, None] * tl.abs(tl.load(row, mask=(r < count)[:, None] & (c < columns)[None, :], other=0.0))
+    tl.store(out + c, tl.sum(acc, axis=0), mask=c < columns)
+
+
+def shape_class(rows: Tensor) -> str:
+    return "wide" if rows.shape[1] >= 128 * 132 else "narrow"
+
+
+def run(c: Config, rows: Tensor, node: Tensor, weight: Tensor) -> Tensor:
+    (count, columns), stride = rows.shape, rows.stride(0)
+    out = rows.new_zeros(columns)
+    if not rows.numel():
+        return out
+    entering, row_sum, scale = rows.new_empty(3, count)
+    wrong = torch.zeros(1, dtype=torch.int32, device=rows.device)
+    sum_kernel[(count,)](rows, weight.float().contiguous(), entering, row_sum, columns, stride, num_warps=4)
+    for first in range(0, count, BR.value):
+        solve_kernel[(triton.cdiv(count, BN.value),)](
+            rows, node, entering, row_sum, scale, wrong, first, count, stride, num_warps=4
+        )
+    total_kernel[(triton.cdiv(columns, c["BC"]),)](rows, scale, out, count, columns, stride, **c.launch())
+    if int(wrong):
+        raise ValueError(OUT_OF_ORDER)
+    return out
+
+
+def influence(rows: Tensor, node: Tensor, weight: Tensor) -> Tensor:
+    return run(HOPPER[shape_class(rows)], rows, node, weight)

@@ -1,0 +1,46 @@
+"""Matrix products that keep float32 accuracy, on whichever units the element types allow."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# NumPy has no bfloat16: the interpreter holds its bits as integers, so its products need float32 copies.
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def _upper(x):
+    """The leading 8 significant bits of x, by truncation: never overflows, and x - _upper(x) is exact."""
+    return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _dot_bfloat16(x, w, acc):
+    if INTERPRETED:
+        acc = tl.dot(x.to(tl.float32), w.to(tl.float32), acc, input_precision="ieee")
+    else:
+        acc = tl.dot(x, w, acc)
+    return acc
+
+
+@triton.jit
+def dot(x, w, acc, PRECISION: tl.constexpr):
+    """acc + x @ w. x: [m, k], w: [k, n], acc: [m, n] float32.
+
+    Both float32: PRECISION as tl.dot takes it ("ieee": no tensor cores). Weights in bfloat16: x is cut into three
+    bfloat16 parts, 8 + 8 + 8 bits, which hold it exactly; every product is then exact and summed in float32 by
+    the tensor cores. Smallest part first. An inf in w meets a zero part and gives NaN, not inf.
+    """
+    if w.dtype == tl.bfloat16 and x.dtype == tl.bfloat16:
+        acc = _dot_bfloat16(x, w, acc)
+    elif w.dtype == tl.bfloat16:
+        high = _upper(x)
+        rest = tl.where(x == high, 0.0, x - high)  # inf - inf
+        middle = _upper(rest)
+        acc = _dot_bfloat16((rest - middle).to(tl.bfloat16), w, acc)
+        acc = _dot_bfloat16(middle.to(tl.bfloat16), w, acc)
+        acc = _dot_bfloat16(high.to(tl.bfloat16), w, acc)
+    else:
+        acc = tl.dot(x.to(tl.float32), w, acc, input_precision=PRECISION)
+    return acc

@@ -1,0 +1,93 @@
+"""The k largest of ragged rows, ties to the lower index: what TopK adds to encode.
+
+Layout: values of row r at begin[r] .. end[r]; floats become 32-bit keys whose integer order is theirs, NaN on top.
+Bytes: each row 33 times, from L1 or L2 after the first: the k-th key is found bit by bit, from the highest.
+Parallel: one program a row; a second pass in index order drops what ties with the k-th and comes too late.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pycircuit.ops.features import Features
+
+BLOCK = tl.constexpr(1024)
+
+
+@triton.jit
+def _key(v):
+    """0 .. 2^32 - 1 in the order of v; -0 as 0, NaN above inf."""
+    bits = tl.where(v == 0, 0.0, v).to(tl.int32, bitcast=True)
+    signed = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return tl.where(v == v, signed.to(tl.int64) + 2147483648, 4294967295)
+
+
+@triton.jit
+def _kth_key(value, begin, end, k):
+    """The largest key that at least k entries reach; 0 where there are fewer than k."""
+    found = tl.zeros((), tl.int64)
+    for bit in range(32):
+        trial = found + (tl.full((), 2147483648, tl.int64) >> bit)
+        reached = tl.zeros((BLOCK,), tl.int32)
+        for e0 in range(begin, end, BLOCK):
+            e = e0 + tl.arange(0, BLOCK)
+            key = _key(tl.load(value + e, mask=e < end, other=0.0))
+            reached += ((e < end) & (key >= trial)).to(tl.int32)
+        found = tl.where(tl.sum(reached, axis=0) >= k, trial, found)
+    return found
+
+
+@triton.jit
+def kth_kernel(value, out, length, k):
+    r = tl.program_id(0).to(tl.int64)
+    key = _kth_key(value, r * length, (r + 1) * length, k)
+    signed = (key - 2147483648).to(tl.int32)
+    bits = tl.where(signed < 0, signed ^ 0x7FFFFFFF, signed)
+    tl.store(out + r, tl.where(key == 0, -float("inf"), bits.to(tl.float32, bitcast=True)))
+
+
+@triton.jit
+def keep_kernel(row_ptr, value, keep, kept, k):
+    r = tl.program_id(0)
+    begin, end = tl.load(row_ptr + r), tl.load(row_ptr + r + 1)
+    kth = _kth_key(value, begin, end, k)
+    above = tl.zeros((BLOCK,), tl.int32)
+    for e0 in range(begin, end, BLOCK):
+        e = e0 + tl.arange(0, BLOCK)
+        key = _key(tl.load(value + e, mask=e < end, other=0.0))
+        above += ((e < end) & (key > kth)).to(tl.int32)
+    places = k - tl.sum(above, axis=0)
+    total, ties = 0, 0
+    for e0 in range(begin, end, BLOCK):
+        e = e0 + tl.arange(0, BLOCK)
+        key = _key(tl.load(value + e, mask=e < end, other=0.0))
+        tied = ((e < end) & (key == kth)).to(tl.int32)
+        earlier = ties + tl.cumsum(tied, axis=0) - tied
+        stays = (e < end) & ((key > kth) | ((tied != 0) & (earlier < places)))
+        tl.store(keep + e, stays.to(tl.int8), mask=e < end)
+        total += tl.sum(stays.to(tl.int32), axis=0)
+        ties += tl.sum(tied, axis=0)
+    tl.store(kept + r, total)
+
+
+def kth_largest(values: Tensor, k: int) -> Tensor:
+    """The k-th largest of every row, -inf where a row is shorter: [rows]. values: [rows, length], contiguous."""
+    out = torch.empty(len(values), device=values.device)
+    kth_kernel[(len(values),)](values, out, values.shape[1], k, num_warps=4)
+    return out
+
+
+def keep_largest(candidates: Features, k: int) -> Features:
+    """The k largest entries of every position, in index order."""
+    if not candidates.count:
+        return candidates
+    keep = torch.empty(candidates.count, dtype=torch.int8, device=candidates.index.device)
+    row_ptr = torch.zeros_like(candidates.row_ptr)
+    kept = torch.empty(candidates.positions, dtype=torch.int32, device=keep.device)
+    keep_kernel[(candidates.positions,)](candidates.row_ptr, candidates.value, keep, kept, k, num_warps=4)
+    row_ptr[1:] = kept.cumsum(0)
+    chosen = keep.bool()
+    return Features(row_ptr, candidates.index[chosen], candidates.value[chosen])
