@@ -10,12 +10,11 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from pycircuit.kernels.config import Config, config, prune
+from pycircuit.kernels.precision import dot
 from torch import Tensor
 
 from pycircuit.ops.attention import Attention, RecomputedAttention
-
-from .config import Config, config, prune
-from .precision import dot
 
 
 def needs(c: Config) -> tuple[int, int]:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from pycircuit.kernels.config import Config, config, prune
 from torch import Tensor
 
 from pycircuit.ops.features import Features
-
-from .config import Config, config, prune
 
 
 def needs(c: Config) -> tuple[int, int]:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from pycircuit.kernels.config import Config, config, prune
+from pycircuit.kernels.precision import dot
 from torch import Tensor
 
 from pycircuit.ops.features import Features
-
-from .config import Config, config, prune
-from .precision import dot
 
 
 def needs(c: Config) -> tuple[int, int]:
@@ -79,9 +78,7 @@ def shape_class(positions: int, targets: int, w_dec: Tensor) -> str:
     return kind + ("_few_positions" if positions * triton.cdiv(targets, 64) < 132 else "")
 
 
-def run(
-    c: Config, gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec: Tensor, out: Tensor
-) -> Tensor:
+def run(c: Config, gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec: Tensor, out: Tensor) -> Tensor:
     targets = len(prefix_ptr) - 1
     if not out.numel() or not len(gradient):
         return out

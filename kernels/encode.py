@@ -10,14 +10,13 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from pycircuit.kernels.config import Config, config, prune
+from pycircuit.kernels.precision import dot
+from pycircuit.kernels.select import keep_largest, kth_largest
 from torch import Tensor
 
 from pycircuit.ops.activations import Activation, BatchTopK, JumpReLU, TopK
 from pycircuit.ops.features import Features
-
-from .config import Config, config, prune
-from .precision import dot
-from .select import keep_largest, kth_largest
 
 ABOVE_NUMBER, ABOVE_VECTOR, ABOVE_KTH = (tl.constexpr(rule) for rule in range(3))
 COPY = tl.constexpr(512)  # entries a tile moves at a time
@@ -172,8 +171,9 @@ def _filtered(
     index, value = torch.empty(total, dtype=torch.int64, device=device), torch.empty(total, device=device)
     if total:
         place_kernel[(blocks, tiles)](
-            staged, packed, begins, counts, ends, index, value, positions, tiles, BP=c["BP"], BF=c["BF"], num_warps=4
-        )
+            staged, packed, begins, counts, ends, index, value, positions, tiles,
+            **config(4, 1, BP=c["BP"], BF=c["BF"]).launch(),
+        )  # fmt: skip
     return Features(torch.cat([ends.new_zeros(1), ends.view(positions, tiles)[:, -1]]), index, value)
 
 
@@ -195,9 +195,7 @@ def shape_class(x: Tensor, w_enc: Tensor) -> str:
     return kind + ("_64" if len(x) <= 64 else "")
 
 
-def run(
-    c: Config, x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activation, ignore_positions: int
-) -> Features:
+def run(c: Config, x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activation, ignore_positions: int) -> Features:
     positions, features = len(x), len(w_enc)
     if not positions or not features:
         row_ptr = torch.zeros(positions + 1, dtype=torch.int64, device=x.device)

@@ -10,16 +10,16 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from pycircuit.kernels.config import Config, config, prune
 from torch import Tensor
 
 from pycircuit.ops.reference import OUT_OF_ORDER
-
-from .config import Config, config, prune
 
 BR = tl.constexpr(64)  # rows solved at once
 BN = tl.constexpr(64)  # nodes a program of the solve looks at
 DOUBLINGS = tl.constexpr(6)  # a path inside a block visits at most BR = 2^6 rows
 SUM_BLOCK = tl.constexpr(4096)
+ROWS = config(4, 2)  # of the sums and the solve
 
 
 def needs(c: Config) -> tuple[int, int]:
@@ -98,10 +98,10 @@ def run(c: Config, rows: Tensor, node: Tensor, weight: Tensor) -> Tensor:
         return out
     entering, row_sum, scale = rows.new_empty(3, count)
     wrong = torch.zeros(1, dtype=torch.int32, device=rows.device)
-    sum_kernel[(count,)](rows, weight.float().contiguous(), entering, row_sum, columns, stride, num_warps=4)
+    sum_kernel[(count,)](rows, weight.float().contiguous(), entering, row_sum, columns, stride, **ROWS.launch())
     for first in range(0, count, BR.value):
         solve_kernel[(triton.cdiv(count, BN.value),)](
-            rows, node, entering, row_sum, scale, wrong, first, count, stride, num_warps=4
+            rows, node, entering, row_sum, scale, wrong, first, count, stride, **ROWS.launch()
         )
     total_kernel[(triton.cdiv(columns, c["BC"]),)](rows, scale, out, count, columns, stride, **c.launch())
     if int(wrong):

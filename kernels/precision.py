@@ -17,7 +17,7 @@ def _upper(x):
 
 @triton.jit
 def _dot_bfloat16(x, w, acc):
-    if INTERPRETED:
+    if INTERPRETED:  # noqa: SIM108 - a choice at compile time, not a select
         acc = tl.dot(x.to(tl.float32), w.to(tl.float32), acc, input_precision="ieee")
     else:
         acc = tl.dot(x, w, acc)

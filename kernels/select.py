@@ -12,9 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pycircuit.kernels.config import config
 from pycircuit.ops.features import Features
 
 BLOCK = tl.constexpr(1024)
+ROWS = config(4, 1)
 
 
 @triton.jit
@@ -76,7 +78,7 @@ def keep_kernel(row_ptr, value, keep, kept, k):
 def kth_largest(values: Tensor, k: int) -> Tensor:
     """The k-th largest of every row, -inf where a row is shorter: [rows]. values: [rows, length], contiguous."""
     out = torch.empty(len(values), device=values.device)
-    kth_kernel[(len(values),)](values, out, values.shape[1], k, num_warps=4)
+    kth_kernel[(len(values),)](values, out, values.shape[1], k, **ROWS.launch())
     return out
 
 
@@ -87,7 +89,7 @@ def keep_largest(candidates: Features, k: int) -> Features:
     keep = torch.empty(candidates.count, dtype=torch.int8, device=candidates.index.device)
     row_ptr = torch.zeros_like(candidates.row_ptr)
     kept = torch.empty(candidates.positions, dtype=torch.int32, device=keep.device)
-    keep_kernel[(candidates.positions,)](candidates.row_ptr, candidates.value, keep, kept, k, num_warps=4)
+    keep_kernel[(candidates.positions,)](candidates.row_ptr, candidates.value, keep, kept, k, **ROWS.launch())
     row_ptr[1:] = kept.cumsum(0)
     chosen = keep.bool()
     return Features(row_ptr, candidates.index[chosen], candidates.value[chosen])

@@ -1,0 +1,124 @@
+"""Compiles every Triton kernel for compute 9.0, no GPU needed, and prints what each takes as JSON.
+
+Run by test_triton_hopper.py in a process of its own, with TRITON_INTERPRET=0: here kernels must be compilable.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from pycircuit.kernels import attend_back, decode, edge_scores, encode, influence, select
+from pycircuit.kernels.config import Config, config
+
+# What launches pass at the standard shapes: widths and strides are multiples of 16, counts may be anything.
+FLOAT_POINTERS = (
+    "b threshold staged value out sample kth bias gradient y pattern normaliser z rows weight entering row_sum scale"
+)
+TYPES = {
+    **dict.fromkeys(FLOAT_POINTERS.split(), "*fp32"),
+    **dict.fromkeys("packed counts kept wrong".split(), "*i32"),
+    **dict.fromkeys("cursor begins ends index row_ptr prefix_ptr node".split(), "*i64"),
+    **dict.fromkeys("floor softcap".split(), "fp32"),
+    "keep": "*i8",
+}
+ALIGNED = set("width features columns row_stride x_stride w_stride g_stride slot_stride qk_width length".split())
+SHORT = {"float32": "fp32", "bfloat16": "bf16"}
+EVEN = {"scale": "fp32"}  # a number in attend_back, a pointer in influence
+
+Row = tuple[str, str, Any, Config, dict[str, Any], dict[str, str]]
+
+
+def variants() -> Iterator[Row]:
+    """(kernel, variant, function, configuration, other constants, types of its own)."""
+    rules = {"number": (0, True), "vector": (1, False), "topk": (2, True), "topk_signed": (2, False)}
+    for shape, c in encode.HOPPER.items():
+        w = {"x": "*fp32", "w": "*" + SHORT[shape.split("_")[0]]}
+        for rule, (number, floor) in rules.items():
+            yield "encode.product", f"{shape} {rule}", encode.product_kernel, c, {"RULE": number, "FLOOR": floor}, w
+        yield "encode.sample", shape, encode.sample_kernel, c, {}, w
+        blocks = config(4, 1, BP=c["BP"], BF=c["BF"])
+        yield "encode.place", shape, encode.place_kernel, blocks, {}, {}
+    both = {"x": "*bf16", "w": "*bf16"}
+    yield "encode.product", "bfloat16 x too", encode.product_kernel, c, {"RULE": 1, "FLOOR": False}, both
+    yield "encode.kth", "", select.kth_kernel, select.ROWS, {}, {}
+    yield "encode.keep", "", select.keep_kernel, select.ROWS, {}, {}
+    for (shape, c), bias in product(decode.HOPPER.items(), (False, True)):
+        w = {"w_dec": "*" + SHORT[shape]}
+        yield "decode", shape + " bias" * bias, decode.decode_kernel, c, {"HAS_BIAS": bias}, w
+    for shape, c in edge_scores.HOPPER.items():
+        w = {"w_dec": "*" + SHORT[shape.split("_")[0]]}
+        yield "edge_scores", shape, edge_scores.edge_scores_kernel, c, {}, w
+    yield from attentions()
+    yield "influence.sum", "", influence.sum_kernel, influence.ROWS, {}, {}
+    yield "influence.solve", "", influence.solve_kernel, influence.ROWS, {}, {"scale": "*fp32"}
+    for shape, c in influence.HOPPER.items():
+        yield "influence.total", shape, influence.total_kernel, c, {}, {"scale": "*fp32"}
+
+
+def attentions() -> Iterator[Row]:
+    kernel, flags = attend_back.attend_back_kernel, ("STORED", "SOFTCAP", "WINDOW")
+    stored = {"query": "*fp32", "key": "*fp32", **EVEN}
+    constants = dict.fromkeys(flags, False) | {"STORED": True}
+    yield "attend_back", "stored", kernel, attend_back.HOPPER["stored"], constants, stored
+    for dtype, softcap, window in product(SHORT, (False, True), (False, True)):
+        name = f"recomputed {dtype}" + " softcap" * softcap + " window" * window
+        own = {"query": "*" + SHORT[dtype], "key": "*" + SHORT[dtype], **EVEN}
+        constants = dict(zip(flags, (False, softcap, window), strict=True))
+        yield "attend_back", name, kernel, attend_back.HOPPER["recomputed"], constants, own
+
+
+def compiled(kernel: Any, c: Config, constants: dict[str, Any], own: dict[str, str]) -> Any:
+    constants = {**dict(c.blocks), **constants}
+    types = {n: "constexpr" if n in constants else own.get(n) or TYPES.get(n, "i32") for n in kernel.arg_names}
+    attributes = {
+        (at,): [["tt.divisibility", 16]]
+        for at, (name, type_) in enumerate(types.items())
+        if type_.startswith("*") or (type_ == "i32" and name in ALIGNED)
+    }
+    values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    options = {k: v for k, v in c.launch().items() if k.islower()}
+    source = ASTSource(kernel, types, values, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def inspect(binary: Any) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        usage, code = (
+            subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+    found = {name: int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL")}
+    return {
+        "registers": found["REG"],
+        "spilled": found["STACK"] + found["LOCAL"] + len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        "shared": binary.metadata.shared,
+        "wgmma": len(re.findall(r"\bHGMMA\b", code)),
+        "mma": len(re.findall(r"\bHMMA\b", code)),
+    }
+
+
+def main(only: str) -> None:
+    rows = []
+    for kernel, variant, function, c, constants, own in variants():
+        if kernel.startswith(only):
+            row = {"kernel": kernel, "variant": variant, "warps": c.warps, "stages": c.stages}
+            rows.append({**row, **inspect(compiled(function, c, constants, own))})
+    json.dump(rows, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:] or [""])
