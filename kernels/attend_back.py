@@ -35,10 +35,11 @@ SPACE = prune(
     needs,
 )
 
-# Not measured: no GPU was at hand. Stored: square blocks, so that a tile of A is read for 128 columns. Recomputed:
-# remaking a tile costs about what applying it to 256 columns does, so as many columns as registers allow.
+# Not measured: no GPU was at hand. Stored: a tile of A is read for 128 columns, and two stages leave 128 registers,
+# two programs an SM (three spill). Recomputed: remaking a tile costs about what applying it to 256 columns does, so
+# as many columns as registers allow.
 HOPPER = {
-    "stored": config(8, 3, BJ=64, BI=32, BN=128, BK=32, PRECISION="ieee"),
+    "stored": config(8, 2, BJ=64, BI=32, BN=128, BK=32, PRECISION="ieee"),
     "recomputed": config(8, 2, BJ=64, BI=32, BN=256, BK=32, PRECISION="ieee"),
 }
 
@@ -92,7 +93,7 @@ def attend_back_kernel(
     scale, softcap, window, STORED: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
     PRECISION: tl.constexpr, BJ: tl.constexpr, BI: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    column = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
+    column = tl.program_id(0) * BN + tl.arange(0, BN)  # targets x width stays below 2^31; a 64-bit quotient is a call
     target, w = column // width, column % width
     start = tl.load(prefix_ptr + target, mask=target < targets, other=0)
     length = tl.load(prefix_ptr + target + 1, mask=target < targets, other=0) - start

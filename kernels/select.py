@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from pycircuit.kernels.config import config
 from torch import Tensor
 
-from pycircuit.kernels.config import config
 from pycircuit.ops.features import Features
 
 BLOCK = tl.constexpr(1024)

@@ -15,24 +15,25 @@ from itertools import product
 from typing import Any
 
 import triton
+from pycircuit.kernels import attend_back, decode, edge_scores, encode, influence, select
+from pycircuit.kernels.config import Config, config
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pycircuit.kernels import attend_back, decode, edge_scores, encode, influence, select
-from pycircuit.kernels.config import Config, config
-
 # What launches pass at the standard shapes: widths and strides are multiples of 16, counts may be anything.
-FLOAT_POINTERS = (
-    "b threshold staged value out sample kth bias gradient y pattern normaliser z rows weight entering row_sum scale"
-)
+FLOATS = (
+    "b", "threshold", "staged", "value", "out", "sample", "kth", "bias", "gradient", "y", "pattern", "normaliser", "z",
+    "rows", "weight", "entering", "row_sum", "scale",
+)  # fmt: skip
 TYPES = {
-    **dict.fromkeys(FLOAT_POINTERS.split(), "*fp32"),
-    **dict.fromkeys("packed counts kept wrong".split(), "*i32"),
-    **dict.fromkeys("cursor begins ends index row_ptr prefix_ptr node".split(), "*i64"),
-    **dict.fromkeys("floor softcap".split(), "fp32"),
+    **dict.fromkeys(FLOATS, "*fp32"),
+    **dict.fromkeys(("packed", "counts", "kept", "wrong"), "*i32"),
+    **dict.fromkeys(("cursor", "begins", "ends", "index", "row_ptr", "prefix_ptr", "node"), "*i64"),
+    **dict.fromkeys(("floor", "softcap"), "fp32"),
     "keep": "*i8",
 }
-ALIGNED = set("width features columns row_stride x_stride w_stride g_stride slot_stride qk_width length".split())
+STRIDES = ("row_stride", "x_stride", "w_stride", "g_stride", "slot_stride")
+ALIGNED = ("width", "features", "columns", "length", "qk_width", *STRIDES)
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 EVEN = {"scale": "fp32"}  # a number in attend_back, a pointer in influence
 
