@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test lint bench build clean
+.PHONY: demo test lint bench gpu build clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -23,6 +23,10 @@ build: .venv/.build
 
 test: build
 	$(BIN)/pytest -q
+
+# On a machine with a GPU, with its own Python and no network: make gpu [RESULTS=dir] [SECTION=name]
+gpu:
+	$(PYTHON) benchmarks/gpu.py $(if $(RESULTS),--results $(RESULTS)) $(if $(SECTION),--section $(SECTION))
 
 clean:
 	rm -rf .venv build dist

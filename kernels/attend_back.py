@@ -87,7 +87,8 @@ def _remade(
     return tl.where(seen, tl.exp(logit - whole[None, :]), 0.0)
 
 
-@triton.jit
+# What changes from call to call and aligns nothing is not specialised: it would only compile again.
+@triton.jit(do_not_specialize=("targets", "heads", "groups", "window"))
 def attend_back_kernel(
     y, prefix_ptr, pattern, query, key, normaliser, z, targets, heads, groups, width, positions, qk_width,
     scale, softcap, window, STORED: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
@@ -124,9 +125,9 @@ def shape_class(attention: Attention) -> str:
     return "recomputed" if isinstance(attention, RecomputedAttention) else "stored"
 
 
-def run(c: Config, y: Tensor, prefix_ptr: Tensor, attention: Attention) -> Tensor:
+def run(c: Config, y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None) -> Tensor:
     (rows, heads, width), targets = y.shape, len(prefix_ptr) - 1
-    z = torch.empty(rows, attention.groups, width, device=y.device)
+    z = torch.empty(rows, attention.groups, width, device=y.device) if out is None else out
     if not z.numel():
         return z
     # No longest prefix is fetched from the device: programs past it find nothing to do.
@@ -143,5 +144,5 @@ def run(c: Config, y: Tensor, prefix_ptr: Tensor, attention: Attention) -> Tenso
     return z
 
 
-def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention) -> Tensor:
-    return run(HOPPER[shape_class(attention)], y, prefix_ptr, attention)
+def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None) -> Tensor:
+    return run(HOPPER[shape_class(attention)], y, prefix_ptr, attention, out)

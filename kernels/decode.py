@@ -27,7 +27,7 @@ SPACE = prune((config(w, 2, BE=e, BD=d) for d in (128, 256, 512, 1024) for e in 
 HOPPER = {"float32": config(4, 2, BE=16, BD=256), "bfloat16": config(4, 2, BE=8, BD=512)}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("positions",))  # it changes from call to call and aligns nothing
 def decode_kernel(
     row_ptr, index, value, w_dec, bias, out, positions, width, w_stride, slot_stride,
     HAS_BIAS: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,

@@ -45,7 +45,7 @@ HOPPER = {
 }
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("targets",))  # it changes from call to call and aligns nothing
 def edge_scores_kernel(
     gradient, prefix_ptr, row_ptr, index, value, w_dec, out, targets, width, g_stride, w_stride, out_stride,
     SHARES: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,

@@ -66,7 +66,8 @@ def _pre_activation(
     return acc + tl.load(b + f, mask=f < features, other=0.0).to(tl.float32)[None, :]
 
 
-@triton.jit
+# Counts that change from call to call and align nothing are not specialised: they would only compile again.
+@triton.jit(do_not_specialize=("positions", "features", "tiles", "sampled"))
 def sample_kernel(
     x, w, b, sample, positions, features, width, x_stride, w_stride, tiles, sampled,
     PRECISION: tl.constexpr, BP: tl.constexpr, BF: tl.constexpr, BK: tl.constexpr,
@@ -81,7 +82,7 @@ def sample_kernel(
     tl.store(cell, pre, mask=(p < positions)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("positions", "features", "ignore", "threshold_stride", "tiles", "room"))
 def product_kernel(
     x, w, b, threshold, staged, packed, cursor, begins, counts, positions, features, width, ignore,
     x_stride, w_stride, threshold_stride, floor, tiles, room,
@@ -115,7 +116,7 @@ def product_kernel(
     tl.store(packed + begin + slot, code, mask=active)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("positions", "tiles"))
 def place_kernel(
     staged, packed, begins, counts, ends, index, value, positions, tiles, BP: tl.constexpr, BF: tl.constexpr
 ):

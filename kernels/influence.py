@@ -52,7 +52,7 @@ def _edges(rows, node, r, n, count, row_stride):
     return tl.load(rows + r.to(tl.int64)[:, None] * row_stride + at[None, :], mask=mask, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("first", "count"))  # they change from call to call and align nothing
 def solve_kernel(rows, node, entering, row_sum, scale, wrong, first, count, row_stride):
     """What enters rows first .. first + BR is known but for edges among themselves: s = (I + M + M^2 + ...)^T e."""
     r = first + tl.arange(0, BR)
@@ -75,7 +75,7 @@ def solve_kernel(rows, node, entering, row_sum, scale, wrong, first, count, row_
     tl.store(entering + n, tl.load(entering + n, mask=later, other=0.0) + pushed, mask=later)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def total_kernel(rows, scale, out, count, columns, row_stride, BQ: tl.constexpr, BC: tl.constexpr):
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     acc = tl.zeros((BQ, BC), tl.float32)

@@ -42,7 +42,7 @@ def _kth_key(value, begin, end, k):
     return found
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("k",))
 def kth_kernel(value, out, length, k):
     r = tl.program_id(0).to(tl.int64)
     key = _kth_key(value, r * length, (r + 1) * length, k)
@@ -51,7 +51,7 @@ def kth_kernel(value, out, length, k):
     tl.store(out + r, tl.where(key == 0, -float("inf"), bits.to(tl.float32, bitcast=True)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("k",))
 def keep_kernel(row_ptr, value, keep, kept, k):
     r = tl.program_id(0)
     begin, end = tl.load(row_ptr + r), tl.load(row_ptr + r + 1)

@@ -33,7 +33,7 @@ TYPES = {
     "keep": "*i8",
 }
 STRIDES = ("row_stride", "x_stride", "w_stride", "g_stride", "slot_stride")
-ALIGNED = ("width", "features", "columns", "length", "qk_width", *STRIDES)
+ALIGNED = ("width", "columns", "length", "qk_width", *STRIDES)
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 EVEN = {"scale": "fp32"}  # a number in attend_back, a pointer in influence
 
