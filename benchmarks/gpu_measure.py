@@ -6,13 +6,13 @@ import importlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 from gpu_shapes import Item, items
 from pycircuit.kernels.config import Config
-from torch import Tensor
 
 import pycircuit as pc
 from pycircuit.ops import cases, reference
@@ -129,29 +129,30 @@ def measure_op(timer: Timer, op: str, rates: dict[str, float]) -> list[dict[str,
     return rows
 
 
-def _candidates(op: str, item: Item) -> Iterator[tuple[Config, bool]]:
-    module = importlib.import_module(f"pycircuit.kernels.{op}")
-    chosen = module.HOPPER[item.shape_class(module)]
-    yield chosen, True
-    yield from ((c, False) for c in module.SPACE if c != chosen)
+def _one_a_class(op: str, device: str) -> Iterator[tuple[str, Item]]:
+    """(shape class, its first item): the largest inputs come last, and are made only when asked for."""
+    module, seen = importlib.import_module(f"pycircuit.kernels.{op}"), set()
+    for item in items(op, device):
+        name = item.shape_class(module)
+        if name not in seen:
+            seen.add(name)
+            yield name, item
 
 
-def tune(timer: Timer) -> list[dict[str, Any]]:
-    """Every configuration of the pruned space at every shape, the recorded choice first, as far as time allows."""
-    rows, end = [], timer.deadline
-    for at, op in enumerate(OPS):
-        timer.deadline = time.monotonic() + (end - time.monotonic()) / (len(OPS) - at)
-        every = list(items(op, timer.device))
-        for position, item in enumerate(every):
-            module, args = importlib.import_module(f"pycircuit.kernels.{op}"), item.arguments()
-            share, begin = max(timer.left(), 0) / (len(every) - position), time.monotonic()
-            times: dict[str, float] = {}
-            for candidate, recorded in _candidates(op, item):
-                if not recorded and (time.monotonic() - begin > share or timer.device == "cpu"):
-                    break
-                work: Callable[[], Tensor] = lambda c=candidate, a=args, m=module: m.run(c, *a)  # noqa: E731
-                times[str(candidate)] = median(timer.samples(work, seconds=0.2, most=10))
-            best, first = min(times, key=times.__getitem__), next(iter(times))
-            rows.append({"op": op, "shape": item.shape, "best": best, "best_ms": times[best], "chosen": first,
-                         "chosen_ms": times[first], "times_ms": times, "tried": len(times)})  # fmt: skip
+def tune(timer: Timer, op: str) -> list[dict[str, Any]]:
+    """Every configuration of the pruned space for each shape class, the recorded choice first, as time allows."""
+    rows, module = [], importlib.import_module(f"pycircuit.kernels.{op}")
+    for at, (name, item) in enumerate(_one_a_class(op, timer.device)):
+        args, chosen = item.arguments(), module.HOPPER[name]
+        share, begin = timer.left() / max(len(module.HOPPER) - at, 1), time.monotonic()
+        times: dict[Config, float] = {}
+        for candidate in (chosen, *(c for c in module.SPACE if c != chosen)):
+            if times and (time.monotonic() - begin > share or timer.device == "cpu"):
+                break
+            times[candidate] = median(timer.samples(partial(module.run, candidate, *args), seconds=0.2, most=10))
+        best = min(times, key=times.__getitem__)
+        rows.append({
+            "op": op, "shape": f"{name}: {item.shape}", "tried": len(times), "best": str(best), "best_ms": times[best],
+            "chosen": str(chosen), "chosen_ms": times[chosen], "times_ms": {str(c): t for c, t in times.items()},
+        })  # fmt: skip
     return rows

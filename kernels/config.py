@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 SHARED_BYTES = 227 * 1024  # one block's share of an SM at compute 9.0
-ACCUMULATORS = 128  # float32 a thread may hold before operands and addresses no longer fit in 255 registers
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,15 @@ def config(warps: int, stages: int, **blocks: Any) -> Config:
 Needs = Callable[[Config], tuple[int, int]]  # -> (shared bytes of a pipeline stage, accumulators of a program)
 
 
-def prune(space: Iterable[Config], needs: Needs) -> tuple[Config, ...]:
-    """The configurations whose pipeline fits in shared memory and whose accumulators fit in registers."""
+def prune(space: Iterable[Config], needs: Needs, most: int) -> tuple[Config, ...]:
+    """The configurations whose pipeline fits in shared memory, with at most `most` accumulators a thread.
+
+    What else a thread must hold differs by kernel, and so does `most`: compiled for compute 9.0, more of them spill.
+    """
     kept = []
     for candidate in space:
         shared, accumulators = needs(candidate)
         fits = shared * candidate.stages <= SHARED_BYTES
-        if fits and accumulators <= ACCUMULATORS * 32 * candidate.warps:
+        if fits and accumulators <= most * 32 * candidate.warps:
             kept.append(candidate)
     return tuple(kept)

@@ -20,7 +20,10 @@ def needs(c: Config) -> tuple[int, int]:
     return 4 * c["BE"] * c["BD"], c["BE"] * c["BD"]
 
 
-SPACE = prune((config(w, 2, BE=e, BD=d) for d in (128, 256, 512, 1024) for e in (4, 8, 16) for w in (2, 4, 8)), needs)
+MOST = 64  # accumulators a thread
+SPACE = prune(
+    (config(w, 2, BE=e, BD=d) for d in (128, 256, 512, 1024) for e in (4, 8, 16) for w in (2, 4, 8)), needs, MOST
+)
 
 # Not measured: no GPU was at hand. Wanted: a width block that divides 2,304 and 4,096, 16 bytes a thread, and at
 # least 16 KiB in flight a program. Half the bytes an element in bfloat16, so twice the width.
@@ -70,4 +73,5 @@ def run(c: Config, features: Features, w_dec: Tensor, bias: Tensor | None) -> Te
 
 
 def decode(features: Features, w_dec: Tensor, bias: Tensor | None) -> Tensor:
-    return run(HOPPER[shape_class(w_dec)], features, w_dec, bias)
+    with torch.cuda.device_of(w_dec):
+        return run(HOPPER[shape_class(w_dec)], features, w_dec, bias)

@@ -21,6 +21,7 @@ def needs(c: Config) -> tuple[int, int]:
     return 4 * c["BK"] * (c["BT"] + c["BE"]), c["BT"] * c["BE"]
 
 
+MOST = 16  # accumulators a thread
 SPACE = prune(
     (
         config(w, s, BT=t, BE=e, BK=k, SHARES=shares, PRECISION="ieee")
@@ -32,6 +33,7 @@ SPACE = prune(
         for s in (2, 3, 4)
     ),
     needs,
+    MOST,
 )
 
 # Not measured: no GPU was at hand. At gemma2b a position has about 60 active features, one block of 64; with 64
@@ -94,4 +96,5 @@ def run(c: Config, gradient: Tensor, prefix_ptr: Tensor, features: Features, w_d
 
 def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec: Tensor, out: Tensor) -> Tensor:
     chosen = HOPPER[shape_class(features.positions, len(prefix_ptr) - 1, w_dec)]
-    return run(chosen, gradient, prefix_ptr, features, w_dec, out)
+    with torch.cuda.device_of(out):
+        return run(chosen, gradient, prefix_ptr, features, w_dec, out)

@@ -27,6 +27,7 @@ def needs(c: Config) -> tuple[int, int]:
     return 4 * c["BK"] * (c["BP"] + c["BF"]), c["BP"] * c["BF"]
 
 
+MOST = 32  # accumulators a thread
 SPACE = prune(
     (
         config(w, s, BP=p, BF=f, BK=k, PRECISION="ieee")
@@ -37,6 +38,7 @@ SPACE = prune(
         for s in (2, 3, 4)
     ),
     needs,
+    MOST,
 )
 
 # Not measured: no GPU was at hand. Up to 128 positions the weights are read once. Tiles of 128 x 64 make 256 programs
@@ -214,4 +216,5 @@ def run(c: Config, x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activati
 
 
 def encode(x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activation, ignore_positions: int) -> Features:
-    return run(HOPPER[shape_class(x, w_enc)], x, w_enc, b_enc, activation, ignore_positions)
+    with torch.cuda.device_of(x):
+        return run(HOPPER[shape_class(x, w_enc)], x, w_enc, b_enc, activation, ignore_positions)

@@ -26,7 +26,10 @@ def needs(c: Config) -> tuple[int, int]:
     return 4 * c["BQ"] * c["BC"], c["BQ"] * c["BC"]
 
 
-SPACE = prune((config(w, 3, BQ=q, BC=n) for q in (8, 16, 32, 64) for n in (64, 128, 256) for w in (2, 4, 8)), needs)
+MOST = 64  # accumulators a thread
+SPACE = prune(
+    (config(w, 3, BQ=q, BC=n) for q in (8, 16, 32, 64) for n in (64, 128, 256) for w in (2, 4, 8)), needs, MOST
+)
 
 # Not measured: no GPU was at hand. 128 columns are whole 512-byte lines of a row, 100,000 columns make 782 programs
 # for 132 SMs, and 32 rows in flight are 16 KiB a program. Narrow graphs take narrower blocks for more programs.
@@ -110,4 +113,5 @@ def run(c: Config, rows: Tensor, node: Tensor, weight: Tensor) -> Tensor:
 
 
 def influence(rows: Tensor, node: Tensor, weight: Tensor) -> Tensor:
-    return run(HOPPER[shape_class(rows)], rows, node, weight)
+    with torch.cuda.device_of(rows):
+        return run(HOPPER[shape_class(rows)], rows, node, weight)

@@ -1,7 +1,7 @@
 """The k largest of ragged rows, ties to the lower index: what TopK adds to encode.
 
 Layout: values of row r at begin[r] .. end[r]; floats become 32-bit keys whose integer order is theirs, NaN on top.
-Bytes: each row 33 times, from L1 or L2 after the first: the k-th key is found bit by bit, from the highest.
+Bytes: a row's first 1,024 entries stay in registers while the k-th key is found bit by bit; the rest come 32 times.
 Parallel: one program a row; a second pass in index order drops what ties with the k-th and comes too late.
 """
 
@@ -30,11 +30,13 @@ def _key(v):
 @triton.jit
 def _kth_key(value, begin, end, k):
     """The largest key that at least k entries reach; 0 where there are fewer than k."""
+    e = begin + tl.arange(0, BLOCK)
+    first = tl.where(e < end, _key(tl.load(value + e, mask=e < end, other=0.0)), -1)  # most rows end here
     found = tl.zeros((), tl.int64)
     for bit in range(32):
         trial = found + (tl.full((), 2147483648, tl.int64) >> bit)
-        reached = tl.zeros((BLOCK,), tl.int32)
-        for e0 in range(begin, end, BLOCK):
+        reached = (first >= trial).to(tl.int32)
+        for e0 in range(begin + BLOCK, end, BLOCK):
             e = e0 + tl.arange(0, BLOCK)
             key = _key(tl.load(value + e, mask=e < end, other=0.0))
             reached += ((e < end) & (key >= trial)).to(tl.int32)

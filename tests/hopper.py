@@ -6,11 +6,13 @@ Run by test_triton_hopper.py in a process of its own, with TRITON_INTERPRET=0: h
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from typing import Any
 
@@ -112,14 +114,16 @@ def inspect(binary: Any) -> dict[str, int]:
     }
 
 
-def main(only: str) -> None:
-    rows = []
-    for kernel, variant, function, c, constants, own in variants():
-        if kernel.startswith(only):
-            row = {"kernel": kernel, "variant": variant, "warps": c.warps, "stages": c.stages}
-            rows.append({**row, **inspect(compiled(function, c, constants, own))})
-    json.dump(rows, sys.stdout)
+def measured(at: int) -> dict[str, Any]:
+    kernel, variant, function, c, constants, own = list(variants())[at]
+    row = {"kernel": kernel, "variant": variant, "warps": c.warps, "stages": c.stages}
+    return {**row, **inspect(compiled(function, c, constants, own))}
+
+
+def main() -> None:
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        json.dump(list(pool.map(measured, range(len(list(variants()))))), sys.stdout)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:] or [""])
+    main()

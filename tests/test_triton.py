@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 from pycircuit.kernels import encode as encode_module
+from pycircuit.kernels import select
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import pycircuit as pc
 from pycircuit.ops import attention, cases
@@ -23,11 +26,10 @@ interpreted = pytest.mark.skipif(HAS_GPU, reason="a CUDA device is here: Triton 
 def to(device: str, argument: Any) -> Any:
     """An argument on another device, strides and all: rows that lie apart must stay apart."""
     if isinstance(argument, Tensor):
-        if device == "cpu" or argument.is_contiguous():
+        if argument.is_contiguous():
             return argument.to(device)
-        storage = torch.empty(argument.untyped_storage().nbytes() // argument.itemsize, dtype=argument.dtype)
-        storage.set_(argument.untyped_storage())
-        return storage.to(device).as_strided(argument.shape, argument.stride(), argument.storage_offset())
+        whole = torch.empty(0, dtype=argument.dtype).set_(argument.untyped_storage())
+        return whole.to(device).as_strided(argument.shape, argument.stride(), argument.storage_offset())
     if isinstance(argument, pc.Features):
         return argument.to(device)
     if isinstance(argument, attention.StoredAttention | attention.RecomputedAttention | pc.JumpReLU):
@@ -107,6 +109,19 @@ def test_topk_ties_go_to_the_lower_index() -> None:
 
 
 @interpreted
+def test_topk_of_more_candidates_than_one_block() -> None:
+    g = cases.generator(6)
+    pre = cases.normal(g, 2, 2600).round(decimals=2)  # many ties
+    found = select.keep_largest(
+        pc.Features(torch.tensor([0, 2600, 5200]), torch.arange(2600).repeat(2), pre.flatten()), 37
+    )
+    for row in range(2):
+        expected = pre[row].sort(descending=True, stable=True).indices[:37].sort().values
+        assert torch.equal(found.index[37 * row : 37 * (row + 1)], expected)
+    assert torch.equal(select.kth_largest(pre, 37), pre.topk(37).values[:, -1])
+
+
+@interpreted
 def test_dense_activity_outgrows_the_stage() -> None:
     g = cases.generator(5)
     args = (cases.normal(g, 70, 16), cases.normal(g, 200, 16), torch.full((200,), 50.0), pc.ReLU(), 1)
@@ -144,3 +159,29 @@ def test_same_bits_twice(op: str) -> None:
         assert torch.equal(first.index, second.index)
         first, second = first.value, second.value
     assert torch.equal(first, second)
+
+
+class Sizes(TorchDispatchMode):
+    """Elements of every tensor that torch makes; the interpreter's byte views of whole storages are not ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[int] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function.overloadpacket not in (torch.ops.aten.set_, torch.ops.aten.copy_):
+            self.made += [t.numel() for t in tree_leaves(result) if isinstance(t, Tensor)]
+        return result
+
+
+@interpreted
+@pytest.mark.parametrize("activation", [pc.JumpReLU(3.0), pc.TopK(8)], ids=["jumprelu", "topk"])
+def test_encode_never_makes_positions_by_features(activation: Any) -> None:
+    g = cases.generator(7)
+    positions, features = 16, 8192
+    x, w = cases.normal(g, positions, 8), cases.normal(g, features, 8) / 8**0.5
+    with Sizes() as sizes:
+        found = encode_module.encode(x, w, torch.zeros(features), activation, 0)
+    assert found.count > positions
+    assert 0 < max(sizes.made) < positions * features / 8

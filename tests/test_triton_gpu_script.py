@@ -45,3 +45,11 @@ def test_dry_run_says_what_it_is(tmp_path: Path, section: str) -> None:
     assert {row["op"] for row in report["rows"]} == {section}
     assert all(row["ms"] > 0 and row["error"] < 1e-5 for row in report["rows"])
     assert set(report["rates"]) == {"fp32", "tf32", "bf16", "copy"}
+
+
+def test_dry_run_of_tuning_reports_the_recorded_choice(tmp_path: Path) -> None:
+    done = script("--device", "cpu", "--installed", "--results", str(tmp_path), "--section", "tune_decode")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "gpu-dry-run-tune_decode.json").read_text())["tune"]
+    assert [row["shape"].split(":")[0] for row in rows] == ["float32", "bfloat16"]
+    assert all(row["tried"] == 1 and row["chosen"] == row["best"] for row in rows)
