@@ -1,7 +1,7 @@
 // attend_back: z[t, j, g] = sum over the heads h of group g and over i >= j of A^h[i, j] y[t, i, h].
 // Layout: y and z ragged rows in place; A one block [queries, keys] at a time, copied out of the stored
 // pattern or recomputed, and used for every target at once, so making it costs 1 / targets of the product.
-// Bytes: y once a block of keys, z twice a block of queries, A (or Q, K) once. Parallel over (group, block of
+// Bytes: y once a block of keys, z once a block of queries, A (or Q, K) once. Parallel over (group, block of
 // keys, share of the targets): every z has one owner.
 #include <cstdlib>
 
@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kKeyBlock = 192;  // a multiple of every tile height and vector
 constexpr int64_t kQueryBlock = 256;
+static_assert(kQueryBlock >= kKeyBlock, "the diagonal block must reach every key");
 
 // A block of the pattern in strips of keys, as the tile reads it: [strips, queries, kTileRows]. Then one
 // target's y in panels of columns: [panels, queries, kPanel]. Both padded with zeros.
@@ -93,32 +94,39 @@ void pack_y(const float* __restrict y, int64_t y_step, int64_t queries, int64_t 
 }
 
 // A tile that reaches past z's rows or columns: through a copy.
-void edge_tile(int64_t depth, const float* a, const float* y, float* z, int64_t z_row, int64_t rows, int64_t columns) {
-  alignas(64) float part[kTileRows * kPanel] = {};
-  tile<kTileRows, kTileVecs>(depth, a, 1, kTileRows, y, kPanel, part, kPanel);
+void edge_tile(int64_t depth, const float* a, const float* y, float* z, int64_t z_row, int64_t rows, int64_t columns,
+               bool fresh) {
+  alignas(64) float part[kTileRows * kPanel];
+  tile<kTileRows, kTileVecs, true>(depth, a, 1, kTileRows, y, kPanel, part, kPanel);
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c) z[r * z_row + c] += part[r * kPanel + c];
+    for (int64_t c = 0; c < columns; ++c)
+      z[r * z_row + c] = part[r * kPanel + c] + (fresh ? 0.f : z[r * z_row + c]);
 }
 
-// One target: z[j0 ..] += pattern^T y[i0 ..], each strip of keys from its own first query on.
+// One target: z[j0 ..] += pattern^T y[i0 ..], each strip of keys from its own first query on. The diagonal block
+// of the first head reaches every row of z and comes first: it writes where the others add.
 void apply_block(const AttendBackInput& in, const Block& b, int64_t target, const Scratch& s) {
   const int64_t first = in.prefix_ptr[target], prefix = in.prefix_ptr[target + 1] - first;
   const int64_t keys = smaller(b.keys, prefix - b.j0), queries = smaller(b.queries, prefix - b.i0);
   const int64_t group = b.head / (in.heads / in.kv_heads), z_row = in.kv_heads * in.width;
   pack_y(in.y + ((first + b.i0) * in.heads + b.head) * in.width, in.heads * in.width, queries, in.width, s.y);
   float* z = in.z + ((first + b.j0) * in.kv_heads + group) * in.width;
+  const bool fresh = b.i0 == b.j0 && b.head % (in.heads / in.kv_heads) == 0;
   for (int64_t c = 0; c < in.width; c += kPanel) {
     const float* panel = s.y + c * kQueryBlock;
     for (int64_t j = 0; j < keys; j += kTileRows) {
       const int64_t start = larger(0, b.j0 + j - b.i0);
       if (start >= queries) break;
       const float* a = s.pattern + (j / kTileRows * kQueryBlock + start) * kTileRows;
-      if (j + kTileRows <= keys && c + kPanel <= in.width)
-        tile<kTileRows, kTileVecs>(queries - start, a, 1, kTileRows, panel + start * kPanel, kPanel, z + j * z_row + c,
-                                   z_row);
+      const float* from = panel + start * kPanel;
+      float* to = z + j * z_row + c;
+      if (j + kTileRows > keys || c + kPanel > in.width)
+        edge_tile(queries - start, a, from, to, z_row, smaller(kTileRows, keys - j), smaller(kPanel, in.width - c),
+                  fresh);
+      else if (fresh)
+        tile<kTileRows, kTileVecs, true>(queries - start, a, 1, kTileRows, from, kPanel, to, z_row);
       else
-        edge_tile(queries - start, a, panel + start * kPanel, z + j * z_row + c, z_row, smaller(kTileRows, keys - j),
-                  smaller(kPanel, in.width - c));
+        tile<kTileRows, kTileVecs>(queries - start, a, 1, kTileRows, from, kPanel, to, z_row);
     }
   }
 }
@@ -128,16 +136,7 @@ struct Task {
   int64_t group, j0, t0, t1;
 };
 
-void clear(const AttendBackInput& in, const Task& task) {
-  for (int64_t t = task.t0; t < task.t1; ++t) {
-    const int64_t end = smaller(in.prefix_ptr[t] + task.j0 + kKeyBlock, in.prefix_ptr[t + 1]);
-    for (int64_t row = in.prefix_ptr[t] + task.j0; row < end; ++row)
-      std::memset(in.z + (row * in.kv_heads + task.group) * in.width, 0, sizeof(float) * in.width);
-  }
-}
-
 void run_task(const AttendBackInput& in, const Task& task, const Scratch& s) {
-  clear(in, task);
   int64_t longest = 0;
   for (int64_t t = task.t0; t < task.t1; ++t) longest = larger(longest, in.prefix_ptr[t + 1] - in.prefix_ptr[t]);
   const int64_t per_group = in.heads / in.kv_heads, keys = smaller(kKeyBlock, longest - task.j0);

@@ -14,14 +14,14 @@ constexpr int kTileRows = 6;
 constexpr int kTileVecs = 2;
 constexpr int kPanel = kTileVecs * kLanes;  // columns of one tile
 
-// c[r, 0 .. Vecs * kLanes) += sum_k a[r * a_row + k * a_step] * b[k * b_step + 0 .. Vecs * kLanes)
-template <int Rows, int Vecs>
+// c[r, 0 .. Vecs * kLanes) += (Fresh: =) sum_k a[r * a_row + k * a_step] * b[k * b_step + 0 .. Vecs * kLanes)
+template <int Rows, int Vecs, bool Fresh = false>
 inline __attribute__((always_inline)) void tile(int64_t depth, const float* __restrict a, int64_t a_row, int64_t a_step,
                                                 const float* __restrict b, int64_t b_step, float* __restrict c,
                                                 int64_t c_row) {
   Vec sums[Rows][Vecs];
   for (int r = 0; r < Rows; ++r)
-    for (int v = 0; v < Vecs; ++v) sums[r][v] = load(c + r * c_row + v * kLanes);
+    for (int v = 0; v < Vecs; ++v) sums[r][v] = Fresh ? Vec{} : load(c + r * c_row + v * kLanes);
   for (int64_t k = 0; k < depth; ++k) {
     Vec line[Vecs];
     for (int v = 0; v < Vecs; ++v) line[v] = load(b + k * b_step + v * kLanes);

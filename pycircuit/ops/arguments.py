@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import checks
+from . import checks, compound
 from .activations import Activation
 from .attention import Attention
 from .features import Features
@@ -27,7 +27,7 @@ def encode(x: Any, w_enc: Any, b_enc: Any, activation: Activation, ignore_positi
     checks.same_device(op, x=x, w_enc=w_enc, b_enc=b_enc)
     checks.same_kind(op, x=x, w_enc=w_enc, b_enc=b_enc)
     ignored = checks.whole(op, "ignore_positions", ignore_positions, 0)
-    return x, w_enc, b_enc, checks.activation(op, activation, w_enc.shape[0], w_enc), min(ignored, len(x))
+    return x, w_enc, b_enc, compound.activation(op, activation, w_enc.shape[0], w_enc), min(ignored, len(x))
 
 
 def _decoder(op: str, w_dec: Any, ndim: tuple[int, ...]) -> Tensor | FileRows:
@@ -47,7 +47,7 @@ def _on_device(**tensors: Any) -> dict[str, Tensor]:
 def decode(features: Features, w_dec: Any, bias: Any = None) -> tuple[Any, ...]:
     op = "decode"
     w_dec = _decoder(op, w_dec, (2, 3))
-    features = checks.features(op, features, w_dec.shape[0])
+    features = compound.features(op, features, w_dec.shape[0])
     named = {"features.value": features.value, "w_dec": w_dec}
     if bias is not None:
         named["bias"] = bias = checks.floats(op, "bias", bias, (1, 2), checks.FLOATS)
@@ -70,7 +70,7 @@ def attend_back(y: Any, prefix_ptr: Any, attention: Attention, out: Any = None) 
     y = checks.floats(op, "y", y, (3,), checks.WIDE)
     checks.contiguous(op, "y", y)
     prefix_ptr, longest = _ragged(op, "y", y, prefix_ptr)
-    attention = checks.attention(op, attention, y, longest)
+    attention = compound.attention(op, attention, y, longest)
     if out is None:
         return y, prefix_ptr, attention, None
     z = checks.floats(op, "out", out, (3,), checks.WIDE)
@@ -92,7 +92,7 @@ def edge_scores(gradient: Any, prefix_ptr: Any, features: Features, w_dec: Any, 
     writable = checks.floats(op, "out", out, (2,), checks.WIDE)
     checks.rows_contiguous(op, "out", writable)
     prefix_ptr, _ = _ragged(op, "gradient", gradient, prefix_ptr)
-    features = checks.features(op, features, w_dec.shape[0])
+    features = compound.features(op, features, w_dec.shape[0])
     checks.shaped(op, "out", writable, (prefix_ptr.numel() - 1, features.count), "targets x active features")
     named = {"gradient": gradient, "w_dec": w_dec, "features.value": features.value}
     checks.same_device(op, **_on_device(**named, out=writable))

@@ -15,10 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
-from .attention import Attention, RecomputedAttention, StoredAttention
-from .features import Features
-
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 WIDE = (torch.float64, torch.float32)
 
@@ -234,23 +230,6 @@ def shares(op: str, name: str, t: Tensor) -> None:
             raise ValueError(f"{op}: {name} must be finite and not negative, got {low} to {high}")
 
 
-def features(op: str, value: Any, size: int) -> Features:
-    """Valid CSR, every index one of the `size` rows of w_dec, as torch tensors."""
-    if not isinstance(value, Features):
-        raise TypeError(f"{op}: features must be pc.Features, got {type(value).__name__}")
-    row_ptr, n, _ = offsets(op, "features.row_ptr", value.row_ptr)
-    index = integers(op, "features.index", value.index)
-    values = floats(op, "features.value", value.value, (1,), WIDE)
-    shaped(op, "features.index", index, (n,), "row_ptr's last entry")
-    shaped(op, "features.value", values, (n,), "row_ptr's last entry")
-    contiguous(op, "features.value", values)
-    same_device(op, **{"features.index": index, "features.row_ptr": row_ptr, "features.value": values})
-    bounded(op, "features.index", index, 0, size, f"from 0 to below {size}, the rows of w_dec")
-    if row_ptr is value.row_ptr and index is value.index and values is value.value:
-        return value
-    return Features(row_ptr, index, values)
-
-
 def whole(op: str, name: str, value: Any, least: int) -> int:
     """A whole number, NumPy's included, of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
@@ -261,91 +240,10 @@ def whole(op: str, name: str, value: Any, least: int) -> int:
     return int(value)
 
 
-def _number(op: str, name: str, value: Any) -> float:
+def number(op: str, name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         fix = "; call .item()" if isinstance(value, Tensor | np.ndarray) else ""
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}{fix}")
     if value != value:
         raise ValueError(f"{op}: {name} must be a number, got NaN")
     return float(value)
-
-
-def activation(op: str, value: Any, size: int, like: Tensor) -> Activation:
-    """An activation that fits `size` features, its thresholds float32, or float64 as w_enc is."""
-    if isinstance(value, ReLU):
-        return value
-    if isinstance(value, TopK):
-        if not isinstance(value.keep_negative, bool):
-            raise TypeError(f"{op}: activation.keep_negative must be a bool, got {type(value.keep_negative).__name__}")
-        return TopK(whole(op, "activation.k", value.k, 1), value.keep_negative)
-    if isinstance(value, BatchTopK):
-        return BatchTopK(_number(op, "activation.threshold", value.threshold))
-    if not isinstance(value, JumpReLU):
-        known = "pc.ReLU(), pc.JumpReLU(theta), pc.TopK(k) or pc.BatchTopK(threshold)"
-        raise TypeError(f"{op}: activation must be {known}, got {type(value).__name__}")
-    if isinstance(value.theta, Real):
-        return JumpReLU(_number(op, "activation.theta", value.theta))
-    theta = floats(op, "activation.theta", value.theta, (0, 1), FLOATS)
-    if theta.numel() != 1:
-        shaped(op, "activation.theta", theta, (size,), "one for each feature, or a single one")
-    same_device(op, w_enc=like, **{"activation.theta": theta})
-    if bool(theta.isnan().any()):
-        raise ValueError(f"{op}: activation.theta must not hold NaN, got {int(theta.isnan().sum())} of them")
-    return JumpReLU(theta.to(torch.float64 if like.dtype == torch.float64 else torch.float32))
-
-
-def attention(op: str, value: Any, y: Tensor, longest: int) -> Attention:
-    """A frozen attention that fits the gradient it is applied to, its arrays as tensors."""
-    heads = y.shape[1]
-    if isinstance(value, StoredAttention):
-        result: Attention = _stored(op, value, y)
-    elif isinstance(value, RecomputedAttention):
-        result = _recomputed(op, value, y)
-    else:
-        known = "pc.ops.StoredAttention or pc.ops.RecomputedAttention"
-        raise TypeError(f"{op}: attention must be {known}, got {type(value).__name__}")
-    if result.groups < 1 or heads % result.groups:
-        raise ValueError(f"{op}: attention's kv heads must divide the {heads} heads of y, got {result.groups}")
-    if longest > result.positions:
-        raise ValueError(
-            f"{op}: prefix_ptr must hold no prefix longer than the attention's {result.positions} positions, "
-            f"got {longest}"
-        )
-    return result
-
-
-def _stored(op: str, value: StoredAttention, y: Tensor) -> StoredAttention:
-    pattern = floats(op, "attention.pattern", value.pattern, (3,), WIDE)
-    positions, groups = pattern.shape[1], value.kv_heads
-    shaped(op, "attention.pattern", pattern, (y.shape[1], positions, positions), "heads of y x positions twice")
-    contiguous(op, "attention.pattern", pattern)
-    if groups is not None:
-        groups = whole(op, "attention.kv_heads", groups, 1)
-    same_device(op, y=y, **{"attention.pattern": pattern})
-    same_kind(op, y=y, **{"attention.pattern": pattern})
-    return value if pattern is value.pattern and groups is value.kv_heads else StoredAttention(pattern, groups)
-
-
-def _recomputed(op: str, value: RecomputedAttention, y: Tensor) -> RecomputedAttention:
-    heads = y.shape[1]
-    query = floats(op, "attention.query", value.query, (3,), FLOATS)
-    key = floats(op, "attention.key", value.key, (3,), FLOATS)
-    normaliser = floats(op, "attention.log_sum_exp", value.log_sum_exp, (2,), WIDE)
-    shaped(op, "attention.query", query, (heads, *query.shape[1:]), "heads of y first")
-    shaped(op, "attention.key", key, (key.shape[0], *query.shape[1:]), "positions and width of query")
-    shaped(op, "attention.log_sum_exp", normaliser, tuple(query.shape[:2]), "heads x positions")
-    named = {"attention.query": query, "attention.key": key, "attention.log_sum_exp": normaliser}
-    if value.sinks is not None:
-        named["attention.sinks"] = floats(op, "attention.sinks", value.sinks, (1,), FLOATS)
-        shaped(op, "attention.sinks", named["attention.sinks"], (heads,), "one for each head of y")
-    for name, t in named.items():
-        contiguous(op, name, t)
-    same_device(op, y=y, **named)
-    same_kind(op, y=y, **named)
-    scale, softcap = (_number(op, f"attention.{n}", getattr(value, n)) for n in ("scale", "softcap"))
-    for name, number in (("scale", scale), ("softcap", softcap)):
-        if not 0 <= number < inf:
-            raise ValueError(f"{op}: attention.{name} must be zero or positive and finite, got {number}")
-    window = whole(op, "attention.window", value.window, 0)
-    sinks = named.get("attention.sinks")
-    return RecomputedAttention(query, key, normaliser, scale, softcap, window, sinks)

@@ -18,8 +18,6 @@ class Features:
     row_ptr: Tensor
     index: Tensor
     value: Tensor
-    # What a check of this object found, and the tensor versions it saw (see checks.features).
-    _checked: tuple[int, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def positions(self) -> int:
