@@ -5,7 +5,6 @@
 // keys, share of the targets): every z has one owner.
 #include <cstdlib>
 
-#include "cpu/dot.h"
 #include "cpu/ops.h"
 #include "cpu/tile.h"
 #include "cpu/vecmath.h"
@@ -17,11 +16,12 @@ constexpr int64_t kKeyBlock = 192;  // a multiple of every tile height and vecto
 constexpr int64_t kQueryBlock = 256;
 static_assert(kQueryBlock >= kKeyBlock, "the diagonal block must reach every key");
 
-// A block of the pattern in strips of keys, as the tile reads it: [strips, queries, kTileRows]. Then one
-// target's y in panels of columns: [panels, queries, kPanel]. Both padded with zeros.
+// A block of the pattern in strips of keys, as the tile reads it: [strips, queries, kTileRows]. One target's y in
+// panels of columns: [panels, queries, kPanel]. Both padded with zeros. The keys, transposed: [qk_width, keys].
 struct Scratch {
   float* pattern;
   float* y;
+  float* keys;
 };
 
 // Queries i0 .. i0 + queries of one head, keys j0 .. j0 + keys.
@@ -48,29 +48,25 @@ void copy_block(const AttendBackInput& in, const Block& b, float* out) {
     scatter(in.pattern + (b.head * in.positions + b.i0 + i) * in.positions + b.j0, 0, seen(b, i), i, b.keys, out);
 }
 
-// rows[c, j] = query[i + c] . key[j] for the keys that query i + kDotColumns - 1 sees
-void logits(const AttendBackInput& in, const Block& b, int64_t i, float* __restrict rows) {
-  const int64_t group = b.head / (in.heads / in.kv_heads), width = in.qk_width;
-  const float* keys = in.key + (group * in.positions + b.j0) * width;
-  const float* query[kDotColumns];
-  for (int64_t c = 0; c < kDotColumns; ++c)
-    query[c] = in.query + (b.head * in.positions + b.i0 + smaller(i + c, b.queries - 1)) * width;
-  const int64_t end = seen(b, smaller(i + kDotColumns, b.queries) - 1);
-  for (int64_t j = 0; j < end; j += kDotRows) {
-    const float* key[kDotRows];
-    float found[kDotColumns * kDotRows];
-    for (int64_t r = 0; r < kDotRows; ++r) key[r] = keys + smaller(j + r, b.keys - 1) * width;
-    dot_tile<kDotColumns>(width, key, query, found);
-    for (int64_t c = 0; c < kDotColumns; ++c)
-      std::memcpy(rows + c * kKeyBlock + j, found + c * kDotRows, sizeof(float) * kDotRows);
+// rows[r, j] = query[i + r] . key[j] for the keys that the last of these queries sees
+void logits(const AttendBackInput& in, const Block& b, int64_t i, const float* keys, float* __restrict rows) {
+  const float* query = in.query + (b.head * in.positions + b.i0 + i) * in.qk_width;
+  const int64_t count = smaller(kTileRows, b.queries - i), end = seen(b, i + count - 1);
+  for (int64_t j = 0; j < end; j += kPanel) {
+    if (count == kTileRows)
+      tile<kTileRows, kTileVecs, true>(in.qk_width, query, in.qk_width, 1, keys + j, kKeyBlock, rows + j, kKeyBlock);
+    else
+      for (int64_t r = 0; r < count; ++r)
+        tile<1, kTileVecs, true>(in.qk_width, query + r * in.qk_width, 0, 1, keys + j, kKeyBlock,
+                                 rows + r * kKeyBlock + j, kKeyBlock);
   }
 }
 
-void recompute_block(const AttendBackInput& in, const Block& b, float* out) {
-  alignas(64) float rows[kDotColumns * kKeyBlock] = {};
-  for (int64_t i0 = 0; i0 < b.queries; i0 += kDotColumns) {
-    logits(in, b, i0, rows);
-    for (int64_t i = i0; i < smaller(i0 + kDotColumns, b.queries); ++i) {
+void recompute_block(const AttendBackInput& in, const Block& b, const float* keys, float* out) {
+  alignas(64) float rows[kTileRows * kKeyBlock];
+  for (int64_t i0 = 0; i0 < b.queries; i0 += kTileRows) {
+    logits(in, b, i0, keys, rows);
+    for (int64_t i = i0; i < smaller(i0 + kTileRows, b.queries); ++i) {
       float* row = rows + (i - i0) * kKeyBlock;
       const int64_t end = seen(b, i), hidden = in.window ? b.i0 + i - b.j0 - in.window + 1 : 0;
       const Vec lse = splat(in.log_sum_exp[b.head * in.positions + b.i0 + i]);
@@ -141,13 +137,16 @@ void run_task(const AttendBackInput& in, const Task& task, const Scratch& s) {
   for (int64_t t = task.t0; t < task.t1; ++t) longest = larger(longest, in.prefix_ptr[t + 1] - in.prefix_ptr[t]);
   const int64_t per_group = in.heads / in.kv_heads, keys = smaller(kKeyBlock, longest - task.j0);
   const int64_t reach = in.window ? smaller(longest, task.j0 + kKeyBlock + in.window - 1) : longest;
+  if (!in.pattern)
+    transpose(in.key + (task.group * in.positions + task.j0) * in.qk_width, in.qk_width, keys, in.qk_width, s.keys,
+              kKeyBlock);
   for (int64_t head = task.group * per_group; head < (task.group + 1) * per_group; ++head)
     for (int64_t i0 = task.j0; i0 < reach; i0 += kQueryBlock) {
       const Block b{head, i0, smaller(kQueryBlock, reach - i0), task.j0, keys};
       if (in.pattern)
         copy_block(in, b, s.pattern);
       else
-        recompute_block(in, b, s.pattern);
+        recompute_block(in, b, s.keys, s.pattern);
       for (int64_t t = task.t0; t < task.t1; ++t)
         if (in.prefix_ptr[t + 1] - in.prefix_ptr[t] > i0) apply_block(in, b, t, s);
     }
@@ -166,9 +165,9 @@ Status attend_back(const AttendBackInput& in) {
   bool ok = true;
 #pragma omp parallel num_threads(static_cast<int>(larger(1, smaller(in.threads, tasks))))
   {
-    const int64_t size = kQueryBlock * kKeyBlock + y_size;
+    const int64_t pattern_size = kQueryBlock * kKeyBlock, size = pattern_size + y_size + in.qk_width * kKeyBlock;
     float* memory = static_cast<float*>(std::aligned_alloc(64, round_up(sizeof(float) * size, 64)));
-    const Scratch scratch{memory, memory + kQueryBlock * kKeyBlock};
+    const Scratch scratch{memory, memory + pattern_size, memory + pattern_size + y_size};
     // The first blocks of keys have the most queries: they go first.
 #pragma omp for schedule(dynamic, 1)
     for (int64_t n = 0; n < tasks; ++n) {

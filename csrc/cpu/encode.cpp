@@ -54,31 +54,6 @@ struct Scratch {
   float pre[kFeatureBlock * kPositionBlock];  // [features, positions]
 };
 
-void transpose_four(const float* __restrict in, int64_t in_row, float* __restrict out, int64_t out_row) {
-  Vec4 a, b, c, d;
-  std::memcpy(&a, in, sizeof a);
-  std::memcpy(&b, in + in_row, sizeof b);
-  std::memcpy(&c, in + 2 * in_row, sizeof c);
-  std::memcpy(&d, in + 3 * in_row, sizeof d);
-  const Vec4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const Vec4 cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd2 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  const Vec4 rows[4] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
-                        __builtin_shufflevector(ab2, cd2, 0, 1, 4, 5), __builtin_shufflevector(ab2, cd2, 2, 3, 6, 7)};
-  for (int r = 0; r < 4; ++r) std::memcpy(out + r * out_row, &rows[r], sizeof rows[r]);
-}
-
-// x[first .. first + count, k0 .. k0 + depth) transposed; positions past count are zero.
-void transpose(const EncodeInput& in, int64_t first, int64_t count, int64_t k0, int64_t depth, float* __restrict out) {
-  for (int64_t p = 0; p < kPositionBlock; p += 4) {
-    const float* __restrict x = in.x + (first + p) * in.x_stride + k0;
-    int64_t k = 0;
-    for (; p + 4 <= count && k + 4 <= depth; k += 4)
-      transpose_four(x + k, in.x_stride, out + k * kPositionBlock + p, kPositionBlock);
-    for (; k < depth; ++k)
-      for (int64_t i = 0; i < 4; ++i) out[k * kPositionBlock + p + i] = p + i < count ? x[i * in.x_stride + k] : 0.f;
-  }
-}
-
 inline const float* rows_of(const float* w, int64_t, int64_t, int64_t, float*, int64_t& stride, int64_t w_stride) {
   stride = w_stride;
   return w;
@@ -146,7 +121,7 @@ void pre_activations(const EncodeInput& in, int64_t f0, int64_t features, int64_
   const W* w = static_cast<const W*>(in.w_enc.data) + f0 * in.w_enc.row_stride;
   for (int64_t k0 = 0; k0 < in.width; k0 += kDepthBlock) {
     const int64_t depth = smaller(kDepthBlock, in.width - k0);
-    transpose(in, p0, positions, k0, depth, s.x);
+    transpose(in.x + p0 * in.x_stride + k0, in.x_stride, positions, depth, s.x, kPositionBlock);
     multiply(w + k0, in.w_enc.row_stride, features, depth, panels, s);
   }
 }

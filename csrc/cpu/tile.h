@@ -34,5 +34,31 @@ inline __attribute__((always_inline)) void tile(int64_t depth, const float* __re
     for (int v = 0; v < Vecs; ++v) store(c + r * c_row + v * kLanes, sums[r][v]);
 }
 
+// Four rows of four to four columns of four.
+inline void transpose_four(const float* __restrict in, int64_t in_row, float* __restrict out, int64_t out_row) {
+  Vec4 a, b, c, d;
+  std::memcpy(&a, in, sizeof a);
+  std::memcpy(&b, in + in_row, sizeof b);
+  std::memcpy(&c, in + 2 * in_row, sizeof c);
+  std::memcpy(&d, in + 3 * in_row, sizeof d);
+  const Vec4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Vec4 cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd2 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  const Vec4 rows[4] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
+                        __builtin_shufflevector(ab2, cd2, 0, 1, 4, 5), __builtin_shufflevector(ab2, cd2, 2, 3, 6, 7)};
+  for (int r = 0; r < 4; ++r) std::memcpy(out + r * out_row, &rows[r], sizeof rows[r]);
+}
+
+// out[k, r] = in[r, k] for depth columns of `count` rows; rows from count up to out_row are zero.
+void transpose(const float* __restrict in, int64_t in_row, int64_t count, int64_t depth, float* __restrict out,
+               int64_t out_row) {
+  for (int64_t r = 0; r < out_row; r += 4) {
+    int64_t k = 0;
+    for (; r + 4 <= count && k + 4 <= depth; k += 4)
+      transpose_four(in + r * in_row + k, in_row, out + k * out_row + r, out_row);
+    for (; k < depth; ++k)
+      for (int64_t i = 0; i < 4; ++i) out[k * out_row + r + i] = r + i < count ? in[(r + i) * in_row + k] : 0.f;
+  }
+}
+
 }  // namespace
 }  // namespace pycircuit::PYCIRCUIT_NAMESPACE

@@ -5,15 +5,7 @@
 namespace pycircuit::PYCIRCUIT_NAMESPACE {
 namespace {
 
-inline Vec choose(VecInt mask, Vec yes, Vec no) {
-  VecInt a, b;
-  std::memcpy(&a, &yes, sizeof a);
-  std::memcpy(&b, &no, sizeof b);
-  const VecInt bits = (mask & a) | (~mask & b);
-  Vec v;
-  std::memcpy(&v, &bits, sizeof v);
-  return v;
-}
+inline Vec choose(VecInt mask, Vec yes, Vec no) { return mask ? yes : no; }
 
 // exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2, ln 2 in two parts so that r is exact.
 inline Vec exp(Vec x) {
