@@ -85,11 +85,14 @@ void one_position(const EdgeScoresInput& in, int64_t p, int64_t next) {
 
 Status edge_scores(const EdgeScoresInput& in) {
   const bool half = in.w_dec.element == Element::bfloat16;
-  const int64_t threads = larger(1, smaller(in.threads, in.features.positions));
-  // In turn, since later positions have fewer targets; and so each thread knows its next position.
-#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(threads))
-  for (int64_t p = 0; p < in.features.positions; ++p)
-    half ? one_position<uint16_t>(in, p, p + threads) : one_position<float>(in, p, p + threads);
+  const int64_t positions = in.features.positions, threads = larger(1, smaller(in.threads, positions));
+  // Neighbours share lines of out, so a thread takes several in a row; a few shares each, since later positions
+  // have fewer targets.
+  const int64_t share = larger(1, smaller(8, positions / (4 * threads)));
+#pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(threads))
+  for (int64_t first = 0; first < positions; first += share)
+    for (int64_t p = first; p < smaller(first + share, positions); ++p)
+      half ? one_position<uint16_t>(in, p, p + 1) : one_position<float>(in, p, p + 1);
   return Status::ok;
 }
 
