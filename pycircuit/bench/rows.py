@@ -18,7 +18,8 @@ MATRIX, READ, MEMORY = "matrix rate", "read rate", "memory"
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio to a peer (its time over ours), a share of a measured rate, or extra memory as a share of P x F."""
+    """What a row must reach: a ratio to a peer (its time over ours), a share of a measured rate, or the scratch of
+    encode as a share of positions x features floats."""
 
     of: str
     least: float | None = None
