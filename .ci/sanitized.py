@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+import torch  # first: its OpenMP is the one to share
+
 
 def load() -> None:
     """Before pycircuit is imported: its `_native` is the one in PYCIRCUIT_SANITIZED."""
@@ -22,8 +24,6 @@ def overrun() -> None:
     """decode into half the memory it needs: the first thing a sanitizer has to see."""
     import ctypes
 
-    import torch
-
     import pycircuit as pc
     from pycircuit.ops import native
 
@@ -31,8 +31,8 @@ def overrun() -> None:
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
     out = libc.malloc(ctypes.c_size_t(64 * 4 // 2))
-    weights = native._weights(torch.ones(1, 64))
-    native._native.decode(0, native._sparse(features), weights, 0, out, 1)
+    w_dec = torch.ones(1, 64)
+    native._native.decode(0, native._sparse(features), native._weights(w_dec), 0, out, 1)
 
 
 load()
