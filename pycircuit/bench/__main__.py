@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pycircuit as pc
 from pycircuit.ops.registry import IMPLEMENTATIONS, OPS
 
 from . import machine, report
@@ -53,7 +54,10 @@ def run(
 ) -> Report:
     """Measure and print every row as it comes."""
     rows, counts = select(op, shape, name, quick), thread_counts(threads)
-    session = Session(options or Options(), seconds=0.2 if quick else 0.6)
+    options = options or Options()
+    with pc.use(options.implementation, isa=options.isa):
+        pass  # a choice that cannot be is refused before anything is measured
+    session = Session(options, seconds=0.2 if quick else 0.6)
     for row, count in plan(rows, counts):
         if count not in session.rates:
             print(session.rate(count), flush=True)
