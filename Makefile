@@ -28,7 +28,7 @@ $(BIN)/python:
 	@touch $@
 
 .venv/.lint: .venv/.tools
-	$(PIP) ruff mypy clang-format
+	$(PIP) ruff mypy clang-format pre-commit
 	@touch $@
 
 build: .venv/.build
@@ -45,7 +45,7 @@ lint: build .venv/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*.* csrc/*/*.*)
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh .ci/native build/werror -DPYCIRCUIT_WERROR=ON
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh .ci/native build-werror -DPYCIRCUIT_WERROR=ON
 
 # Threads stay on their cores: a thread that moves loses its cache in the middle of a sample.
 bench: build
@@ -61,4 +61,4 @@ gpu:
 	$(PYTHON) benchmarks/gpu.py $(if $(RESULTS),--results $(RESULTS)) $(if $(SECTION),--section $(SECTION))
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv .venv-gpu build build-* dist

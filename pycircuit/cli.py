@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -20,11 +21,13 @@ from .bench.__main__ import run as run_bench
 from .bench.runner import Options
 from .ops.registry import IMPLEMENTATIONS
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=pc.__doc__)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=pc.__doc__)
 bench_app = typer.Typer(invoke_without_command=True, help="Measure the ops on this machine, or compare two runs.")
 app.add_typer(bench_app, name="bench")
 
-WRONG, USAGE = 1, 2  # a row disagreed with float64; the arguments were wrong
+WRONG, USAGE, STOPPED = 1, 2, 130  # something failed; the arguments were wrong; Ctrl-C
+BUSY = 0.3  # cores taken by others from which a timing says little
+UsageError: type[Exception] = typer.BadParameter.__base__  # type: ignore[assignment]  # typer may carry its own click
 
 
 def _console() -> Console:
@@ -32,8 +35,8 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=200)
 
 
-def _table(title: str, header: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+def _table(*header: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for i, name in enumerate(header):
         table.add_column(name, no_wrap=i == 0)
     return table
@@ -41,12 +44,15 @@ def _table(title: str, header: tuple[str, ...]) -> Table:
 
 @app.callback(invoke_without_command=True)
 def _top(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     if version:
         print(pc.__version__)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -59,7 +65,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For machines.")
     console = _console()
     for what, value in machine_report.lines(found):
         console.print(f"[bold]{what:<11}[/bold]", value, highlight=False)
-    table = _table("", ("op", "device", "runs", "why not the others"))
+    table = _table("op", "device", "runs", "why not the others")
     for line in machine_report.op_lines(found):
         table.add_row(*line)
     console.print(table)
@@ -68,10 +74,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For machines.")
 @app.command()
 def demo() -> None:
     """Every op once on a realistic input: its time, its share of this machine's floor, and what ran."""
-    console = _console()
+    console, others = _console(), 0.0
     rates = machine.measure(machine.all_threads(), seconds=0.1)
     console.print(f"{machine.cpu_model()}, {rates}", highlight=False)
-    table = _table("", ("op", "given", "ms", "rate", "of floor", "x PyTorch", "ran", "error"))
+    table = _table("op", "given", "ms", "rate", "of floor", "x PyTorch", "ran", "error")
     for op, given, result in tour.tour(rates):
         if not result.times:
             raise RuntimeError(f"{op}: {result.failed or result.skipped}")
@@ -79,8 +85,12 @@ def demo() -> None:
         speed, share = report.rate(result), f"{100 * result.share:.0f}%"
         ratio = f"{result.ratio('reference'):.1f}"
         table.add_row(op, given, f"{1e3 * result.median:.2f}", speed, share, ratio, ran, f"{result.error:.0e}")
+        others = max(others, result.others or 0.0)
     console.print(table)
     console.print("of floor: 100% is as fast as this machine can be. x PyTorch: the reference's time over ours.")
+    console.print("error: against float64, checked before the timing.")
+    if others > BUSY:
+        console.print(f"Other programs took up to {others:.1f} cores meanwhile: run it again when they are done.")
 
 
 @bench_app.callback()
@@ -125,7 +135,7 @@ def compare(first: Path, second: Path) -> None:
     console = _console()
     for name, found in (("first", left), ("second", right)):
         console.print(f"{name}: {found.facts['cpu']}, torch {found.facts['torch']}, {found.when}", highlight=False)
-    table = _table("", comparison.HEADER)
+    table = _table(*comparison.HEADER)
     for line in rows:
         table.add_row(*line)
     console.print(table)
@@ -134,10 +144,25 @@ def compare(first: Path, second: Path) -> None:
 def main() -> None:
     """Errors are one sentence and an exit code; the traceback is for --debug."""
     try:
-        app()
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = STOPPED
+    except BrokenPipeError:  # `pycircuit doctor | head -1`: whoever read us has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
         if "--debug" in sys.argv:
             raise
-        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
-        print(f"pycircuit: {text}", file=sys.stderr)
-        sys.exit(USAGE if isinstance(error, ValueError | TypeError | OSError) else WRONG)
+        print(f"pycircuit: {_sentence(error)}", file=sys.stderr)
+        code = USAGE if isinstance(error, UsageError | ValueError | TypeError | OSError) else WRONG
+    sys.exit(code or 0)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, UsageError):
+        return f"{error.format_message()} See `pycircuit --help`."  # type: ignore[attr-defined]
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValueError | TypeError | OSError | RuntimeError):
+        return str(error)
+    return f"{type(error).__name__}: {error}; run it again with `pycircuit --debug` for the traceback"

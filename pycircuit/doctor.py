@@ -12,7 +12,7 @@ import torch
 import pycircuit as pc
 
 from .bench import machine
-from .ops.dispatch import Request, native_isas, plan
+from .ops.dispatch import ImplementationError, Request, native_isas, plan
 from .ops.registry import OPS
 
 
@@ -66,9 +66,17 @@ def _version(number: int) -> str | None:
 
 
 def _plan(op: str, device: str) -> dict[str, Any]:
-    found = plan(Request(op, device, (torch.float32,)))
-    others = {name: why for name, why in found.reasons if name != found.implementation}
-    return {"implementation": found.implementation, "isa": found.isa, "others": others}
+    try:
+        found = plan(Request(op, device, (torch.float32,)))
+    except ImplementationError as forced:  # a doctor says what is wrong, and goes on
+        return {"implementation": None, "isa": None, "others": {"forced": str(forced)}}
+    first = found.implementation
+    others = {
+        name: f"could run, {first} comes first" if why == "could run" else why
+        for name, why in found.reasons
+        if name != first
+    }
+    return {"implementation": first, "isa": found.isa, "others": others}
 
 
 def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -92,7 +100,7 @@ def op_lines(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     rows = []
     for op, devices in found["ops"].items():
         for device, plan_ in devices.items():
-            runs = plan_["implementation"] + (f" ({plan_['isa']})" if plan_["isa"] else "")
+            runs = (plan_["implementation"] or "nothing") + (f" ({plan_['isa']})" if plan_["isa"] else "")
             others = "; ".join(f"{name}: {why}" for name, why in plan_["others"].items())
             rows.append((op, device, runs, others))
     return rows

@@ -1,108 +1,172 @@
-"""What a stranger gets: the wheel, the README's example, and files that Python 3.10 can read."""
+"""The wheel, in an environment with nothing but what it asks for: no triton, no GPU, no compiler."""
 
 from __future__ import annotations
 
 import ast
 import json
 import os
-import re
 import subprocess
 import sys
 import venv
 import zipfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from pycircuit.ops.dispatch import native_isas
+from pycircuit.ops.registry import OPS
 
 ROOT = Path(__file__).parents[1]
-TOOLS = ("cmake", "ninja", "c++", "g++", "clang++")
+NEEDS = ("torch", "numpy", "typer", "rich")
+# What the tests have and a user may not: it must be missing in the environment for the tests to mean anything.
+ABSENT = ("triton", "pytest", "hypothesis", "psutil", "pybind11")
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def test_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
-        promised = re.findall(r"print\(.*?\)\s+# (\w+[(.].*)", block)
-        said = capsys.readouterr().out.splitlines()
-        assert promised and said[: len(promised)] == promised
-
-
-@pytest.mark.parametrize("package", ["pycircuit", "kernels", "benchmarks"])
-def test_syntax_of_python_310(package: str) -> None:
-    files = sorted((ROOT / package).rglob("*.py"))
-    assert files
-    for file in files:
-        ast.parse(file.read_text(), str(file), feature_version=(3, 10))
-
-
-def test_only_the_command_line_needs_typer_and_rich() -> None:
-    program = (
-        "import sys, pycircuit, pycircuit.doctor, pycircuit.bench.session; print(*{'typer', 'rich'} & {*sys.modules})"
-    )
-    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == ""
+def _run(*command: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    words = [str(c) for c in command]
+    done = subprocess.run(words, capture_output=True, text=True, **kwargs)  # type: ignore[call-overload]
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
+    return done
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built as `pip wheel .` does, but with the tools that are here: an isolated build would fetch them again."""
-    out = tmp_path_factory.mktemp("wheel")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--no-deps"]
-    command += ["--no-build-isolation", f"-Cbuild-dir={ROOT / 'build' / 'wheel'}", "-w", str(out), str(ROOT)]
-    subprocess.run(command, check=True, env=environment, cwd=ROOT)
-    (found,) = out.glob("*.whl")
+    """Built without CUDA, in a build directory that is kept: the second time nothing is compiled."""
+    folder = tmp_path_factory.mktemp("wheel")
+    settings = ("-C", "build-dir=build/wheel-{wheel_tag}", "-C", "cmake.define.PYCIRCUIT_CUDA=OFF")
+    _run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        ROOT,
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        folder,
+        *settings,
+        cwd=ROOT,
+    )
+    (found,) = folder.glob("*.whl")
     return found
 
 
-@pytest.mark.slow
-def test_wheel_holds_what_it_should(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
-    for wanted in ("py.typed", "_native.pyi", "cli.py", "bench/rows.py", "kernels/__init__.py", "kernels/encode.py"):
-        assert f"pycircuit/{wanted}" in names
-    assert any(re.fullmatch(r"pycircuit/_native\..*\.(so|pyd)", name) for name in names)
-    assert any(name.endswith("licenses/LICENSE") for name in names)
-    stray = [n for n in names if not n.startswith(("pycircuit/", "pycircuit-")) or n.endswith((".cpp", ".h", ".cu"))]
-    assert stray == []
+def _closure(names: tuple[str, ...]) -> set[str]:
+    """These distributions and what they require here, triton aside: a torch for GPUs asks for it."""
+    found: set[str] = set()
+    pending = list(names)
+    while pending:
+        name = pending.pop()
+        if name in found or name in ABSENT:
+            continue
+        found.add(name)
+        for text in distribution(name).requires or ():
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                pending.append(requirement.name.lower().replace("_", "-"))
+    return found
 
 
-@pytest.mark.slow
-def test_wheel_works_without_triton_or_compiler(wheel: Path, tmp_path: Path) -> None:
-    """A new environment that sees this one's packages one by one, without triton, and a PATH with nothing on it."""
-    home = tmp_path / "env"
-    venv.create(home, with_pip=False, symlinks=True)
-    python = home / "bin" / "python"
-    site = Path(
-        subprocess.check_output([python, "-c", "import site; print(site.getsitepackages()[0])"], text=True).strip()
-    )
-    _borrow(site)
-    zipfile.ZipFile(wheel).extractall(site)
-    environment = {"PATH": str(tmp_path), "HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-
-    def say(*arguments: str) -> str:
-        command = [python, "-W", "error", *arguments]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    program = f"import shutil, pycircuit; print(pycircuit.__file__, any(map(shutil.which, {TOOLS})))"
-    assert say("-c", program).split() == [str(site / "pycircuit" / "__init__.py"), "False"]
-    found = json.loads(say("-m", "pycircuit", "doctor", "--json"))
-    assert found["triton"] is None and found["gpus"] == []
-    for plan in found["ops"].values():
-        assert plan["cpu"]["implementation"] == "native"
-        assert "triton is not installed" in plan["cpu"]["others"]["triton"]
-    assert "decode/small/plt" in say(
-        "-m", "pycircuit", "bench", "--row", "decode/small/plt", "--quick", "--threads", "1"
-    )
+def _link(name: str, into: Path) -> None:
+    """The distribution's top-level files and folders, seen from another environment."""
+    try:
+        files = distribution(name).files or []
+    except PackageNotFoundError:
+        return
+    for top in {f.parts[0] for f in files} - {"..", "__pycache__"}:
+        source, target = Path(str(distribution(name).locate_file(top))), into / top
+        if not target.exists():
+            target.symlink_to(source)
 
 
-def _borrow(site: Path) -> None:
-    """Links to every installed package but triton and ourselves."""
-    import torch
+@pytest.fixture(scope="module")
+def inside(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Runs a program of the new environment, in an empty folder, with a PATH that holds the environment alone."""
+    home = tmp_path_factory.mktemp("home")
+    venv.create(home / "env", with_pip=False, symlinks=True)
+    python = home / "env" / "bin" / "python"
+    site = Path(_run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
+    for name in _closure(NEEDS):
+        _link(name, site)
+    _run(sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel)
+    kept = {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "LD_")) or k == "TMPDIR"}
+    environment = {**kept, "PATH": str(python.parent), "HOME": str(home), "CUDA_VISIBLE_DEVICES": ""}
 
-    for entry in Path(torch.__file__).parents[1].iterdir():
-        if not re.match(r"(triton|pycircuit|_pycircuit|__pycache__|.*\.pth$)", entry.name):
-            target = site / entry.name
-            if not target.exists():
-                target.symlink_to(entry)
+    def run(program: str, *args: object) -> subprocess.CompletedProcess[str]:
+        return _run(python.parent / program, *args, cwd=home, env=environment)
+
+    return run
+
+
+def test_wheel_holds_the_package_and_no_more(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for name in ("py.typed", "_native.pyi", "kernels/__init__.py", *(f"kernels/{p.name}" for p in _kernels())):
+        assert f"pycircuit/{name}" in names
+    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "pycircuit").rglob("*.py")}
+    assert modules <= names
+    assert any(n.endswith(".dist-info/licenses/LICENSE") for n in names)
+    assert sum(n.startswith("pycircuit/_native.") and n.endswith((".so", ".pyd")) for n in names) == 1
+    assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"pycircuit"}
+    assert [n for n in names if n.endswith((".cpp", ".h", ".cu", ".txt")) and "dist-info" not in n] == []
+
+
+def _kernels() -> list[Path]:
+    return sorted((ROOT / "kernels").glob("*.py"))
+
+
+def test_imports_alone_and_computes(inside: Run) -> None:
+    code = f"""
+import shutil, sys
+from importlib.util import find_spec
+import torch
+import pycircuit as pc
+for name in {ABSENT!r}:
+    assert find_spec(name) is None, name
+assert not [c for c in ("cc", "gcc", "c++", "g++", "clang", "nvcc") if shutil.which(c)]
+assert not torch.cuda.is_available()
+assert not {{"typer", "rich"}} & set(sys.modules), "only the command line needs them"
+features = pc.ops.encode(torch.eye(3), torch.eye(3), torch.zeros(3), pc.ReLU())
+assert pc.last_run().implementation == "native"
+assert torch.equal(pc.ops.decode(features, torch.eye(3)), torch.eye(3))
+print(pc.__file__)
+"""
+    assert str(ROOT) not in inside("python", "-c", code).stdout
+
+
+def test_doctor_says_what_runs_and_why(inside: Run) -> None:
+    printed = inside("pycircuit", "doctor").stdout
+    assert "triton: triton is not installed" in printed
+    found = json.loads(inside("pycircuit", "doctor", "--json").stdout)
+    assert found["isas"] == dict(native_isas())
+    assert found["triton"] is None and found["gpus"] == [] and found["native"]["cuda"] is None
+    best = [name for name, supported in native_isas() if supported][-1]
+    assert list(found["ops"]) == list(OPS)
+    for op in found["ops"].values():
+        assert (op["cpu"]["implementation"], op["cpu"]["isa"]) == ("native", best)
+        assert op["cpu"]["others"]["triton"].startswith("triton is not installed")
+
+
+def test_module_is_the_command(inside: Run) -> None:
+    assert inside("python", "-m", "pycircuit", "--version").stdout == inside("pycircuit", "--version").stdout
+
+
+def test_bench_from_the_wheel(inside: Run) -> None:
+    printed = inside(
+        "pycircuit", "bench", "--row", "edge_scores/small/b64-plt", "--quick", "--json", "here.json"
+    ).stdout
+    assert "edge_scores/small/b64-plt" in printed and "of floor" in printed
+    assert "edge_scores/small/b64-plt" in inside("pycircuit", "bench", "compare", "here.json", "here.json").stdout
+
+
+@pytest.mark.parametrize("folder", ["pycircuit", "kernels", "benchmarks"])
+def test_syntax_of_the_oldest_python(folder: str) -> None:
+    """What the package says it needs is what its sources can be read by."""
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    for path in files:
+        ast.parse(path.read_text(), str(path), feature_version=(3, 10))

@@ -140,8 +140,7 @@ def select(op: str | None = None, shape: str | None = None, name: str | None = N
     ]
     if not found:
         wanted = ", ".join(f"{k} {v!r}" for k, v in {"op": op, "shape": shape, "row": name}.items() if v)
+        wanted += " among the quick ones" * quick
         ops, shapes = (", ".join(sorted({getattr(r, k) for r in ROWS})) for k in ("op", "shape"))
-        raise ValueError(
-            f"bench: {wanted or 'the choice'} must name a row, got none; ops are {ops}; shapes are {shapes}"
-        )
+        raise ValueError(f"bench: {wanted} must name a row, got none; ops are {ops}; shapes are {shapes}")
     return found

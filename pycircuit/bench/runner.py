@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 import pycircuit as pc
-from pycircuit.ops import cases, native
+from pycircuit.ops import cases
 
 from . import machine
 from .inputs import Arguments, Inputs, Peer
@@ -159,6 +159,8 @@ def _scratch(args: Arguments, options: Options) -> float | None:
     """What native encode says it allocated (the tests hold it to that) as a share of positions x features floats."""
     if options.implementation != "native":
         return None
+    from pycircuit.ops import native
+
     said: list[int] = []
     module: Any = native._native
     ours: Any = native
