@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pycircuit as pc
 from pycircuit.ops.registry import IMPLEMENTATIONS, OPS
 
 from . import machine, report
@@ -26,7 +27,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--implementation", choices=IMPLEMENTATIONS, default="native")
     parser.add_argument("--isa", help="one table of the native module: baseline, v3 or v4")
     parser.add_argument("--budget", type=float, help="seconds of timed calls a row")
-    parser.add_argument("--no-memory", action="store_true", help="skip the peak memory of encode")
     parser.add_argument("--json", type=Path, help="write everything, every sample included")
     parser.add_argument("--list", action="store_true", help="print the rows and stop")
     return parser
@@ -54,7 +54,10 @@ def run(
 ) -> Report:
     """Measure and print every row as it comes."""
     rows, counts = select(op, shape, name, quick), thread_counts(threads)
-    session = Session(options or Options(), seconds=0.2 if quick else 0.6)
+    options = options or Options()
+    with pc.use(options.implementation, isa=options.isa):
+        pass  # a choice that cannot be is refused before anything is measured
+    session = Session(options, seconds=0.2 if quick else 0.6)
     for row, count in plan(rows, counts):
         if count not in session.rates:
             print(session.rate(count), flush=True)
@@ -83,9 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for row in select(given.op, given.shape, given.row, given.quick):
                 print(row.name, *(f"[{t}]" for t in row.targets))
             return 0
-        options = Options(given.implementation, given.isa, memory=not given.no_memory)
-        if given.budget or given.quick:
-            options = Options(given.implementation, given.isa, given.budget or 0.2, memory=not given.no_memory)
+        options = Options(given.implementation, given.isa, given.budget or (0.2 if given.quick else 1.0))
         found = run(given.op, given.shape, given.row, given.quick, given.threads, options)
     except ValueError as wrong:
         print(wrong, file=sys.stderr)

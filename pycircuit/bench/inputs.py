@@ -164,10 +164,11 @@ def attend_back(g: torch.Generator, shape: Shape, targets: int, full: bool, stor
         operations += 2 * heads * triangle * width
         frozen = _bytes(attention.query, attention.key, attention.log_sum_exp)
     y = cases.normal(g, int(prefix_ptr[-1]), heads, width)
+    out = torch.zeros(len(y), groups, width)  # the sweep reuses its buffers
     rows, few = _some(prefix_ptr)
-    check = _against("attend_back", (y[rows], few, attention))
+    check = _against("attend_back", (y[rows], few, attention, None))
     return Inputs(
-        (y, prefix_ptr, attention),
+        (y, prefix_ptr, attention, out),
         operations=operations,
         bytes=_bytes(y) * (1 + groups / heads) + frozen,
         error=lambda got: check(got[rows]),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pycircuit.ops.dispatch import native_isas
 
@@ -35,6 +38,10 @@ class Rates:
     def memory(self) -> float:
         return max(self.copy, self.read)
 
+    def raised(self, float32: float, read: float) -> Rates:
+        """With anything better that was seen since."""
+        return replace(self, float32=max(self.float32, float32), read=max(self.read, read))
+
     def __str__(self) -> str:
         return (
             f"{self.threads} thread{'s' * (self.threads > 1)}: {self.float32 / 1e9:.0f} GFLOP/s float32, "
@@ -53,31 +60,66 @@ def _fastest(call: Callable[[], object], seconds: float) -> float:
     return min(samples)
 
 
-def _matrix_rate(dtype: torch.dtype, size: int, seconds: float) -> float:
-    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-    out = torch.empty(size, size, dtype=dtype)
-    return 2 * size**3 / _fastest(lambda: torch.matmul(a, b, out=out), seconds)
+def _matrix_rate(dtype: torch.dtype, seconds: float) -> float:
+    """The best over square products that grow until one takes a tenth of `seconds`: bfloat16 may be emulated."""
+    best, size = 0.0, 256
+    while size <= 2048:
+        a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+        out = torch.empty(size, size, dtype=dtype)
+        took = _fastest(partial(torch.matmul, a, b, out=out), seconds / 3)
+        best = max(best, 2 * size**3 / took)
+        if 8 * took > seconds:
+            break
+        size *= 2
+    return best
+
+
+_FAR = 64 << 20  # floats, 256 MB: far beyond any cache
 
 
 def measure(threads: int, seconds: float = 0.6) -> Rates:
     """Every rate with `threads` threads, about 5 x `seconds`."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        source = torch.randn(64 << 20)  # 256 MB: far beyond any cache
+    with threads_set(threads):
+        source = torch.randn(_FAR)
         target = torch.empty_like(source)
-        size = source.numel() * source.element_size()
         half = source.view(2, -1)
-        reads = (source.sum, source.amax, lambda: torch.dot(half[0], half[1]))
+        reads = (lambda: source.view(512, -1).sum(1), source.amax, lambda: torch.dot(half[0], half[1]))
         return Rates(
             threads=threads,
-            float32=_matrix_rate(torch.float32, 2048, seconds),
-            bfloat16=_matrix_rate(torch.bfloat16, 1024, seconds),
-            copy=2 * size / _fastest(lambda: target.copy_(source), seconds),
-            read=size / min(_fastest(read, seconds / 2) for read in reads),
+            float32=_matrix_rate(torch.float32, seconds),
+            bfloat16=_matrix_rate(torch.bfloat16, seconds),
+            copy=2 * source.nbytes / _fastest(lambda: target.copy_(source), seconds),
+            read=source.nbytes / min(_fastest(read, seconds / 2) for read in reads),
         )
+
+
+@contextmanager
+def threads_set(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
     finally:
         torch.set_num_threads(before)
+
+
+@dataclass
+class Probe:
+    """The matrix and read rates again, between the samples of a row: a shared machine is not always as fast."""
+
+    matrix: Tensor = field(default_factory=lambda: torch.randn(1024, 1024))
+    source: Tensor = field(default_factory=lambda: torch.randn(_FAR).view(512, -1))
+    float32: float = 0.0
+    read: float = 0.0
+
+    def take(self) -> None:
+        start = time.perf_counter()
+        torch.matmul(self.matrix, self.matrix)
+        middle = time.perf_counter()
+        self.source.sum(1)
+        end = time.perf_counter()
+        self.float32 = max(self.float32, 2 * 1024**3 / (middle - start))
+        self.read = max(self.read, self.source.nbytes / (end - middle))
 
 
 def last_level_cache() -> int:

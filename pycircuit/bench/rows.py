@@ -18,7 +18,8 @@ MATRIX, READ, MEMORY = "matrix rate", "read rate", "memory"
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio to a peer (its time over ours), a share of a measured rate, or extra memory as a share of P x F."""
+    """What a row must reach: a ratio to a peer (its time over ours), a share of a measured rate, or the scratch of
+    encode as a share of positions x features floats."""
 
     of: str
     least: float | None = None
@@ -139,8 +140,7 @@ def select(op: str | None = None, shape: str | None = None, name: str | None = N
     ]
     if not found:
         wanted = ", ".join(f"{k} {v!r}" for k, v in {"op": op, "shape": shape, "row": name}.items() if v)
+        wanted += " among the quick ones" * quick
         ops, shapes = (", ".join(sorted({getattr(r, k) for r in ROWS})) for k in ("op", "shape"))
-        raise ValueError(
-            f"bench: {wanted or 'the choice'} must name a row, got none; ops are {ops}; shapes are {shapes}"
-        )
+        raise ValueError(f"bench: {wanted} must name a row, got none; ops are {ops}; shapes are {shapes}")
     return found

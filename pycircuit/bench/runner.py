@@ -5,19 +5,17 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import cycle
 from statistics import median, quantiles
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import pycircuit as pc
 from pycircuit.ops import cases
 
-from . import machine, memory
+from . import machine
 from .inputs import Arguments, Inputs, Peer
 from .machine import Rates
 from .rows import MATRIX, MEMORY, READ, Row, Target
@@ -37,7 +35,6 @@ class Options:
     budget: float = 1.0
     most: int = 40
     least: int = 5
-    memory: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,8 @@ class Outcome:
 class Result:
     """One row measured. times: seconds of every sample, ours under its implementation's name.
 
-    load: the load average before; others: cores that other processes kept busy while we timed.
+    load: the load average before; others: cores that other processes kept busy while we timed; best: the rates
+    seen between its samples; memory: scratch beyond inputs and result, as a share of positions x features floats.
     """
 
     name: str
@@ -70,6 +68,8 @@ class Result:
     others: float | None = None
     operations: float = 0.0
     bytes: float = 0.0
+    bfloat16: bool = False
+    best: dict[str, float] = field(default_factory=dict)
     floor: float = 0.0
     bound: str = ""
     error: float | None = None
@@ -112,16 +112,6 @@ def spread(samples: list[float]) -> float:
     return high - low
 
 
-@contextmanager
-def threads_set(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def plain_drive(call: Callable[[], Any], before: Callable[[], None], rounds: int) -> list[float]:
     """Times `call` `rounds` times, with `before` outside the clock."""
     samples = []
@@ -139,20 +129,58 @@ def measure(row: Row, threads: int, rates: Rates, options: Options, drive: Drive
     free = machine.available_memory()
     if free is not None and free < row.needs:
         return replace(blank, skipped=f"needs {row.needs / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free")
-    with threads_set(threads):
+    with machine.threads_set(threads):
         given = row.build(cases.generator(7))
         first, took = _clock(_caller(row.op, options), copied(given.args))
         ran = pc.last_run()
         assert ran is not None
         error = _checked(row, given, first)
-        blank = replace(blank, isa=ran.isa, error=error if isinstance(error, float) else None)
         if isinstance(error, str):
-            return replace(blank, failed=error)
+            return replace(blank, isa=ran.isa, failed=error)
         del first
-        others = machine.Others()
-        times = _times(row, given, took, options, drive)
-        blank = replace(blank, others=others.cores(), times=times)
-    return _judged(row, blank, given, rates, options)
+        others, probe = machine.Others(), machine.Probe()
+        times = _times(row, given, took, options, drive, probe)
+        result = replace(
+            blank,
+            isa=ran.isa,
+            error=error,
+            others=others.cores(),
+            times=times,
+            operations=given.operations,
+            bytes=given.bytes,
+            bfloat16=given.bfloat16,
+            best={"float32": probe.float32, "read": probe.read},
+            memory=_scratch(given.args, options) if any(t.of == MEMORY for t in row.targets) else None,
+        )
+    return judge(row, result, rates.raised(**result.best))
+
+
+def _scratch(args: Arguments, options: Options) -> float | None:
+    """What native encode says it allocated (the tests hold it to that) as a share of positions x features floats."""
+    if options.implementation != "native":
+        return None
+    from pycircuit.ops import native
+
+    said: list[int] = []
+    module: Any = native._native
+    ours: Any = native
+
+    class Spy:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(module, name)
+
+        def encode(self, *given: Any) -> Any:
+            result = module.encode(*given)
+            said.append(result.workspace_bytes)
+            return result
+
+    ours._native = Spy()
+    try:
+        _caller("encode", options)(*args)
+    finally:
+        ours._native = module
+    x, w_enc = args[:2]
+    return said[0] / (4 * len(x) * len(w_enc))
 
 
 def _checked(row: Row, given: Inputs, got: Any) -> float | str:
@@ -203,10 +231,11 @@ def _size(args: Arguments) -> int:
     return total
 
 
-def _rotation(args: Arguments, rotate: bool) -> Iterator[Arguments]:
-    """Argument sets in turn, together twice the last-level cache, so that each comes from memory."""
-    copies = min(8, 2 * machine.last_level_cache() // max(_size(args), 1)) if rotate else 0
-    return cycle([args, *(copied(args) for _ in range(copies))])
+def _rotation(args: Arguments, touched: float) -> Iterator[Arguments]:
+    """Argument sets in turn, whose touched bytes are together twice the last-level cache: each comes from memory."""
+    cache, room = 2 * machine.last_level_cache(), 2e9 / max(_size(args), 1)
+    copies = min(8, room, cache / touched) if touched else 0
+    return cycle([args, *(copied(args) for _ in range(int(copies)))])
 
 
 @dataclass
@@ -223,12 +252,19 @@ class _Turn:
         self.samples.append(_clock(self.call, next(self.sets))[1])
 
 
-def _times(row: Row, given: Inputs, took: float, options: Options, drive: Drive) -> dict[str, list[float]]:
+def _times(
+    row: Row, given: Inputs, took: float, options: Options, drive: Drive, probe: machine.Probe
+) -> dict[str, list[float]]:
     turns = {name: _turn(row, peer, given, options) for name, peer in given.peers.items()}
-    ours, sets = _caller(row.op, options), _rotation(given.args, row.rotate)
+    ours, sets = _caller(row.op, options), _rotation(given.args, given.bytes * row.rotate)
     ready: list[Arguments] = [given.args]
 
+    left = [8]
+
     def before() -> None:
+        if left[0] > 0:
+            left[0] -= 1
+            probe.take()
         for turn in turns.values():
             turn.take(options.budget)
         ready[0] = next(sets)
@@ -255,26 +291,18 @@ def _turn(row: Row, peer: Peer, given: Inputs, options: Options) -> _Turn:
     if peer.result is not None and (error := given.error(peer.result(got))) > 100 * TOLERANCE:
         raise AssertionError(f"{row.name}: a peer is wrong, error {error:.1e}")
     del got
-    return _Turn(call, _rotation(args, row.rotate))
+    return _Turn(call, _rotation(args, given.bytes * row.rotate))
 
 
-def _judged(row: Row, result: Result, given: Inputs, rates: Rates, options: Options) -> Result:
-    matrix = rates.matrix(given.bfloat16)
-    compute, traffic = given.operations / matrix, given.bytes / rates.memory
-    share: float | None = None
-    if options.memory and any(t.of == MEMORY for t in row.targets):
-        x, w_enc = given.args[:2]
-        extra = memory.extra(row.name, options.implementation, options.isa, result.threads)
-        share = None if extra is None else extra / (4 * len(x) * len(w_enc))
-    result = replace(
-        result,
-        operations=given.operations,
-        bytes=given.bytes,
-        floor=max(compute, traffic),
-        bound="matrix" if compute > traffic else "memory",
-        memory=share,
-    )
-    seconds = {MATRIX: compute, READ: given.bytes / rates.read}
+def judge(row: Row, result: Result, rates: Rates) -> Result:
+    """The floor at these rates and what became of the row's targets."""
+    if not result.times:
+        return result
+    matrix = rates.matrix(result.bfloat16)
+    compute, traffic = result.operations / matrix, result.bytes / rates.memory
+    bound = "matrix" if compute > traffic else "memory"
+    result = replace(result, floor=max(compute, traffic), bound=bound)
+    seconds = {MATRIX: compute, READ: result.bytes / rates.read}
     return replace(result, outcomes=tuple(_outcome(t, result, seconds) for t in row.targets))
 
 

@@ -9,7 +9,7 @@ from . import machine
 from .machine import Rates
 from .report import Report
 from .rows import Row
-from .runner import Drive, Options, Result, measure, plain_drive
+from .runner import Drive, Options, Result, judge, measure, plain_drive
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Session:
     options: Options = field(default_factory=Options)
     seconds: float = 0.6
     rates: dict[int, Rates] = field(default_factory=dict)
-    results: list[Result] = field(default_factory=list)
+    measured: list[tuple[Row, Result]] = field(default_factory=list)
 
     def rate(self, threads: int) -> Rates:
         if threads not in self.rates:
@@ -28,8 +28,15 @@ class Session:
 
     def run(self, row: Row, threads: int, drive: Drive = plain_drive) -> Result:
         result = measure(row, threads, self.rate(threads), self.options, drive)
-        self.results.append(result)
+        if result.best:
+            self.rates[threads] = self.rates[threads].raised(**result.best)
+        self.measured.append((row, result))
         return result
+
+    @property
+    def results(self) -> list[Result]:
+        """Every row against the best rates of the whole run, not only of its beginning."""
+        return [judge(row, result, self.rates[result.threads]) for row, result in self.measured]
 
     def report(self) -> Report:
         return Report.of(self.rates, self.results)

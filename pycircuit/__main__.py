@@ -1,0 +1,5 @@
+"""`python -m pycircuit` is `pycircuit`."""
+
+from pycircuit.cli import main
+
+main()
