@@ -61,9 +61,13 @@ struct EncodeHandle {
 
 Weights weights(const py::tuple& t) {
   if (t.size() != 7) throw std::invalid_argument("weights: expected seven numbers");
-  return {pointer<void>(t[0].cast<uintptr_t>()), static_cast<Element>(t[1].cast<int>()),
-          t[2].cast<int64_t>(),  t[3].cast<int64_t>(), t[4].cast<int64_t>(),
-          t[5].cast<int64_t>(),  t[6].cast<int64_t>()};
+  return {pointer<void>(t[0].cast<uintptr_t>()),
+          static_cast<Element>(t[1].cast<int>()),
+          t[2].cast<int64_t>(),
+          t[3].cast<int64_t>(),
+          t[4].cast<int64_t>(),
+          t[5].cast<int64_t>(),
+          t[6].cast<int64_t>()};
 }
 
 SparseFeatures features(const py::tuple& t) {
@@ -77,8 +81,9 @@ std::unique_ptr<EncodeHandle> encode(int isa, uintptr_t x, int64_t positions, in
                                      int64_t threshold_stride, int64_t top_k, bool keep_negative,
                                      int64_t first_position, int threads) {
   const OpTable& ops = table(isa);
-  const EncodeInput in{pointer<float>(x), positions, width, x_stride, weights(w_enc), pointer<float>(b_enc),
-                       pointer<float>(threshold), threshold_stride, top_k, keep_negative, first_position, threads};
+  const EncodeInput in{
+      pointer<float>(x),         positions,        width, x_stride,      weights(w_enc), pointer<float>(b_enc),
+      pointer<float>(threshold), threshold_stride, top_k, keep_negative, first_position, threads};
   EncodeResult result;
   {
     py::gil_scoped_release release;
@@ -102,11 +107,25 @@ void decode(int isa, const py::tuple& f, const py::tuple& w_dec, uintptr_t bias,
 
 void attend_back(int isa, uintptr_t y, uintptr_t prefix_ptr, int64_t targets, int64_t heads, int64_t kv_heads,
                  int64_t width, uintptr_t z, uintptr_t pattern, int64_t positions, uintptr_t query, uintptr_t key,
-                 uintptr_t log_sum_exp, int64_t qk_width, float scale, float softcap, int64_t window, int threads) {
+                 uintptr_t log_sum_exp, int64_t qk_width, float scale, float softcap, int64_t window,
+                 int threads) {
   const OpTable& ops = table(isa);
-  const AttendBackInput in{pointer<float>(y), pointer<int64_t>(prefix_ptr), targets, heads, kv_heads, width,
-                           pointer<float>(z), pointer<float>(pattern), positions, pointer<float>(query),
-                           pointer<float>(key), pointer<float>(log_sum_exp), qk_width, scale, softcap, window,
+  const AttendBackInput in{pointer<float>(y),
+                           pointer<int64_t>(prefix_ptr),
+                           targets,
+                           heads,
+                           kv_heads,
+                           width,
+                           pointer<float>(z),
+                           pointer<float>(pattern),
+                           positions,
+                           pointer<float>(query),
+                           pointer<float>(key),
+                           pointer<float>(log_sum_exp),
+                           qk_width,
+                           scale,
+                           softcap,
+                           window,
                            threads};
   Status status;
   {
@@ -119,8 +138,15 @@ void attend_back(int isa, uintptr_t y, uintptr_t prefix_ptr, int64_t targets, in
 void edge_scores(int isa, uintptr_t gradient, int64_t gradient_stride, uintptr_t prefix_ptr, int64_t targets,
                  const py::tuple& f, const py::tuple& w_dec, uintptr_t out, int64_t out_stride, int threads) {
   const OpTable& ops = table(isa);
-  const EdgeScoresInput in{pointer<float>(gradient), gradient_stride, pointer<int64_t>(prefix_ptr), targets,
-                           features(f), weights(w_dec), pointer<float>(out), out_stride, threads};
+  const EdgeScoresInput in{pointer<float>(gradient),
+                           gradient_stride,
+                           pointer<int64_t>(prefix_ptr),
+                           targets,
+                           features(f),
+                           weights(w_dec),
+                           pointer<float>(out),
+                           out_stride,
+                           threads};
   Status status;
   {
     py::gil_scoped_release release;
@@ -132,8 +158,9 @@ void edge_scores(int isa, uintptr_t gradient, int64_t gradient_stride, uintptr_t
 void influence(int isa, uintptr_t rows, int64_t count, int64_t columns, int64_t row_stride, uintptr_t node,
                uintptr_t weight, uintptr_t out, int threads) {
   const OpTable& ops = table(isa);
-  const InfluenceInput in{pointer<float>(rows), count, columns, row_stride, pointer<int64_t>(node),
-                          pointer<float>(weight), pointer<float>(out), threads};
+  const InfluenceInput in{
+      pointer<float>(rows), count,  columns, row_stride, pointer<int64_t>(node), pointer<float>(weight),
+      pointer<float>(out),  threads};
   Status status;
   {
     py::gil_scoped_release release;

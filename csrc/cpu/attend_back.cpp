@@ -33,7 +33,8 @@ struct Block {
 int64_t seen(const Block& b, int64_t i) { return smaller(b.keys, b.i0 + i - b.j0 + 1); }
 
 // Query i into the strips: keys begin .. end of its row, zeros in the rest of every strip a tile may read.
-void scatter(const float* __restrict row, int64_t begin, int64_t end, int64_t i, int64_t keys, float* __restrict out) {
+void scatter(const float* __restrict row, int64_t begin, int64_t end, int64_t i, int64_t keys,
+             float* __restrict out) {
   for (int64_t j = 0; j < keys; j += kTileRows) {
     float* strip = out + (j / kTileRows * kQueryBlock + i) * kTileRows;
     if (j >= begin && j + kTileRows <= end)
@@ -54,7 +55,8 @@ void logits(const AttendBackInput& in, const Block& b, int64_t i, const float* k
   const int64_t count = smaller(kTileRows, b.queries - i), end = seen(b, i + count - 1);
   for (int64_t j = 0; j < end; j += kPanel) {
     if (count == kTileRows)
-      tile<kTileRows, kTileVecs, true>(in.qk_width, query, in.qk_width, 1, keys + j, kKeyBlock, rows + j, kKeyBlock);
+      tile<kTileRows, kTileVecs, true>(in.qk_width, query, in.qk_width, 1, keys + j, kKeyBlock, rows + j,
+                                       kKeyBlock);
     else
       for (int64_t r = 0; r < count; ++r)
         tile<1, kTileVecs, true>(in.qk_width, query + r * in.qk_width, 0, 1, keys + j, kKeyBlock,
@@ -90,8 +92,8 @@ void pack_y(const float* __restrict y, int64_t y_step, int64_t queries, int64_t 
 }
 
 // A tile that reaches past z's rows or columns: through a copy.
-void edge_tile(int64_t depth, const float* a, const float* y, float* z, int64_t z_row, int64_t rows, int64_t columns,
-               bool fresh) {
+void edge_tile(int64_t depth, const float* a, const float* y, float* z, int64_t z_row, int64_t rows,
+               int64_t columns, bool fresh) {
   alignas(64) float part[kTileRows * kPanel];
   tile<kTileRows, kTileVecs, true>(depth, a, 1, kTileRows, y, kPanel, part, kPanel);
   for (int64_t r = 0; r < rows; ++r)
@@ -160,7 +162,8 @@ Status attend_back(const AttendBackInput& in) {
   const int64_t blocks = (longest + kKeyBlock - 1) / kKeyBlock;
   // Enough tasks for every thread, but a block of the pattern is worth making for 16 targets or more.
   const int64_t wanted = larger(1, 4 * in.threads / larger(1, blocks * in.kv_heads));
-  const int64_t shares = larger(1, smaller(wanted, in.targets / 16)), per_share = (in.targets + shares - 1) / shares;
+  const int64_t shares = larger(1, smaller(wanted, in.targets / 16)),
+                per_share = (in.targets + shares - 1) / shares;
   const int64_t tasks = blocks * in.kv_heads * shares, y_size = kQueryBlock * round_up(in.width, kPanel);
   bool ok = true;
 #pragma omp parallel num_threads(static_cast<int>(larger(1, smaller(in.threads, tasks))))

@@ -1,7 +1,8 @@
 // out[s, p] = bias[s] + sum over the entries e of position p of value[e] * w_dec[index[e], s], entries in order.
-// Layout: w_dec rows of `slots` pieces of `width` float32 or bfloat16, both anywhere; out [slots, positions, width].
-// Bytes moved: every active row once a position it is active at, eight rows side by side; out once (partial sums in L2).
-// Parallel axis: (position, column block), cut where each thread has as much to read; no element is shared.
+// Layout: w_dec rows of `slots` pieces of `width` float32 or bfloat16, both anywhere; out [slots, positions,
+// width]. Bytes moved: every active row once a position it is active at, eight rows side by side; out once
+// (partial sums in L2). Parallel axis: (position, column block), cut where each thread has as much to read; no
+// element is shared.
 #include "cpu/ops.h"
 
 namespace pycircuit::PYCIRCUIT_NAMESPACE {
@@ -57,7 +58,7 @@ void decode_position(const DecodeInput& in, int64_t p, int64_t first, int64_t la
       const int64_t column = (b - s * per_slot) * kBlock, stop = smaller(width, (last - s * per_slot) * kBlock);
       float* out = in.out + (s * in.features.positions + p) * width + column;
       const float* bias = in.bias ? in.bias + s * width + column : nullptr;
-      kAdd<W>[count](row, s * in.w_dec.slot_stride + column, in.features.value + e, e == begin ? bias : out, out,
+      kAdd<W>[count](row, s* in.w_dec.slot_stride + column, in.features.value + e, e == begin ? bias : out, out,
                      stop - column);
     }
     e += count;

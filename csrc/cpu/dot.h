@@ -16,7 +16,8 @@ constexpr int kDotColumns = 3;
 
 // out[c * 4 + r] = a[r][0 .. depth) . b[c][0 .. depth)
 template <int Columns, class W>
-inline __attribute__((always_inline)) void dot_tile(int64_t depth, const float* const* a, const W* const* b, float* out) {
+inline __attribute__((always_inline)) void dot_tile(int64_t depth, const float* const* a, const W* const* b,
+                                                    float* out) {
   Vec acc[Columns][kDotRows] = {};
   int64_t k = 0;
   for (; k + kLanes <= depth; k += kLanes) {

@@ -36,7 +36,8 @@ void prefetch(const void* row, int64_t begin, int64_t end) {
     __builtin_prefetch(static_cast<const char*>(row) + byte, 0, 2);
 }
 
-// Four targets against the entries begin .. end, while the next four rows of gradient arrive. Missing targets repeat the last one and are not written.
+// Four targets against the entries begin .. end, while the next four rows of gradient arrive. Missing targets
+// repeat the last one and are not written.
 template <class W>
 void four_targets(const EdgeScoresInput& in, const float* const* gradient, float* const* out, int64_t targets,
                   int64_t begin, int64_t end, const float* const* next) {
@@ -74,9 +75,11 @@ void one_position(const EdgeScoresInput& in, int64_t p, int64_t next) {
     for (int64_t i = 0; i < found.count; i += kDotRows) {
       const int64_t ask = coming + i / kDotRows * share;
       for (int64_t e = ask; e < smaller(ask + share, coming_end); ++e)
-        prefetch(w + in.features.index[e] * in.w_dec.row_stride, 0, in.w_dec.width * static_cast<int64_t>(sizeof(W)));
+        prefetch(w + in.features.index[e] * in.w_dec.row_stride, 0,
+                 in.w_dec.width * static_cast<int64_t>(sizeof(W)));
       const float* const* following = i + 2 * kDotRows <= found.count ? found.gradient + i + kDotRows : nullptr;
-      four_targets<W>(in, found.gradient + i, found.out + i, smaller(kDotRows, found.count - i), begin, end, following);
+      four_targets<W>(in, found.gradient + i, found.out + i, smaller(kDotRows, found.count - i), begin, end,
+                      following);
     }
   }
 }

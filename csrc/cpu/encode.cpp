@@ -60,8 +60,8 @@ inline const float* rows_of(const float* w, int64_t, int64_t, int64_t, float*, i
 }
 
 // bfloat16 rows are widened just before use; at `positions` products each, that is a small share.
-inline const float* rows_of(const uint16_t* w, int64_t rows, int64_t, int64_t depth, float* buffer, int64_t& stride,
-                            int64_t w_stride) {
+inline const float* rows_of(const uint16_t* w, int64_t rows, int64_t, int64_t depth, float* buffer,
+                            int64_t& stride, int64_t w_stride) {
   stride = kDepthBlock;
   for (int64_t r = 0; r < rows; ++r) {
     int64_t k = 0;
@@ -112,7 +112,8 @@ void pre_activations_of_few(const EncodeInput& in, int64_t f0, int64_t features,
 }
 
 template <class W>
-void pre_activations(const EncodeInput& in, int64_t f0, int64_t features, int64_t p0, int64_t positions, Scratch& s) {
+void pre_activations(const EncodeInput& in, int64_t f0, int64_t features, int64_t p0, int64_t positions,
+                     Scratch& s) {
   if (positions <= kFewPositions) return pre_activations_of_few<W>(in, f0, features, p0, positions, s);
   const int64_t panels = (positions + kPanel - 1) / kPanel;
   for (int64_t f = 0; f < features; ++f)
@@ -140,8 +141,8 @@ inline bool any_above(const float* __restrict pre, float threshold) {
 }
 
 // Not "pre > threshold": NaN must come through.
-bool keep_above(const EncodeInput& in, int64_t f0, int64_t features, int64_t p0, int64_t positions, const Scratch& s,
-                EntryList& out) {
+bool keep_above(const EncodeInput& in, int64_t f0, int64_t features, int64_t p0, int64_t positions,
+                const Scratch& s, EntryList& out) {
   for (int64_t f = 0; f < features; ++f) {
     const float* pre = s.pre + f * kPositionBlock;
     const float threshold = in.threshold[(f0 + f) * in.threshold_stride];

@@ -1,7 +1,8 @@
-// influence[c] = sum over rows r of scale[r] * |rows[r, c]|, scale[r] = (weight[r] + influence[node[r]]) / sum |rows[r]|.
-// Layout: rows [count, columns] row-major, rows row_stride apart; count at most what one layer order allows.
-// Bytes moved: rows once from DRAM, once more from cache: blocks of four are summed while the block before is added.
-// Parallel axis: columns, in chunks of fixed size; partial sums join in chunk order, so threads change no bit.
+// influence[c] = sum over rows r of scale[r] * |rows[r, c]|, scale[r] = (weight[r] + influence[node[r]]) / sum
+// |rows[r]|. Layout: rows [count, columns] row-major, rows row_stride apart; count at most what one layer order
+// allows. Bytes moved: rows once from DRAM, once more from cache: blocks of four are summed while the block before
+// is added. Parallel axis: columns, in chunks of fixed size; partial sums join in chunk order, so threads change
+// no bit.
 #include <omp.h>
 
 #include <cstdlib>
@@ -11,11 +12,11 @@
 namespace pycircuit::PYCIRCUIT_NAMESPACE {
 namespace {
 
-constexpr int kRows = 4;                // rows a block: eight streams of loads keep DRAM and cache busy together
-constexpr int64_t kChunk = 1024;        // columns a partial sum; floats inside, doubles across
-constexpr int64_t kThreadChunks = 4;    // fewer columns a thread than this and the barriers cost more
+constexpr int kRows = 4;              // rows a block: eight streams of loads keep DRAM and cache busy together
+constexpr int64_t kChunk = 1024;      // columns a partial sum; floats inside, doubles across
+constexpr int64_t kThreadChunks = 4;  // fewer columns a thread than this and the barriers cost more
 constexpr float kSmallest = 1.17549435e-38f;
-constexpr float kZeros[kChunk] = {};    // stands for the rows before the first block and after the last
+constexpr float kZeros[kChunk] = {};  // stands for the rows before the first block and after the last
 constexpr uint32_t kSign = 0x80000000u;
 
 inline uint32_t bits_of(float f) {

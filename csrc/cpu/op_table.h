@@ -46,9 +46,9 @@ struct AttendBackInput {
 
   const float* pattern;  // [heads, positions, positions], contiguous, or null: recompute from here on
   int64_t positions;
-  const float* query;            // [heads, positions, qk_width]
-  const float* key;              // [kv_heads, positions, qk_width]
-  const float* log_sum_exp;      // [heads, positions], sinks included
+  const float* query;        // [heads, positions, qk_width]
+  const float* key;          // [kv_heads, positions, qk_width]
+  const float* log_sum_exp;  // [heads, positions], sinks included
   int64_t qk_width;
   float scale, softcap;  // softcap 0: none
   int64_t window;        // 0: none; else i - j < window
@@ -56,7 +56,7 @@ struct AttendBackInput {
 };
 
 struct EdgeScoresInput {
-  const float* gradient;      // [rows, width], rows gradient_stride apart
+  const float* gradient;  // [rows, width], rows gradient_stride apart
   int64_t gradient_stride;
   const int64_t* prefix_ptr;  // [targets + 1]
   int64_t targets;
@@ -70,9 +70,9 @@ struct EdgeScoresInput {
 struct InfluenceInput {
   const float* rows;  // [count, columns], rows row_stride apart
   int64_t count, columns, row_stride;
-  const int64_t* node;   // [count] the column that row r explains, or -1 for an output
-  const float* weight;   // [count] where influence enters
-  float* influence;      // [columns]
+  const int64_t* node;  // [count] the column that row r explains, or -1 for an output
+  const float* weight;  // [count] where influence enters
+  float* influence;     // [columns]
   int threads;
 };
 

@@ -16,9 +16,9 @@ constexpr int kPanel = kTileVecs * kLanes;  // columns of one tile
 
 // c[r, 0 .. Vecs * kLanes) += (Fresh: =) sum_k a[r * a_row + k * a_step] * b[k * b_step + 0 .. Vecs * kLanes)
 template <int Rows, int Vecs, bool Fresh = false>
-inline __attribute__((always_inline)) void tile(int64_t depth, const float* __restrict a, int64_t a_row, int64_t a_step,
-                                                const float* __restrict b, int64_t b_step, float* __restrict c,
-                                                int64_t c_row) {
+inline __attribute__((always_inline)) void tile(int64_t depth, const float* __restrict a, int64_t a_row,
+                                                int64_t a_step, const float* __restrict b, int64_t b_step,
+                                                float* __restrict c, int64_t c_row) {
   Vec sums[Rows][Vecs];
   for (int r = 0; r < Rows; ++r)
     for (int v = 0; v < Vecs; ++v) sums[r][v] = Fresh ? Vec{} : load(c + r * c_row + v * kLanes);
@@ -44,7 +44,8 @@ inline void transpose_four(const float* __restrict in, int64_t in_row, float* __
   const Vec4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
   const Vec4 cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd2 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
   const Vec4 rows[4] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
-                        __builtin_shufflevector(ab2, cd2, 0, 1, 4, 5), __builtin_shufflevector(ab2, cd2, 2, 3, 6, 7)};
+                        __builtin_shufflevector(ab2, cd2, 0, 1, 4, 5),
+                        __builtin_shufflevector(ab2, cd2, 2, 3, 6, 7)};
   for (int r = 0; r < 4; ++r) std::memcpy(out + r * out_row, &rows[r], sizeof rows[r]);
 }
 

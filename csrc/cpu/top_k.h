@@ -75,7 +75,9 @@ struct TopK {
   }
 
   int64_t bytes() const {
-    return candidates ? positions * static_cast<int64_t>(sizeof(Candidate) * capacity + sizeof(int64_t) + sizeof(float)) : 0;
+    return candidates
+               ? positions * static_cast<int64_t>(sizeof(Candidate) * capacity + sizeof(int64_t) + sizeof(float))
+               : 0;
   }
 
   void lock(int64_t b) {
