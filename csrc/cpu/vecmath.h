@@ -10,7 +10,8 @@ inline Vec choose(VecInt mask, Vec yes, Vec no) { return mask ? yes : no; }
 // exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2, ln 2 in two parts so that r is exact.
 inline Vec exp(Vec x) {
   const Vec low = splat(-87.33f), high = splat(88.37f);
-  const VecInt under = x<low, over = x> high;
+  const VecInt under = x < low;
+  const VecInt over = x > high;
   const Vec inside = choose(under, low, choose(over, high, x));
   const Vec shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec n = (inside * splat(1.44269504088896341f) + shift) - shift;

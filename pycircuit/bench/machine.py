@@ -80,7 +80,7 @@ _FAR = 64 << 20  # floats, 256 MB: far beyond any cache
 def measure(threads: int, seconds: float = 0.6) -> Rates:
     """Every rate with `threads` threads, about 5 x `seconds`."""
     with threads_set(threads):
-        source = torch.randn(_FAR)
+        source = torch.ones(_FAR)
         target = torch.empty_like(source)
         half = source.view(2, -1)
         reads = (lambda: source.view(512, -1).sum(1), source.amax, lambda: torch.dot(half[0], half[1]))
@@ -108,7 +108,7 @@ class Probe:
     """The matrix and read rates again, between the samples of a row: a shared machine is not always as fast."""
 
     matrix: Tensor = field(default_factory=lambda: torch.randn(1024, 1024))
-    source: Tensor = field(default_factory=lambda: torch.randn(_FAR).view(512, -1))
+    source: Tensor = field(default_factory=lambda: torch.ones(_FAR).view(512, -1))
     float32: float = 0.0
     read: float = 0.0
 
