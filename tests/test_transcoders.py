@@ -77,24 +77,34 @@ def dense_reconstruction(t: Any, x: torch.Tensor, ignore: int) -> torch.Tensor:
 
 @EVERY_KIND
 @EVERY_RULE
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 3e-6)], ids=str)
 @pytest.mark.parametrize("skip", [False, True], ids=["", "skip"])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "olmo2"])
-def test_errors_complete_the_mlp(kind: str, rule: str, skip: bool, family: str) -> None:
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 3e-6)):
-        model = build(family, dtype)
-        activation = RULES[rule]
-        if isinstance(activation, pc.JumpReLU):
-            activation = pc.JumpReLU(activation.theta.to(dtype))
-        for reads, writes in (("mlp_in", "mlp_out"), ("resid_mid", "mlp_out"), ("mlp_normed", "mlp_raw")):
-            options = {"dtype": dtype, "skip": skip, "activation": activation, "reads": reads, "writes": writes}
-            transcoders = make(kind, **options)
-            local = pc.ReplacementModel(model, transcoders).freeze(prompt())
-            s = streams(model, prompt())
-            got = dense_reconstruction(transcoders, s[reads], 1) + local.errors
-            assert relative(got, s[writes]) < tolerance, (dtype, reads, writes)
-            again = transcoders.reconstruct(local.features, s[reads], ignore=1)
-            assert relative(again, s[writes] - local.errors) < tolerance
-            assert all(f.count and f.row_ptr[1] == 0 for f in local.features)
+def test_errors_complete_the_mlp(kind: str, rule: str, skip: bool, dtype: torch.dtype, tolerance: float) -> None:
+    complete(build("llama", dtype), make(kind, dtype=dtype, skip=skip, activation=typed(rule, dtype)), tolerance)
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_neox", "olmo2"])
+@pytest.mark.parametrize("writes", WRITES)
+@pytest.mark.parametrize("reads", READS)
+def test_every_read_and_write(kind: str, family: str, reads: str, writes: str) -> None:
+    options = {"dtype": torch.float64, "skip": True, "activation": typed("jumprelu", torch.float64)}
+    complete(build(family, torch.float64), make(kind, reads=reads, writes=writes, **options), 1e-12)
+
+
+def typed(rule: str, dtype: torch.dtype) -> Any:
+    activation = RULES[rule]
+    return pc.JumpReLU(activation.theta.to(dtype)) if isinstance(activation, pc.JumpReLU) else activation
+
+
+def complete(model: Any, transcoders: Any, tolerance: float) -> None:
+    """Reconstruction and errors add up to what the MLP gave."""
+    local = pc.ReplacementModel(model, transcoders).freeze(prompt())
+    s = streams(model, prompt())
+    x, written = s[transcoders.reads], s[transcoders.writes]
+    assert relative(dense_reconstruction(transcoders, x, 1) + local.errors, written) < tolerance
+    assert relative(transcoders.reconstruct(local.features, x, ignore=1), written - local.errors) < tolerance
+    assert all(f.count and f.row_ptr[1] == 0 for f in local.features)
 
 
 @EVERY_KIND

@@ -34,7 +34,9 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": (
         "Qwen2Config", {**_GROUPED, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
     ),
-    "qwen3": ("Qwen3Config", {**_GROUPED, **_MIXED, "use_sliding_window": True, "head_dim": 12, "attention_bias": True}),
+    "qwen3": (
+        "Qwen3Config", {**_GROUPED, **_MIXED, "use_sliding_window": True, "head_dim": 12, "attention_bias": True}
+    ),
     "gemma2": ("Gemma2Config", {**_GEMMA, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}),
     "gemma3_text": ("Gemma3TextConfig", {**_GEMMA, "final_logit_softcapping": 2.0}),
     "olmo2": ("Olmo2Config", {**_GROUPED, "attention_bias": True}),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops import Attention, RecomputedAttention, StoredAttention
+from pycircuit.ops import Attention, RecomputedAttention, StoredAttention
 from .families import Family, FamilyError
 from .frozen import FrozenLayer, FrozenModel, FrozenNorm
 from .weights import LayerWeights, ModelWeights, Norm, module
@@ -140,7 +140,9 @@ def _mask(*args: Any, **how: Any) -> Tensor:
     from transformers.masking_utils import sdpa_mask
 
     how.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
-    return sdpa_mask(*args, **how)
+    mask = sdpa_mask(*args, **how)
+    assert mask is not None  # nothing may be skipped
+    return mask
 
 
 @contextmanager
@@ -150,7 +152,7 @@ def _our_attention(model: nn.Module) -> Iterator[None]:
 
     AttentionInterface.register(IMPLEMENTATION, _attend)
     AttentionMaskInterface.register(IMPLEMENTATION, _mask)
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
     before = [(config, config._attn_implementation) for config in configs.values()]
     try:
         for config, _ in before:

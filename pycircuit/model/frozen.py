@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..ops import Attention, StoredAttention
+from pycircuit.ops import Attention, StoredAttention
 
 _BLOCK = 1 << 24  # attention weights worked on at once
 READS = ("resid_mid", "mlp_normed", "mlp_in")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops import Features
-from ..transcoders import Transcoders
+from pycircuit.ops import Features
+from pycircuit.transcoders import Transcoders
 from .capture import Captured, capture, disagreement, relative
 from .families import FamilyError, family_of
 from .frozen import FrozenModel

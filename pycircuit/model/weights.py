@@ -150,9 +150,13 @@ def _projections(layer: nn.Module, row: Family, config: Any, dtype: torch.dtype)
 
 
 def _layer(layer: nn.Module, row: Family, config: Any, dtype: torch.dtype) -> LayerWeights:
-    names = ("attention_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm")
-    norms = {name: _norm(layer, getattr(row, name), row, dtype) for name in names}
-    return LayerWeights(**norms, **_projections(layer, row, config, dtype))
+    return LayerWeights(
+        attention_norm=_norm(layer, row.attention_norm, row, dtype),
+        post_attention_norm=_norm(layer, row.post_attention_norm, row, dtype),
+        mlp_norm=_norm(layer, row.mlp_norm, row, dtype),
+        post_mlp_norm=_norm(layer, row.post_mlp_norm, row, dtype),
+        **_projections(layer, row, config, dtype),
+    )
 
 
 def _one_device(model: nn.Module) -> torch.device:

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..ops import Activation, BatchTopK, Features, FileRows, JumpReLU, ReLU, TopK
+from pycircuit import ops
+from pycircuit.ops import Activation, BatchTopK, Features, FileRows, JumpReLU, ReLU, TopK
 
 READS = ("resid_mid", "mlp_normed", "mlp_in")
 WRITES = ("mlp_out", "mlp_raw")
@@ -34,7 +34,8 @@ def _entries(op: str, name: str, value: Any, count: int) -> list[Any]:
         return [None] * count
     entries = list(value)
     if len(entries) != count:
-        raise ValueError(f"{op}: {name} must have one entry for each of the {count} layers of w_enc, got {len(entries)}")
+        got = len(entries)
+        raise ValueError(f"{op}: {name} must have one entry for each of the {count} layers of w_enc, got {got}")
     return entries
 
 
@@ -155,7 +156,8 @@ class Transcoders(ABC):
     def _check_kind(op: str, layer: int, name: str, t: Any, model: Shape) -> None:
         if (t.dtype == torch.float64) != (model.dtype == torch.float64):
             got = f"{t.dtype} against the model's {model.dtype}"
-            raise TypeError(f"{op}: layer {layer}: {name} must be float64 exactly if the model is, got {got}; use .to()")
+            rule = "must be float64 exactly if the model is"
+            raise TypeError(f"{op}: layer {layer}: {name} {rule}, got {got}; use .to()")
         if isinstance(t, Tensor) and t.device != model.device:
             raise ValueError(
                 f"{op}: layer {layer}: {name} must be on {model.device} as the model is, got {t.device}; use .to()"
@@ -204,8 +206,8 @@ class Transcoders(ABC):
             return [t.to(*where, **how) if isinstance(t, Tensor) else t for t in entries]
 
         rules = [JumpReLU(*moved([r.theta])) if isinstance(r, JumpReLU) else r for r in self.activation]
-        parts = (moved(t) for t in (self.w_enc, self.b_enc, self.w_dec, self.b_dec))
-        return type(self)(*parts, rules, moved(self.w_skip), self.reads, self.writes)  # type: ignore[arg-type]
+        w_enc, b_enc, w_dec, b_dec = (moved(t) for t in (self.w_enc, self.b_enc, self.w_dec, self.b_dec))
+        return type(self)(w_enc, b_enc, w_dec, b_dec, rules, moved(self.w_skip), self.reads, self.writes)
 
     def _width(self) -> int:
         known = [*self.w_dec, *self.b_dec, *self.w_skip]
@@ -286,7 +288,7 @@ class CrossLayerTranscoder(Transcoders):
     def decoder(self, source: int, target: int) -> Any:
         w_dec = self.w_dec[source]
         if w_dec is None or not source <= target < self.depth:
-            raise ValueError(f"decoder: features must write to their own layer or a later one, got {source} -> {target}")
+            raise ValueError(f"decoder: features must write to their layer or a later one, got {source} -> {target}")
         if isinstance(w_dec, FileRows):
             raise TypeError(f"decoder: layer {source} must be in memory to take one of its slots, got rows in a file")
         return w_dec[:, target - source]
