@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import CONFIGS, LAYERS, VOCABULARY, WIDTH, WINDOW, WINDOWED, build, prompt
+from tiny_models import (
+    CONFIGS,
+    LAYERS,
+    VOCABULARY,
+    WIDTH,
+    WINDOW,
+    WINDOWED,
+    build,
+    one_thread,  # noqa: F401 - a fixture
+    prompt,
+)
 
 import pycircuit as pc
 from pycircuit.model import capture as capturing

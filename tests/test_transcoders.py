@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import LAYERS, VOCABULARY, WIDTH, build, prompt
+from tiny_models import LAYERS, VOCABULARY, WIDTH, build, one_thread, prompt  # noqa: F401 - a fixture
 
 import pycircuit as pc
 from pycircuit.model.capture import STREAMS, capture, relative
@@ -249,11 +249,17 @@ def test_prompts_are_checked_before_anything_runs(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@EVERY_KIND
-def test_activations_are_those_of_freeze(kind: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("reads", READS)
+@pytest.mark.parametrize("family", ["gemma2", "olmo2", "gpt_neox"])
+def test_activations_are_those_of_freeze(
+    family: str, reads: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    model = pc.ReplacementModel(build("gemma2", dtype), make(kind, dtype=wide, reads="mlp_normed"))
-    prompts = [prompt(n, seed=n) for n in (13, 1, 7, 64, 5)]
+    transcoders = make("plt", dtype=wide, reads=reads, missing=(1,))
+    model = pc.ReplacementModel(build(family, dtype), transcoders, ignore_positions=2)
+    monkeypatch.setattr("pycircuit.model.replacement._BATCH_POSITIONS", 60)
+    prompts = [prompt(n, seed=n) for n in (13, 1, 7, 64, 5, 7, 12)]
+    assert model._batches([13, 1, 7, 64]) == ([[3], [0, 2, 1]] if dtype == torch.float32 else [[3], [0], [2], [1]])
     found = model.activations(prompts)
     assert len(found) == len(prompts) and model.activations([]) == []
     for ids, layers in zip(prompts, found, strict=True):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pycircuit.ops import Attention, RecomputedAttention, StoredAttention
+
 from .families import Family, FamilyError
 from .frozen import FrozenLayer, FrozenModel, FrozenNorm
 from .weights import LayerWeights, ModelWeights, Norm, module
@@ -86,12 +87,12 @@ def _attend(
     layer = None if recorder is None else recorder.layer_of.get(id(owner))
     if recorder is None or layer is None or attention_mask is None:
         raise RuntimeError(f"capture: attention must run inside a capture, with a mask, got {type(owner).__name__}")
-    scaling, sinks, wide = how.get("scaling"), how.get("s_aux"), recorder.weights.dtype
+    sinks, wide = how.get("s_aux"), recorder.weights.dtype
     draft = RecomputedAttention(
         query=query[0].to(wide).contiguous(),
         key=key[0].to(wide).contiguous(),
         log_sum_exp=query.new_empty(query.shape[1:3], dtype=wide),
-        scale=float(query.shape[-1] ** -0.5 if scaling is None else scaling),
+        scale=_scale(owner, how.get("scaling"), query.shape[-1], layer),
         softcap=float(how.get("softcap") or 0.0),
         window=recorder.window(attention_mask),
         sinks=None if sinks is None else sinks.detach().to(wide),
@@ -100,6 +101,14 @@ def _attend(
     out = attend(draft, value[0].to(wide), pattern)
     recorder.attention[layer] = draft if pattern is None else StoredAttention(pattern, draft.groups)
     return out.transpose(0, 1)[None].to(query.dtype), None
+
+
+def _scale(owner: nn.Module, scaling: float | None, width: int, layer: int) -> float:
+    """The factor on logits. GPT-2 before transformers 5 passes none and keeps two flags on the module instead."""
+    if scaling is not None:
+        return float(scaling)
+    scale = width**-0.5 if getattr(owner, "scale_attn_weights", True) else 1.0
+    return scale / (layer + 1) if getattr(owner, "scale_attn_by_inverse_layer_idx", False) else scale
 
 
 def attend(attention: RecomputedAttention, value: Tensor, pattern: Tensor | None) -> Tensor:
@@ -275,6 +284,34 @@ def capture(
 def _recorded(name: str, row: Family) -> str:
     """The stream that holds `name`: without a norm before the MLP, what it reads is all one."""
     return "mlp_in" if name == "mlp_normed" and row.mlp_norm is None else name
+
+
+def read_batch(model: Any, row: Family, weights: ModelWeights, ids: Tensor, reads: str) -> Tensor:
+    """What transcoders read, nothing frozen: ids [prompts, positions] -> [layers, prompts, positions, width].
+
+    Prompts may be padded on the right: what comes later changes nothing in a causal model.
+    """
+    out = torch.empty(len(weights.layers), *ids.shape, weights.width, dtype=weights.dtype, device=weights.device)
+    handles = []
+    for at, (layer, w) in enumerate(zip(module(model, row.layers, row).children(), weights.layers, strict=True)):
+        before = row.mlp if reads == "mlp_in" or row.mlp_norm is None else row.mlp_norm
+        norm = w.mlp_norm if reads == "mlp_normed" else None
+
+        def act(_: nn.Module, args: Any, kwargs: Any, at: int = at, norm: Norm | None = norm) -> None:
+            x = _first(args, kwargs)
+            if norm is not None:
+                flat = x.flatten(0, 1).to(weights.dtype)
+                x = replace(norm.freeze(flat), gain=None, bias=None).forward(flat).view_as(x)
+            out[at] = x
+
+        handles.append(module(layer, before, row).register_forward_pre_hook(act, with_kwargs=True))
+    try:
+        with torch.no_grad():
+            model.base_model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return out
 
 
 def _complete(recorder: _Recorder, row: Family) -> None:

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from pycircuit.ops import Features
 from pycircuit.transcoders import Transcoders
-from .capture import Captured, capture, disagreement, relative
+
+from .capture import Captured, capture, disagreement, read_batch, relative
 from .families import FamilyError, family_of
 from .frozen import FrozenModel
 from .weights import read_weights
 
 PATTERN_BYTES = 1 << 30  # stored patterns of all layers together; above, they are recomputed
+_BATCH_POSITIONS = 4096  # of prompts read together, padding included
 _PROBE = ("resid_in", "attention_out", "resid_mid", "mlp_in", "mlp_raw", "mlp_out")
 # (parts, logits): rounding of a few layers, with room. transformers runs parts of a float64 model in float32.
 _TOLERANCE = {torch.float64: (1e-9, 1e-4), torch.float32: (1e-4, 1e-3)}
@@ -109,11 +111,38 @@ class ReplacementModel:
         """Active features of every prompt, one entry a layer; every prompt is checked before the first one runs."""
         if isinstance(prompts, str | Tensor):
             raise TypeError(f"activations: prompts must be a list of prompts, got one {type(prompts).__name__}")
-        reads, found = self.transcoders.reads, []
-        for ids in [self.tokens(prompt) for prompt in prompts]:
-            captured = capture(self.hf_model, self.family, self.weights, ids, (reads,), stored=False)
-            found.append(self._features(captured.streams[reads]))
+        ids = [self.tokens(prompt) for prompt in prompts]
+        found: list[tuple[Features, ...]] = [()] * len(ids)
+        for batch in self._batches([len(t) for t in ids]):
+            for at, features in zip(batch, self._read([ids[i] for i in batch]), strict=True):
+                found[at] = features
         return found
+
+    def _batches(self, lengths: list[int]) -> list[list[int]]:
+        """Prompts of like length together; one by one where only a capture gives the model's exact arithmetic."""
+        together = _BATCH_POSITIONS if self.weights.stored == torch.float32 else 0
+        batches: list[list[int]] = []
+        for at in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > together:
+                batches.append([])
+            batches[-1].append(at)
+        return batches
+
+    def _read(self, ids: list[Tensor]) -> list[tuple[Features, ...]]:
+        reads = self.transcoders.reads
+        if len(ids) == 1:
+            captured = capture(self.hf_model, self.family, self.weights, ids[0], (reads,), stored=False)
+            return [self._features(captured.streams[reads])]
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        x = read_batch(self.hf_model, self.family, self.weights, padded, reads)
+        place = torch.arange(padded.shape[1], device=self.device)
+        lengths = torch.tensor([len(t) for t in ids], device=self.device)
+        kept = (place >= self.ignore_positions) & (place < lengths[:, None])
+        layers = [
+            _split(self.transcoders.encode(layer, x[layer][kept]), [len(t) for t in ids], self.ignore_positions)
+            for layer in range(self.depth)
+        ]
+        return list(zip(*layers, strict=True))
 
     def _features(self, x: Tensor) -> tuple[Features, ...]:
         ignore = self.ignore_positions
@@ -160,3 +189,16 @@ class ReplacementModel:
 
     def __repr__(self) -> str:
         return f"ReplacementModel({self.family.model_type}, {self.transcoders!r}, {self.dtype}, {self.device})"
+
+
+def _split(found: Features, lengths: list[int], ignore: int) -> list[Features]:
+    """Features of prompts one after another, without their ignored positions, back to one for each prompt."""
+    parts, row = [], 0
+    for length in lengths:
+        empty = min(ignore, length)
+        ptr = found.row_ptr[row : row + length - empty + 1]
+        begin, end = int(ptr[0]), int(ptr[-1])
+        row_ptr = torch.cat([ptr.new_zeros(empty), ptr - begin])
+        parts.append(Features(row_ptr, found.index[begin:end].clone(), found.value[begin:end].clone()))
+        row += length - empty
+    return parts
