@@ -155,8 +155,11 @@ def _mask(*args: Any, **how: Any) -> Tensor:
 
 
 @contextmanager
-def _our_attention(model: nn.Module) -> Iterator[None]:
-    """transformers calls our attention function while this is open; the model's own choice comes back after."""
+def attention_by(model: nn.Module, name: str) -> Iterator[None]:
+    """transformers computes attention as `name` says while this is open; the model's own choice comes back after.
+
+    "eager" is what a family means: other implementations drop softcaps or scales in some versions.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(IMPLEMENTATION, _attend)
@@ -165,7 +168,7 @@ def _our_attention(model: nn.Module) -> Iterator[None]:
     before = [(config, config._attn_implementation) for config in configs.values()]
     try:
         for config, _ in before:
-            config._attn_implementation = IMPLEMENTATION
+            config._attn_implementation = name
         yield
     finally:
         for config, chosen in before:
@@ -268,7 +271,7 @@ def capture(
     token = _current.set(recorder)
     hooks = _Hooks(model, row, recorder)
     try:
-        with torch.no_grad(), _our_attention(model):
+        with torch.no_grad(), attention_by(model, IMPLEMENTATION):
             model.base_model(input_ids=ids[None], use_cache=False)
     finally:
         hooks.remove()
@@ -306,7 +309,7 @@ def read_batch(model: Any, row: Family, weights: ModelWeights, ids: Tensor, read
 
         handles.append(module(layer, before, row).register_forward_pre_hook(act, with_kwargs=True))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), attention_by(model, "eager"):
             model.base_model(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pycircuit.ops import Features
 from pycircuit.transcoders import Transcoders
 
-from .capture import Captured, capture, disagreement, read_batch, relative
+from .capture import Captured, attention_by, capture, disagreement, read_batch, relative
 from .families import FamilyError, family_of
 from .frozen import FrozenModel
 from .weights import read_weights
@@ -183,7 +183,7 @@ class ReplacementModel:
             )
 
     def _logit_error(self, captured: Captured, ids: Tensor) -> float:
-        with torch.no_grad():
+        with torch.no_grad(), attention_by(self.hf_model, "eager"):
             expected = self.hf_model(input_ids=ids[None], use_cache=False).logits[0]
         return relative(captured.model.logits(), expected.to(self.dtype))
 
