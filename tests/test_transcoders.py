@@ -286,3 +286,100 @@ def test_stored_or_recomputed_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pycircuit.model.replacement.PATTERN_BYTES", 100)
     assert isinstance(model.freeze(prompt()).model.layers[0].attention, pc.ops.RecomputedAttention)
     assert isinstance(model.freeze(prompt(), stored=True).model.layers[0].attention, pc.ops.StoredAttention)
+
+
+def back(norm: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """A gradient through a norm, and what the norm's own bias adds."""
+    if norm is None:
+        return gradient, 0.0
+    return norm.back(gradient), 0.0 if norm.bias is None else float((gradient @ norm.bias).sum())
+
+
+def back_attention(layer: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """A gradient on what attention adds, down to the layer's input, and what biases add."""
+    gradient, bias = back(layer.post_attention_norm, gradient)
+    if layer.b_o is not None:
+        bias += float((gradient @ layer.b_o).sum())
+    y = (gradient @ layer.w_o).unflatten(1, (layer.heads, layer.head_width)).contiguous()
+    z = pc.ops.attend_back(y, torch.tensor([0, len(y)]), layer.attention).flatten(1)
+    if layer.b_v is not None:
+        bias += float((z @ layer.b_v).sum())
+    gradient, norm_bias = back(layer.attention_norm, z @ layer.w_v)
+    return gradient, bias + norm_bias
+
+
+def back_mlp(local: Any, at: int, gradient: torch.Tensor) -> tuple[torch.Tensor, float, float]:
+    """A gradient on what the MLP adds: what the skip passes on to where it reads, edges, biases."""
+    t, layer = local.transcoders, local.model.layers[at]
+    written, bias = back(layer.write_norm(t.writes), gradient)
+    edges = float((written * local.errors[at]).sum())
+    for source in t.sources(at):
+        found = local.features[source]
+        rows = t.decoder(source, at)[found.index]
+        edges += float((written[found.position()] * rows * found.value[:, None]).sum())
+    if t.bias(at) is not None:
+        bias += float((written[local.ignore_positions :] @ t.bias(at)).sum())
+    if t.w_skip[at] is None:
+        return torch.zeros_like(gradient), edges, bias
+    through, norm_bias = back(layer.read_norm(t.reads), written @ t.w_skip[at].T)
+    return through, edges, bias + norm_bias
+
+
+def walk(local: Any, gradient: torch.Tensor, top: int) -> float:
+    """Every edge and bias below a gradient [positions, width] on the stream before the MLP norm of layer `top`."""
+    model, total = local.model, 0.0
+    for at in reversed(range(top + 1)):
+        layer, through = model.layers[at], torch.zeros_like(gradient)
+        if at < top:
+            through, edges, bias = back_mlp(local, at, gradient)
+            total += edges + bias
+        if layer.parallel:  # the MLP reads beside attention, not after it
+            attended, bias = back_attention(layer, gradient) if at < top else (0.0, 0.0)
+            gradient = gradient + attended + through
+        else:
+            gradient = gradient + through
+            attended, bias = back_attention(layer, gradient)
+            gradient = gradient + attended
+        total += bias
+    return total + float((gradient * model.first_stream()).sum())
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("skip", [False, True], ids=["", "skip"])
+@pytest.mark.parametrize("reads", READS)
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "gemma2", "olmo2", "phi3", "gpt_oss"])
+def test_the_law_on_one_target(kind: str, skip: bool, reads: str, family: str) -> None:
+    """Edges and biases into a feature add up to its value: everything a sweep needs is in what freeze gives."""
+    writes = WRITES[skip]
+    options = {"dtype": torch.float64, "skip": skip, "activation": pc.TopK(4, keep_negative=True)}
+    transcoders = make(kind, reads=reads, writes=writes, **options)
+    for stored in (True, False):
+        local = pc.ReplacementModel(build(family, torch.float64), transcoders).freeze(prompt(), stored=stored)
+        top = LAYERS - 1
+        found = local.features[top]
+        position, index, value = int(found.position()[-2]), int(found.index[-2]), float(found.value[-2])
+        gradient = torch.zeros(local.model.positions, WIDTH, dtype=torch.float64)
+        gradient[position] = transcoders.w_enc[top][index]
+        gradient, bias = back(local.model.layers[top].read_norm(reads), gradient)
+        expected = value - float(transcoders.b_enc[top][index])
+        assert abs(walk(local, gradient, top) + bias - expected) < 1e-10 * max(1.0, abs(expected))
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gemma2", "olmo2"])
+def test_the_law_on_a_logit(kind: str, family: str) -> None:
+    local = pc.ReplacementModel(build(family, torch.float64), make(kind, dtype=torch.float64)).freeze(prompt())
+    model, top = local.model, LAYERS - 1
+    gradient = torch.zeros(model.positions, WIDTH, dtype=torch.float64)
+    gradient[-1] = model.unembedding[5] - model.unembedding_mean
+    logits = model.unembed(model.final_norm.forward(model.final_stream)[-1:])[0]
+    gradient, bias = back(model.final_norm, gradient)
+    through, edges, mlp_bias = back_mlp(local, top, gradient)
+    assert not through.any()
+    if model.layers[top].parallel:
+        attended, attention_bias = back_attention(model.layers[top], gradient)
+        total = walk(local, gradient + attended, top) + attention_bias
+    else:
+        total = walk(local, gradient, top)
+    expected = float(logits[5] - logits.mean())
+    assert abs(total + edges + mlp_bias + bias - expected) < 1e-10 * max(1.0, abs(expected))
