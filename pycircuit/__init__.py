@@ -3,18 +3,26 @@
 from importlib.metadata import version as _version
 
 from . import ops
+from .model import Family, FamilyError, ReplacementModel, register_family
 from .ops import BatchTopK, Features, ImplementationError, JumpReLU, ReLU, TopK, explain, last_run, use
+from .transcoders import CrossLayerTranscoder, PerLayerTranscoders
 
 __version__ = _version("pycircuit")
 __all__ = [
     "BatchTopK",
+    "CrossLayerTranscoder",
+    "Family",
+    "FamilyError",
     "Features",
     "ImplementationError",
     "JumpReLU",
+    "PerLayerTranscoders",
     "ReLU",
+    "ReplacementModel",
     "TopK",
     "explain",
     "last_run",
     "ops",
+    "register_family",
     "use",
 ]

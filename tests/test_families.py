@@ -1,0 +1,293 @@
+"""Every family on a tiny random model: the frozen model must be the model, in every part."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import (
+    CONFIGS,
+    LAYERS,
+    VOCABULARY,
+    WIDTH,
+    WINDOW,
+    WINDOWED,
+    build,
+    one_thread,  # noqa: F401 - a fixture
+    prompt,
+)
+
+import pycircuit as pc
+from pycircuit.model import capture as capturing
+from pycircuit.model import families, frozen
+from pycircuit.model.families import FAMILIES, family_of
+from pycircuit.model.weights import read_weights
+
+EXACT = {torch.float32: 1e-5, torch.float64: 1e-12}
+TYPES = pytest.mark.parametrize("dtype", list(EXACT), ids=["float32", "float64"])
+EVERY = pytest.mark.parametrize("name", list(CONFIGS))
+
+
+def freeze(model: Any, stored: bool = True, **options: Any) -> capturing.Captured:
+    row = family_of(model)
+    return capturing.capture(model, row, read_weights(model, row), prompt(), capturing.STREAMS, stored, **options)
+
+
+def eager_logits(model: Any) -> torch.Tensor:
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        logits = model(prompt()[None]).logits[0]
+    model.set_attn_implementation(before)
+    return logits
+
+
+def transcoders(dtype: torch.dtype = torch.float32) -> pc.PerLayerTranscoders:
+    g = torch.Generator().manual_seed(5)
+    w_enc, w_dec = (torch.randn(LAYERS, 20, WIDTH, generator=g).to(dtype) for _ in range(2))
+    return pc.PerLayerTranscoders(w_enc, torch.zeros(LAYERS, 20, dtype=dtype), w_dec, activation=pc.TopK(3))
+
+
+def test_every_family_has_a_tiny_model() -> None:
+    assert set(FAMILIES) == set(CONFIGS) - {"gpt_neox_sequential"}
+
+
+@TYPES
+@EVERY
+def test_logits_equal_eager(name: str, dtype: torch.dtype) -> None:
+    model = build(name, dtype)
+    # transformers computes norms and softmax of float64 models in float32.
+    assert capturing.relative(freeze(model).model.logits(), eager_logits(model)) < 1e-5
+
+
+@TYPES
+@EVERY
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "recomputed"])
+def test_parts_add_up(name: str, dtype: torch.dtype, stored: bool) -> None:
+    """Embeddings, frozen attention and MLP outputs give back every stream, the last one and the logits."""
+    captured = freeze(build(name, dtype), stored)
+    model, s = captured.model, captured.streams
+    *layers, (last, _, _) = model.streams(s["mlp_raw"])
+    for at, parts in enumerate(layers):
+        for part, key in zip(parts, ("resid_in", "attention_out", "resid_mid"), strict=True):
+            assert capturing.relative(part, s[key][at]) < EXACT[dtype], (at, key)
+    assert capturing.relative(last, model.final_stream) < EXACT[dtype]
+    assert capturing.relative(replace(model, final_stream=last).logits(), model.logits()) < EXACT[dtype]
+
+
+@TYPES
+@EVERY
+def test_each_part_alone(name: str, dtype: torch.dtype) -> None:
+    found = capturing.disagreement(freeze(build(name, dtype)))
+    assert set(found) == {"attention", "post_mlp_norm", "order", "mlp_input"}
+    assert max(found.values()) < EXACT[dtype], found
+
+
+@EVERY
+def test_reads_are_linear_in_the_stream(name: str) -> None:
+    captured = freeze(build(name, torch.float64))
+    for at, layer in enumerate(captured.model.layers):
+        middle = captured.streams["resid_mid"][at]
+        for reads in frozen.READS:
+            norm = layer.read_norm(reads)
+            got = middle if norm is None else norm.forward(middle)
+            assert capturing.relative(got, captured.streams[reads][at]) < 1e-12, (at, reads)
+
+
+@EVERY
+def test_stored_equals_recomputed(name: str) -> None:
+    model = build(name, torch.float64)
+    kept, again = freeze(model, True).model, freeze(model, False).model
+    for a, b in zip(kept.layers, again.layers, strict=True):
+        assert isinstance(a.attention, pc.ops.StoredAttention)
+        assert isinstance(b.attention, pc.ops.RecomputedAttention)
+        n = kept.positions
+        torch.testing.assert_close(b.attention.weights(n), a.attention.weights(n), rtol=1e-12, atol=1e-14)
+        for begin, end in ((0, n), (5, 9), (n - 1, n)):
+            rows = frozen.pattern_rows(b.attention, begin, end)
+            torch.testing.assert_close(rows, frozen.pattern_rows(a.attention, begin, end), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_window_is_shorter_than_the_prompt(name: str) -> None:
+    attention = [layer.attention for layer in freeze(build(name), False).model.layers]
+    windows = {a.window for a in attention if isinstance(a, pc.ops.RecomputedAttention)}
+    assert WINDOW in windows <= {0, WINDOW}
+
+
+def test_what_a_family_can_have_is_on() -> None:
+    first = {name: freeze(build(name), False).model.layers[0].attention for name in ("gemma2", "gpt_oss", "llama")}
+    assert first["gemma2"].softcap == 1.5
+    assert first["gpt_oss"].sinks is not None and first["gpt_oss"].sinks.abs().min() > 0
+    assert first["llama"].groups == 2 and first["llama"].heads == 4
+    assert freeze(build("gemma2")).model.final_softcap == 2.0
+    for name in ("gpt2", "llama", "gpt_oss", "gemma2", "qwen2"):
+        assert freeze(build(name)).model.layers[0].b_v is not None
+    assert freeze(build("gpt_neox")).model.layers[0].parallel
+    assert not freeze(build("gpt_neox_sequential")).model.layers[0].parallel
+    assert freeze(build("gpt2")).model.position_part is not None
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "recomputed"])
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gemma2", "olmo2", "gpt_oss"])
+def test_blocks_of_queries_change_nothing(name: str, stored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(name, torch.float64)
+    whole = freeze(model, stored)
+    for block in (1, 200):
+        monkeypatch.setattr(capturing, "_BLOCK", block)
+        monkeypatch.setattr(frozen, "_BLOCK", block)
+        parts = freeze(model, stored)
+        assert capturing.relative(parts.model.final_stream, whole.model.final_stream) < 1e-13
+        *_, (last, _, _) = parts.model.streams(parts.streams["mlp_raw"])
+        assert capturing.relative(last, whole.model.final_stream) < 1e-12
+
+
+@EVERY
+def test_norms_transpose(name: str) -> None:
+    """<G, N(x) - bias> = <back(G), x>, at chosen positions."""
+    captured = freeze(build(name, torch.float64))
+    g, n = torch.Generator().manual_seed(2), captured.model.positions
+    layer = captured.model.layers[1]
+    norms = [layer.attention_norm, layer.post_attention_norm, layer.mlp_norm, layer.post_mlp_norm]
+    norms += [layer.read_norm("mlp_normed"), captured.model.final_norm]
+    x = torch.randn(n, WIDTH, generator=g, dtype=torch.float64)
+    positions = torch.tensor([0, 3, 3, n - 1])
+    gradient = torch.randn(4, WIDTH, generator=g, dtype=torch.float64)
+    for norm in filter(None, norms):
+        linear = norm.forward(x) - (0 if norm.bias is None else norm.bias)
+        back = norm.back(gradient, positions)
+        torch.testing.assert_close((gradient * linear[positions]).sum(1), (back * x[positions]).sum(1))
+        torch.testing.assert_close(norm.back(x), norm.back(x, torch.arange(n)), rtol=0, atol=0)
+        torch.testing.assert_close(norm.forward(x[3:5], begin=3), norm.forward(x)[3:5], rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_oss", "gemma2", "gpt2"])
+def test_attend_back_is_the_transpose(name: str) -> None:
+    """The op that walks gradients down uses the same pattern as the walk up: <Y, A V> = <A^T Y, V>."""
+    for stored in (True, False):
+        model = freeze(build(name, torch.float64), stored).model
+        layer, n = model.layers[0], model.positions
+        g = torch.Generator().manual_seed(3)
+        value = torch.randn(layer.kv_heads, n, layer.head_width, generator=g, dtype=torch.float64)
+        y = torch.randn(n, layer.heads, layer.head_width, generator=g, dtype=torch.float64)
+        z = pc.ops.attend_back(y, torch.tensor([0, n]), layer.attention)
+        up = frozen._mix(layer.attention, value)
+        torch.testing.assert_close((y.transpose(0, 1) * up).sum(), (z.transpose(0, 1) * value).sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@EVERY
+def test_half_precision_adds_up_in_float32(name: str, dtype: torch.dtype) -> None:
+    model = build(name, dtype)
+    captured = freeze(model)
+    assert captured.model.dtype == torch.float32 and captured.model.unembedding.dtype == dtype
+    assert max(capturing.disagreement(captured).values()) < 1e-5
+    *_, (last, _, _) = captured.model.streams(captured.streams["mlp_raw"])
+    assert capturing.relative(last, captured.model.final_stream) < 1e-5
+    # 8 bits of mantissa, rounded at every step of three layers.
+    assert capturing.relative(captured.model.logits(), eager_logits(model).float()) < 0.1
+
+
+def test_one_token() -> None:
+    model = build("gemma2")
+    row = family_of(model)
+    captured = capturing.capture(model, row, read_weights(model, row), torch.tensor([7]), capturing.STREAMS)
+    assert max(capturing.disagreement(captured).values()) < 1e-5
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = build("llama")
+    before = model.config._attn_implementation
+    freeze(model)
+    assert model.config._attn_implementation == before
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    model.model.layers[1].mlp.forward = lambda x: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        freeze(model)
+    assert model.config._attn_implementation == before
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert capturing._current.get() is None
+
+
+def test_nothing_holds_a_tape() -> None:
+    local = pc.ReplacementModel(build("llama"), transcoders()).freeze(prompt())
+    tensors = [v for layer in local.model.layers for v in vars(layer).values() if isinstance(v, torch.Tensor)]
+    tensors += [local.errors, local.model.embeddings, local.model.final_stream, local.model.unembedding]
+    assert not any(t.requires_grad for t in tensors)
+
+
+def test_training_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
+        freeze(build("llama").train())
+
+
+def test_unknown_family_names_the_row_to_write() -> None:
+    model = build("llama")
+    model.config.model_type = "unheard_of"
+    with pytest.raises(pc.FamilyError, match=r"got 'unheard_of'.*pc\.register_family\(model_type='unheard_of'"):
+        pc.ReplacementModel(model, transcoders())
+
+
+def test_a_registered_row_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "FAMILIES", dict(FAMILIES))
+    model = build("phi3")
+    model.config.model_type = "mine"
+    row = pc.register_family(model_type="mine", value="self_attn.qkv_proj", fused="blocks")
+    assert pc.ReplacementModel(model, transcoders()).family is row
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("gemma2", {"gain_offset": 0.0}, "attention .* off"),
+        ("gemma2", {"final_softcap": None}, "logits .* off"),
+        ("gemma2", {"post_mlp_norm": None}, "order .* off"),
+        ("gemma2", {"post_attention_norm": None}, "attention .* off|order .* off"),
+        ("llama", {"parallel": True}, "mlp_input .* off"),
+        ("llama", {"mlp_norm": None}, "mlp_input .* off|mlp_norm"),
+        ("gpt2", {"norm": "rms"}, "attention .* off"),
+        ("gpt_neox", {"fused": "blocks"}, "attention .* off"),
+        ("phi3", {"fused": "none"}, "check `fused`"),
+        ("gpt2", {"transposed": False}, "check `fused` and `transposed`"),
+        ("gpt2", {"mlp_norm": "ln_3"}, r"got 'ln_3', which GPT2Block has not \(it has ln_1, attn, ln_2, mlp\)"),
+        ("gpt2", {"position_embedding": None}, "None"),
+    ],
+)
+def test_a_wrong_row_is_refused(
+    name: str, wrong: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(families, "FAMILIES", dict(FAMILIES))
+    model = build(name)
+    pc.register_family(replace(FAMILIES[name], **wrong))
+    if "position_embedding" in wrong:  # not an error: positions then count as part of the tokens
+        pc.ReplacementModel(model, transcoders())
+        return
+    with pytest.raises(pc.FamilyError, match=message):
+        pc.ReplacementModel(model, transcoders())
+
+
+def test_register_family_checks_its_fields() -> None:
+    with pytest.raises(TypeError, match="got layer_norm"):
+        pc.register_family(model_type="x", layer_norm="y")
+    with pytest.raises(TypeError, match="no model_type"):
+        pc.register_family(norm="rms")
+    with pytest.raises(ValueError, match="norm must be one of rms, layer, got 'batch'"):
+        pc.register_family(model_type="x", norm="batch")
+    with pytest.raises(ValueError, match="model_type must be"):
+        pc.register_family(model_type="")
+
+
+def test_masks_that_are_not_causal_are_refused() -> None:
+    assert capturing.window_of(torch.ones(5, 5, dtype=torch.bool).tril()) == 0
+    assert capturing.window_of(torch.ones(5, 5, dtype=torch.bool).tril().triu(-1)) == 2
+    chunked = torch.block_diag(torch.ones(3, 3), torch.ones(2, 2)).bool().tril()
+    for mask in (torch.ones(5, 5, dtype=torch.bool), chunked):
+        with pytest.raises(pc.FamilyError, match="must be causal"):
+            capturing.window_of(mask)
+
+
+def test_vocabulary_of_the_table() -> None:
+    """Prompts of these tests stay inside the vocabulary, so that a failure is never an id out of range."""
+    assert int(prompt(64).max()) < VOCABULARY

@@ -1,0 +1,84 @@
+"""Tiny random models of every family, built in memory with everything switched on that a family can have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+LAYERS, WIDTH, VOCABULARY, WINDOW = 3, 32, 61, 4
+
+_SHAPE = {
+    "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_GROUPED = {**_SHAPE, "num_key_value_heads": 2, "tie_word_embeddings": False}
+_MIXED = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": WINDOW}
+_GEMMA = {
+    **_GROUPED, **_MIXED, "tie_word_embeddings": True, "head_dim": 12, "query_pre_attn_scalar": 9,
+    "attention_bias": True,
+}  # fmt: skip
+
+# name -> (config class, its arguments). gpt_neox_sequential is gpt_neox with its parallel flag off.
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": (
+        "GPT2Config",
+        {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": 64,
+         "bos_token_id": 1, "eos_token_id": 2, "scale_attn_by_inverse_layer_idx": True},
+    ),
+    "gpt_neox": ("GPTNeoXConfig", {**_SHAPE, "tie_word_embeddings": False}),
+    "gpt_neox_sequential": ("GPTNeoXConfig", {**_SHAPE, "use_parallel_residual": False}),
+    "llama": ("LlamaConfig", {**_GROUPED, "head_dim": 12, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("MistralConfig", {**_GROUPED, "head_dim": 12, "sliding_window": WINDOW}),
+    "qwen2": (
+        "Qwen2Config", {**_GROUPED, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+    ),
+    "qwen3": (
+        "Qwen3Config", {**_GROUPED, **_MIXED, "use_sliding_window": True, "head_dim": 12, "attention_bias": True}
+    ),
+    "gemma2": ("Gemma2Config", {**_GEMMA, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}),
+    "gemma3_text": ("Gemma3TextConfig", {**_GEMMA, "final_logit_softcapping": 2.0}),
+    "olmo2": ("Olmo2Config", {**_GROUPED, "attention_bias": True}),
+    "phi3": ("Phi3Config", {**_GROUPED, "sliding_window": WINDOW}),
+    "gpt_oss": (
+        "GptOssConfig", {**_GROUPED, **_MIXED, "head_dim": 12, "num_local_experts": 4, "num_experts_per_tok": 2}
+    ),
+}  # fmt: skip
+WINDOWED = ("mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt_oss")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small are many times slower on two threads when the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
+    """A model in evaluation mode: no bias is zero, no norm's gain is one."""
+    kind, arguments = CONFIGS[name]
+    config = getattr(transformers, kind)(**{**arguments, **changes})
+    model = transformers.AutoModelForCausalLM.from_config(config).to(torch.float64)
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=g, dtype=torch.float64)
+            if parameter.ndim > 1 and "bias" not in key:
+                embedding = any(part in key for part in ("wte", "wpe", "embed"))
+                parameter.copy_(noise if embedding else 1.5 * noise / WIDTH**0.5)
+            else:
+                gain = float("sinks" not in key and key.endswith("weight"))
+                parameter.copy_(gain * ("gemma" not in name) + 0.4 * noise)
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the default, grouped products, has no float64
+    return model.to(dtype).eval()
+
+
+def prompt(positions: int = 13, seed: int = 1) -> torch.Tensor:
+    """Token ids longer than any window here: [positions]."""
+    return torch.randint(0, VOCABULARY, (positions,), generator=torch.Generator().manual_seed(seed))
