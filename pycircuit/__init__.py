@@ -2,19 +2,22 @@
 
 from importlib.metadata import version as _version
 
-from . import ops
+from . import graph, ops
+from .graph import Graph
 from .ops import BatchTopK, Features, ImplementationError, JumpReLU, ReLU, TopK, explain, last_run, use
 
 __version__ = _version("pycircuit")
 __all__ = [
     "BatchTopK",
     "Features",
+    "Graph",
     "ImplementationError",
     "JumpReLU",
     "ReLU",
     "TopK",
     "explain",
     "last_run",
+    "graph",
     "ops",
     "use",
 ]
