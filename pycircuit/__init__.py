@@ -16,8 +16,8 @@ __all__ = [
     "ReLU",
     "TopK",
     "explain",
-    "last_run",
     "graph",
+    "last_run",
     "ops",
     "use",
 ]

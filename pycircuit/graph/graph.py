@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import export, influence, storage
 from . import convert as converting
+from . import export, influence, storage
 from . import paths as strongest
 from . import prune as pruning
 from . import scores as scoring

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..ops import checks
+from pycircuit.ops import checks
+
 from . import influence
 
 if TYPE_CHECKING:
@@ -34,15 +35,15 @@ class _Best(NamedTuple):
 
 def paths(graph: Graph, source: int, target: int, k: int) -> list[Path]:
     """Up to k paths, strongest first. Of equals, the one whose last differing node has the lower number is first."""
-    for name, node in (("source", source), ("target", target)):
-        if not 0 <= checks.whole("paths", name, node, 0) < graph.nodes:
-            raise ValueError(f"paths: {name} must be a node below {graph.nodes}, got {node}")
+    for name, end in (("source", source), ("target", target)):
+        if checks.whole("paths", name, end, 0) >= graph.nodes:
+            raise ValueError(f"paths: {name} must be a node below {graph.nodes}, got {end}")
     checks.whole("paths", "k", k, 1)
     best = {source: _Best(np.ones(1), np.full(1, -1), np.zeros(1, np.int64))}
     share, node = influence.shares(graph.rows), graph.row_node.numpy()
     for group in reversed(influence.layer_groups(graph)):
-        for r in group:
-            if node[r] != source and (found := _extend(graph, int(r), share, best, k)) is not None:
+        for r in group.tolist():
+            if node[r] != source and (found := _extend(graph, r, share, best, k)) is not None:
                 best[int(node[r])] = found
     if target not in best:
         return []
@@ -51,12 +52,12 @@ def paths(graph: Graph, source: int, target: int, k: int) -> list[Path]:
 
 def _extend(graph: Graph, r: int, share: np.ndarray, best: dict[int, _Best], k: int) -> _Best | None:
     """The k best paths that end in row r's node: every edge of the row after every best path to its source."""
-    columns, begin = graph.rows.row(r)[0].numpy(), int(graph.rows.row_ptr[r])
+    columns = graph.rows.row(r)[0].numpy()
+    begin = int(graph.rows.row_ptr[r])
     reached = np.array(sorted(best), dtype=np.int64)
-    at = np.searchsorted(columns, reached)
-    inside = at < len(columns)
-    inside[inside] = columns[at[inside]] == reached[inside]
-    entries = [begin + int(a) for a in at[inside] if share[begin + int(a)] > 0]
+    place = np.searchsorted(columns, reached)
+    place = place[np.isin(reached, columns)]
+    entries = [begin + a for a in place.tolist() if share[begin + a] > 0]
     if not entries:
         return None
     before = [best[int(graph.rows.column[e])] for e in entries]

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops import checks
+from pycircuit.ops import checks
+
 from . import influence
 from .threshold import cumulative, cutoff
 

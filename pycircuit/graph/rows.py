@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops import checks
+from pycircuit.ops import checks
 
 
 @dataclass(frozen=True, eq=False)

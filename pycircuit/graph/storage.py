@@ -61,17 +61,15 @@ def load(kind: type[Graph], path: str | os.PathLike[str]) -> Graph:
     about, tensors = _read(path)
     from .graph import Targets, Tokens
 
+    arrays = ("features", "values", "row_node", "bias", "preactivation", "dropped", "dropped_mass")
+    plain = ("layers", "prompt", "vocab_size", "timings", "provenance")
+    fields: dict[str, Any] = {name: tensors[name] for name in arrays} | {name: about[name] for name in plain}
     try:
         rows = Rows(tensors["row_ptr"], tensors["column"], tensors["weight"])
-        names = ("features", "values", "row_node", "bias", "preactivation", "dropped", "dropped_mass")
         targets = Targets(
             about["target_labels"], tensors["target_ids"], tensors["target_weights"], tensors["target_positions"]
         )
-        return kind(
-            rows=rows, targets=targets, tokens=Tokens(tensors["token_ids"], about["token_text"]),
-            **{name: tensors[name] for name in names},
-            **{name: about[name] for name in ("layers", "prompt", "vocab_size", "timings", "provenance")},
-        )  # fmt: skip
+        return kind(rows=rows, targets=targets, tokens=Tokens(tensors["token_ids"], about["token_text"]), **fields)
     except (TypeError, ValueError) as error:
         raise GraphFileError(f"Graph.load: {path} must hold a sound graph, got: {error}") from None
 

@@ -6,7 +6,8 @@ import numpy as np
 
 _BITS = 16  # of a score's 64 looked at in one step: 65,536 counters stay in the cache
 _SORTED = 4096  # few enough to sort
-# Sums in another order differ in the last places; a set that falls short by less than this reaches the share.
+# Sums in another order differ in the last places: a set that falls short by less than this reaches the share, and
+# scores closer than this are equal.
 _SLACK = 1e-12
 
 
@@ -36,7 +37,7 @@ def cutoff(scores: np.ndarray, share: float) -> float:
         candidates = candidates[digit == chosen]
     ordered = np.sort(candidates)[::-1]
     at = int(np.searchsorted(above + np.cumsum(ordered), needed))
-    return float(ordered[min(at, len(ordered) - 1)])
+    return float(ordered[min(at, len(ordered) - 1)]) * (1 - _SLACK)
 
 
 def cumulative(scores: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops import checks
+from pycircuit.ops import checks
+
 from .rows import Rows
 
 if TYPE_CHECKING:
@@ -161,5 +162,3 @@ def _downward(rows: Rows, row_node: Tensor, features: Tensor, sources: int) -> N
             f"{_OP}: rows must hold edges from lower layers only, got one from layer {highest[r]} in row {r}, "
             f"which explains a feature of layer {limit[r]}"
         )
-
-
