@@ -2,7 +2,8 @@
 
 from importlib.metadata import version as _version
 
-from . import ops
+from . import graph, ops
+from .graph import Graph
 from .model import Family, FamilyError, ReplacementModel, register_family
 from .ops import BatchTopK, Features, ImplementationError, JumpReLU, ReLU, TopK, explain, last_run, use
 from .transcoders import CrossLayerTranscoder, PerLayerTranscoders
@@ -14,6 +15,7 @@ __all__ = [
     "Family",
     "FamilyError",
     "Features",
+    "Graph",
     "ImplementationError",
     "JumpReLU",
     "PerLayerTranscoders",
@@ -21,6 +23,7 @@ __all__ = [
     "ReplacementModel",
     "TopK",
     "explain",
+    "graph",
     "last_run",
     "ops",
     "register_family",

@@ -1,0 +1,10 @@
+"""Attribution graphs as arrays: prune, score, follow, save, show. Knows no model."""
+
+from .graph import Graph, Targets, Tokens
+from .paths import Path
+from .prune import Pruned
+from .rows import Rows
+from .scores import Scores
+from .storage import GraphFileError
+
+__all__ = ["Graph", "GraphFileError", "Path", "Pruned", "Rows", "Scores", "Targets", "Tokens"]

@@ -1,0 +1,32 @@
+"""Graphs for other libraries, which are imported on use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .graph import Graph
+
+
+def _library(method: str, module: str, package: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImportError(f"Graph.{method}: {package} must be installed, got {error}; pip install {package}") from None
+
+
+def to_networkx(graph: Graph) -> Any:
+    out = _library("to_networkx", "networkx", "networkx").DiGraph()
+    out.add_nodes_from((node, graph.describe(node)) for node in range(graph.nodes))
+    targets = graph.row_node.numpy()[graph.rows.row_of_entry()].tolist()
+    edges = zip(graph.rows.column.tolist(), targets, graph.rows.weight.tolist(), strict=True)
+    out.add_weighted_edges_from(edges)
+    return out
+
+
+def to_scipy(graph: Graph) -> Any:
+    sparse = _library("to_scipy", "scipy.sparse", "scipy")
+    row = graph.row_node.numpy()[graph.rows.row_of_entry()]
+    shape = (graph.nodes, graph.nodes)
+    return sparse.coo_array((graph.rows.weight.numpy(), (row, graph.rows.column.numpy())), shape=shape).tocsr()

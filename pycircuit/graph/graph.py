@@ -1,0 +1,242 @@
+"""The attribution graph: what a trace found, as arrays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import convert as converting
+from . import export, influence, storage
+from . import paths as strongest
+from . import prune as pruning
+from . import scores as scoring
+from .rows import Rows
+from .validate import validate
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The prompt. ids: [positions] int64; text: the string of each."""
+
+    ids: Tensor
+    text: Sequence[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What is explained. labels: a name each; ids: [targets] int64 token ids, -1 for what is no token;
+
+    weights: [targets] probabilities or the weights given; positions: [targets] int64.
+    """
+
+    labels: Sequence[str]
+    ids: Tensor
+    weights: Tensor
+    positions: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Direct effects of features, errors and tokens on features and targets, for one prompt. Lives on the CPU.
+
+    Nodes, in the order of columns: features, errors (layer-major, layers x positions), tokens, targets.
+
+    features: [n, 3] int64 layer, position, feature.      values: [n], how active each is.
+    rows: one CSR row for each of row_node, [rows] int64: targets and the features that were expanded.
+    bias: [rows], what reaches a row from no node.        preactivation: [rows], what edges and bias add up to:
+        the pre-activation without the encoder's own bias (for a target its logit, centred as it was traced).
+    dropped, dropped_mass: [rows], the sum of the entries a compressed row leaves out, and of their absolute values.
+    """
+
+    features: Tensor
+    values: Tensor
+    rows: Rows
+    row_node: Tensor
+    bias: Tensor
+    preactivation: Tensor
+    targets: Targets
+    tokens: Tokens
+    layers: int
+    prompt: str = ""
+    vocab_size: int = 0
+    dropped: Tensor | None = None
+    dropped_mass: Tensor | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in validate(self).items():
+            object.__setattr__(self, name, value)
+
+    # Nodes
+
+    @property
+    def positions(self) -> int:
+        return len(self.tokens.text)
+
+    @property
+    def first_error(self) -> int:
+        return len(self.features)
+
+    @property
+    def first_token(self) -> int:
+        return self.first_error + self.layers * self.positions
+
+    @property
+    def first_target(self) -> int:
+        return self.first_token + self.positions
+
+    @property
+    def nodes(self) -> int:
+        """How many there are."""
+        return self.first_target + len(self.targets)
+
+    def feature_node(self, layer: int, position: int, feature: int) -> int:
+        """The node of a feature; KeyError where it is not active."""
+        found = (self.features == torch.tensor([layer, position, feature])).all(1).nonzero()
+        if not len(found):
+            raise KeyError(f"Graph.feature_node: feature must be active, got layer {layer}, {position=}, {feature=}")
+        return int(found[0, 0])
+
+    def error_node(self, layer: int, position: int) -> int:
+        if not (0 <= layer < self.layers and 0 <= position < self.positions):
+            bounds = f"layer below {self.layers} and position below {self.positions}"
+            raise ValueError(f"Graph.error_node: node must have {bounds}, got {layer} and {position}")
+        return self.first_error + layer * self.positions + position
+
+    def token_node(self, position: int) -> int:
+        if not 0 <= position < self.positions:
+            raise ValueError(f"Graph.token_node: position must be below {self.positions}, got {position}")
+        return self.first_token + position
+
+    def target_node(self, target: int = 0) -> int:
+        if not 0 <= target < len(self.targets):
+            raise ValueError(f"Graph.target_node: target must be below {len(self.targets)}, got {target}")
+        return self.first_target + target
+
+    def describe(self, node: int) -> dict[str, Any]:
+        """kind, and what names the node: layer, position, feature, value, token, label, weight."""
+        if not 0 <= node < self.nodes:
+            raise ValueError(f"Graph.describe: node must be below {self.nodes}, got {node}")
+        if node < self.first_error:
+            layer, position, feature = self.features[node].tolist()
+            value = float(self.values[node])
+            return {"kind": "feature", "layer": layer, "position": position, "feature": feature, "value": value}
+        if node < self.first_token:
+            layer, position = divmod(node - self.first_error, self.positions)
+            return {"kind": "error", "layer": layer, "position": position}
+        if node < self.first_target:
+            at = node - self.first_token
+            return {"kind": "token", "position": at, "token": int(self.tokens.ids[at]), "label": self.tokens.text[at]}
+        t = node - self.first_target
+        position, token, weight = self.targets.positions[t], self.targets.ids[t], self.targets.weights[t]
+        return {"kind": "target", "position": int(position), "token": int(token), "label": self.targets.labels[t],
+                "weight": float(weight)}  # fmt: skip
+
+    # The law
+
+    @property
+    def residual(self) -> Tensor:
+        """Relative violation of the conservation law, row by row: [rows] float64.
+
+        |edges + dropped + bias - preactivation| over the sum of the absolute values of all these terms, so that
+        rows whose large terms cancel are measured by the terms, not by the small number they add up to.
+        """
+        weight, dropped, mass = self.rows.weight.numpy(), _array(self.dropped), _array(self.dropped_mass)
+        bias, expected = _array(self.bias), _array(self.preactivation)
+        off = np.abs(self.rows.sums(weight.astype(np.float64)) + dropped + bias - expected)
+        scale = self.rows.sums(self.rows.magnitudes()) + mass + np.abs(bias) + np.abs(expected)
+        return torch.from_numpy(np.divide(off, scale, out=np.zeros_like(off), where=scale > 0))
+
+    @property
+    def certificate(self) -> float:
+        """The largest relative violation of the conservation law in any row; 0 for a graph without rows."""
+        return float(self.residual.max()) if self.rows.count else 0.0
+
+    # Views
+
+    def dense(self) -> Tensor:
+        """[nodes, nodes]: row = target, column = source. Nodes without a row have zeros there."""
+        out = self.rows.weight.new_zeros(self.nodes, self.nodes)
+        out[self.row_node[torch.from_numpy(self.rows.row_of_entry()).long()], self.rows.column.long()] = (
+            self.rows.weight
+        )
+        return out
+
+    def influence(self) -> Tensor:
+        """Influence of every node on the targets, by their weights: [nodes] float64."""
+        return torch.from_numpy(influence.of_nodes(self))
+
+    def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> pruning.Pruned:
+        """The nodes and edges that carry these shares of the influence; `.graph` is the graph of them alone."""
+        return pruning.prune(self, node_threshold, edge_threshold)
+
+    def scores(self) -> scoring.Scores:
+        """(replacement, completeness): how much of the influence runs through features rather than errors."""
+        return scoring.scores(self)
+
+    def paths(self, source: int, target: int, k: int = 1) -> list[strongest.Path]:
+        """The k strongest paths from node to node, strongest first."""
+        return strongest.paths(self, source, target, k)
+
+    def subgraph(self, node_mask: Any, edge_mask: Any = None) -> Graph:
+        """The graph of the nodes in node_mask: [nodes], and of the edges in edge_mask: [entries].
+
+        Features and targets outside are gone; errors and tokens keep their place in the order and lose their
+        edges. What rows lose goes to `dropped`, so the certificate still holds.
+        """
+        return pruning.subgraph(self, node_mask, edge_mask)
+
+    # Out and in
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file, all of it or nothing."""
+        storage.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Graph:
+        """Read what `save` wrote; GraphFileError, naming file and tensor, for anything else."""
+        return storage.load(cls, path)
+
+    def to_json(
+        self,
+        path: str | os.PathLike[str],
+        slug: str | None = None,
+        node_threshold: float = 0.8,
+        edge_threshold: float = 0.98,
+        scan: str | None = None,
+    ) -> None:
+        """Write the pruned graph as JSON for circuit-tracer's page, and enter it in graph-metadata.json beside it.
+
+        slug: the graph's name there, the file's by default. scan: the set of transcoders, under which the page looks
+        for labels; provenance["scan"] by default, "local" where there is none.
+        """
+        export.to_json(self, path, slug, node_threshold, edge_threshold, scan)
+
+    def to_networkx(self) -> Any:
+        """A networkx.DiGraph, edges from source to target with `weight`; node attributes as in `describe`."""
+        return converting.to_networkx(self)
+
+    def to_scipy(self) -> Any:
+        """A scipy.sparse.csr_array [nodes, nodes]: row = target, column = source."""
+        return converting.to_scipy(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"Graph(features={len(self.features)}, layers={self.layers}, positions={self.positions}, "
+            f"targets={len(self.targets)}, rows={self.rows.count}, edges={self.rows.entries})"
+        )
+
+
+def _array(t: Tensor | None) -> np.ndarray:
+    assert t is not None  # validate() has filled it
+    return t.numpy().astype(np.float64)

@@ -1,0 +1,113 @@
+"""Graphs in safetensors files: tensors, and one JSON text for all that is not a tensor. Never pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import files
+from .rows import Rows
+
+if TYPE_CHECKING:
+    from .graph import Graph
+
+VERSION = 1
+_KEY = "pycircuit.graph"
+_INT, _LONG, _DOUBLE = (torch.int32,), (torch.int64,), (torch.float64,)
+_EITHER = (torch.float32, torch.float64)
+_TENSORS: dict[str, tuple[torch.dtype, ...]] = {
+    "features": _LONG, "values": _EITHER, "row_ptr": _LONG, "column": _INT, "weight": _EITHER, "row_node": _LONG,
+    "bias": _DOUBLE, "preactivation": _DOUBLE, "dropped": _DOUBLE, "dropped_mass": _DOUBLE,
+    "target_ids": _LONG, "target_weights": _DOUBLE, "target_positions": _LONG, "token_ids": _LONG,
+}  # fmt: skip
+_TEXTS: dict[str, type] = {
+    "layers": int, "prompt": str, "vocab_size": int, "target_labels": list, "token_text": list, "timings": dict,
+    "provenance": dict,
+}  # fmt: skip
+
+
+class GraphFileError(ValueError):
+    """A file that is not a whole graph of a version this package reads."""
+
+
+def save(graph: Graph, path: str | os.PathLike[str]) -> None:
+    parts = {
+        **{name: getattr(graph, name) for name in ("features", "values", "row_node", "bias", "preactivation")},
+        **{name: getattr(graph.rows, name) for name in ("row_ptr", "column", "weight")},
+        "dropped": graph.dropped, "dropped_mass": graph.dropped_mass, "token_ids": graph.tokens.ids,
+        "target_ids": graph.targets.ids, "target_weights": graph.targets.weights,
+        "target_positions": graph.targets.positions,
+    }  # fmt: skip
+    about = {
+        "version": VERSION, "layers": graph.layers, "prompt": graph.prompt, "vocab_size": graph.vocab_size,
+        "target_labels": graph.targets.labels, "token_text": graph.tokens.text, "timings": graph.timings,
+        "provenance": graph.provenance,
+    }  # fmt: skip
+    # A tensor given twice would be refused as shared memory; clones are the graph's size, once.
+    tensors = {name: parts[name].clone(memory_format=torch.contiguous_format) for name in _TENSORS}
+    metadata = {_KEY: json.dumps(about, allow_nan=False)}
+    files.replace_file(Path(path), lambda fresh: save_file(tensors, fresh, metadata))
+
+
+def load(kind: type[Graph], path: str | os.PathLike[str]) -> Graph:
+    path = Path(path)
+    about, tensors = _read(path)
+    from .graph import Targets, Tokens
+
+    arrays = ("features", "values", "row_node", "bias", "preactivation", "dropped", "dropped_mass")
+    plain = ("layers", "prompt", "vocab_size", "timings", "provenance")
+    fields: dict[str, Any] = {name: tensors[name] for name in arrays} | {name: about[name] for name in plain}
+    try:
+        rows = Rows(tensors["row_ptr"], tensors["column"], tensors["weight"])
+        targets = Targets(
+            about["target_labels"], tensors["target_ids"], tensors["target_weights"], tensors["target_positions"]
+        )
+        return kind(rows=rows, targets=targets, tokens=Tokens(tensors["token_ids"], about["token_text"]), **fields)
+    except (TypeError, ValueError) as error:
+        raise GraphFileError(f"Graph.load: {path} must hold a sound graph, got: {error}") from None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"Graph.load: path must be a file, got {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = _about(path, file.metadata())
+            missing, extra = sorted(_TENSORS.keys() - set(file.keys())), sorted(set(file.keys()) - _TENSORS.keys())
+            if missing or extra:
+                raise GraphFileError(f"Graph.load: {path} must hold a graph's tensors, got {missing=}, {extra=}")
+            # The file stays mapped behind its tensors: copies, so that it may change or go.
+            tensors = {name: file.get_tensor(name).clone() for name in _TENSORS}
+    except (SafetensorError, OSError) as error:
+        raise GraphFileError(
+            f"Graph.load: {path} must be a whole safetensors file, got {path.stat().st_size} bytes: {error}"
+        ) from None
+    for name, allowed in _TENSORS.items():
+        if tensors[name].dtype not in allowed:
+            raise GraphFileError(f"Graph.load: {path}: {name} must be {allowed[0]}, got {tensors[name].dtype}")
+    return about, tensors
+
+
+def _about(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
+    if _KEY not in (metadata or {}):
+        raise GraphFileError(f"Graph.load: {path} must be a graph saved by pycircuit, got another safetensors file")
+    try:
+        about = json.loads((metadata or {})[_KEY])
+    except (ValueError, RecursionError) as error:
+        raise GraphFileError(f"Graph.load: {path}: metadata must be JSON: {error}") from None
+    if not isinstance(about, dict) or about.get("version") != VERSION:
+        got = about.get("version") if isinstance(about, dict) else type(about).__name__
+        raise GraphFileError(f"Graph.load: {path} must be of version {VERSION}, got {got!r}")
+    for name, kind in _TEXTS.items():
+        if type(about.get(name)) is not kind:
+            raise GraphFileError(
+                f"Graph.load: {path}: {name} must be a {kind.__name__}, got {type(about.get(name)).__name__}"
+            )
+    return about

@@ -1,0 +1,164 @@
+"""What every graph must be, checked once when it is made, so that nothing later needs to ask."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pycircuit.ops import checks
+
+from .rows import Rows
+
+if TYPE_CHECKING:
+    from .graph import Graph, Targets, Tokens
+
+_OP = "Graph"
+
+
+def validate(graph: Graph) -> dict[str, Any]:
+    """The graph's fields as CPU tensors in their own types; ValueError or TypeError for a graph that is none."""
+    layers = checks.whole(_OP, "layers", graph.layers, 0)
+    vocab_size = checks.whole(_OP, "vocab_size", graph.vocab_size, 0)
+    tokens, targets = _tokens(graph.tokens), _targets(graph.targets)
+    within("targets.positions", targets.positions, 0, len(tokens.text))
+    features = _features(graph.features, layers, len(tokens.text))
+    values = _floats("values", graph.values, len(features))
+    if not isinstance(graph.rows, Rows):
+        raise TypeError(f"{_OP}: rows must be Rows, got {type(graph.rows).__name__}")
+    first_target = len(features) + (layers + 1) * len(tokens.text)
+    row_node = _row_node(graph, len(features), first_target, first_target + len(targets))
+    _finite("rows.weight", graph.rows.weight)
+    _downward(graph.rows, row_node, features, first_target)
+    _text("prompt", graph.prompt)
+    _json("timings", graph.timings)
+    _json("provenance", graph.provenance)
+    return {
+        "features": features, "values": values, "row_node": row_node, "tokens": tokens, "targets": targets,
+        "layers": layers, "vocab_size": vocab_size, **_sums(graph),
+    }  # fmt: skip
+
+
+def within(name: str, t: Tensor, low: int, high: int) -> None:
+    checks.bounded(_OP, name, t, low, high, f"from {low} to below {high}")
+
+
+def _sums(graph: Graph) -> dict[str, Tensor]:
+    """What belongs to each row, in float64."""
+    count = graph.rows.count
+    found = {name: _floats(name, getattr(graph, name), count).double() for name in ("bias", "preactivation")}
+    for name in ("dropped", "dropped_mass"):
+        given = getattr(graph, name)
+        found[name] = torch.zeros(count, dtype=torch.float64) if given is None else _floats(name, given, count).double()
+    if count and found["dropped_mass"].min() < 0:
+        raise ValueError(f"{_OP}: dropped_mass must not be negative, got {float(found['dropped_mass'].min())}")
+    return found
+
+
+def _finite(name: str, t: Tensor) -> None:
+    bad = ~np.isfinite(t.numpy())
+    if bad.any():
+        at = int(bad.argmax())
+        raise ValueError(f"{_OP}: {name} must be finite, got {float(t[at])} at {at}, {int(bad.sum())} in all")
+
+
+def _floats(name: str, value: Any, count: int) -> Tensor:
+    t = checks.floats(_OP, name, value, (1,), checks.WIDE).cpu().contiguous()
+    checks.shaped(_OP, name, t, (count,), "one for each")
+    _finite(name, t)
+    return t
+
+
+def _text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{_OP}: {name} must be a string, got {type(value).__name__}")
+
+
+def _texts(name: str, values: Any) -> list[str]:
+    if isinstance(values, str):
+        raise TypeError(f"{_OP}: {name} must be a list of strings, got one string")
+    for i, value in enumerate(values):
+        _text(f"{name}[{i}]", value)
+    return list(values)
+
+
+def _json(name: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise TypeError(f"{_OP}: {name} must be a dict, got {type(value).__name__}")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{_OP}: {name} must hold only what JSON can: {error}") from None
+
+
+def _tokens(given: Tokens) -> Tokens:
+    text = _texts("tokens.text", given.text)
+    ids = checks.integers(_OP, "tokens.ids", given.ids).cpu()
+    checks.shaped(_OP, "tokens.ids", ids, (len(text),), "one for each of tokens.text")
+    within("tokens.ids", ids, 0, 2**62)
+    return type(given)(ids, text)
+
+
+def _targets(given: Targets) -> Targets:
+    labels = _texts("targets.labels", given.labels)
+    ids = checks.integers(_OP, "targets.ids", given.ids).cpu()
+    positions = checks.integers(_OP, "targets.positions", given.positions).cpu()
+    weights = _floats("targets.weights", given.weights, len(labels)).double()
+    checks.shares(_OP, "targets.weights", weights)
+    for name, t in (("targets.ids", ids), ("targets.positions", positions)):
+        checks.shaped(_OP, name, t, (len(labels),), "one for each of targets.labels")
+    within("targets.ids", ids, -1, 2**62)
+    return type(given)(labels, ids, weights, positions)
+
+
+def _features(value: Any, layers: int, positions: int) -> Tensor:
+    t = checks.tensor(_OP, "features", value)
+    checks.of_type(_OP, "features", t, (torch.int64,))
+    checks.dimensions(_OP, "features", t, (2,))
+    checks.shaped(_OP, "features", t, (len(t), 3), "layer, position, feature of each")
+    t = t.cpu().contiguous()
+    for at, (name, high) in enumerate((("layer", layers), ("position", positions), ("feature", 2**40))):
+        within(f"features' {name}", t[:, at].contiguous(), 0, high)
+    order = np.lexsort(t.numpy().T[::-1])
+    twice = (t[order][1:] == t[order][:-1]).all(1)
+    if twice.any():
+        raise ValueError(f"{_OP}: features must be distinct, got {t[order][1:][twice][0].tolist()} twice")
+    return t
+
+
+def _row_node(graph: Graph, features: int, first_target: int, nodes: int) -> Tensor:
+    row_node = checks.integers(_OP, "row_node", graph.row_node).cpu()
+    checks.shaped(_OP, "row_node", row_node, (graph.rows.count,), "one for each row")
+    node = row_node.numpy()
+    wrong = ~(((node >= 0) & (node < features)) | ((node >= first_target) & (node < nodes)))
+    if wrong.any():
+        raise ValueError(
+            f"{_OP}: row_node must be features (below {features}) or targets ({first_target} to below {nodes}), "
+            f"got {int(node[wrong][0])}"
+        )
+    if len(np.unique(node)) != len(node):
+        raise ValueError(f"{_OP}: row_node must name each node once, got {len(node) - len(np.unique(node))} twice")
+    return row_node
+
+
+def _downward(rows: Rows, row_node: Tensor, features: Tensor, sources: int) -> None:
+    """Every edge comes from a source, and from a layer below the feature it enters: the graph has no cycle."""
+    if rows.entries == 0:
+        return
+    within("rows.column", rows.column, 0, sources)
+    layer = np.concatenate([features[:, 0].numpy(), np.full(sources - len(features), -1)]).astype(np.int32)
+    node = row_node.numpy()
+    limit = np.full(rows.count, np.iinfo(np.int32).max, dtype=np.int32)
+    limit[node < len(features)] = layer[node[node < len(features)]]
+    starts, filled = rows.row_ptr.numpy(), rows.lengths() > 0
+    highest = np.full(rows.count, -1, dtype=np.int32)
+    highest[filled] = np.maximum.reduceat(layer[rows.column.numpy()], starts[:-1][filled])
+    if (highest >= limit).any():
+        r = int((highest >= limit).argmax())
+        raise ValueError(
+            f"{_OP}: rows must hold edges from lower layers only, got one from layer {highest[r]} in row {r}, "
+            f"which explains a feature of layer {limit[r]}"
+        )

@@ -1,0 +1,86 @@
+"""Graphs for the tests: random ones that obey the law, and a small one made by hand."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pycircuit.graph import Graph, Rows, Targets, Tokens
+
+
+def assemble(matrix: Tensor, features: list[list[int]], layers: int, positions: int, weights: list[float]) -> Graph:
+    """The graph of [nodes, nodes] edges; every feature and target with an edge gets a row, in shuffled order."""
+    count, first_target = len(features), len(features) + (layers + 1) * positions
+    explained = [i for i in range(len(matrix)) if matrix[i].any() or i >= first_target]
+    order = torch.tensor(explained, dtype=torch.int64)[
+        torch.randperm(len(explained), generator=torch.Generator().manual_seed(len(explained)))
+    ]
+    rows, _, _ = Rows.from_dense(matrix[order])
+    bias = torch.linspace(-1, 1, len(order), dtype=torch.float64)
+    return Graph(
+        features=torch.tensor(features, dtype=torch.int64).reshape(count, 3),
+        values=torch.linspace(1, 2, count),
+        rows=rows,
+        row_node=order,
+        bias=bias,
+        preactivation=matrix[order].double().sum(1) + bias,
+        targets=Targets(
+            [f" t{i}" for i in range(len(weights))],
+            torch.arange(len(weights)) + 40,
+            torch.tensor(weights, dtype=torch.float64),
+            torch.full((len(weights),), positions - 1),
+        ),
+        tokens=Tokens(torch.arange(positions) + 7, [f" w{i}" for i in range(positions)]),
+        layers=layers,
+        prompt="".join(f" w{i}" for i in range(positions)),
+        vocab_size=100,
+        timings={"sweep": 0.25},
+        provenance={"model": "random", "scan": "set"},
+    )
+
+
+def random_matrix(
+    features: list[list[int]], layers: int, positions: int, targets: int, density: float, seed: int,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:  # fmt: skip
+    """Edges that a model could have: from lower layers and positions no later. Some features get no row."""
+    g = torch.Generator().manual_seed(seed)
+    layer = [f[0] for f in features] + [n for n in range(layers) for _ in range(positions)] + [-1] * positions
+    place = [f[1] for f in features] + list(range(positions)) * (layers + 1)
+    sources, count = len(layer), len(features)
+    out = torch.zeros(sources + targets, sources + targets, dtype=dtype)
+    reads = torch.tensor([*(f[0] for f in features), *[layers] * targets])
+    at = torch.tensor([*(f[1] for f in features), *[positions] * targets])
+    can = (torch.tensor(layer) < reads[:, None]) & (torch.tensor(place) <= at[:, None])
+    can &= torch.rand(can.shape, generator=g) < density
+    can[:count] &= torch.rand(count, 1, generator=g) < 0.9
+    edges = torch.randn(can.shape, generator=g, dtype=dtype) * can
+    out[:count, :sources], out[sources:, :sources] = edges[:count], edges[count:]
+    return out
+
+
+def random_features(count: int, layers: int, positions: int, seed: int) -> list[list[int]]:
+    g = torch.Generator().manual_seed(seed)
+    drawn = torch.stack([torch.randint(n, (count,), generator=g) for n in (layers, positions, 9)], 1)
+    return torch.unique(drawn, dim=0).tolist()
+
+
+def random_graph(
+    count: int = 30, layers: int = 4, positions: int = 3, targets: int = 2, density: float = 0.6, seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> Graph:  # fmt: skip
+    features = random_features(count, layers, positions, seed)
+    matrix = random_matrix(features, layers, positions, targets, density, seed, dtype)
+    return assemble(matrix, features, layers, positions, [0.6, 0.3, 0.05][:targets])
+
+
+def by_hand() -> Graph:
+    """Two layers, one position. Nodes: features 0 (layer 0), 1 (layer 1); errors 2, 3; token 4; target 5.
+
+    target = 3 f1 + 1 f0 - 1 e1; f1 = 2 f0 + 2 e0; f0 = 4 token.
+    """
+    matrix = torch.zeros(6, 6, dtype=torch.float64)
+    matrix[5, 1], matrix[5, 0], matrix[5, 3] = 3, 1, -1
+    matrix[1, 0], matrix[1, 2] = 2, 2
+    matrix[0, 4] = 4
+    return assemble(matrix, [[0, 0, 5], [1, 0, 6]], 2, 1, [1.0])
