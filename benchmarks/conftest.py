@@ -24,6 +24,7 @@ def session() -> Session:
     return SESSION
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not SESSION.results:
         return
