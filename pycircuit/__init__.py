@@ -6,6 +6,7 @@ from . import graph, ops
 from .graph import Graph
 from .model import Family, FamilyError, ReplacementModel, register_family
 from .ops import BatchTopK, Features, ImplementationError, JumpReLU, ReLU, TopK, explain, last_run, use
+from .trace import Feature, attribute
 from .transcoders import CrossLayerTranscoder, PerLayerTranscoders
 
 __version__ = _version("pycircuit")
@@ -14,6 +15,7 @@ __all__ = [
     "CrossLayerTranscoder",
     "Family",
     "FamilyError",
+    "Feature",
     "Features",
     "Graph",
     "ImplementationError",
@@ -22,6 +24,7 @@ __all__ = [
     "ReLU",
     "ReplacementModel",
     "TopK",
+    "attribute",
     "explain",
     "graph",
     "last_run",

@@ -1,0 +1,136 @@
+"""What is explained: output tokens, directions of the output, or features, at any position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pycircuit.model.frozen import FrozenModel
+from pycircuit.model.replacement import LocalReplacement, ReplacementModel
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One active feature of a prompt."""
+
+    layer: int
+    position: int
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One row to trace. layer: where it reads, the model's depth for the end of the stream; vector: [width]
+    reads there; preactivation: what edges and bias must add up to; token: -1 for what is no token."""
+
+    label: str
+    token: int
+    weight: float
+    layer: int
+    position: int
+    vector: Tensor
+    preactivation: float
+
+
+def choose(
+    model: ReplacementModel,
+    local: LocalReplacement,
+    targets: Any,
+    position: int | Sequence[int],
+    probability: float,
+    max_targets: int,
+) -> list[Target]:
+    """The targets asked for at every position asked for; by default the likeliest tokens up to `probability`."""
+    found: list[Target] = []
+    for at in _positions(position, local.model.positions):
+        if targets is None:
+            found += _likeliest(model, local.model, at, probability, max_targets)
+        else:
+            found += [_given(model, local, t, at) for t in targets if not isinstance(t, Feature)]
+    if targets is not None:
+        found += [_feature(local, t) for t in targets if isinstance(t, Feature)]
+    if not found:
+        raise ValueError("attribute: targets must name at least one target, got none")
+    return found
+
+
+def _positions(position: int | Sequence[int], count: int) -> list[int]:
+    given = [position] if isinstance(position, int) else list(position)
+    for p in given:
+        if isinstance(p, bool) or not isinstance(p, int) or not -count <= p < count:
+            raise ValueError(f"attribute: position must be from {-count} to {count - 1}, got {p!r}")
+    return [p % count for p in given]
+
+
+def _text(model: ReplacementModel, token: int) -> str:
+    decode = getattr(model.tokenizer, "decode", None)
+    return str(token) if decode is None else str(decode([token]))
+
+
+def _probabilities(frozen: FrozenModel, position: int) -> Tensor:
+    return frozen.logits(torch.tensor([position], device=frozen.device))[0].double().softmax(-1)
+
+
+def _likeliest(
+    model: ReplacementModel, frozen: FrozenModel, position: int, probability: float, max_targets: int
+) -> list[Target]:
+    if not 0 < probability <= 1:
+        raise ValueError(f"attribute: probability must be above 0 and at most 1, got {probability}")
+    if isinstance(max_targets, bool) or not isinstance(max_targets, int) or max_targets < 1:
+        raise ValueError(f"attribute: max_targets must be an int of at least 1, got {max_targets!r}")
+    best = _probabilities(frozen, position).topk(min(max_targets, frozen.unembedding.shape[0]))
+    enough = int((best.values.cumsum(0) < probability).sum()) + 1
+    chosen = best.indices[:enough].tolist()
+    return [_token(model, frozen, t, position, float(best.values[i])) for i, t in enumerate(chosen)]
+
+
+def _output(frozen: FrozenModel, label: str, token: int, weight: float, position: int, vector: Tensor) -> Target:
+    normed = frozen.final_norm.forward(frozen.final_stream)[position]
+    return Target(label, token, weight, len(frozen.layers), position, vector, float(normed.double() @ vector.double()))
+
+
+def _token(model: ReplacementModel, frozen: FrozenModel, token: int, position: int, weight: float) -> Target:
+    """A logit, against the mean of all logits."""
+    vector = frozen.unembedding[token].to(frozen.dtype) - frozen.unembedding_mean
+    return _output(frozen, _text(model, token), token, weight, position, vector)
+
+
+def _given(model: ReplacementModel, local: LocalReplacement, target: Any, position: int) -> Target:
+    frozen = local.model
+    if isinstance(target, str):
+        ids = [] if model.tokenizer is None else model.tokens(target).tolist()
+        if len(ids) != 1:
+            raise ValueError(f"attribute: targets must be single tokens, got {target!r} ({len(ids)} of them)")
+        target = ids[0]
+    if isinstance(target, int) and not isinstance(target, bool):
+        if not 0 <= target < frozen.unembedding.shape[0]:
+            last = frozen.unembedding.shape[0] - 1
+            raise ValueError(f"attribute: targets must be token ids from 0 to {last}, got {target}")
+        weight = float(_probabilities(frozen, position)[target])
+        return _token(model, frozen, target, position, weight)
+    if isinstance(target, tuple) and len(target) == 3 and isinstance(target[2], Tensor):
+        label, weight, vector = target
+        if tuple(vector.shape) != (frozen.width,):
+            raise ValueError(f"attribute: a direction must have shape [{frozen.width}], got {list(vector.shape)}")
+        return _output(frozen, str(label), -1, float(weight), position, vector.detach().to(frozen.embeddings))
+    known = "token ids, token strings, (label, weight, direction) or pc.Feature"
+    raise TypeError(f"attribute: targets must be {known}, got {target!r}")
+
+
+def _feature(local: LocalReplacement, wanted: Feature) -> Target:
+    depth, count = len(local.features), local.model.positions
+    if not (0 <= wanted.layer < depth and 0 <= wanted.position < count):
+        raise ValueError(f"attribute: {wanted} must have layer below {depth} and position below {count}")
+    found = local.features[wanted.layer]
+    begin, end = found.row_ptr[wanted.position : wanted.position + 2].tolist()
+    at = (found.index[begin:end] == wanted.index).nonzero()
+    if not len(at):
+        raise ValueError(f"attribute: {wanted} must be active on this prompt, got a silent one")
+    value = float(found.value[begin + int(at[0])]) - float(local.transcoders.b_enc[wanted.layer][wanted.index])
+    vector = local.transcoders.w_enc[wanted.layer][wanted.index].to(local.model.dtype)
+    label = f"layer {wanted.layer} feature {wanted.index}"
+    return Target(label, -1, 1.0, wanted.layer, wanted.position, vector, value)

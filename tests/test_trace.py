@@ -1,0 +1,180 @@
+"""Edges against the conservation law and against autograd on the frozen model, for every family and kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from torch import Tensor
+
+import pycircuit as pc
+from pycircuit.model.replacement import LocalReplacement
+from pycircuit.trace.sweep import Sweep
+
+# name -> (cross-layer, options): every way to read, to write and to activate, and a skip.
+KINDS: dict[str, tuple[bool, dict[str, Any]]] = {
+    "plt": (False, {}),
+    "plt_skip": (False, {"reads": "resid_mid", "skip": True}),
+    "plt_raw_topk": (False, {"reads": "mlp_normed", "writes": "mlp_raw", "activation": pc.TopK(7)}),
+    "plt_hole": (False, {"activation": pc.ReLU(), "hole": 1}),
+    "clt": (True, {"reads": "resid_mid", "activation": pc.BatchTopK(0.8)}),
+}
+
+
+def transcoders(kind: str, dtype: torch.dtype, size: int = 24, seed: int = 0) -> Any:
+    cross, options = KINDS[kind]
+    layers, width, g = tiny_models.LAYERS, tiny_models.WIDTH, torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    def each(*shape: int) -> list[Tensor | None]:
+        return [None if n == options.get("hole") else normal(*shape) for n in range(layers)]
+
+    activation = options.get("activation", pc.JumpReLU(torch.full((size,), 0.5, dtype=dtype)))
+    where = {"activation": activation, "reads": options.get("reads", "mlp_in")}
+    where["writes"] = options.get("writes", "mlp_out")
+    w_enc, b_enc, b_dec = each(size, width), each(size), [normal(width) for _ in range(layers)]
+    w_enc = [None if w is None else w / width**0.5 for w in w_enc]
+    if cross:
+        w_dec = [normal(size, layers - n, width) for n in range(layers)]
+        return pc.CrossLayerTranscoder(w_enc, b_enc, w_dec, b_dec, **where)
+    skip = each(width, width) if options.get("skip") else None
+    return pc.PerLayerTranscoders(w_enc, b_enc, each(size, width), b_dec, w_skip=skip, **where)
+
+
+def replacement(family: str, kind: str, dtype: torch.dtype) -> pc.ReplacementModel:
+    return pc.ReplacementModel(tiny_models.build(family, dtype), transcoders(kind, dtype))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", tiny_models.CONFIGS)
+def test_law(family: str, kind: str) -> None:
+    """Edges plus bias are the pre-activation: float32 to 1e-5, float64 to 1e-10, of the terms they add up."""
+    for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+        graph = pc.attribute(replacement(family, kind, dtype), tiny_models.prompt(), position=[-1, 4], max_targets=3)
+        assert graph.rows.count == len(graph.features) + len(graph.targets) > 20
+        assert graph.certificate < bound
+        assert float(graph.residual.max()) == graph.certificate
+
+
+def by_autograd(local: LocalReplacement, layer: list[int], position: list[int], vectors: Tensor) -> Tensor:
+    """The same rows by differentiating each target by a factor, now one, on every source."""
+    model, found = local.model, local.features
+    on_feature = [torch.ones(f.count, dtype=model.dtype, requires_grad=True) for f in found]
+    on_error = torch.ones(len(found), model.positions, dtype=model.dtype, requires_grad=True)
+    on_token = torch.ones(model.positions, dtype=model.dtype, requires_grad=True)
+    stream = model.embeddings * on_token[:, None]
+    if model.position_part is not None:
+        stream = stream + model.position_part
+    read = []
+    for at, one in enumerate(model.layers):
+        attended = one.attention_out(stream)
+        middle = stream if one.parallel else stream + attended
+        norm = one.read_norm(local.transcoders.reads)
+        read.append(middle if norm is None else norm.forward(middle))
+        stream = stream + attended + _written(local, at, on_feature, on_error, read[at])
+    read.append(model.final_norm.forward(stream))
+    rows = []
+    for t, (at, p) in enumerate(zip(layer, position, strict=True)):
+        sources = (*on_feature, on_error, on_token)
+        parts = torch.autograd.grad(vectors[t] @ read[at][p], sources, retain_graph=True, allow_unused=True)
+        full = [torch.zeros_like(s) if g is None else g for s, g in zip(sources, parts, strict=True)]
+        rows.append(torch.cat([f.flatten() for f in full]))
+    return torch.stack(rows)
+
+
+def _written(local: LocalReplacement, at: int, on_feature: list[Tensor], on_error: Tensor, read: Tensor) -> Tensor:
+    transcoders, out = local.transcoders, local.errors[at] * on_error[at][:, None]
+    for source in transcoders.sources(at):
+        f = local.features[source]
+        if f.count:
+            strength = (f.value * on_feature[source])[:, None]
+            out = out.index_add(0, f.position(), strength * transcoders.decoder(source, at)[f.index])
+    bias, skip = transcoders.bias(at), transcoders.w_skip[at]
+    if bias is not None:
+        out = out + torch.cat([torch.zeros(local.ignore_positions, len(bias)), bias.expand(len(out), -1)])[: len(out)]
+    if skip is not None:
+        out = out + read @ skip
+    norm = local.model.layers[at].write_norm(transcoders.writes)
+    return out if norm is None else norm.forward(out)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma2", "olmo2", "gpt2"])
+def test_every_edge_equals_autograd(family: str, kind: str) -> None:
+    local = replacement(family, kind, torch.float64).freeze(tiny_models.prompt(9))
+    layer, position, vectors = [], [], []
+    for at, f in enumerate(local.features):
+        layer += [at] * f.count
+        position += f.position().tolist()
+        vectors += [local.transcoders.w_enc[at][i] for i in f.index.tolist()]
+    depth = len(local.features)
+    layer, position = [*layer, depth, depth], [*position, 8, 3]
+    vectors += list(local.model.unembedding[:2] - local.model.unembedding_mean)
+    got, _ = Sweep(local).rows(torch.tensor(layer), torch.tensor(position), torch.stack(vectors))
+    truth = by_autograd(local, layer, position, torch.stack(vectors))
+    assert got.shape == truth.shape
+    assert float(((got - truth).norm(dim=1) / truth.norm(dim=1).clamp_min(1e-30)).max()) < 1e-10
+
+
+@pytest.mark.parametrize("kind", ["plt_skip", "clt"])
+def test_implementations_agree(kind: str) -> None:
+    """The whole trace on plain PyTorch, on C++ and on Triton: the same law, the same edges."""
+    model, graphs = replacement("llama", kind, torch.float32), {}
+    for implementation in ("reference", "native", "triton"):
+        with pc.use(implementation):
+            graphs[implementation] = pc.attribute(model, tiny_models.prompt(6), max_targets=2)
+            assert pc.last_run().implementation == implementation
+    truth = graphs["reference"].dense()
+    for graph in graphs.values():
+        assert graph.certificate < 1e-5
+        assert float((graph.dense() - truth).norm() / truth.norm()) < 1e-5
+
+
+def test_max_features_takes_the_most_influential() -> None:
+    """One round over all rows finds the same order as the full graph's influence."""
+    model = replacement("llama", "plt", torch.float32)
+    few = pc.attribute(model, tiny_models.prompt(), max_features=20, round_size=5)
+    again = pc.attribute(model, tiny_models.prompt(), max_features=20, round_size=5)
+    whole = pc.attribute(model, tiny_models.prompt())
+    chosen = few.row_node[few.row_node < len(few.features)]
+    assert len(chosen) == 20 and torch.equal(few.row_node, again.row_node)
+    influence = whole.influence()[: len(whole.features)]
+    best = influence.topk(20).indices
+    assert len(set(best.tolist()) & set(chosen.tolist())) >= 14  # rounds see the graph through the rows so far
+    assert torch.equal(few.rows.weight, again.rows.weight)
+
+
+def test_targets_of_every_kind() -> None:
+    model = replacement("llama", "plt", torch.float32)
+    local = model.freeze(tiny_models.prompt())
+    f = local.features[2]
+    feature = pc.Feature(2, int(f.position()[0]), int(f.index[0]))
+    direction = ("3 - 5", 0.5, local.model.unembedding[3] - local.model.unembedding[5])
+    graph = pc.attribute(model, tiny_models.prompt(), targets=[7, direction, feature], max_features=0)
+    assert list(graph.targets.labels) == ["7", "3 - 5", f"layer 2 feature {feature.index}"]
+    assert graph.targets.ids.tolist() == [7, -1, -1] and graph.certificate < 1e-5
+    logits = local.model.logits()[-1]
+    assert float(graph.preactivation[1]) == pytest.approx(float(logits[3] - logits[5]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"position": 99}, "position must be from -13 to 12, got 99"),
+        ({"targets": [61]}, "token ids from 0 to 60, got 61"),
+        ({"targets": []}, "at least one target"),
+        ({"targets": [("x", 1.0, torch.zeros(3))]}, r"shape \[32\], got \[3\]"),
+        ({"targets": [pc.Feature(0, 0, 0)]}, "must be active on this prompt"),
+        ({"targets": [pc.Feature(9, 0, 0)]}, "layer below 3"),
+        ({"probability": 0.0}, "probability must be above 0"),
+        ({"max_targets": 0}, "max_targets must be an int of at least 1"),
+        ({"max_features": -1}, "max_features must not be negative, got -1"),
+    ],
+)
+def test_bad_arguments_name_the_rule(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), **changes)
