@@ -45,9 +45,9 @@ def install(environment: Path) -> Path:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     site = environment / "lib" / version / "site-packages"
     # Not --system-site-packages: a Python that is itself in an environment would lend its base, not its packages.
-    lent = [p for p in dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))) if p]
-    lines = "\n".join(f"import site; site.addsitedir({p!r})" for p in lent)
-    (site / "zz_lent.pth").write_text(lines + "\n")
+    borrowed = [p for p in dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))) if p]
+    lines = "\n".join(f"import site; site.addsitedir({p!r})" for p in borrowed)
+    (site / "zz_borrowed.pth").write_text(lines + "\n")
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--disable-pip-version-check"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     offline = ["--no-build-isolation", "--no-deps", "--no-index", "--force-reinstall", "-e", str(ROOT)]
