@@ -15,8 +15,8 @@ constexpr int kDotColumns = 3;
 #endif
 
 // out[c * 4 + r] = a[r][0 .. depth) . b[c][0 .. depth)
-template <int Columns, class W>
-inline __attribute__((always_inline)) void dot_tile(int64_t depth, const float* const* a, const W* const* b,
+template <int Columns, class A, class B>
+inline __attribute__((always_inline)) void dot_tile(int64_t depth, const A* const* a, const B* const* b,
                                                     float* out) {
   Vec acc[Columns][kDotRows] = {};
   int64_t k = 0;
@@ -32,7 +32,7 @@ inline __attribute__((always_inline)) void dot_tile(int64_t depth, const float* 
     Vec4 total = sums(acc[c][0], acc[c][1], acc[c][2], acc[c][3]);
     for (int64_t t = k; t < depth; ++t) {
       const float right = load_one(b[c] + t);
-      total += Vec4{a[0][t], a[1][t], a[2][t], a[3][t]} * right;
+      total += Vec4{load_one(a[0] + t), load_one(a[1] + t), load_one(a[2] + t), load_one(a[3] + t)} * right;
     }
     std::memcpy(out + c * kDotRows, &total, sizeof total);
   }

@@ -1,6 +1,6 @@
 // edge_scores: out[t, e] += value[e] * gradient[t, p] . w_dec[index[e]] for every entry e at a position p of t.
-// Layout: gradient and w_dec rows where they lie; at one position a grid of dot products, four targets by as
-// many features as registers hold, in pieces of the width that keep four gradient rows in the first cache.
+// Layout: gradient and w_dec rows where they lie; at one position a grid of dot products, four features by as
+// many targets as registers hold, in pieces of the width that keep the rows at hand in the first cache.
 // Bytes: a decoder row once a position, a gradient row once. Parallel over positions: out has one owner.
 #include "cpu/dot.h"
 #include "cpu/ops.h"
@@ -8,7 +8,8 @@
 namespace pycircuit::PYCIRCUIT_NAMESPACE {
 namespace {
 
-constexpr int64_t kWidthBlock = 1024;
+constexpr int64_t kFewTargets = 2 * kDotColumns;
+constexpr int64_t kWidthBlock = 768;
 constexpr int64_t kTargetList = 256;  // targets whose rows are looked up at one time
 
 // Rows of the targets that reach one position.
@@ -36,28 +37,45 @@ void prefetch(const void* row, int64_t begin, int64_t end) {
     __builtin_prefetch(static_cast<const char*>(row) + byte, 0, 2);
 }
 
-// Four targets against the entries begin .. end, while the next four rows of gradient arrive. Missing targets
-// repeat the last one and are not written.
+// out[t, e .. e + 4) += value * found[t], for the entries there are.
+void add(const EdgeScoresInput& in, const float* found, int64_t e, int64_t entries, float* out) {
+  if (entries == kDotRows) {
+    Vec4 sum, value, dot;
+    std::memcpy(&sum, out + e, sizeof sum);
+    std::memcpy(&value, in.features.value + e, sizeof value);
+    std::memcpy(&dot, found, sizeof dot);
+    sum += value * dot;
+    std::memcpy(out + e, &sum, sizeof sum);
+  } else {
+    for (int64_t r = 0; r < entries; ++r) out[e + r] += in.features.value[e + r] * found[r];
+  }
+}
+
+// A few targets against the entries begin .. end, while the next targets' gradients arrive. Missing entries and
+// targets repeat the last one and are not written.
 template <class W>
-void four_targets(const EdgeScoresInput& in, const float* const* gradient, float* const* out, int64_t targets,
-                  int64_t begin, int64_t end, const float* const* next) {
+void few_targets(const EdgeScoresInput& in, const float* const* gradient, float* const* out, int64_t targets,
+                 int64_t begin, int64_t end, int64_t coming) {
   const W* w = static_cast<const W*>(in.w_dec.data);
   const int64_t bytes = in.w_dec.width * static_cast<int64_t>(sizeof(float));
-  const int64_t share = round_up(bytes * kDotColumns / (end - begin) + 1, 64);
+  const int64_t share = round_up(bytes * kDotRows / (end - begin) + 1, 64);
   for (int64_t k = 0; k < in.w_dec.width; k += kWidthBlock) {
     const int64_t depth = smaller(kWidthBlock, in.w_dec.width - k);
-    const float* left[kDotRows];
-    for (int64_t r = 0; r < kDotRows; ++r) left[r] = gradient[smaller(r, targets - 1)] + k;
-    for (int64_t e = begin; e < end; e += kDotColumns) {
-      const W* right[kDotColumns];
-      float found[kDotColumns * kDotRows];
-      for (int64_t c = 0; c < kDotColumns; ++c)
-        right[c] = w + in.features.index[smaller(e + c, end - 1)] * in.w_dec.row_stride + k;
-      const int64_t ask = (e - begin) / kDotColumns * share;
-      for (int64_t r = 0; next && k == 0 && r < kDotRows; ++r) prefetch(next[r], ask, smaller(ask + share, bytes));
-      dot_tile<kDotColumns>(depth, left, right, found);
-      for (int64_t c = 0; c < kDotColumns && e + c < end; ++c)
-        for (int64_t r = 0; r < targets; ++r) out[r][e + c] += in.features.value[e + c] * found[c * kDotRows + r];
+    for (int64_t e = begin; e < end; e += kDotRows) {
+      const W* left[kDotRows];
+      for (int64_t r = 0; r < kDotRows; ++r)
+        left[r] = w + in.features.index[smaller(e + r, end - 1)] * in.w_dec.row_stride + k;
+      const int64_t ask = (e - begin) / kDotRows * share;
+      for (int64_t t = 0; k == 0 && t < coming; ++t)
+        prefetch(gradient[targets + t], ask, smaller(ask + share, bytes));
+      for (int64_t t = 0; t < targets; t += kDotColumns) {
+        const float* right[kDotColumns];
+        float found[kDotColumns * kDotRows];
+        for (int64_t c = 0; c < kDotColumns; ++c) right[c] = gradient[smaller(t + c, targets - 1)] + k;
+        dot_tile<kDotColumns>(depth, left, right, found);
+        for (int64_t c = 0; c < smaller(kDotColumns, targets - t); ++c)
+          add(in, found + c * kDotRows, e, smaller(kDotRows, end - e), out[t + c]);
+      }
     }
   }
 }
@@ -67,19 +85,18 @@ void one_position(const EdgeScoresInput& in, int64_t p, int64_t next) {
   const int64_t begin = in.features.row_ptr[p], end = in.features.row_ptr[p + 1];
   const int64_t coming = next < in.features.positions ? in.features.row_ptr[next] : 0;
   const int64_t coming_end = next < in.features.positions ? in.features.row_ptr[next + 1] : 0;
-  const int64_t share = (coming_end - coming) * kDotRows / larger(1, smaller(in.targets, kTargetList)) + 1;
+  const int64_t share = (coming_end - coming) * kFewTargets / larger(1, smaller(in.targets, kTargetList)) + 1;
   const W* w = static_cast<const W*>(in.w_dec.data);
   Reaching found;
   for (int64_t t = 0; begin < end && t < in.targets;) {
     t = reaching(in, p, t, found);
-    for (int64_t i = 0; i < found.count; i += kDotRows) {
-      const int64_t ask = coming + i / kDotRows * share;
+    for (int64_t i = 0; i < found.count; i += kFewTargets) {
+      const int64_t ask = coming + i / kFewTargets * share, left = found.count - i;
       for (int64_t e = ask; e < smaller(ask + share, coming_end); ++e)
         prefetch(w + in.features.index[e] * in.w_dec.row_stride, 0,
                  in.w_dec.width * static_cast<int64_t>(sizeof(W)));
-      const float* const* following = i + 2 * kDotRows <= found.count ? found.gradient + i + kDotRows : nullptr;
-      four_targets<W>(in, found.gradient + i, found.out + i, smaller(kDotRows, found.count - i), begin, end,
-                      following);
+      few_targets<W>(in, found.gradient + i, found.out + i, smaller(kFewTargets, left), begin, end,
+                     larger(0, smaller(kFewTargets, left - kFewTargets)));
     }
   }
 }
