@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 import pycircuit as pc
 from pycircuit.ops import cases
@@ -24,4 +23,3 @@ def test_equals_float64(op: str, case: str, form: str, isa: str | None) -> None:
     assert pc.last_run() == pc.ops.Ran(op, form, isa)
     # Sums of at most a few thousand float32 terms: a few hundred units in the last place at the worst.
     assert cases.error(op, got, truth, args) < 3e-6
-    assert torch.get_num_threads() >= 1

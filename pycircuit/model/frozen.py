@@ -11,8 +11,6 @@ from torch import Tensor
 from pycircuit.ops import Attention, StoredAttention
 
 _BLOCK = 1 << 24  # attention weights worked on at once
-READS = ("resid_mid", "mlp_normed", "mlp_in")
-WRITES = ("mlp_out", "mlp_raw")
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,12 +41,18 @@ class _Trace:
         self.weights = torch.tensor([t.weight for t in targets], dtype=self.value.dtype, device=where)
 
     def add_features(self, chosen: Tensor) -> None:
-        transcoders, vectors = self.local.transcoders, []
-        for at, index in zip(self.layer[chosen].tolist(), self.index[chosen].tolist(), strict=True):
-            vectors.append(transcoders.w_enc[at][index])
-        if vectors:
-            self._add(self.layer[chosen], self.position[chosen], torch.stack(vectors).to(self.local.model.dtype))
+        if len(chosen):
+            vectors = self._of(self.local.transcoders.w_enc, chosen)
+            self._add(self.layer[chosen], self.position[chosen], vectors)
         self.expanded = torch.cat([self.expanded, chosen])
+
+    def _of(self, weights: Sequence[Tensor], chosen: Tensor) -> Tensor:
+        """Each chosen feature's entry of its layer's encoder weights, in the order of `chosen`."""
+        layer, index = self.layer[chosen], self.index[chosen]
+        layers = layer.unique().tolist()
+        parts = [weights[at][index[layer == at]].to(self.local.model.dtype) for at in layers]
+        back = torch.cat([(layer == at).nonzero()[:, 0] for at in layers]).argsort()
+        return torch.cat(parts)[back]
 
     def _add(self, layer: Tensor, position: Tensor, vectors: Tensor) -> None:
         rows, bias = self.sweep.rows(layer, position, vectors)
@@ -70,12 +76,12 @@ class _Trace:
         return torch.sort(influence, descending=True, stable=True).indices[:count]
 
     def preactivation(self, targets: Sequence[Target]) -> Tensor:
-        own = [self.local.transcoders.b_enc[at][i] for at, i in zip(*self._chosen(), strict=True)]
-        features = self.value[self.expanded].double() - torch.tensor([float(b) for b in own], dtype=torch.float64)
-        return torch.cat([torch.tensor([t.preactivation for t in targets], dtype=torch.float64), features])
-
-    def _chosen(self) -> tuple[list[int], list[int]]:
-        return self.layer[self.expanded].tolist(), self.index[self.expanded].tolist()
+        """What edges and bias of every row must add up to: [rows] float64."""
+        found = torch.tensor([t.preactivation for t in targets], dtype=torch.float64)
+        if not len(self.expanded):
+            return found
+        own = self._of(self.local.transcoders.b_enc, self.expanded)
+        return torch.cat([found, (self.value[self.expanded].double() - own.double()).cpu()])
 
 
 def attribute(
