@@ -24,6 +24,7 @@ from pycircuit.model import capture as capturing
 from pycircuit.model import families, frozen
 from pycircuit.model.families import FAMILIES, family_of
 from pycircuit.model.weights import read_weights
+from pycircuit.transcoders.types import READS
 
 EXACT = {torch.float32: 1e-5, torch.float64: 1e-12}
 TYPES = pytest.mark.parametrize("dtype", list(EXACT), ids=["float32", "float64"])
@@ -90,7 +91,7 @@ def test_reads_are_linear_in_the_stream(name: str) -> None:
     captured = freeze(build(name, torch.float64))
     for at, layer in enumerate(captured.model.layers):
         middle = captured.streams["resid_mid"][at]
-        for reads in frozen.READS:
+        for reads in READS:
             norm = layer.read_norm(reads)
             got = middle if norm is None else norm.forward(middle)
             assert capturing.relative(got, captured.streams[reads][at]) < 1e-12, (at, reads)
