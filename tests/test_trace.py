@@ -113,7 +113,7 @@ def test_every_edge_equals_autograd(family: str, kind: str) -> None:
     depth = len(local.features)
     layer, position = [*layer, depth, depth], [*position, 8, 3]
     vectors += list(local.model.unembedding[:2] - local.model.unembedding_mean)
-    got, _ = Sweep(local).rows(torch.tensor(layer), torch.tensor(position), torch.stack(vectors))
+    got, _ = Sweep(local).rows(layer, position, torch.stack(vectors))
     truth = by_autograd(local, layer, position, torch.stack(vectors))
     assert got.shape == truth.shape
     assert float(((got - truth).norm(dim=1) / truth.norm(dim=1).clamp_min(1e-30)).max()) < 1e-10

@@ -337,6 +337,8 @@ def _assembled(recorder: _Recorder, ids: Tensor) -> FrozenModel:
             b_v=w.b_v,
             w_o=w.w_o,
             b_o=w.b_o,
+            back_v=w.back_v,
+            back_o=w.back_o,
             attention=recorder.attention[at],
             post_attention_norm=norms.get((at, "post_attention_norm")),
             mlp_norm=norms.get((at, "mlp_norm")),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pycircuit.ops import Attention, StoredAttention
+from pycircuit.ops import Attention, RecomputedAttention, StoredAttention
 
 _BLOCK = 1 << 24  # attention weights worked on at once
 
@@ -51,7 +51,7 @@ class FrozenLayer:
     """One layer. The stream takes attention_out, then (or, if parallel, at once) what the MLP adds.
 
     w_v: [kv_heads * head_width, width]; b_v: [kv_heads * head_width] or None; w_o: [width, heads * head_width];
-    b_o: [width] or None. A norm the family has not is None.
+    b_o: [width] or None. back_v, back_o: as in LayerWeights. A norm the family has not is None.
     """
 
     attention_norm: FrozenNorm | None
@@ -59,6 +59,8 @@ class FrozenLayer:
     b_v: Tensor | None
     w_o: Tensor
     b_o: Tensor | None
+    back_v: Tensor
+    back_o: Tensor
     attention: Attention
     post_attention_norm: FrozenNorm | None
     mlp_norm: FrozenNorm | None
@@ -107,22 +109,32 @@ def _mix(attention: Attention, value: Tensor) -> Tensor:
     step = max(1, _BLOCK // max(1, heads * positions))
     for begin in range(0, positions, step):
         end = min(begin + step, positions)
-        pattern = pattern_rows(attention, begin, end).unflatten(0, (-1, group))
+        rows = torch.arange(begin, end, device=value.device)
+        pattern = pattern_at(attention, rows, end).unflatten(0, (-1, group))
         out[:, begin:end] = (pattern @ value[:, None, :end]).flatten(0, 1)
     return out
 
 
-def pattern_rows(attention: Attention, begin: int, end: int) -> Tensor:
-    """Rows begin .. end of every head over keys 0 .. end: [heads, end - begin, end]."""
+def pattern_at(attention: Attention, positions: Tensor, keys: int) -> Tensor:
+    """Rows of every head at these positions, over keys 0 .. keys: [heads, len(positions), keys]."""
     if isinstance(attention, StoredAttention):
-        return attention.pattern[:, begin:end, :end].tril(begin)
+        pattern = attention.pattern[:, positions, :keys]
+    else:
+        pattern = _recomputed(attention, positions, keys)
+    behind = positions[:, None] - torch.arange(keys, device=positions.device)
+    hidden = behind < 0
+    if isinstance(attention, RecomputedAttention) and attention.window:
+        hidden |= behind >= attention.window
+    return pattern.masked_fill_(hidden, 0)
+
+
+def _recomputed(attention: RecomputedAttention, positions: Tensor, keys: int) -> Tensor:
     wide = attention.log_sum_exp.dtype
-    query = attention.query[:, begin:end].to(wide).unflatten(0, (attention.groups, -1))
-    logits = (query @ attention.key[:, None, :end].to(wide).transpose(-1, -2)).flatten(0, 1) * attention.scale
+    query = attention.query[:, positions].to(wide).unflatten(0, (attention.groups, -1))
+    logits = (query @ attention.key[:, None, :keys].to(wide).transpose(-1, -2)).flatten(0, 1) * attention.scale
     if attention.softcap:
         logits = torch.tanh(logits / attention.softcap) * attention.softcap
-    pattern = torch.exp(logits - attention.normaliser()[:, begin:end, None]).tril(begin)
-    return pattern.triu(begin + 1 - attention.window) if attention.window else pattern
+    return torch.exp(logits - attention.normaliser()[:, positions, None])
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,13 +34,19 @@ class Norm:
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """w_v: [kv_heads * head_width, width]; w_o: [width, heads * head_width]; biases or None."""
+    """w_v: [kv_heads * head_width, width]; w_o: [width, heads * head_width]; biases or None.
+
+    back_v, back_o: the same with gain and centring of the norm beside them, for the way back: a gradient g at the
+    attention's output reaches its heads as g @ back_o, and theirs the stream as z @ back_v, denominators apart.
+    """
 
     attention_norm: Norm | None
     w_v: Tensor
     b_v: Tensor | None
     w_o: Tensor
     b_o: Tensor | None
+    back_v: Tensor
+    back_o: Tensor
     post_attention_norm: Norm | None
     mlp_norm: Norm | None
     post_mlp_norm: Norm | None
@@ -149,13 +155,30 @@ def _projections(layer: nn.Module, row: Family, config: Any, dtype: torch.dtype)
     }
 
 
+def _back_v(norm: Norm | None, w_v: Tensor) -> Tensor:
+    if norm is None:
+        return w_v
+    scaled = w_v * norm.gain
+    return scaled - scaled.mean(1, keepdim=True) if norm.center else scaled
+
+
+def _back_o(norm: Norm | None, w_o: Tensor) -> Tensor:
+    if norm is None:
+        return w_o
+    return norm.gain[:, None] * (w_o - w_o.mean(0) if norm.center else w_o)
+
+
 def _layer(layer: nn.Module, row: Family, config: Any, dtype: torch.dtype) -> LayerWeights:
+    before, after = (_norm(layer, n, row, dtype) for n in (row.attention_norm, row.post_attention_norm))
+    projections = _projections(layer, row, config, dtype)
     return LayerWeights(
-        attention_norm=_norm(layer, row.attention_norm, row, dtype),
-        post_attention_norm=_norm(layer, row.post_attention_norm, row, dtype),
+        attention_norm=before,
+        post_attention_norm=after,
         mlp_norm=_norm(layer, row.mlp_norm, row, dtype),
         post_mlp_norm=_norm(layer, row.post_mlp_norm, row, dtype),
-        **_projections(layer, row, config, dtype),
+        back_v=_back_v(before, projections["w_v"]),
+        back_o=_back_o(after, projections["w_o"]),
+        **projections,
     )
 
 

@@ -55,7 +55,7 @@ class _Trace:
         return torch.cat(parts)[back]
 
     def _add(self, layer: Tensor, position: Tensor, vectors: Tensor) -> None:
-        rows, bias = self.sweep.rows(layer, position, vectors)
+        rows, bias = self.sweep.rows(layer.tolist(), position.tolist(), vectors)
         self.blocks.append(rows)
         self.biases.append(bias)
 

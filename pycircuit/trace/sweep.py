@@ -1,23 +1,26 @@
 """The backward sweep: edge rows of many targets through the frozen model, without a tape.
 
 State is the gradient of every target with respect to the stream, ragged: target t owns the positions it can
-see, rows prefix_ptr[t] .. prefix_ptr[t + 1]. Targets come sorted from the highest layer down, so at every layer
-the ones under way are the first m, and their rows the first prefix_ptr[m].
+see, rows ends[t] .. ends[t + 1]. Targets come sorted from the highest layer down, so at every layer the ones
+under way are the first m, and their rows the first ends[m]. A target joins by its first attention (see hop.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from pycircuit import ops
-from pycircuit.model.frozen import FrozenLayer, FrozenNorm
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.ops import Features
 
-STATE_BYTES = 12 << 20  # of one tile: state, y and z together stay in the last-level cache
+from .hop import Hop, hop, land
+
+TILE_BYTES = 32 << 20  # of a tile's state and its projections: larger ones gain nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,16 +51,37 @@ class Columns:
         return self.of_errors(self.layers)
 
 
-@dataclass(frozen=True, eq=False)
-class _Attention:
-    """One layer's attention as the sweep uses it, norms folded into the weights, denominators apart."""
+class Tile:
+    """Targets swept together, in this order, and what the sweep knows of each.
 
-    w_o: Tensor  # [width, heads * head_width]
-    w_v: Tensor  # [kv_heads * head_width, width], columns scaled by the norm's gain and centred
-    post: FrozenNorm | None
-    sigma: Tensor | None
-    constant: Tensor | None  # [positions, width], what attention adds to an empty stream
-    layer: FrozenLayer
+    own: [targets, width], the one row of those that have met no attention yet.
+    state: [rows, width], the rows of the first `entered` targets, `hopped` of them past their first attention; no
+    target that reads at layer 0 ever enters it.
+    """
+
+    def __init__(self, layer: Sequence[int], position: Sequence[int], own: Tensor, out: Tensor, bias: Tensor) -> None:
+        self.layer, self.own, self.out, self.bias = layer, own, out, bias
+        self.position = torch.tensor(position, device=own.device)
+        self.ends = list(accumulate((p + 1 for p in position[: self.reading(1)]), initial=0))
+        self.prefix_ptr = torch.tensor(self.ends, device=own.device)
+        start = self.prefix_ptr[:-1].repeat_interleave(self.prefix_ptr.diff())
+        self.where = torch.arange(self.ends[-1], device=own.device) - start
+        self.last = self.prefix_ptr[1:] - 1
+        self.entered = self.hopped = 0
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+    def reading(self, at: int) -> int:
+        """How many targets read at this layer or above."""
+        return sum(layer >= at for layer in self.layer)
+
+    def enter(self, count: int, state: Tensor) -> None:
+        """Give the first `count` targets their rows: zero up to their own."""
+        if count > self.entered:
+            state[self.ends[self.entered] : self.ends[count]] = 0
+            state[self.last[self.entered : count]] = self.own[self.entered : count]
+            self.entered = count
 
 
 def _nonzero(t: Tensor) -> Tensor | None:
@@ -73,33 +97,36 @@ def _one_each(rows: Tensor) -> Features:
 
 
 class Sweep:
-    """Edges of any targets of one frozen prompt. Weights are folded once; buffers live as long as this."""
+    """Edges of any targets of one frozen prompt. Buffers live as long as this."""
 
     def __init__(self, local: LocalReplacement) -> None:
         self.local, self.frozen, self.transcoders = local, local.model, local.transcoders
-        starts = torch.tensor([0, *(f.count for f in local.features)]).cumsum(0).tolist()
+        starts = accumulate((f.count for f in local.features), initial=0)
         self.columns = Columns(tuple(starts), len(self.frozen.layers), self.frozen.positions)
-        self._attention = [self._fold(layer) for layer in self.frozen.layers]
-        self._constant = [self._mlp_constant(at) for at in range(self.columns.layers)]
+        self._attention = [self._attention_constant(at) for at in range(self.columns.layers)]
+        self._mlp_writes = [self._mlp_constant(at) for at in range(self.columns.layers)]
         self._each = _one_each(self.frozen.embeddings)
+        self._skips = any(s is not None for s in local.transcoders.w_skip)
         self._buffers: dict[str, Tensor] = {}
+        self._values, self._position_values = (
+            t if t is None else t @ self.frozen.layers[0].back_v.T
+            for t in (self.frozen.embeddings, self.frozen.position_part)
+        )
 
-    def _fold(self, layer: FrozenLayer) -> _Attention:
-        norm, w_v = layer.attention_norm, layer.w_v
-        if norm is not None and norm.gain is not None:
-            w_v = w_v * norm.gain
-        if norm is not None and norm.center:
-            w_v = w_v - w_v.mean(1, keepdim=True)
-        empty = torch.zeros_like(self.frozen.embeddings)
-        constant = _nonzero(layer.attention_out(empty))
-        sigma = None if norm is None else norm.sigma
-        return _Attention(layer.w_o, w_v.contiguous(), layer.post_attention_norm, sigma, constant, layer)
+    def _attention_constant(self, at: int) -> Tensor | None:
+        """What attention adds to an empty stream: [positions, width]."""
+        layer = self.frozen.layers[at]
+        norms = (layer.attention_norm, layer.post_attention_norm)
+        biases = [layer.b_v, layer.b_o, *(n.bias for n in norms if n is not None)]
+        if all(b is None for b in biases):
+            return None
+        return _nonzero(layer.attention_out(torch.zeros_like(self.frozen.embeddings)))
 
-    def _mlp_constant(self, layer: int) -> Tensor | None:
+    def _mlp_constant(self, at: int) -> Tensor | None:
         """What the replaced MLP adds with no feature and no error: [positions, width]."""
-        frozen, transcoders = self.frozen.layers[layer], self.transcoders
+        frozen, transcoders = self.frozen.layers[at], self.transcoders
         out = torch.zeros_like(self.frozen.embeddings)
-        bias, skip = transcoders.bias(layer), transcoders.w_skip[layer]
+        bias, skip = transcoders.bias(at), transcoders.w_skip[at]
         if bias is not None:
             out[self.local.ignore_positions :] += bias.to(out.dtype)
         norm = frozen.read_norm(transcoders.reads)
@@ -108,55 +135,57 @@ class Sweep:
         write = frozen.write_norm(transcoders.writes)
         return _nonzero(out if write is None else write.forward(out))
 
-    def read(self, layer: Tensor, position: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, layer: Sequence[int], position: Sequence[int], vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder (or unembedding) rows through the transpose of their read.
 
         layer, position: [targets]; the model's depth stands for the end of the stream. vectors: [targets, width].
         Returns gradients with respect to the stream, and each read's constant: [targets, width], [targets].
         """
         gradient, constant = vectors.clone(), vectors.new_zeros(len(vectors))
-        for at in layer.unique().tolist():
-            mine = (layer == at).nonzero()[:, 0]
+        layers, positions = (torch.tensor(t, device=vectors.device) for t in (layer, position))
+        for at in sorted(set(layer)):
+            mine = (layers == at).nonzero()[:, 0]
             end = at == self.columns.layers
             norm = self.frozen.final_norm if end else self.frozen.layers[at].read_norm(self.transcoders.reads)
             if norm is None:
                 continue
             if norm.bias is not None:
                 constant[mine] = vectors[mine] @ norm.bias
-            gradient[mine] = norm.back(vectors[mine], position[mine])
+            gradient[mine] = norm.back(vectors[mine], positions[mine])
         return gradient, constant
 
     def rows(
-        self, layer: Tensor, position: Tensor, vectors: Tensor, out: Tensor | None = None
+        self, layer: Sequence[int], position: Sequence[int], vectors: Tensor, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(edges [targets, columns], bias [targets]) of targets in any order; arguments as `read` takes them.
 
         Edges plus bias are the target's pre-activation without its own bias.
         """
+        order = sorted(range(len(layer)), key=lambda t: (-layer[t], position[t]))
         out = vectors.new_zeros(len(vectors), self.columns.count) if out is None else out.zero_()
-        gradient, bias = self.read(layer, position, vectors)
-        order = sorted(range(len(layer)), key=lambda t: (-int(layer[t]), int(position[t]), t))
-        for tile in self._tiles(order, position):
-            chosen = torch.tensor(tile, device=layer.device)
-            part, extra = self._tile(layer[chosen].tolist(), position[chosen].tolist(), gradient[chosen])
-            out[chosen] = part
-            bias[chosen] += extra
+        bias = vectors.new_zeros(len(vectors))
+        for begin, end in self.tiles([layer[t] for t in order], [position[t] for t in order]):
+            chosen = order[begin:end]
+            edges = vectors.new_zeros(len(chosen), self.columns.count)
+            bias[chosen] = self.tile([layer[t] for t in chosen], [position[t] for t in chosen], vectors[chosen], edges)
+            out[chosen] = edges
         return out, bias
 
-    def _tiles(self, order: list[int], position: Tensor) -> list[list[int]]:
-        """Targets in order, cut so that a tile's state fits STATE_BYTES; one target at the least."""
-        attention = max((a.w_o.shape[1] + a.w_v.shape[0] for a in self._attention), default=0)
-        row_bytes = (self.frozen.width + attention) * self.frozen.embeddings.element_size()
-        tiles: list[list[int]] = []
-        room = 0
-        for t in order:
-            size = (int(position[t]) + 1) * row_bytes
-            if size > room:
-                tiles.append([])
-                room = STATE_BYTES
-            tiles[-1].append(t)
-            room -= size
-        return tiles
+    def tiles(self, layer: Sequence[int], position: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Cuts of targets, sorted from the highest layer down, each of which fits TILE_BYTES or holds one target."""
+        frozen = self.frozen
+        attention = max(one.w_o.shape[1] + one.w_v.shape[0] for one in frozen.layers)
+        row_bytes = (frozen.width + attention) * frozen.embeddings.element_size()
+        head_bytes = max(one.heads for one in frozen.layers) * frozen.embeddings.element_size()
+        begin = rows = longest = 0
+        for t, p in enumerate(position):
+            rows, longest = rows + p + 1, max(longest, p + 1)
+            size = rows * row_bytes if layer[t] else 0
+            if t > begin and size + 3 * (t + 1 - begin) * longest * head_bytes > TILE_BYTES:
+                yield begin, t
+                begin, rows, longest = t, p + 1, p + 1
+        if begin < len(position):
+            yield begin, len(position)
 
     def _buffer(self, name: str, *shape: int) -> Tensor:
         """Room kept from one tile to the next."""
@@ -168,68 +197,120 @@ class Sweep:
             held = self._buffers[name] = self.frozen.embeddings.new_empty(size)
         return held[:size].view(shape)
 
-    def _tile(self, layer: list[int], position: list[int], gradient: Tensor) -> tuple[Tensor, Tensor]:
-        lengths = torch.tensor(position) + 1
-        ends = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(gradient.device)
-        state = self._buffer("state", int(lengths.sum()), self.frozen.width).zero_()
-        state[ends[1:] - 1] = gradient  # a target starts at the last position it sees
-        where = torch.arange(len(state), device=ends.device) - ends[:-1].repeat_interleave(lengths.to(ends.device))
-        out, bias = self._buffer("out", len(layer), self.columns.count).zero_(), gradient.new_zeros(len(layer))
-        for at in reversed(range(min(max(layer) + 1, self.columns.layers))):
-            above = sum(read > at for read in layer)
-            joined = sum(read >= at for read in layer)
-            parallel = self.frozen.layers[at].parallel
-            skipped = self._mlp(at, above, state, ends, where, out, bias) if above else None
-            if skipped is not None and not parallel:
-                state[: len(skipped)] += skipped
-            self._attend(at, above if parallel else joined, state, ends, where, bias)
-            if skipped is not None and parallel:
-                state[: len(skipped)] += skipped
-        ops.edge_scores(state, ends, self._each, self.frozen.embeddings, out[:, self.columns.of_tokens])
-        self._constants(self.frozen.position_part, len(layer), state, ends, bias)
-        return out, bias
+    def tile(self, layer: Sequence[int], position: Sequence[int], vectors: Tensor, out: Tensor) -> Tensor:
+        """Adds the edges of targets sorted from the highest layer down to out [targets, columns]; returns the biases.
 
-    def _constants(self, constant: Tensor | None, count: int, state: Tensor, ends: Tensor, bias: Tensor) -> None:
-        """bias[t] += the sum over positions of state . constant, for the first `count` targets."""
+        vectors: [targets, width] read there, as for `read`.
+        """
+        gradient, bias = self.read(layer, position, vectors)
+        tile, fresh = Tile(layer, position, gradient, out, bias), None
+        state = self._buffer("state", tile.ends[-1], self.frozen.width)
+        for at in reversed(range(min(layer[0] + 1, self.columns.layers))):
+            above, parallel = tile.reading(at + 1), self.frozen.layers[at].parallel
+            tile.enter(above, state)
+            skipped = self._mlp(at, above, tile, state) if above else None
+            if skipped is not None and not parallel:
+                self._add(skipped, tile, state)
+            reach = above if parallel else len(tile) if at == 0 else tile.reading(at)
+            self._attend(at, fresh, tile, state)
+            fresh = self._join(at, reach, tile, state)
+            if skipped is not None and parallel:
+                self._add(skipped, tile, state)
+        self._tokens(tile, state)
+        return bias
+
+    def _add(self, skipped: Tensor, tile: Tile, state: Tensor) -> None:
+        """What a skip hands on, to the rows and to the single rows of targets that have nothing else."""
+        state[: len(skipped)] += skipped
+        tile.own[tile.hopped : tile.entered] = state[tile.last[tile.hopped : tile.entered]]
+
+    def _tokens(self, tile: Tile, state: Tensor) -> None:
+        """What the stream itself carries down to the embeddings."""
+        rows, ptr = state[: tile.ends[tile.hopped]], tile.prefix_ptr[: tile.hopped + 1]
+        tokens = tile.out[:, self.columns.of_tokens]
+        ops.edge_scores(rows, ptr, self._each, self.frozen.embeddings, tokens[: tile.hopped])
+        self._constants(self.frozen.position_part, ptr, rows, tile.bias)
+        own, position = tile.own[tile.hopped :], tile.position[tile.hopped :]
+        at = torch.arange(tile.hopped, len(tile), device=position.device)
+        tokens[at, position] += (own * self.frozen.embeddings[position]).sum(1)
+        self._own_constants(self.frozen.position_part, tile, tile.hopped, len(tile))
+
+    def _own_constants(self, constant: Tensor | None, tile: Tile, begin: int, end: int) -> None:
+        if constant is not None:
+            tile.bias[begin:end] += (tile.own[begin:end] * constant[tile.position[begin:end]]).sum(1)
+
+    def _constants(self, constant: Tensor | None, ptr: Tensor, rows: Tensor, bias: Tensor) -> None:
+        """bias[t] += the sum over positions of rows . constant."""
+        count = len(ptr) - 1
         if constant is None or not count:
             return
         part = self._buffer("part", count, self.columns.positions).zero_()
-        ops.edge_scores(state[: int(ends[count])], ends[: count + 1], self._each, constant, part)
+        ops.edge_scores(rows, ptr, self._each, constant, part)
         bias[:count] += part.sum(1)
 
-    def _mlp(
-        self, at: int, count: int, state: Tensor, ends: Tensor, where: Tensor, out: Tensor, bias: Tensor
-    ) -> Tensor | None:
+    def _mlp(self, at: int, count: int, tile: Tile, state: Tensor) -> Tensor | None:
         """Scores at the write point of a layer, for the targets reading above; returns what a skip hands on."""
-        rows, ptr = int(ends[count]), ends[: count + 1]
-        above, layer = state[:rows], self.frozen.layers[at]
-        self._constants(self._constant[at], count, above, ptr, bias)
+        rows, ptr, where = state[: tile.ends[count]], tile.prefix_ptr[: count + 1], tile.where[: tile.ends[count]]
+        layer, out = self.frozen.layers[at], tile.out[:count]
+        self._constants(self._mlp_writes[at], ptr, rows, tile.bias)
         write = layer.write_norm(self.transcoders.writes)
-        written = above if write is None else write.back(above, where[:rows])
+        written = rows if write is None else write.back(rows, where)
         for source in self.transcoders.sources(at):
             found = self.local.features[source]
             if found.count:
                 columns = self.columns.of_features(source)
-                ops.edge_scores(written, ptr, found, self.transcoders.decoder(source, at), out[:count, columns])
-        ops.edge_scores(written, ptr, self._each, self.local.errors[at], out[:count, self.columns.of_errors(at)])
+                ops.edge_scores(written, ptr, found, self.transcoders.decoder(source, at), out[:, columns])
+        ops.edge_scores(written, ptr, self._each, self.local.errors[at], out[:, self.columns.of_errors(at)])
         skip, norm = self.transcoders.w_skip[at], layer.read_norm(self.transcoders.reads)
         if skip is None:
             return None
         back = written @ skip.to(written.dtype).T
-        return back if norm is None else norm.back(back, where[:rows])
+        return back if norm is None else norm.back(back, where)
 
-    def _attend(self, at: int, count: int, state: Tensor, ends: Tensor, where: Tensor, bias: Tensor) -> None:
-        """G += norm^T W_V^T A^T W_O^T post-norm^T G for the first `count` targets."""
-        if not count:
+    def _attend(self, at: int, fresh: Hop | None, tile: Tile, state: Tensor) -> None:
+        """G += norm^T W_V^T A^T W_O^T post-norm^T G for targets past their first attention.
+
+        fresh: the state of the last of them, as long as it is no more than what their first attention left.
+        """
+        if not tile.hopped:
             return
-        rows, ptr, folded = int(ends[count]), ends[: count + 1], self._attention[at]
-        under = state[:rows]
-        self._constants(folded.constant, count, under, ptr, bias)
-        came = under if folded.post is None else folded.post.back(under, where[:rows])
-        y = torch.mm(came, folded.w_o, out=self._buffer("y", rows, folded.w_o.shape[1]))
-        z = self._buffer("z", rows, folded.layer.kv_heads, folded.layer.head_width)
-        ops.attend_back(y.unflatten(1, (folded.layer.heads, -1)), ptr, folded.layer.attention, z)
+        layer, ptr = self.frozen.layers[at], tile.prefix_ptr[: tile.hopped + 1]
+        rows, where = state[: tile.ends[tile.hopped]], tile.where[: tile.ends[tile.hopped]]
+        self._constants(self._attention[at], ptr, rows, tile.bias)
+        y = self._buffer("y", len(rows), layer.back_o.shape[1])
+        first = tile.hopped - (0 if fresh is None else len(fresh.own))
+        mixed = tile.ends[first]
+        torch.mm(rows[:mixed], layer.back_o, out=y[:mixed])
+        if fresh is not None:
+            fresh.through(layer.back_o).fill(y[mixed:], [e - mixed for e in tile.ends[first : tile.hopped + 1]])
+        if layer.post_attention_norm is not None:
+            y /= layer.post_attention_norm.sigma[where, None]
+        z = self._buffer("z", len(rows), layer.kv_heads, layer.head_width)
+        ops.attend_back(y.unflatten(1, (layer.heads, -1)), ptr, layer.attention, z)
         flat = z.flatten(1)
-        if folded.sigma is not None:
-            flat /= folded.sigma[where[:rows], None]
-        under.addmm_(flat, folded.w_v)
+        if layer.attention_norm is not None:
+            flat /= layer.attention_norm.sigma[where, None]
+        if at:
+            rows.addmm_(flat, layer.back_v)
+        else:  # nothing below but tokens: their values are few, the rows of the state many
+            ops.edge_scores(flat, ptr, self._each, self._values, tile.out[: tile.hopped, self.columns.of_tokens])
+            self._constants(self._position_values, ptr, flat, tile.bias)
+
+    def _join(self, at: int, reach: int, tile: Tile, state: Tensor) -> Hop | None:
+        """The first attention of the targets up to `reach`; returns their state if the next attention may use it."""
+        begin, end = tile.hopped, reach
+        if begin == end:
+            return None
+        layer, own, position = self.frozen.layers[at], tile.own[begin:end], tile.position[begin:end]
+        self._own_constants(self._attention[at], tile, begin, end)
+        if at == 0:
+            tokens = tile.out[begin:end, self.columns.of_tokens]
+            found = land(layer, own, position, self._values)
+            tokens[:, : found.shape[1]] += found
+            if self._position_values is not None:
+                tile.bias[begin:end] += land(layer, own, position, self._position_values).sum(1)
+            return None
+        joined = hop(layer, own, position)
+        joined.fill(state[tile.ends[begin] :], [e - tile.ends[begin] for e in tile.ends[begin : end + 1]])
+        tile.hopped = tile.entered = end
+        return None if self._skips else joined

@@ -1,0 +1,73 @@
+"""The first attention below a target.
+
+A target starts at one position, so there its state is one row; one attention further down it is of rank `heads`:
+a few vectors, spread over the positions by the rows of the pattern. Projecting those vectors replaces projecting
+every position, on both sides of the next attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pycircuit.model.frozen import FrozenLayer, pattern_at
+
+
+@dataclass(frozen=True, eq=False)
+class Hop:
+    """Row j of target t: sum over h of spread[h, t, j] * vectors[h, t], plus own[t] at the target's own position.
+
+    spread: [heads, targets, longest], zero past a target's position; vectors: [heads, targets, n]; own: [targets, n].
+    """
+
+    spread: Tensor
+    vectors: Tensor
+    own: Tensor
+
+    def fill(self, out: Tensor, ends: list[int]) -> None:
+        """Write target t's rows to out[ends[t] : ends[t + 1]]."""
+        for t, own in enumerate(self.own):
+            rows = out[ends[t] : ends[t + 1]]
+            torch.mm(self.spread[:, t, : len(rows)].T, self.vectors[:, t], out=rows)
+            rows[-1] += own
+
+    def through(self, w: Tensor) -> Hop:
+        """The same, every row projected by w: [n, m]."""
+        return Hop(self.spread, self.vectors @ w, self.own @ w)
+
+
+def queries(layer: FrozenLayer, rows: Tensor, position: Tensor) -> Tensor:
+    """Gradients at attention's output, one row a target, to its heads: [heads, targets, head_width]."""
+    y = rows @ layer.back_o
+    if layer.post_attention_norm is not None:
+        y /= layer.post_attention_norm.sigma[position, None]
+    return y.unflatten(1, (layer.heads, -1)).transpose(0, 1)
+
+
+def spread(layer: FrozenLayer, position: Tensor) -> Tensor:
+    """How heads spread one row over the positions before it, norm included: [heads, targets, longest]."""
+    longest = int(position.max()) + 1
+    pattern = pattern_at(layer.attention, position, longest)
+    return pattern if layer.attention_norm is None else pattern.div_(layer.attention_norm.sigma[:longest])
+
+
+def hop(layer: FrozenLayer, rows: Tensor, position: Tensor) -> Hop:
+    """The state below a layer's attention of targets that come to it with one row each: rows [targets, width]."""
+    y = queries(layer, rows, position)
+    grouped = y.reshape(layer.kv_heads, -1, layer.head_width)  # heads that share a key follow one another
+    vectors = grouped @ layer.back_v.unflatten(0, (layer.kv_heads, -1))
+    return Hop(spread(layer, position), vectors.view(layer.heads, len(rows), -1), rows)
+
+
+def land(layer: FrozenLayer, rows: Tensor, position: Tensor, values: Tensor) -> Tensor:
+    """What the way through this attention finds in sources below it, of which it sees `values`: [targets, longest].
+
+    values: [positions, kv_heads * head_width], sources @ back_v.T: projected once for all targets, so that neither
+    the state of a target nor its vectors are needed.
+    """
+    y, weights = queries(layer, rows, position), spread(layer, position)
+    grouped = y.reshape(layer.kv_heads, -1, layer.head_width)
+    by_head = values[: weights.shape[2]].unflatten(1, (layer.kv_heads, -1)).transpose(0, 1)
+    return (grouped @ by_head.transpose(1, 2)).view(weights.shape).mul_(weights).sum(0)
