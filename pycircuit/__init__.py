@@ -6,13 +6,15 @@ from . import graph, ops
 from .graph import Graph
 from .model import Family, FamilyError, ReplacementModel, register_family
 from .ops import BatchTopK, Features, ImplementationError, JumpReLU, ReLU, TopK, explain, last_run, use
-from .trace import Feature, attribute
+from .trace import CheckpointError, Estimate, Feature, MemoryBoundError, attribute, attribute_many, estimate
 from .transcoders import CrossLayerTranscoder, PerLayerTranscoders
 
 __version__ = _version("pycircuit")
 __all__ = [
     "BatchTopK",
+    "CheckpointError",
     "CrossLayerTranscoder",
+    "Estimate",
     "Family",
     "FamilyError",
     "Feature",
@@ -20,11 +22,14 @@ __all__ = [
     "Graph",
     "ImplementationError",
     "JumpReLU",
+    "MemoryBoundError",
     "PerLayerTranscoders",
     "ReLU",
     "ReplacementModel",
     "TopK",
     "attribute",
+    "attribute_many",
+    "estimate",
     "explain",
     "graph",
     "last_run",

@@ -23,7 +23,7 @@ from .weights import LayerWeights, ModelWeights, Norm, module
 
 IMPLEMENTATION = "pycircuit_capture"
 STREAMS = ("resid_in", "attention_out", "resid_mid", "mlp_normed", "mlp_in", "mlp_raw", "mlp_out")
-_BLOCK = 1 << 24  # attention weights worked on at once
+BLOCK = 1 << 24  # attention weights worked on at once
 
 _current: ContextVar[_Recorder | None] = ContextVar("pycircuit_capture", default=None)
 
@@ -118,7 +118,7 @@ def attend(attention: RecomputedAttention, value: Tensor, pattern: Tensor | None
     """
     heads, positions, _ = attention.query.shape
     out = value.new_empty(heads, positions, value.shape[2])
-    step = max(1, _BLOCK // max(1, heads * positions))
+    step = max(1, BLOCK // max(1, heads * positions))
     for begin in range(0, positions, step):
         end = min(begin + step, positions)
         first = max(0, begin + 1 - attention.window) if attention.window else 0

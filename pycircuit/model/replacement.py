@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -58,6 +59,7 @@ class ReplacementModel:
             raise TypeError(f"ReplacementModel: transcoders must be {known}, got {type(transcoders).__name__}")
         self.hf_model, self.tokenizer, self.transcoders = hf_model.eval(), tokenizer, transcoders
         self.weights = read_weights(hf_model, self.family)
+        self._running = Lock()  # hooks belong to one forward at a time; threads may share the rest
         transcoders.check(self)
         self.ignore_positions = self._ignored() if ignore_positions is None else ignore_positions
         if self.ignore_positions < 0:
@@ -101,7 +103,8 @@ class ReplacementModel:
         if stored is None:
             heads = sum(layer.heads for layer in self.weights.layers)
             stored = heads * len(ids) ** 2 * self.dtype.itemsize <= PATTERN_BYTES
-        captured = capture(self.hf_model, self.family, self.weights, ids, (reads, writes), stored)
+        with self._running:
+            captured = capture(self.hf_model, self.family, self.weights, ids, (reads, writes), stored)
         features = self._features(captured.streams[reads])
         errors = captured.streams[writes]  # becomes what the reconstruction misses
         self.transcoders.add_to(errors, features, captured.streams[reads], self.ignore_positions, sign=-1.0)
@@ -114,7 +117,9 @@ class ReplacementModel:
         ids = [self.tokens(prompt) for prompt in prompts]
         found: list[tuple[Features, ...]] = [()] * len(ids)
         for batch in self._batches([len(t) for t in ids]):
-            for at, features in zip(batch, self._read([ids[i] for i in batch]), strict=True):
+            with self._running:
+                read = self._read([ids[i] for i in batch])
+            for at, features in zip(batch, read, strict=True):
                 found[at] = features
         return found
 

@@ -1,6 +1,19 @@
 """From a model and a prompt to an attribution graph."""
 
-from .attribute import attribute
+from .attribute import attribute, trace_frozen
+from .checkpoint import CheckpointError
+from .estimate import Estimate, estimate
+from .many import attribute_many
+from .plan import MemoryBoundError
 from .targets import Feature
 
-__all__ = ["Feature", "attribute"]
+__all__ = [
+    "CheckpointError",
+    "Estimate",
+    "Feature",
+    "MemoryBoundError",
+    "attribute",
+    "attribute_many",
+    "estimate",
+    "trace_frozen",
+]

@@ -2,86 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pycircuit import ops
-from pycircuit.graph import Graph, Rows, Targets, Tokens
+from pycircuit.graph import Graph, Targets, Tokens
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel
+from pycircuit.progress import Progress, Report
 
-from .sweep import Sweep
-from .targets import Target, choose
-
-
-class _Trace:
-    """Rows found so far: targets first, then features in the order they were expanded."""
-
-    def __init__(self, local: LocalReplacement) -> None:
-        self.local, self.sweep = local, Sweep(local)
-        layers = range(len(local.features))
-        position = [f.position() for f in local.features]
-        self.layer = torch.cat([torch.full_like(p, at) for at, p in zip(layers, position, strict=True)])
-        self.position = torch.cat(position)
-        self.index = torch.cat([f.index for f in local.features])
-        self.value = torch.cat([f.value for f in local.features])
-        self.blocks: list[Tensor] = []
-        self.biases: list[Tensor] = []
-        self.expanded = self.layer.new_empty(0)
-        self.weights = self.value.new_empty(0)
-
-    def add_targets(self, targets: Sequence[Target]) -> None:
-        layer, position = ([getattr(t, name) for t in targets] for name in ("layer", "position"))
-        vectors = torch.stack([t.vector for t in targets])
-        where = self.layer.device
-        self._add(torch.tensor(layer, device=where), torch.tensor(position, device=where), vectors)
-        self.weights = torch.tensor([t.weight for t in targets], dtype=self.value.dtype, device=where)
-
-    def add_features(self, chosen: Tensor) -> None:
-        if len(chosen):
-            vectors = self._of(self.local.transcoders.w_enc, chosen)
-            self._add(self.layer[chosen], self.position[chosen], vectors)
-        self.expanded = torch.cat([self.expanded, chosen])
-
-    def _of(self, weights: Sequence[Tensor], chosen: Tensor) -> Tensor:
-        """Each chosen feature's entry of its layer's encoder weights, in the order of `chosen`."""
-        layer, index = self.layer[chosen], self.index[chosen]
-        layers = layer.unique().tolist()
-        parts = [weights[at][index[layer == at]].to(self.local.model.dtype) for at in layers]
-        back = torch.cat([(layer == at).nonzero()[:, 0] for at in layers]).argsort()
-        return torch.cat(parts)[back]
-
-    def _add(self, layer: Tensor, position: Tensor, vectors: Tensor) -> None:
-        rows, bias = self.sweep.rows(layer.tolist(), position.tolist(), vectors)
-        self.blocks.append(rows)
-        self.biases.append(bias)
-
-    def rows(self) -> Tensor:
-        """[rows, columns], kept as one block from now on."""
-        self.blocks = [torch.cat(self.blocks)] if len(self.blocks) > 1 else self.blocks
-        return self.blocks[0]
-
-    def most_influential(self, count: int) -> Tensor:
-        """Features without a row, by their influence on the targets through the rows there are; ties to the first."""
-        rows, outputs = self.rows(), len(self.weights)
-        falling = torch.argsort(self.layer[self.expanded], descending=True, stable=True)
-        order = torch.cat([torch.arange(outputs, device=falling.device), outputs + falling])
-        node = torch.cat([torch.full_like(order[:outputs], -1), self.expanded[falling]])
-        weight = torch.cat([self.weights, self.weights.new_zeros(len(falling))])
-        influence = ops.influence(rows[order], node, weight)[: len(self.layer)]
-        influence[self.expanded] = -1
-        return torch.sort(influence, descending=True, stable=True).indices[:count]
-
-    def preactivation(self, targets: Sequence[Target]) -> Tensor:
-        """What edges and bias of every row must add up to: [rows] float64."""
-        found = torch.tensor([t.preactivation for t in targets], dtype=torch.float64)
-        if not len(self.expanded):
-            return found
-        own = self._of(self.local.transcoders.b_enc, self.expanded)
-        return torch.cat([found, (self.value[self.expanded].double() - own.double()).cpu()])
+from .checkpoint import Checkpoint, digest
+from .columns import Columns
+from .plan import Plan, Work, decide, parse_bytes
+from .rows import Found
+from .targets import Target, check, choose, positions_of
 
 
 def attribute(
@@ -92,6 +30,9 @@ def attribute(
     position: int | Sequence[int] = -1,
     probability: float = 0.95,
     max_targets: int = 10,
+    memory: str | int | None = None,
+    progress: bool | Report = True,
+    checkpoint: str | os.PathLike[str] | None = None,
     round_size: int | None = None,
 ) -> Graph:
     """The graph of direct effects on the targets and on the features that matter to them.
@@ -100,50 +41,129 @@ def attribute(
     token strings, (label, weight, direction) or pc.Feature. position: where the outputs are read, one or several.
     max_features: how many features get a row of their own, the most influential first, chosen in rounds of
     round_size (default an eighth of them, at least 64); None: all.
+    memory: "8GiB" or bytes, what the run may take beside the model; None: most of what is free. Rows that do not fit
+    keep their largest entries, and `graph.dropped` what was left out.
+    progress: True writes to stderr, False is silent, a function is called with (phase, done, total).
+    checkpoint: a folder for rows as they are found; the same call goes on from there after a kill. Ctrl-C ends the
+    sweep and returns the graph of the rows found so far, `provenance["interrupted"]` set.
     """
-    if max_features is not None and (isinstance(max_features, bool) or not isinstance(max_features, int)):
-        raise TypeError(f"attribute: max_features must be an int or None, got {type(max_features).__name__}")
-    if max_features is not None and max_features < 0:
-        raise ValueError(f"attribute: max_features must not be negative, got {max_features}")
-    clock = {"start": time.perf_counter()}
-    local = model.freeze(prompt)
+    check(max_features, probability, max_targets, round_size)
+    bound, show = parse_bytes(memory), Progress(progress)
+    begin = time.perf_counter()
+    ids = model.tokens(prompt)
+    positions_of(position, len(ids))
+    _plan(model, len(ids), bound)  # a prompt that cannot fit is refused here
+    show.step("forward", 0, len(ids), "positions")
+    local = model.freeze(ids)
     chosen = choose(model, local, targets, position, probability, max_targets)
-    trace = _Trace(local)
-    clock["forward"] = time.perf_counter()
-    trace.add_targets(chosen)
-    total = len(trace.layer)
+    forward = time.perf_counter() - begin
+    return _run(model, local, chosen, max_features, round_size, bound, show, checkpoint, forward)
+
+
+def trace_frozen(
+    model: ReplacementModel,
+    local: LocalReplacement,
+    targets: Any = None,
+    max_features: int | None = None,
+    position: int | Sequence[int] = -1,
+    probability: float = 0.95,
+    max_targets: int = 10,
+    round_size: int | None = None,
+) -> Graph:
+    """`attribute` on a prompt that is frozen already, in silence: for tools that change what was frozen."""
+    check(max_features, probability, max_targets, round_size)
+    chosen = choose(model, local, targets, position, probability, max_targets)
+    return _run(model, local, chosen, max_features, round_size, None, Progress(False), None, 0.0)
+
+
+def _plan(model: ReplacementModel, positions: int, bound: int | None) -> Plan:
+    """Of a prompt of which nothing is known but its length: the least it can need."""
+    return decide(model, Work(positions, 0, 1, 1, model.depth, False), bound)
+
+
+def _work(columns: Columns, layers: Tensor, positions: Tensor, targets: Sequence[Target], rows: int) -> Work:
+    """Rows of the targets and of `rows` features; of those the ones that see most are taken."""
+    depth = columns.layers
+    sizes = columns.cone_sizes(layers, positions)
+    seen = int(sizes.topk(rows).values.sum()) if rows else 0
+    own = [columns.cone_sizes(torch.tensor([t.layer]), torch.tensor([t.position])) for t in targets]
+    entries = seen + int(torch.cat(own).sum())
+    return Work(columns.positions, len(layers), rows + len(targets), entries, depth, 0 < rows < len(layers))
+
+
+def _run(
+    model: ReplacementModel,
+    local: LocalReplacement,
+    targets: list[Target],
+    max_features: int | None,
+    round_size: int | None,
+    bound: int | None,
+    show: Progress,
+    checkpoint: str | os.PathLike[str] | None,
+    forward: float,
+) -> Graph:
+    begin, ranking = time.perf_counter(), 0.0
+    found = Found(local, targets)
+    total = len(found.layer)
     wanted = total if max_features is None else min(max_features, total)
-    ranking = 0.0
-    while (left := wanted - len(trace.expanded)) > 0:
-        begin = time.perf_counter()
-        step = left if wanted == total else min(left, round_size or max(64, wanted // 8))
-        picked = torch.arange(total) if wanted == total else trace.most_influential(step)
-        ranking += time.perf_counter() - begin
-        trace.add_features(picked)
-    clock["sweep"] = time.perf_counter()
-    timings = {
-        "forward": clock["forward"] - clock["start"],
-        "sweep": clock["sweep"] - clock["forward"] - ranking,
-        "ranking": ranking,
+    plan = decide(model, _work(found.sweep.columns, found.layer, found.position, targets, wanted), bound)
+    folder = None if checkpoint is None else _checkpoint(checkpoint, found, targets, wanted, round_size, plan)
+    if folder is not None:
+        plan = Plan(**folder.run["plan"])
+    found.start(plan, show, folder, len(targets) + wanted)
+    interrupted = False
+    try:
+        found.add_targets()
+        while (left := wanted - found.expanded) > 0:
+            before = time.perf_counter()
+            step = left if wanted == total else min(left, round_size or max(64, wanted // 8))
+            picked = torch.arange(total, device=found.layer.device) if wanted == total else found.most_influential(step)
+            ranking += time.perf_counter() - before
+            found.add_features(picked)
+    except KeyboardInterrupt:
+        if found.store.count < len(targets):
+            raise
+        interrupted = True
+        show.say(f"interrupted: the graph has rows for {found.expanded} of {wanted} features")
+    timings = {"forward": forward, "sweep": time.perf_counter() - begin - ranking - found.packing, "ranking": ranking}
+    built = time.perf_counter()
+    about = {"max_features": max_features, "keep": plan.keep, "interrupted": interrupted}
+    graph = _graph(model, found, targets, timings, about)
+    timings["graph"] = time.perf_counter() - built + found.packing
+    show.close()
+    return graph
+
+
+def _checkpoint(
+    folder: str | os.PathLike[str], found: Found, targets: list[Target], wanted: int, round_size: int | None, plan: Plan
+) -> Checkpoint:
+    """The folder, if it holds nothing or this very run: same prompt, features, targets and settings, to the bit."""
+    local = found.local
+    run = {
+        "tokens": digest(local.model.tokens),
+        "model": digest(local.model.final_stream, local.errors),
+        "features": digest([f.row_ptr for f in local.features], found.index, found.value),
+        "targets": [[t.label, t.layer, t.position, t.weight, digest(t.vector)] for t in targets],
+        "max_features": wanted,
+        "round_size": round_size,
+        "plan": asdict(plan),
     }
-    return _graph(model, trace, chosen, timings, max_features)
+    return Checkpoint(folder, run)
 
 
 def _graph(
-    model: ReplacementModel, trace: _Trace, targets: list[Target], timings: dict[str, float], max_features: int | None
+    model: ReplacementModel, found: Found, targets: list[Target], timings: dict[str, float], about: dict[str, Any]
 ) -> Graph:
-    begin, frozen = time.perf_counter(), trace.local.model
-    rows, _, _ = Rows.from_dense(trace.rows())
-    text = [str(t) if model.tokenizer is None else str(model.tokenizer.decode([t])) for t in frozen.tokens.tolist()]
-    first_target = trace.sweep.columns.count
-    nodes = torch.cat([torch.arange(len(targets)) + first_target, trace.expanded.cpu()])
-    graph = Graph(
-        features=torch.stack([trace.layer, trace.position, trace.index], 1),
-        values=trace.value,
-        rows=rows,
-        row_node=nodes,
-        bias=torch.cat(trace.biases),
-        preactivation=trace.preactivation(targets),
+    frozen, part = found.local.model, found.finish()
+    decode: Callable[[list[int]], Any] = str if model.tokenizer is None else model.tokenizer.decode
+    text = [str(t) if model.tokenizer is None else str(decode([t])) for t in frozen.tokens.tolist()]
+    return Graph(
+        features=torch.stack([found.layer, found.position, found.index], 1),
+        values=found.value,
+        rows=part.rows(),
+        row_node=found.row_node(),
+        bias=found.row_bias(),
+        preactivation=found.preactivation(),
         targets=Targets(
             [t.label for t in targets],
             torch.tensor([t.token for t in targets]),
@@ -154,8 +174,26 @@ def _graph(
         layers=len(frozen.layers),
         prompt="".join(text),
         vocab_size=frozen.unembedding.shape[0],
+        dropped=torch.from_numpy(part.dropped),
+        dropped_mass=torch.from_numpy(part.mass),
         timings=timings,
-        provenance={"model": model.family.model_type, "max_features": max_features, "dtype": str(frozen.dtype)},
+        provenance=_provenance(model, about),
     )
-    timings["graph"] = time.perf_counter() - begin
-    return graph
+
+
+def _provenance(model: ReplacementModel, about: dict[str, Any]) -> dict[str, Any]:
+    """What it takes to get this graph again."""
+    import transformers
+
+    from pycircuit import __version__
+
+    return {
+        "model": str(getattr(model.hf_model.config, "_name_or_path", "") or model.family.model_type),
+        "family": model.family.model_type,
+        "transcoders": repr(model.transcoders),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "ignore_positions": model.ignore_positions,
+        "versions": {"pycircuit": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        **about,
+    }

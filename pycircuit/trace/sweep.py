@@ -7,8 +7,7 @@ under way are the first m, and their rows the first ends[m]. A target joins by i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
@@ -18,37 +17,9 @@ from pycircuit import ops
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.ops import Features
 
+from .columns import Columns
 from .hop import Hop, hop, land
-
-TILE_BYTES = 32 << 20  # of a tile's state and its projections: larger ones gain nothing
-
-
-@dataclass(frozen=True, eq=False)
-class Columns:
-    """Where every source lies in a row: features layer by layer, errors layer by layer, tokens."""
-
-    feature_start: tuple[int, ...]  # [layers + 1]
-    layers: int
-    positions: int
-
-    @property
-    def features(self) -> int:
-        return self.feature_start[-1]
-
-    @property
-    def count(self) -> int:
-        return self.features + (self.layers + 1) * self.positions
-
-    def of_features(self, layer: int) -> slice:
-        return slice(self.feature_start[layer], self.feature_start[layer + 1])
-
-    def of_errors(self, layer: int) -> slice:
-        start = self.features + layer * self.positions
-        return slice(start, start + self.positions)
-
-    @property
-    def of_tokens(self) -> slice:
-        return self.of_errors(self.layers)
+from .plan import TILE_BYTES
 
 
 class Tile:
@@ -101,17 +72,15 @@ class Sweep:
 
     def __init__(self, local: LocalReplacement) -> None:
         self.local, self.frozen, self.transcoders = local, local.model, local.transcoders
-        starts = accumulate((f.count for f in local.features), initial=0)
-        self.columns = Columns(tuple(starts), len(self.frozen.layers), self.frozen.positions)
+        self.columns = Columns.of(local)
         self._attention = [self._attention_constant(at) for at in range(self.columns.layers)]
         self._mlp_writes = [self._mlp_constant(at) for at in range(self.columns.layers)]
         self._each = _one_each(self.frozen.embeddings)
         self._skips = any(s is not None for s in local.transcoders.w_skip)
         self._buffers: dict[str, Tensor] = {}
-        self._values, self._position_values = (
-            t if t is None else t @ self.frozen.layers[0].back_v.T
-            for t in (self.frozen.embeddings, self.frozen.position_part)
-        )
+        back_v, part = self.frozen.layers[0].back_v, self.frozen.position_part
+        self._values = self.frozen.embeddings @ back_v.T
+        self._position_values = None if part is None else part @ back_v.T
 
     def _attention_constant(self, at: int) -> Tensor | None:
         """What attention adds to an empty stream: [positions, width]."""
@@ -154,38 +123,42 @@ class Sweep:
             gradient[mine] = norm.back(vectors[mine], positions[mine])
         return gradient, constant
 
-    def rows(
-        self, layer: Sequence[int], position: Sequence[int], vectors: Tensor, out: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def rows(self, layer: Sequence[int], position: Sequence[int], vectors: Tensor) -> tuple[Tensor, Tensor]:
         """(edges [targets, columns], bias [targets]) of targets in any order; arguments as `read` takes them.
 
         Edges plus bias are the target's pre-activation without its own bias.
         """
         order = sorted(range(len(layer)), key=lambda t: (-layer[t], position[t]))
-        out = vectors.new_zeros(len(vectors), self.columns.count) if out is None else out.zero_()
-        bias = vectors.new_zeros(len(vectors))
-        for begin, end in self.tiles([layer[t] for t in order], [position[t] for t in order]):
-            chosen = order[begin:end]
-            edges = vectors.new_zeros(len(chosen), self.columns.count)
-            bias[chosen] = self.tile([layer[t] for t in chosen], [position[t] for t in chosen], vectors[chosen], edges)
+        out, bias, done = vectors.new_zeros(len(vectors), self.columns.count), vectors.new_zeros(len(vectors)), 0
+        while done < len(order):
+            layers, positions = [layer[t] for t in order[done:]], [position[t] for t in order[done:]]
+            count = self.fitting(layers, positions, TILE_BYTES)
+            chosen = order[done : done + count]
+            edges = out.new_zeros(count, self.columns.count)
+            bias[chosen] = self.tile(layers[:count], positions[:count], vectors[chosen], edges)
             out[chosen] = edges
+            done += count
         return out, bias
 
-    def tiles(self, layer: Sequence[int], position: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """Cuts of targets, sorted from the highest layer down, each of which fits TILE_BYTES or holds one target."""
-        frozen = self.frozen
-        attention = max(one.w_o.shape[1] + one.w_v.shape[0] for one in frozen.layers)
-        row_bytes = (frozen.width + attention) * frozen.embeddings.element_size()
-        head_bytes = max(one.heads for one in frozen.layers) * frozen.embeddings.element_size()
-        begin = rows = longest = 0
+    def fitting(self, layer: Sequence[int], position: Sequence[int], tile_bytes: int, room_bytes: int = 0) -> int:
+        """How many of these targets, sorted from the highest layer down, make a tile: one at the least.
+
+        tile_bytes bounds the state with its projections, and the rows written where each takes room_bytes.
+        """
+        frozen, size = self.frozen, self.frozen.embeddings.element_size()
+        row_bytes = size * (frozen.width + max(one.w_o.shape[1] + one.w_v.shape[0] for one in frozen.layers))
+        spread_bytes = 3 * size * max(one.heads for one in frozen.layers)  # what a hop keeps of a target's positions
+        rows = longest = 0
         for t, p in enumerate(position):
-            rows, longest = rows + p + 1, max(longest, p + 1)
-            size = rows * row_bytes if layer[t] else 0
-            if t > begin and size + 3 * (t + 1 - begin) * longest * head_bytes > TILE_BYTES:
-                yield begin, t
-                begin, rows, longest = t, p + 1, p + 1
-        if begin < len(position):
-            yield begin, len(position)
+            rows, longest = rows + (p + 1 if layer[t] else 0), max(longest, p + 1)
+            needed = max(rows * row_bytes + (t + 1) * longest * spread_bytes, (t + 1) * room_bytes)
+            if t and needed > tile_bytes:
+                return t
+        return len(position)
+
+    def release(self) -> None:
+        """Give the buffers back."""
+        self._buffers.clear()
 
     def _buffer(self, name: str, *shape: int) -> Tensor:
         """Room kept from one tile to the next."""

@@ -36,6 +36,22 @@ class Target:
     preactivation: float
 
 
+def check(max_features: Any, probability: Any, max_targets: Any, round_size: Any) -> None:
+    """What can be said of the arguments before the model runs."""
+    for name, value, least in (("max_features", max_features, 0), ("round_size", round_size, 1)):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"attribute: {name} must be an int or None, got {type(value).__name__}")
+        if value < least:
+            rule = "not be negative" if not least else f"be at least {least}"
+            raise ValueError(f"attribute: {name} must {rule}, got {value}")
+    if isinstance(probability, bool) or not isinstance(probability, int | float) or not 0 < probability <= 1:
+        raise ValueError(f"attribute: probability must be above 0 and at most 1, got {probability}")
+    if isinstance(max_targets, bool) or not isinstance(max_targets, int) or max_targets < 1:
+        raise ValueError(f"attribute: max_targets must be an int of at least 1, got {max_targets!r}")
+
+
 def choose(
     model: ReplacementModel,
     local: LocalReplacement,
@@ -46,7 +62,7 @@ def choose(
 ) -> list[Target]:
     """The targets asked for at every position asked for; by default the likeliest tokens up to `probability`."""
     found: list[Target] = []
-    for at in _positions(position, local.model.positions):
+    for at in positions_of(position, local.model.positions):
         if targets is None:
             found += _likeliest(model, local.model, at, probability, max_targets)
         else:
@@ -58,7 +74,7 @@ def choose(
     return found
 
 
-def _positions(position: int | Sequence[int], count: int) -> list[int]:
+def positions_of(position: int | Sequence[int], count: int) -> list[int]:
     given = [position] if isinstance(position, int) else list(position)
     for p in given:
         if isinstance(p, bool) or not isinstance(p, int) or not -count <= p < count:
@@ -78,10 +94,6 @@ def _probabilities(frozen: FrozenModel, position: int) -> Tensor:
 def _likeliest(
     model: ReplacementModel, frozen: FrozenModel, position: int, probability: float, max_targets: int
 ) -> list[Target]:
-    if not 0 < probability <= 1:
-        raise ValueError(f"attribute: probability must be above 0 and at most 1, got {probability}")
-    if isinstance(max_targets, bool) or not isinstance(max_targets, int) or max_targets < 1:
-        raise ValueError(f"attribute: max_targets must be an int of at least 1, got {max_targets!r}")
     best = _probabilities(frozen, position).topk(min(max_targets, frozen.unembedding.shape[0]))
     enough = int((best.values.cumsum(0) < probability).sum()) + 1
     chosen = best.indices[:enough].tolist()

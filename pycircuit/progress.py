@@ -1,0 +1,62 @@
+"""How far a long run is: one line that is rewritten in a terminal, now and then a line in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+Report = Callable[[str, int, int], None]  # phase, done, total
+
+_PATIENCE = 1.0  # seconds a run may take before it says anything
+_BETWEEN = {True: 0.1, False: 10.0}  # seconds between two lines, in a terminal and in a log
+
+
+class Progress:
+    """Counts work by phase. show: True writes to stderr, False is silent, a function is called with every step."""
+
+    def __init__(self, show: bool | Report, stream: TextIO | None = None) -> None:
+        if not isinstance(show, bool) and not callable(show):
+            raise TypeError(
+                f"progress must be True, False or a function (phase, done, total), got {type(show).__name__}"
+            )
+        self.report = None if isinstance(show, bool) else show
+        self.stream = (stream or sys.stderr) if show is True else None
+        self.start = self.begun = time.perf_counter()
+        self.terminal = self.stream is not None and self.stream.isatty()
+        self.next = self.start + (_PATIENCE if self.terminal else _BETWEEN[False])
+        self.open = False
+
+    def step(self, phase: str, done: int, total: int, unit: str = "rows") -> None:
+        """`done` of `total` in this phase; zero begins it."""
+        now = time.perf_counter()
+        if not done:
+            self.begun = now
+        if self.report is not None:
+            self.report(phase, done, total)
+        if self.stream is None or now < self.next:
+            return
+        self.next = now + _BETWEEN[self.terminal]
+        spent = now - self.begun
+        rate = f", {done / spent:.3g} {unit}/s, {(total - done) * spent / done:.0f} s left" if done and spent else ""
+        self._write(f"{phase}: {done} of {total} {unit}{rate}")
+
+    def say(self, line: str) -> None:
+        """Something that must be seen whatever the pace."""
+        if self.stream is not None:
+            self._write(line)
+            self.close()
+
+    def _write(self, line: str) -> None:
+        assert self.stream is not None
+        self.stream.write(f"\r\x1b[K{line}" if self.terminal else f"pycircuit: {line}\n")
+        self.stream.flush()
+        self.open = self.terminal
+
+    def close(self) -> None:
+        """Leave the terminal's line."""
+        if self.open and self.stream is not None:
+            self.stream.write("\n")
+            self.stream.flush()
+        self.open = False

@@ -1,0 +1,72 @@
+"""Where sources lie in an edge row, and which of them a target can see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pycircuit.model.replacement import LocalReplacement
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Features layer by layer and there by position, errors layer by layer, tokens.
+
+    before: [layers, positions + 1], how many features of a layer lie at earlier positions.
+    """
+
+    before: np.ndarray
+    positions: int
+
+    @classmethod
+    def of(cls, local: LocalReplacement) -> Columns:
+        before = torch.stack([f.row_ptr for f in local.features]).cpu().numpy()
+        return cls(before, local.model.positions)
+
+    @property
+    def layers(self) -> int:
+        return len(self.before)
+
+    @property
+    def feature_start(self) -> list[int]:
+        """[layers + 1]"""
+        return list(accumulate(self.before[:, -1].tolist(), initial=0))
+
+    @property
+    def features(self) -> int:
+        return int(self.before[:, -1].sum())
+
+    @property
+    def count(self) -> int:
+        return self.features + (self.layers + 1) * self.positions
+
+    def of_features(self, layer: int) -> slice:
+        start = int(self.before[:layer, -1].sum())
+        return slice(start, start + int(self.before[layer, -1]))
+
+    def of_errors(self, layer: int) -> slice:
+        start = self.features + layer * self.positions
+        return slice(start, start + self.positions)
+
+    @property
+    def of_tokens(self) -> slice:
+        return self.of_errors(self.layers)
+
+    def cone(self, layer: int, position: int) -> list[tuple[int, int]]:
+        """[begin, end) of every run of columns that a target reading at (layer, position) can see, ascending."""
+        seen = self.before[:layer, position + 1].tolist()
+        features = [(s, s + n) for s, n in zip(self.feature_start, seen, strict=False) if n]
+        first, wide = self.features, position + 1
+        errors = [(first + at * self.positions, first + at * self.positions + wide) for at in range(layer)]
+        tokens = first + self.layers * self.positions
+        return [*features, *errors, (tokens, tokens + wide)]
+
+    def cone_sizes(self, layer: Tensor, position: Tensor) -> Tensor:
+        """How many columns each target can see: [targets]."""
+        seen = np.concatenate([np.zeros((1, self.positions), np.int64), self.before[:, 1:].cumsum(0)])
+        wide = position.cpu() + 1
+        return torch.from_numpy(seen)[layer.cpu(), position.cpu()] + (layer.cpu() + 1) * wide

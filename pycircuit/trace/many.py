@@ -1,0 +1,79 @@
+"""Graphs of many prompts: one model, one prompt to each group of cores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pycircuit.graph import Graph
+from pycircuit.model.replacement import ReplacementModel
+from pycircuit.progress import Progress, Report
+
+from .attribute import attribute
+from .plan import free_bytes, parse_bytes
+
+
+def attribute_many(
+    model: ReplacementModel,
+    prompts: Sequence[str | Sequence[int] | Tensor],
+    workers: int | None = None,
+    memory: str | int | None = None,
+    progress: bool | Report = True,
+    **options: Any,
+) -> Iterator[Graph]:
+    """The graph of each prompt, in their order, as they are done; options as `attribute` takes them.
+
+    Every prompt is checked before the first one runs. workers: prompts traced at a time, each on its share of the
+    cores and of `memory`; None: one to a core on the CPU (short prompts leave cores idle otherwise), one on a GPU.
+    """
+    if isinstance(prompts, str | Tensor):
+        raise TypeError(f"attribute_many: prompts must be a list of prompts, got one {type(prompts).__name__}")
+    if "checkpoint" in options:
+        raise ValueError("attribute_many: checkpoint must be given to attribute, prompt by prompt")
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise ValueError(f"attribute_many: workers must be an int of at least 1, got {workers!r}")
+    ids = []
+    for i, prompt in enumerate(prompts):
+        try:
+            ids.append(model.tokens(prompt))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"attribute_many: prompts[{i}]: {error}") from None
+    threads = torch.get_num_threads()
+    count = workers or (threads if model.device.type == "cpu" else 1)
+    count = max(1, min(count, len(ids)))
+    bound = parse_bytes(memory) or int(0.8 * free_bytes(model.device))
+    return _graphs(model, ids, count, threads, bound // count, Progress(progress), options)
+
+
+def _graphs(
+    model: ReplacementModel, ids: list[Tensor], workers: int, threads: int, bound: int, show: Progress, options: Any
+) -> Iterator[Graph]:
+    """A generator: prompts run ahead of the reader by no more than there are workers."""
+
+    def one(prompt: Tensor) -> Graph:
+        torch.set_num_threads(max(1, threads // workers))  # of this worker's own products
+        return attribute(model, prompt, memory=bound, progress=False, **options)
+
+    waiting = iter(ids)
+    show.step("prompts", 0, len(ids), "prompts")
+    with ThreadPoolExecutor(workers, thread_name_prefix="pycircuit") as pool:
+        running: list[Future[Graph]] = []
+        try:
+            for done in range(len(ids)):
+                for prompt in islice(waiting, workers + 1 - len(running)):
+                    running.append(pool.submit(copy_context().run, one, prompt))
+                graph = running.pop(0).result()
+                show.step("prompts", done + 1, len(ids), "prompts")
+                yield graph
+        finally:
+            for future in running:
+                future.cancel()
+            pool.shutdown(wait=True)
+            torch.set_num_threads(threads)
+            show.close()

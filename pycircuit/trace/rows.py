@@ -1,0 +1,163 @@
+"""The rows of one trace: swept tile by tile, or taken from a checkpoint, and ranked between rounds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pycircuit.model.replacement import LocalReplacement
+from pycircuit.progress import Progress
+
+from .checkpoint import Checkpoint
+from .plan import Plan
+from .store import Part, Store
+from .sweep import Sweep
+from .targets import Target
+
+
+class Found:
+    """Targets first, then features as they are chosen; within a round from the highest layer down, by position.
+
+    layer, position, index, value: [features], every active feature of the prompt.
+    """
+
+    store: Store
+
+    def __init__(self, local: LocalReplacement, targets: Sequence[Target]) -> None:
+        self.local, self.sweep, self.targets = local, Sweep(local), targets
+        layers = range(len(local.features))
+        position = [f.position() for f in local.features]
+        self.layer = torch.cat([torch.full_like(p, at) for at, p in zip(layers, position, strict=True)])
+        self.position = torch.cat(position)
+        self.index = torch.cat([f.index for f in local.features])
+        self.value = torch.cat([f.value for f in local.features])
+        self.order = sorted(range(len(targets)), key=lambda t: (-targets[t].layer, targets[t].position))
+        self._nodes: list[Tensor] = []  # of features with rows
+        self._biases: list[Tensor] = []
+        self.packing = 0.0  # seconds
+
+    def start(self, plan: Plan, show: Progress, checkpoint: Checkpoint | None, rows: int) -> None:
+        self.plan, self.show, self.checkpoint, self.total = plan, show, checkpoint, rows
+        self.tile_bytes = plan.tile_bytes
+        self.store = Store(self.sweep.columns, self.value, rows, plan.dense, plan.keep)
+        show.step("sweep", 0, rows)
+
+    @property
+    def expanded(self) -> int:
+        """How many features have a row."""
+        return max(0, self.store.count - len(self.targets))
+
+    def nodes(self) -> Tensor:
+        """The features with a row, in the order of rows."""
+        none = self.layer.new_empty(0)
+        return torch.cat([none, *self._nodes])[: self.expanded]
+
+    def add_targets(self) -> None:
+        chosen = [self.targets[t] for t in self.order]
+        vectors = torch.stack([t.vector for t in chosen])
+        self._add([t.layer for t in chosen], [t.position for t in chosen], lambda a, b: vectors[a:b])
+
+    def add_features(self, chosen: Tensor) -> None:
+        falling = torch.argsort(self.position[chosen], stable=True)
+        chosen = chosen[falling]
+        chosen = chosen[torch.argsort(self.layer[chosen], descending=True, stable=True)]
+        self._nodes.append(chosen)
+        layer, position = self.layer[chosen].tolist(), self.position[chosen].tolist()
+        self._add(layer, position, lambda a, b: self._of(self.local.transcoders.w_enc, chosen[a:b]))
+
+    def _of(self, weights: Sequence[Tensor], chosen: Tensor) -> Tensor:
+        """Each chosen feature's entry of its layer's encoder weights, in the order of `chosen`."""
+        layer, index = self.layer[chosen], self.index[chosen]
+        layers = layer.unique().tolist()
+        if not layers:
+            return self.value[:0]
+        parts = [weights[at][index[layer == at]].to(self.local.model.dtype) for at in layers]
+        back = torch.cat([(layer == at).nonzero()[:, 0] for at in layers]).argsort()
+        return torch.cat(parts)[back]
+
+    def _add(self, layer: list[int], position: list[int], vectors: Callable[[int, int], Tensor]) -> None:
+        """Rows of targets sorted from the highest layer down. Each tile is kept whole or not at all."""
+        done = 0
+        while done < len(layer):
+            held = None if self.checkpoint is None else self.checkpoint.load(self.store.count)
+            if held is not None:
+                part, bias = held
+                self._biases.append(bias.to(self.value))
+                self.store.restore(part)
+            else:
+                end = done + self._fitting(layer[done:], position[done:])
+                part = self._swept(layer[done:end], position[done:end], vectors(done, end))
+            done += len(part)
+            self.show.step("sweep", self.store.count, self.total)
+
+    def _fitting(self, layer: list[int], position: list[int]) -> int:
+        room = 0 if self.plan.dense else self.sweep.columns.count * self.value.element_size()
+        return self.sweep.fitting(layer, position, self.tile_bytes, room)
+
+    def _swept(self, layer: list[int], position: list[int], vectors: Tensor) -> Part:
+        while True:
+            room = self.store.room(len(layer))
+            try:
+                bias = self.sweep.tile(layer, position, vectors, room)
+                break
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or len(layer) == 1:
+                    raise
+                room.zero_()
+                self._shrink()
+                fewer = self._fitting(layer, position)
+                layer, position, vectors = layer[:fewer], position[:fewer], vectors[:fewer]
+        begin = time.perf_counter()
+        part = self.store.pack(room, layer, position)
+        if self.checkpoint is not None:
+            self.checkpoint.save(self.store.count, part, bias)
+        self._biases.append(bias)
+        self.store.take(part)
+        self.packing += time.perf_counter() - begin
+        return part
+
+    def _shrink(self) -> None:
+        """Half the tile, from now on."""
+        self.tile_bytes //= 2
+        self.sweep.release()
+        if self.value.is_cuda:
+            torch.cuda.empty_cache()
+
+    def most_influential(self, count: int) -> Tensor:
+        """Features without a row, by their influence on the targets through the rows there are; ties to the first."""
+        outputs, nodes = len(self.targets), self.nodes()
+        falling = torch.argsort(self.layer[nodes], descending=True, stable=True)
+        order = torch.cat([torch.arange(outputs, device=falling.device), outputs + falling])
+        node = torch.cat([torch.full_like(order[:outputs], -1), nodes[falling]])
+        weight = self.value.new_zeros(len(order))
+        weight[:outputs] = torch.tensor([self.targets[t].weight for t in self.order])
+        influence = self.store.influence(order, node, weight)[: len(self.layer)]
+        influence[nodes] = -1
+        return torch.sort(influence, descending=True, stable=True).indices[:count]
+
+    def row_node(self) -> Tensor:
+        """The node of each row: [rows], on the CPU."""
+        first_target = self.sweep.columns.count
+        return torch.cat([torch.tensor(self.order) + first_target, self.nodes().cpu()])
+
+    def row_bias(self) -> Tensor:
+        return torch.cat(self._biases)[: self.store.count]
+
+    def preactivation(self) -> Tensor:
+        """What edges and bias of every row must add up to: [rows] float64."""
+        given = torch.tensor([self.targets[t].preactivation for t in self.order], dtype=torch.float64)
+        nodes = self.nodes()
+        own = self._of(self.local.transcoders.b_enc, nodes)
+        return torch.cat([given, (self.value[nodes].double() - own.double()).cpu()])
+
+    def finish(self) -> Part:
+        return self.store.finish()
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)

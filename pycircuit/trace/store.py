@@ -1,0 +1,158 @@
+"""The edge rows of a trace while it runs: dense while they fit, packed to their cones, or cut to their largest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pycircuit import ops
+from pycircuit.graph import Rows
+
+from .columns import Columns
+
+
+class Part:
+    """CSR of some rows. lengths: [rows] int64; column: [entries] int32; weight: [entries]; all NumPy.
+
+    dropped, mass: [rows] float64, the sum of the entries left out and of their absolute values.
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        column: np.ndarray,
+        weight: np.ndarray,
+        dropped: np.ndarray | None = None,
+        mass: np.ndarray | None = None,
+    ) -> None:
+        self.lengths, self.column, self.weight = lengths, column, weight
+        self.dropped = np.zeros(len(lengths)) if dropped is None else dropped
+        self.mass = np.zeros(len(lengths)) if mass is None else mass
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def rows(self) -> Rows:
+        ptr = np.concatenate([np.zeros(1, np.int64), self.lengths.cumsum()])
+        return Rows(torch.from_numpy(ptr), torch.from_numpy(self.column), torch.from_numpy(self.weight))
+
+    @classmethod
+    def of_cones(cls, block: Tensor, columns: Columns, layer: Sequence[int], position: Sequence[int]) -> Part:
+        """What rows of a block [rows, columns] hold in their cones, zeros left out."""
+        flat, wide, iota = block.cpu().numpy(), block.shape[1], np.arange(block.shape[1], dtype=np.int32)
+        cones = [columns.cone(at, p) for at, p in zip(layer, position, strict=True)]
+        lengths = np.array([sum(end - begin for begin, end in cone) for cone in cones], np.int64)
+        weight = np.concatenate([row[a:b] for row, cone in zip(flat, cones, strict=True) for a, b in cone])
+        column = np.concatenate([iota[a:b] for cone in cones for a, b in cone])
+        assert wide == columns.count
+        kept = weight != 0
+        if not kept.all():
+            ends = lengths.cumsum()
+            lengths = np.add.reduceat(kept, np.concatenate([[0], ends[:-1]]), dtype=np.int64)
+            column, weight = column[kept], weight[kept]
+        return cls(lengths, column, weight)
+
+    @classmethod
+    def of_largest(cls, block: Tensor, keep: int) -> Part:
+        """The `keep` largest entries of every row of a block."""
+        rows, dropped, mass = Rows.from_dense(block, keep)
+        return cls(rows.lengths(), rows.column.numpy(), rows.weight.numpy(), dropped.numpy(), mass.numpy())
+
+
+class _Growing:
+    """An array appended to in place: the system moves its pages, nothing is copied or held twice."""
+
+    def __init__(self, dtype: np.dtype | type) -> None:
+        self.held, self.size = np.empty(0, dtype), 0
+
+    def append(self, values: np.ndarray) -> None:
+        size = self.size + len(values)
+        if size > len(self.held):
+            self.held.resize(max(size, len(self.held) * 3 // 2), refcheck=False)
+        self.held[self.size : size] = values
+        self.size = size
+
+    def __call__(self) -> np.ndarray:
+        """What is in it: a view, good until the next append."""
+        return self.held[: self.size]
+
+    def finish(self) -> np.ndarray:
+        self.held.resize(self.size, refcheck=False)
+        return self.held
+
+
+class Store:
+    """Edge rows of a trace as it finds them, and the influence that runs through them.
+
+    dense: keep them as the sweep writes them, too, [rows, columns], so that ranking reads at the speed of memory.
+    keep: cut every row to so many entries; None for all of them.
+    """
+
+    def __init__(self, columns: Columns, like: Tensor, rows: int, dense: bool, keep: int | None) -> None:
+        self.columns, self.like, self.keep = columns, like, keep
+        self.block = like.new_zeros(rows, columns.count) if dense else None
+        self._tile = like.new_empty(0)
+        self.count = 0
+        kind = np.float64 if like.dtype == torch.float64 else np.float32
+        self._column, self._weight = _Growing(np.int32), _Growing(kind)
+        self._lengths, self._dropped, self._mass = _Growing(np.int64), _Growing(np.float64), _Growing(np.float64)
+
+    def room(self, count: int) -> Tensor:
+        """[count, columns] zeros to add edges to."""
+        if self.block is not None:
+            return self.block[self.count : self.count + count]
+        size = count * self.columns.count
+        if self._tile.numel() < size:
+            self._tile = self.like.new_empty(size)
+        return self._tile[:size].view(count, -1).zero_()
+
+    def pack(self, filled: Tensor, layer: Sequence[int], position: Sequence[int]) -> Part:
+        """The entries of rows in a room, of targets reading there."""
+        if self.keep is not None and self.keep < self.columns.count:
+            return Part.of_largest(filled, self.keep)
+        return Part.of_cones(filled, self.columns, layer, position)
+
+    def take(self, part: Part) -> None:
+        """Keep these rows; in a dense store they lie in its next room already (see `restore`)."""
+        self._column.append(part.column)
+        self._weight.append(part.weight)
+        self._dropped.append(part.dropped)
+        self._mass.append(part.mass)
+        self._lengths.append(part.lengths)
+        self.count += len(part)
+
+    def restore(self, part: Part) -> None:
+        """Keep rows that come from elsewhere."""
+        if self.block is not None:
+            row = torch.from_numpy(np.repeat(np.arange(len(part)), part.lengths))
+            at = (row.to(self.like.device), torch.from_numpy(part.column).long().to(self.like.device))
+            self.room(len(part))[at] = torch.from_numpy(part.weight).to(self.like.device)
+        self.take(part)
+
+    def influence(self, order: Tensor, node: Tensor, weight: Tensor) -> Tensor:
+        """Of every column, through the rows in `order` (outputs, then layers from the top): [columns] on the device."""
+        if self.block is not None:
+            return ops.influence(self.block[order], node, weight)
+        return torch.from_numpy(self._packed_influence(order.numpy(), node.numpy(), weight.numpy())).to(self.like)
+
+    def _packed_influence(self, order: np.ndarray, node: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """The same from packed rows; what was cut off takes its share and hands nothing on."""
+        ends = self._lengths().cumsum()
+        column, size, total = self._column(), self._weight(), np.zeros(self.columns.count)
+        for r, n, entering in zip(order, node, weight, strict=True):
+            at = slice(ends[r] - self._lengths()[r], ends[r])
+            entering = entering + (total[n] if n >= 0 else 0.0)
+            share = np.abs(size[at])
+            mass = share.sum(dtype=np.float64) + self._mass()[r]
+            if entering and mass:
+                total[column[at]] += share * (entering / mass)
+        return total
+
+    def finish(self) -> Part:
+        """All rows; the store is empty after."""
+        self.block, self._tile = None, self._tile[:0]
+        grown = (self._lengths, self._column, self._weight, self._dropped, self._mass)
+        return Part(*(g.finish() for g in grown))

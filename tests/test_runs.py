@@ -1,0 +1,303 @@
+"""How a trace runs: within a bound, resumed after a kill, stopped by hand, many at a time."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from test_trace import replacement
+
+import pycircuit as pc
+from pycircuit.progress import Progress
+from pycircuit.trace import plan
+from pycircuit.trace.sweep import Sweep
+
+TESTS = Path(__file__).parent
+
+
+def same(a: pc.Graph, b: pc.Graph) -> bool:
+    """Bit for bit, timings aside."""
+    pairs = [
+        (getattr(a, n), getattr(b, n)) for n in ("features", "values", "row_node", "bias", "dropped", "preactivation")
+    ]
+    pairs += [(getattr(a.rows, n), getattr(b.rows, n)) for n in ("row_ptr", "column", "weight")]
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def in_small_tiles(monkeypatch: pytest.MonkeyPatch, targets: int = 3) -> None:
+    monkeypatch.setattr(Sweep, "fitting", lambda self, layer, *_: min(targets, len(layer)))
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8GiB", 8 << 30), ("1.5 MB", 1_500_000), ("64k", 64_000), ("7", 7), (9, 9)]
+)
+def test_sizes(text: Any, size: int) -> None:
+    assert plan.parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("bad", ["", "8 apples", "-1", "0", 0, -5, True, 1.5, []])
+def test_sizes_that_are_none(bad: Any) -> None:
+    with pytest.raises(ValueError, match="memory must be bytes or a size such as '8GiB'"):
+        pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), memory=bad, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["plt", "clt"])
+@pytest.mark.parametrize("max_features", [None, 40])
+def test_rows_that_do_not_fit_keep_their_largest(kind: str, max_features: int | None, monkeypatch: Any) -> None:
+    """What is left out is counted exactly: the law holds with `dropped`, and every kept entry is the full one."""
+    model, ids = replacement("llama", kind, torch.float32), tiny_models.prompt()
+    full = pc.attribute(model, ids, max_features=max_features, progress=False)
+    assert full.provenance["keep"] is None and not full.dropped_mass.any()
+    monkeypatch.setattr(plan, "FEWEST", 8)
+    monkeypatch.setattr(plan, "TILE_BYTES", 1 << 12)
+    least = bound_of(model, ids, max_features)
+    cut = pc.attribute(model, ids, max_features=max_features, memory=least, progress=False)
+    keep = cut.provenance["keep"]
+    assert 8 <= keep < full.rows.lengths().max() and cut.rows.lengths().max() == keep
+    assert cut.certificate < 1e-5 and float(cut.dropped_mass.min()) >= 0 < float(cut.dropped_mass.max())
+    rows = {int(n): r for r, n in enumerate(full.row_node)}
+    truth, at = full.dense(), cut.row_node.tolist()
+    assert [n for n in at if n not in rows] == [] or max_features is not None
+    common = [r for r, n in enumerate(at) if n in rows]
+    for r in common:
+        column, weight = cut.rows.row(r)
+        torch.testing.assert_close(weight, truth[at[r]][column.long()], rtol=1e-5, atol=1e-6)
+        assert weight.abs().min() >= truth[at[r]].abs().topk(keep + 1).values[-1] - 1e-6
+
+
+def bound_of(model: pc.ReplacementModel, ids: list[int], max_features: int | None) -> int:
+    """A little more than the least that will do, as the refusal says it."""
+    with pytest.raises(pc.MemoryBoundError, match="memory must be at least") as refused:
+        pc.attribute(model, ids, max_features=max_features, memory=200_000, progress=False)
+    number, unit = str(refused.value).split("at least ")[1].split()[:2]
+    return int(float(number) * {"KiB": 1 << 10, "MiB": 1 << 20}[unit] * 1.002) + 2048
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_runs(monkeypatch: Any) -> None:
+    model = replacement("llama", "plt", torch.float32)
+    monkeypatch.setattr(model, "freeze", lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(pc.MemoryBoundError, match=r"for 13 positions.*got 1\.0 KiB.*shorten the prompt"):
+        pc.attribute(model, tiny_models.prompt(), memory=1024, progress=False)
+    with pytest.raises(ValueError, match="position must be from"):
+        pc.attribute(model, tiny_models.prompt(), position=99, progress=False)
+
+
+@pytest.mark.parametrize("max_features", [None, 20, 0])
+def test_estimate(max_features: int | None) -> None:
+    model, ids = replacement("llama", "plt", torch.float32), tiny_models.prompt()
+    found = pc.estimate(model, ids, max_features=max_features, max_targets=3)
+    graph = pc.attribute(model, ids, max_features=max_features, max_targets=3, progress=False)
+    assert found.features == len(graph.features) and found.columns == graph.first_target
+    assert abs(found.rows - graph.rows.count) <= 3
+    assert found.bytes == sum(found.plan.needs.values()) <= found.plan.memory and found.seconds > 0
+    assert f"{len(ids)} positions" in str(found) and "GFLOP" in str(found)
+
+
+def test_packed_rows_rank_as_dense_rows(monkeypatch: Any) -> None:
+    model, ids = replacement("llama", "plt", torch.float32), tiny_models.prompt()
+    dense = pc.attribute(model, ids, max_features=24, round_size=6, progress=False)
+    monkeypatch.setattr(plan.Needs, "dense", lambda self: 1 << 60)
+    packed = pc.attribute(model, ids, max_features=24, round_size=6, progress=False)
+    assert same(dense, packed)
+
+
+def test_out_of_memory_halves_the_tile(monkeypatch: Any) -> None:
+    model, ids, sizes = replacement("llama", "plt", torch.float32), tiny_models.prompt(), []
+    whole = pc.attribute(model, ids, progress=False)
+    tile = Sweep.tile
+
+    def scarce(self: Sweep, layer: Any, position: Any, vectors: Any, out: Any) -> Any:
+        sizes.append(len(layer))
+        edges = tile(self, layer, position, vectors, out)
+        if len(layer) > 20:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes")
+        return edges
+
+    monkeypatch.setattr(Sweep, "tile", scarce)
+    monkeypatch.setattr(plan, "TILE_BYTES", 1 << 18)
+    monkeypatch.setattr(plan, "TILE_TARGETS", 1)
+    graph = pc.attribute(model, ids, progress=False)
+    assert max(sizes) > 20 >= sizes[-1] and graph.rows.count == whole.rows.count
+    torch.testing.assert_close(graph.dense(), whole.dense(), rtol=1e-5, atol=1e-5)
+
+
+def test_other_errors_pass(monkeypatch: Any) -> None:
+    monkeypatch.setattr(Sweep, "tile", lambda *_: (_ for _ in ()).throw(RuntimeError("no such thing")))
+    with pytest.raises(RuntimeError, match="no such thing"):
+        pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), progress=False)
+
+
+# Checkpoints
+
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import torch, tiny_models
+from test_trace import replacement
+import pycircuit as pc
+from pycircuit.trace.sweep import Sweep
+Sweep.fitting = lambda self, layer, *_: min(3, len(layer))
+steps = []
+def slowly(phase, done, total):
+    if phase == "sweep" and done:
+        print(done, total, flush=True)
+        time.sleep({pause})
+model = replacement("llama", "clt", torch.float32)
+graph = pc.attribute(model, tiny_models.prompt(), max_features=60, round_size=9, progress=slowly, checkpoint={folder!r})
+graph.save({out!r})
+"""
+
+
+def script(folder: Path, out: Path, pause: float) -> list[str]:
+    text = SCRIPT.format(tests=str(TESTS), folder=str(folder), out=str(out), pause=pause)
+    return [sys.executable, "-c", text]
+
+
+def test_a_killed_run_goes_on_to_the_identical_graph(tmp_path: Path) -> None:
+    folder, out = tmp_path / "run", tmp_path / "resumed.safetensors"
+    with subprocess.Popen(script(folder, out, 0.2), stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if int(line.split()[0]) > 20:
+                break
+        run.send_signal(signal.SIGKILL)
+    assert run.returncode == -signal.SIGKILL and not out.exists()
+    files = {f.name: f.stat().st_mtime_ns for f in folder.glob("rows-*")}
+    assert len(files) > 5
+    done = subprocess.run(script(folder, out, 0.0), capture_output=True, text=True, check=True)
+    resumed = pc.Graph.load(out)
+    assert len(done.stdout.splitlines()) > len(files)
+    assert all((folder / name).stat().st_mtime_ns == when for name, when in files.items())  # read, not found again
+    subprocess.run(script(tmp_path / "other", tmp_path / "whole.safetensors", 0.0), capture_output=True, check=True)
+    assert same(resumed, pc.Graph.load(tmp_path / "whole.safetensors"))
+
+
+def traced(folder: Path, **changes: Any) -> pc.Graph:
+    how = {"max_features": 12, "progress": False, "checkpoint": folder, **changes}
+    return pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), **how)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"max_features": 13}, "max_features"), ({"targets": [5]}, "targets"), ({"round_size": 4}, "round_size")],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    traced(tmp_path)
+    with pytest.raises(pc.CheckpointError, match=f"differs in {named};"):
+        traced(tmp_path, **changes)
+
+
+def test_damaged_checkpoints(tmp_path: Path) -> None:
+    whole = traced(tmp_path)
+    assert same(whole, traced(tmp_path))
+    file = sorted(tmp_path.glob("rows-*"))[-1]
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(pc.CheckpointError, match=f"got {file.name}.*delete it"):
+        traced(tmp_path)
+    file.unlink()
+    assert same(whole, traced(tmp_path))
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(pc.CheckpointError, match=r"readable run\.json"):
+        traced(tmp_path)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(pc.CheckpointError, match="other files in it"):
+        traced(tmp_path)
+    with pytest.raises(pc.CheckpointError, match="must be a folder"):
+        traced(file)
+
+
+# Stopping and progress
+
+
+def test_ctrl_c_returns_the_graph_so_far(monkeypatch: Any) -> None:
+    in_small_tiles(monkeypatch)
+    model, said = replacement("llama", "plt", torch.float32), []
+
+    def stop(phase: str, done: int, total: int) -> None:
+        said.append((phase, done, total))
+        if done > 30:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    graph = pc.attribute(model, tiny_models.prompt(), progress=stop)
+    assert graph.provenance["interrupted"] and 30 < graph.rows.count < said[-1][2]
+    assert graph.certificate < 1e-5
+    whole = pc.attribute(model, tiny_models.prompt(), progress=False)
+    assert torch.equal(graph.row_node, whole.row_node[: graph.rows.count]) and not whole.provenance["interrupted"]
+
+
+def test_ctrl_c_before_there_is_anything(monkeypatch: Any) -> None:
+    monkeypatch.setattr(Sweep, "tile", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), progress=False)
+
+
+def test_progress_names_the_phase_and_the_rate() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stream, mark in ((Terminal(), "\r"), (io.StringIO(), "pycircuit: ")):
+        progress = Progress(True, stream)
+        progress.step("sweep", 0, 50)
+        assert not stream.getvalue()  # a short run is silent
+        progress.next = 0.0
+        progress.begun -= 2.0
+        progress.step("sweep", 10, 50)
+        progress.close()
+        text = stream.getvalue()
+        assert text.startswith(mark) and "sweep: 10 of 50 rows, 5 rows/s, 8 s left" in text and text.endswith("\n")
+
+
+def test_progress_must_be_something() -> None:
+    with pytest.raises(TypeError, match="progress must be True, False or a function"):
+        pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), progress="yes")
+
+
+# Many prompts
+
+
+@pytest.mark.parametrize("workers", [None, 1, 3])
+def test_many_prompts_in_order(workers: int | None) -> None:
+    model, threads = replacement("llama", "plt", torch.float32), torch.get_num_threads()
+    prompts = [tiny_models.prompt(n) for n in (9, 4, 13, 6, 11)]
+    graphs = list(pc.attribute_many(model, prompts, workers=workers, max_features=10, progress=False))
+    assert torch.get_num_threads() == threads
+    for prompt, graph in zip(prompts, graphs, strict=True):
+        alone = pc.attribute(model, prompt, max_features=10, progress=False)
+        assert graph.tokens.ids.tolist() == list(prompt) and torch.equal(graph.row_node, alone.row_node)
+        torch.testing.assert_close(graph.dense(), alone.dense(), rtol=1e-5, atol=1e-5)
+
+
+def test_many_prompts_run_what_was_forced_and_can_be_left() -> None:
+    model = replacement("llama", "plt", torch.float64)
+    with pc.use("reference"):
+        graphs = pc.attribute_many(model, [tiny_models.prompt(5)] * 6, max_features=3, progress=False)
+        assert next(graphs).certificate < 1e-10
+    graphs.close()  # type: ignore[attr-defined]
+
+
+def test_many_prompts_are_checked_first() -> None:
+    model = replacement("llama", "plt", torch.float32)
+    with pytest.raises(ValueError, match=r"prompts\[1\]: prompt must hold ids from 0 to 60, got 61"):
+        pc.attribute_many(model, [[1, 2], [3, 61]])
+    with pytest.raises(TypeError, match="list of prompts"):
+        pc.attribute_many(model, "text")
+    with pytest.raises(ValueError, match="workers must be an int of at least 1, got 0"):
+        pc.attribute_many(model, [[1, 2]], workers=0)
+    with pytest.raises(ValueError, match="checkpoint"):
+        pc.attribute_many(model, [[1, 2]], checkpoint="x")
+    assert list(pc.attribute_many(model, [])) == []
