@@ -182,7 +182,7 @@ def _influence(size: Size, device: str) -> Iterator[Item]:
     weight = torch.zeros(count, device=device)
     weight[:outputs] = 1 / outputs
     shape = f"{_names(size)[0]} K {count} columns {columns}"
-    yield Item("influence", shape, lambda: (rows, node, weight), 2.0 * count * columns, rows.nbytes + 4 * columns)
+    yield Item("influence", shape, lambda: (rows, node, weight, None), 2.0 * count * columns, rows.nbytes + 4 * columns)
 
 
 def items(op: str, device: str) -> Iterator[Item]:

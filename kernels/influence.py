@@ -1,6 +1,7 @@
 """influence: total[c] = sum_r s_r |rows[r, c]|, s_r = (weight_r + total[node_r]) / sum_c |rows[r, c]|, rows in order.
 
-Layout: rows [count, columns] by row stride, float32; s and the entering weights live in [count] vectors.
+Layout: rows [stored, columns] by row stride, float32, order [count] saying which comes r-th, or none: as they lie;
+s and the entering weights live in [count] vectors.
 Bytes: rows twice (the sums must be known before anything can be shared out) and rows[:, node], count^2 gathers.
 Parallel: sums over rows; then blocks of BR rows one after another, each over blocks of nodes; totals over columns.
 """
@@ -37,31 +38,41 @@ HOPPER = {"wide": config(4, 3, BQ=32, BC=128), "narrow": config(4, 3, BQ=64, BC=
 
 
 @triton.jit
-def sum_kernel(rows, weight, entering, row_sum, columns, row_stride):
+def sum_kernel(rows, order, weight, entering, row_sum, columns, row_stride, HAS_ORDER: tl.constexpr):
     r = tl.program_id(0).to(tl.int64)
+    lies = tl.load(order + r) if HAS_ORDER else r
     acc = tl.zeros((SUM_BLOCK,), tl.float32)
     for c0 in range(0, columns, SUM_BLOCK):
         c = c0 + tl.arange(0, SUM_BLOCK)
-        acc += tl.abs(tl.load(rows + r * row_stride + c, mask=c < columns, other=0.0))
+        acc += tl.abs(tl.load(rows + lies * row_stride + c, mask=c < columns, other=0.0))
     tl.store(row_sum + r, tl.maximum(tl.sum(acc, axis=0), 1.1754944e-38))
     tl.store(entering + r, tl.load(weight + r))
 
 
 @triton.jit
-def _edges(rows, node, r, n, count, row_stride):
-    """[r, n] rows[r, node[n]], zero where there is no such row or n is an output."""
+def _lies(order, r, count, HAS_ORDER: tl.constexpr):
+    """[r] where row r lies, of those there are."""
+    return tl.load(order + r, mask=r < count, other=0) if HAS_ORDER else r.to(tl.int64)
+
+
+@triton.jit
+def _edges(rows, node, r, lies, n, count, row_stride):
+    """[r, n] edges of row r, which lies at `lies`, to node[n]; zero where there is no such row or n is an output."""
     at = tl.load(node + n, mask=n < count, other=-1)
     mask = (r < count)[:, None] & (at >= 0)[None, :]
-    return tl.load(rows + r.to(tl.int64)[:, None] * row_stride + at[None, :], mask=mask, other=0.0)
+    return tl.load(rows + lies[:, None] * row_stride + at[None, :], mask=mask, other=0.0)
 
 
 @triton.jit(do_not_specialize=("first", "count"))  # they change from call to call and align nothing
-def solve_kernel(rows, node, entering, row_sum, scale, wrong, first, count, row_stride):
+def solve_kernel(
+    rows, order, node, entering, row_sum, scale, wrong, first, count, row_stride, HAS_ORDER: tl.constexpr
+):  # fmt: skip
     """What enters rows first .. first + BR is known but for edges among themselves: s = (I + M + M^2 + ...)^T e."""
     r = first + tl.arange(0, BR)
+    lies = _lies(order, r, count, HAS_ORDER)
     total = tl.load(row_sum + r, mask=r < count, other=1.0)
     enter = tl.load(entering + r, mask=r < count, other=0.0)
-    edges = _edges(rows, node, r, r, count, row_stride)
+    edges = _edges(rows, node, r, lies, r, count, row_stride)
     within = tl.where(r[:, None] < r[None, :], tl.abs(edges), 0.0) / total[:, None]
     for _ in range(DOUBLINGS):
         enter += tl.sum(within * enter[:, None], axis=0)
@@ -70,7 +81,7 @@ def solve_kernel(rows, node, entering, row_sum, scale, wrong, first, count, row_
     if tl.program_id(0) == 0:
         tl.store(scale + r, mine, mask=r < count)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
-    edges = _edges(rows, node, r, n, count, row_stride)
+    edges = _edges(rows, node, r, lies, n, count, row_stride)
     if tl.max(((edges != 0) & (r[:, None] >= n[None, :])).to(tl.int32)) > 0:
         tl.store(wrong, 1)
     later = (n >= first + BR) & (n < count)
@@ -79,13 +90,16 @@ def solve_kernel(rows, node, entering, row_sum, scale, wrong, first, count, row_
 
 
 @triton.jit(do_not_specialize=("count",))
-def total_kernel(rows, scale, out, count, columns, row_stride, BQ: tl.constexpr, BC: tl.constexpr):
+def total_kernel(
+    rows, order, scale, out, count, columns, row_stride,
+    HAS_ORDER: tl.constexpr, BQ: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     acc = tl.zeros((BQ, BC), tl.float32)
     for r0 in range(0, count, BQ):
         r = r0 + tl.arange(0, BQ)
         share = tl.load(scale + r, mask=r < count, other=0.0)
-        row = rows + r.to(tl.int64)[:, None] * row_stride + c[None, :]
+        row = rows + _lies(order, r, count, HAS_ORDER)[:, None] * row_stride + c[None, :]
         acc += share[:, None] * tl.abs(tl.load(row, mask=(r < count)[:, None] & (c < columns)[None, :], other=0.0))
     tl.store(out + c, tl.sum(acc, axis=0), mask=c < columns)
 
@@ -94,24 +108,27 @@ def shape_class(rows: Tensor) -> str:
     return "wide" if rows.shape[1] >= 128 * 132 else "narrow"
 
 
-def run(c: Config, rows: Tensor, node: Tensor, weight: Tensor) -> Tensor:
-    (count, columns), stride = rows.shape, rows.stride(0)
+def run(c: Config, rows: Tensor, node: Tensor, weight: Tensor, order: Tensor | None) -> Tensor:
+    count, columns, stride = len(node), rows.shape[1], rows.stride(0)
     out = rows.new_zeros(columns)
-    if not rows.numel():
+    if not (count and columns):
         return out
+    lie, how = node if order is None else order, {"HAS_ORDER": order is not None}
     entering, row_sum, scale = rows.new_empty(3, count)
     wrong = torch.zeros(1, dtype=torch.int32, device=rows.device)
-    sum_kernel[(count,)](rows, weight.float().contiguous(), entering, row_sum, columns, stride, **ROWS.launch())
+    sum_kernel[(count,)](
+        rows, lie, weight.float().contiguous(), entering, row_sum, columns, stride, **how, **ROWS.launch()
+    )
     for first in range(0, count, BR.value):
         solve_kernel[(triton.cdiv(count, BN.value),)](
-            rows, node, entering, row_sum, scale, wrong, first, count, stride, **ROWS.launch()
+            rows, lie, node, entering, row_sum, scale, wrong, first, count, stride, **how, **ROWS.launch()
         )
-    total_kernel[(triton.cdiv(columns, c["BC"]),)](rows, scale, out, count, columns, stride, **c.launch())
+    total_kernel[(triton.cdiv(columns, c["BC"]),)](rows, lie, scale, out, count, columns, stride, **how, **c.launch())
     if int(wrong):
         raise ValueError(OUT_OF_ORDER)
     return out
 
 
-def influence(rows: Tensor, node: Tensor, weight: Tensor) -> Tensor:
+def influence(rows: Tensor, node: Tensor, weight: Tensor, order: Tensor | None) -> Tensor:
     with torch.cuda.device_of(rows):
-        return run(HOPPER[shape_class(rows)], rows, node, weight)
+        return run(HOPPER[shape_class(rows)], rows, node, weight, order)

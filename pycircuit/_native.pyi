@@ -73,6 +73,7 @@ def influence(
     row_stride: int,
     node: int,
     weight: int,
+    order: int,
     out: int,
     threads: int,
     /,

@@ -30,7 +30,7 @@ FLOATS = (
 TYPES = {
     **dict.fromkeys(FLOATS, "*fp32"),
     **dict.fromkeys(("packed", "counts", "kept", "wrong"), "*i32"),
-    **dict.fromkeys(("cursor", "begins", "ends", "index", "row_ptr", "prefix_ptr", "node"), "*i64"),
+    **dict.fromkeys(("cursor", "begins", "ends", "index", "row_ptr", "prefix_ptr", "node", "order"), "*i64"),
     **dict.fromkeys(("floor", "softcap"), "fp32"),
     "keep": "*i8",
 }
@@ -63,10 +63,12 @@ def variants() -> Iterator[Row]:
         w = {"w_dec": "*" + SHORT[shape.split("_")[0]]}
         yield "edge_scores", shape, edge_scores.edge_scores_kernel, c, {}, w
     yield from attentions()
-    yield "influence.sum", "", influence.sum_kernel, influence.ROWS, {}, {}
-    yield "influence.solve", "", influence.solve_kernel, influence.ROWS, {}, {"scale": "*fp32"}
-    for shape, c in influence.HOPPER.items():
-        yield "influence.total", shape, influence.total_kernel, c, {}, {"scale": "*fp32"}
+    for ordered in (False, True):
+        how, name, own = {"HAS_ORDER": ordered}, "ordered" * ordered, {"scale": "*fp32"}
+        yield "influence.sum", name, influence.sum_kernel, influence.ROWS, how, {}
+        yield "influence.solve", name, influence.solve_kernel, influence.ROWS, how, own
+        for shape, c in influence.HOPPER.items():
+            yield "influence.total", f"{shape} {name}".strip(), influence.total_kernel, c, how, own
 
 
 def attentions() -> Iterator[Row]:

@@ -34,8 +34,9 @@ def good(op: str) -> dict[str, Any]:
                         "attention": cases.recomputed(g, 4, 2, 3, 6, sinks=torch.zeros(4)), "out": None},
         "edge_scores": {"gradient": torch.randn(3, 4), "prefix_ptr": ptr, "features": features,
                         "w_dec": torch.randn(6, 4), "out": torch.zeros(2, 5)},
-        "influence": {"rows": torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]]), "node": torch.tensor([-1, 0]),
-                      "weight": torch.tensor([1.0, 0.0])},
+        "influence": {"rows": torch.tensor([[0.0, 1.0, 0.0], [9.0, 9.0, 9.0], [1.0, 2.0, 3.0]]),
+                      "node": torch.tensor([-1, 0]), "weight": torch.tensor([1.0, 0.0]),
+                      "order": torch.tensor([2, 0])},
     }  # fmt: skip
     return calls[op]
 
@@ -46,7 +47,7 @@ ARRAYS = {  # every array argument, by the path to it
     "attend_back": ("y", "prefix_ptr", "attention.query", "attention.key", "attention.log_sum_exp",
                     "attention.sinks"),
     "edge_scores": ("gradient", "prefix_ptr", "features.row_ptr", "features.index", "features.value", "w_dec", "out"),
-    "influence": ("rows", "node", "weight"),
+    "influence": ("rows", "node", "weight", "order"),
 }  # fmt: skip
 EVERY_ARRAY = [(op, path) for op, paths in ARRAYS.items() for path in paths]
 STORED = ("attend_back", "attention.pattern")
@@ -340,6 +341,15 @@ def test_influence_values() -> None:
     for weight in (float("nan"), float("inf"), -0.5):
         bad = {**args, "weight": torch.tensor([1.0, weight])}
         refuses("influence", bad, "weight", "finite and not negative, got", ValueError)
+    for order, got in (([2, 3], 3), ([-1, 0], -1), ([2, 2**62], 2**62)):
+        rule = f"from 0 to below 3, the rows there are, got {got}$"
+        refuses("influence", {**args, "order": torch.tensor(order)}, "order", rule, ValueError)
+    rule = r"shape \[1\] \(one for each entry of order\), got \[2\]"
+    refuses("influence", {**args, "order": torch.tensor([2])}, "node", rule, ValueError)
+    rule = r"shape \[3\] \(one for each row\), got \[2\]"
+    refuses("influence", {**args, "order": None}, "node", rule, ValueError)
+    bad = {**args, "node": torch.tensor([-1, 0, 1]), "order": None}
+    refuses("influence", bad, "weight", rule, ValueError)
 
 
 @pytest.mark.usefixtures("nothing_runs")
@@ -527,6 +537,7 @@ def test_zero_in_any_dimension(form: str) -> None:
         for count, columns in ((0, 3), (0, 0), (2, 0)):
             node = torch.full((count,), -1)
             assert not pc.ops.influence(torch.ones(count, columns), node, torch.ones(count)).any()
+        assert not pc.ops.influence(torch.ones(2, 3), one[:0], torch.ones(0), one[:0]).any()
 
 
 @pytest.mark.parametrize("op", ["decode", "edge_scores"])

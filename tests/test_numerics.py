@@ -208,7 +208,7 @@ def test_edge_scores_spreads_only_what_it_must(form: str, isa: str | None) -> No
 @every_form
 def test_influence_does_not_hide_nan(form: str, isa: str | None) -> None:
     """A row that is not finite has no shares: an error, or NaN in every column it leads to. Never a number."""
-    rows, node, weight = cases.CASES["influence"]["layers"](cases.generator(8))
+    rows, node, weight, _ = cases.CASES["influence"]["layers"](cases.generator(8))
     for bad in (NAN, float("inf")):
         spoiled = rows.clone()
         spoiled[0, -1] = bad
@@ -223,13 +223,42 @@ def test_influence_does_not_hide_nan(form: str, isa: str | None) -> None:
 
 @every_form
 def test_influence_out_of_order(form: str, isa: str | None) -> None:
-    rows, node, weight = cases.CASES["influence"]["layers"](cases.generator(8))
+    rows, node, weight, _ = cases.CASES["influence"]["layers"](cases.generator(8))
     own, earlier = rows.clone(), rows.clone()
     own[6, node[6]] = 0.5
     earlier[-1, node[4]] = -0.5
     for bad in (own, earlier):
         with pc.use(form, isa=isa), pytest.raises(ValueError, match="influence: rows must be in layer order, outputs"):
             pc.ops.influence(bad, node, weight)
+
+
+@every_form
+def test_influence_of_ordered_rows_is_that_of_their_copy(form: str, isa: str | None) -> None:
+    """To the bit, whatever lies in rows that `order` does not name, and whether it names one twice."""
+    g = cases.generator(8)
+    for case in ("ordered", "ordered_misaligned", "ordered_wide"):
+        rows, node, weight, order = cases.CASES["influence"][case](g)
+        assert len(rows) > len(order) and rows.isnan().any()
+        # A last row twice, once as an output: whatever enters there goes through the same edges again.
+        twice = [torch.cat([order[-1:], order]), torch.cat([node[:1], node]), torch.cat([weight[:1], weight])]
+        with pc.use(form, isa=isa):
+            for again, of, entering in ([order, node, weight], twice):
+                got = pc.ops.influence(rows, of, entering, again)
+                assert torch.equal(got, pc.ops.influence(rows[again], of, entering))
+                assert got.any() and not got.isnan().any()
+
+
+@every_form
+def test_influence_out_of_order_by_its_order(form: str, isa: str | None) -> None:
+    """Rows that lie in layer order, read in another: refused; and the other way round."""
+    rows, node, weight, _ = cases.CASES["influence"]["layers"](cases.generator(8))
+    back = torch.arange(len(rows)).flip(0)
+    refused = pytest.raises(ValueError, match="influence: rows must be in layer order, outputs")
+    with pc.use(form, isa=isa), refused:
+        pc.ops.influence(rows, node.flip(0), weight.flip(0), back)
+    with pc.use(form, isa=isa):
+        got = pc.ops.influence(rows.flip(0), node, weight, back)
+        assert torch.equal(got, pc.ops.influence(rows, node, weight))
 
 
 @every_form
@@ -303,7 +332,7 @@ def test_stored_equals_recomputed(form: str, isa: str | None, case: str) -> None
 @every_form
 def test_influence_is_the_inverse(form: str, isa: str | None) -> None:
     """Rows normalised to shares S and entering weights w: (I - S^T)^-1 applied to what the outputs send."""
-    rows, node, weight = cases.CASES["influence"]["layers"](cases.generator(3))
+    rows, node, weight, _ = cases.CASES["influence"]["layers"](cases.generator(3))
     share = rows.double().abs()
     share /= share.sum(1, keepdim=True).clamp_min(1e-30)
     between = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
@@ -318,7 +347,7 @@ def test_influence_is_the_inverse(form: str, isa: str | None) -> None:
 @every_form
 def test_influence_preserves_sums(form: str, isa: str | None) -> None:
     """All that enters ends in columns without a row of their own (here no row is silent)."""
-    rows, node, weight = cases.CASES["influence"]["layers"](cases.generator(3))
+    rows, node, weight, _ = cases.CASES["influence"]["layers"](cases.generator(3))
     with pc.use(form, isa=isa):
         got = pc.ops.influence(rows, node, weight)
     ends = torch.ones(len(got), dtype=torch.bool)

@@ -123,13 +123,16 @@ def test_edge_scores(
 
 @EXAMPLES
 @given(SEEDS, st.integers(0, 4), st.integers(0, 5), st.integers(0, 20), st.integers(0, 40), st.floats(0, 1),
-       st.integers(0, 5), st.integers(0, 3))  # fmt: skip
+       st.integers(0, 5), st.integers(0, 3), st.integers(0, 9))  # fmt: skip
 def test_influence(
-    seed: int, outputs: int, layers: int, per_layer: int, extra: int, density: float, gap: int, skip: int
+    seed: int, outputs: int, layers: int, per_layer: int, extra: int, density: float, gap: int, skip: int, spare: int
 ) -> None:
     g = cases.generator(seed)
-    rows, node, weight = cases._influence(outputs, layers, per_layer, extra)(g)
+    rows, node, weight, _ = cases._influence(outputs, layers, per_layer, extra)(g)
     rows *= torch.rand(rows.shape, generator=g) < density
     # Only some of the columns are expanded: the others are ends, as errors and tokens are.
     kept = (node < 0) | (torch.rand(len(node), generator=g) < 0.7)
-    check("influence", strided(rows[kept], gap, skip), node[kept].contiguous(), weight[kept].contiguous())
+    rows, node, weight = rows[kept], node[kept].contiguous(), weight[kept].contiguous()
+    check("influence", strided(rows, gap, skip), node, weight, None)
+    room, order = cases._shuffled(g, rows, spare)
+    check("influence", strided(room, gap, skip), node, weight, order)

@@ -144,10 +144,12 @@ def test_nan_is_never_dropped(activation: Any, dtype: torch.dtype) -> None:
 @interpreted
 @pytest.mark.parametrize("row", [0, 5, 70, 130])
 def test_influence_rows_out_of_order(row: int) -> None:
-    rows, node, weight = cases.CASES["influence"]["wide"](cases.generator(2))
-    rows[row + 3, int(node[row + 3])] = 1.0  # its own column: neither before nor after
-    with pytest.raises(ValueError, match="layer order"):
-        run("influence", (rows, node, weight))
+    for case in ("wide", "ordered_wide"):
+        rows, node, weight, order = cases.CASES["influence"][case](cases.generator(2))
+        lies = row + 3 if order is None else int(order[row + 3])
+        rows[lies, int(node[row + 3])] = 1.0  # its own column: neither before nor after
+        with pytest.raises(ValueError, match="layer order"):
+            run("influence", (rows, node, weight, order))
 
 
 @interpreted

@@ -1,6 +1,6 @@
 // influence[c] = sum over rows r of scale[r] * |rows[r, c]|, scale[r] = (weight[r] + influence[node[r]]) / sum
-// |rows[r]|. Layout: rows [count, columns] row-major, rows row_stride apart; count at most what one layer order
-// allows. Bytes moved: rows once from DRAM, once more from cache: blocks of four are summed while the block before
+// |rows[r]|, row r being the stored row order[r] where there is an order. Layout: rows [stored, columns] row-major,
+// row_stride apart; count at most what one layer order allows. Bytes moved: rows once from DRAM, once more from cache: blocks of four are summed while the block before
 // is added. Parallel axis: columns, in chunks of fixed size; partial sums join in chunk order, so threads change
 // no bit.
 #include <omp.h>
@@ -99,7 +99,10 @@ struct Run {
   double* totals;   // [2, kRows, chunks] sums of |row|, of even and of odd blocks
   float* entering;  // [2, kRows] influence of a row's node when its block begins
 
-  const float* row(int64_t r) const { return r >= 0 && r < in.count ? in.rows + r * in.row_stride : nullptr; }
+  const float* row(int64_t r) const {
+    if (r < 0 || r >= in.count) return nullptr;
+    return in.rows + (in.order ? in.order[r] : r) * in.row_stride;
+  }
 };
 
 // The columns of one thread: add the rows from `first` - kRows, sum the rows from `first`.

@@ -68,11 +68,12 @@ struct EdgeScoresInput {
 };
 
 struct InfluenceInput {
-  const float* rows;  // [count, columns], rows row_stride apart
+  const float* rows;  // [stored, columns], rows row_stride apart
   int64_t count, columns, row_stride;
-  const int64_t* node;  // [count] the column that row r explains, or -1 for an output
-  const float* weight;  // [count] where influence enters
-  float* influence;     // [columns]
+  const int64_t* node;   // [count] the column that row r explains, or -1 for an output
+  const float* weight;   // [count] where influence enters
+  const int64_t* order;  // [count] which stored row comes r-th, or null: as they lie
+  float* influence;      // [columns]
   int threads;
 };
 

@@ -213,7 +213,7 @@ def influence(g: torch.Generator, layers: int, per_layer: int, count: int, colum
     weight /= weight.sum()
     truth = _layered_influence(rows, node, weight, blocks)
     return Inputs(
-        (rows, node, weight),
+        (rows, node, weight, None),
         operations=3.0 * rows.numel(),
         bytes=_bytes(rows) + 4 * columns,
         error=lambda got: float((got.double() - truth).norm() / truth.norm()),

@@ -60,14 +60,16 @@ def edge_scores(gradient: Any, prefix_ptr: Any, features: Features, w_dec: Any, 
     return _run("edge_scores", *arguments.edge_scores(gradient, prefix_ptr, features, w_dec, out))
 
 
-def influence(rows: Any, node: Any, weight: Any) -> Tensor:
+def influence(rows: Any, node: Any, weight: Any, order: Any = None) -> Tensor:
     """Influence of every column on the outputs: [columns], exact in one pass over a layered graph.
 
     rows: [count, columns] edges, outputs first, then from the highest layer down; node[r] is the column whose
     edges row r holds, -1 for an output; weight[r] is what enters there (an output's probability).
     Each row's absolute values are normalised to sum to one.
+    order: [count], which row comes r-th, where rows lie in another order; the op is then that of rows[order], without
+    the copy. node and weight follow it; rows that it does not name are never read.
     """
-    return _run("influence", *arguments.influence(rows, node, weight))
+    return _run("influence", *arguments.influence(rows, node, weight, order))
 
 
 def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:

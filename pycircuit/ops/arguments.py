@@ -102,19 +102,26 @@ def edge_scores(gradient: Any, prefix_ptr: Any, features: Features, w_dec: Any, 
     return gradient, prefix_ptr, features, w_dec, writable
 
 
-def influence(rows: Any, node: Any, weight: Any) -> tuple[Any, ...]:
+def influence(rows: Any, node: Any, weight: Any, order: Any = None) -> tuple[Any, ...]:
     op = "influence"
     rows = checks.floats(op, "rows", rows, (2,), checks.WIDE)
     checks.rows_contiguous(op, "rows", rows)
     node = checks.integers(op, "node", node)
     weight = checks.floats(op, "weight", weight, (1,), checks.WIDE)
-    checks.shaped(op, "node", node, (rows.shape[0],), "one for each row")
-    checks.shaped(op, "weight", weight, (rows.shape[0],), "one for each row")
-    checks.same_device(op, rows=rows, node=node, weight=weight)
+    stored, named, each = rows.shape[0], {"rows": rows, "node": node, "weight": weight}, "row"
+    if order is not None:
+        named["order"] = order = checks.integers(op, "order", order)
+        each = "entry of order"
+    shape = (stored if order is None else order.shape[0],)
+    checks.shaped(op, "node", node, shape, f"one for each {each}")
+    checks.shaped(op, "weight", weight, shape, f"one for each {each}")
+    checks.same_device(op, **named)
     checks.same_kind(op, rows=rows, weight=weight)
     checks.bounded(op, "node", node, -1, rows.shape[1], f"-1 or a column below {rows.shape[1]}")
     checks.shares(op, "weight", weight)
-    return rows, node, weight
+    if order is not None:
+        checks.bounded(op, "order", order, 0, stored, f"from 0 to below {stored}, the rows there are")
+    return rows, node, weight, order
 
 
 CHECKS: dict[str, Callable[..., tuple[Any, ...]]] = {

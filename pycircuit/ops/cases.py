@@ -130,6 +130,14 @@ def _scores(lengths: tuple[int, ...], size: int, width: int, active: int, **how:
     return build
 
 
+def _shuffled(g: torch.Generator, rows: Tensor, spare: int = 5) -> tuple[Tensor, Tensor]:
+    """The rows anywhere in a larger block, the rest of it NaN; and where each lies."""
+    room = torch.full((len(rows) + spare, rows.shape[1]), torch.nan)
+    order = torch.randperm(len(room), generator=g)[: len(rows)]
+    room[order] = rows
+    return room, order
+
+
 def _influence(outputs: int, layers: int, per_layer: int, extra: int, **how: Any) -> Case:
     def build(g: torch.Generator) -> tuple[Any, ...]:
         # Columns: features by layer, then `extra` (errors, tokens). Rows: outputs, then layers from the top.
@@ -144,7 +152,8 @@ def _influence(outputs: int, layers: int, per_layer: int, extra: int, **how: Any
             rows[outputs::3] = 0  # rows with no edge at all
         weight = torch.zeros(len(node))
         weight[:outputs] = torch.rand(outputs, generator=g)
-        return misaligned(rows) if how.get("misaligned") else rows, node, weight
+        rows, order = _shuffled(g, rows) if how.get("shuffled") else (rows, None)
+        return misaligned(rows) if how.get("misaligned") else rows, node, weight, order
 
     return build
 
@@ -212,6 +221,9 @@ CASES: dict[str, dict[str, Case]] = {
         "silent": _influence(2, 3, 10, 5, silent=True),
         "misaligned": _influence(2, 3, 10, 7, misaligned=True),
         "wide": _influence(3, 5, 40, 5000),
+        "ordered": _influence(3, 4, 11, 9, shuffled=True),
+        "ordered_misaligned": _influence(2, 3, 10, 7, shuffled=True, misaligned=True),
+        "ordered_wide": _influence(3, 5, 40, 5000, shuffled=True),
         **{f"tail_{n}": _influence(2, 3, n, n) for n in TAILS},
     },
 }

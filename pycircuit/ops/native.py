@@ -91,11 +91,11 @@ def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec:
     return out
 
 
-def influence(rows: Tensor, node: Tensor, weight: Tensor) -> Tensor:
+def influence(rows: Tensor, node: Tensor, weight: Tensor, order: Tensor | None) -> Tensor:
     out = torch.empty(rows.shape[1])
     weight = weight.float().contiguous()
     _native.influence(
-        isa_index(), rows.data_ptr(), rows.shape[0], rows.shape[1], rows.stride(0), node.data_ptr(), weight.data_ptr(),
-        out.data_ptr(), torch.get_num_threads(),
+        isa_index(), rows.data_ptr(), node.shape[0], rows.shape[1], rows.stride(0), node.data_ptr(), weight.data_ptr(),
+        0 if order is None else order.data_ptr(), out.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return out

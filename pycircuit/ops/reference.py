@@ -57,15 +57,15 @@ def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec:
     return out
 
 
-def influence(rows: Tensor, node: Tensor, weight: Tensor) -> Tensor:
+def influence(rows: Tensor, node: Tensor, weight: Tensor, order: Tensor | None) -> Tensor:
+    share = rows.abs() if order is None else rows[order].abs_()
     inner = (node >= 0).nonzero()[:, 0]
-    early = torch.arange(len(rows), device=rows.device)[:, None] >= inner
-    if rows[:, node[inner]][early].any():
+    early = torch.arange(len(node), device=rows.device)[:, None] >= inner
+    if share[:, node[inner]][early].any():
         raise ValueError(OUT_OF_ORDER)
-    share = rows.abs()
     share /= share.sum(1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
     total, entering = rows.new_zeros(rows.shape[1]), weight
-    for _ in range(len(rows)):  # one pass for every step along a path, as the peers do it; NaN would never fade
+    for _ in range(len(node)):  # one pass for every step along a path, as the peers do it; NaN would never fade
         if not entering.any():
             break
         step = entering @ share

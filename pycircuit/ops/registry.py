@@ -34,6 +34,6 @@ OPS: dict[str, Op] = {
         Op("decode", ("features", "w_dec", "bias"), "features to the stream"),
         Op("attend_back", ("y", "prefix_ptr", "attention", "out"), "gradients through frozen attention"),
         Op("edge_scores", ("gradient", "prefix_ptr", "features", "w_dec", "out"), "gradients to edges"),
-        Op("influence", ("rows", "node", "weight"), "edges to influence on the output"),
+        Op("influence", ("rows", "node", "weight", "order"), "edges to influence on the output"),
     )
 }
