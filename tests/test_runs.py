@@ -62,8 +62,10 @@ def test_rows_that_do_not_fit_keep_their_largest(kind: str, max_features: int | 
     assert full.provenance["keep"] is None and not full.dropped_mass.any()
     monkeypatch.setattr(plan, "FEWEST", 8)
     monkeypatch.setattr(plan, "TILE_BYTES", 1 << 12)
-    least = bound_of(model, ids, max_features)
-    cut = pc.attribute(model, ids, max_features=max_features, memory=least, progress=False)
+    monkeypatch.setattr(plan, "TILE_TARGETS", 1)
+    needs = pc.estimate(model, ids, max_features=max_features).plan.needs
+    bound = sum(size for name, size in needs.items() if name != "rows") + needs["rows"] // 4
+    cut = pc.attribute(model, ids, max_features=max_features, memory=bound, progress=False)
     keep = cut.provenance["keep"]
     assert 8 <= keep < full.rows.lengths().max() and cut.rows.lengths().max() == keep
     assert cut.certificate < 1e-5 and float(cut.dropped_mass.min()) >= 0 < float(cut.dropped_mass.max())
@@ -75,14 +77,6 @@ def test_rows_that_do_not_fit_keep_their_largest(kind: str, max_features: int | 
         column, weight = cut.rows.row(r)
         torch.testing.assert_close(weight, truth[at[r]][column.long()], rtol=1e-5, atol=1e-6)
         assert weight.abs().min() >= truth[at[r]].abs().topk(keep + 1).values[-1] - 1e-6
-
-
-def bound_of(model: pc.ReplacementModel, ids: list[int], max_features: int | None) -> int:
-    """A little more than the least that will do, as the refusal says it."""
-    with pytest.raises(pc.MemoryBoundError, match="memory must be at least") as refused:
-        pc.attribute(model, ids, max_features=max_features, memory=200_000, progress=False)
-    number, unit = str(refused.value).split("at least ")[1].split()[:2]
-    return int(float(number) * {"KiB": 1 << 10, "MiB": 1 << 20}[unit] * 1.002) + 2048
 
 
 def test_a_prompt_that_cannot_fit_is_refused_before_it_runs(monkeypatch: Any) -> None:

@@ -15,7 +15,8 @@ from pycircuit.model.replacement import PATTERN_BYTES, ReplacementModel
 TILE_BYTES = 32 << 20  # of a tile's state and its projections: larger ones gain nothing
 TILE_TARGETS = 24  # of full length: fewer would read decoders and make patterns again too often
 FEWEST = 256  # entries of a row that are kept under any bound
-_UNITS = {"": 1, "B": 1, **{p + s: n**e for s, n in (("B", 1000), ("iB", 1024)) for e, p in enumerate("kMGT", 1)}}
+_UNITS = {"": 1, "b": 1}
+_UNITS.update((p + s, n**e) for s, n in (("", 1000), ("b", 1000), ("ib", 1024)) for e, p in enumerate("kmgt", 1))
 _CGROUP = Path("/sys/fs/cgroup")
 _SHARE = 0.8  # of the memory that is free, taken where no bound is given
 
@@ -28,8 +29,8 @@ def parse_bytes(value: str | int | None) -> int | None:
     """ "8GiB", "500 MB" or a number of bytes."""
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?i?B?)\s*", value) if isinstance(value, str) else None
-    unit = None if found is None else {u.lower(): n for u, n in _UNITS.items()}.get(found[2].lower())
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value) if isinstance(value, str) else None
+    unit = None if found is None else _UNITS.get(found[2].lower())
     if found is None or unit is None or not float(found[1]):
         raise ValueError(f"memory must be bytes or a size such as '8GiB' or '500MB', got {value!r}")
     return int(float(found[1]) * unit)

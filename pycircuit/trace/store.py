@@ -135,7 +135,7 @@ class Store:
     def influence(self, order: Tensor, node: Tensor, weight: Tensor) -> Tensor:
         """Of every column, through the rows in `order` (outputs, then layers from the top): [columns] on the device."""
         if self.block is not None:
-            return ops.influence(self.block[order], node, weight)
+            return ops.influence(self.block, node, weight, order)
         return torch.from_numpy(self._packed_influence(order.numpy(), node.numpy(), weight.numpy())).to(self.like)
 
     def _packed_influence(self, order: np.ndarray, node: np.ndarray, weight: np.ndarray) -> np.ndarray:
