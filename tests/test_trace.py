@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from tiny_models import one_thread  # noqa: F401 - a fixture
 from torch import Tensor
 
 import pycircuit as pc
