@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from tiny_models import one_thread  # noqa: F401 - a fixture
 from torch import Tensor
 
 import pycircuit as pc
@@ -20,6 +21,7 @@ KINDS: dict[str, tuple[bool, dict[str, Any]]] = {
     "plt_raw_topk": (False, {"reads": "mlp_normed", "writes": "mlp_raw", "activation": pc.TopK(7)}),
     "plt_hole": (False, {"activation": pc.ReLU(), "hole": 1}),
     "clt": (True, {"reads": "resid_mid", "activation": pc.BatchTopK(0.8)}),
+    "clt_skip": (True, {"skip": True}),
 }
 
 
@@ -38,11 +40,10 @@ def transcoders(kind: str, dtype: torch.dtype, size: int = 24, seed: int = 0) ->
     where["writes"] = options.get("writes", "mlp_out")
     w_enc, b_enc, b_dec = each(size, width), each(size), [normal(width) for _ in range(layers)]
     w_enc = [None if w is None else w / width**0.5 for w in w_enc]
-    if cross:
-        w_dec = [normal(size, layers - n, width) for n in range(layers)]
-        return pc.CrossLayerTranscoder(w_enc, b_enc, w_dec, b_dec, **where)
+    w_dec = [normal(size, layers - n, width) for n in range(layers)] if cross else each(size, width)
     skip = each(width, width) if options.get("skip") else None
-    return pc.PerLayerTranscoders(w_enc, b_enc, each(size, width), b_dec, w_skip=skip, **where)
+    made = pc.CrossLayerTranscoder if cross else pc.PerLayerTranscoders
+    return made(w_enc, b_enc, w_dec, b_dec, w_skip=skip, **where)
 
 
 def replacement(family: str, kind: str, dtype: torch.dtype) -> pc.ReplacementModel:
