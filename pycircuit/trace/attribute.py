@@ -101,12 +101,30 @@ def attribute(
     max_features: how many features get a row of their own, the most influential first, chosen in rounds of
     round_size (default an eighth of them, at least 64); None: all.
     """
+    begin = time.perf_counter()
+    local = model.freeze(prompt)
+    forward = time.perf_counter() - begin
+    graph = trace_frozen(model, local, targets, max_features, position, probability, max_targets, round_size)
+    graph.timings["forward"] = forward + graph.timings["forward"]
+    return graph
+
+
+def trace_frozen(
+    model: ReplacementModel,
+    local: LocalReplacement,
+    targets: Any = None,
+    max_features: int | None = None,
+    position: int | Sequence[int] = -1,
+    probability: float = 0.95,
+    max_targets: int = 10,
+    round_size: int | None = None,
+) -> Graph:
+    """The graph of a prompt that `model.freeze` has frozen; the other arguments as `attribute` takes them."""
     if max_features is not None and (isinstance(max_features, bool) or not isinstance(max_features, int)):
         raise TypeError(f"attribute: max_features must be an int or None, got {type(max_features).__name__}")
     if max_features is not None and max_features < 0:
         raise ValueError(f"attribute: max_features must not be negative, got {max_features}")
     clock = {"start": time.perf_counter()}
-    local = model.freeze(prompt)
     chosen = choose(model, local, targets, position, probability, max_targets)
     trace = _Trace(local)
     clock["forward"] = time.perf_counter()
