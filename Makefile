@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt pyproject.toml constraints.txt
 MODULES := $(shell find pycircuit kernels -name '*.py' | sort)
 
-.PHONY: demo test lint bench gpu sanitize build clean
+.PHONY: demo test test-peers lint bench bench-peers gpu sanitize build clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -56,9 +56,37 @@ bench: build
 sanitize: build
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh .ci/sanitize
 
+# circuit-tracer beside us, in an environment of its own: it needs an older transformers. Where constraints-peers.txt
+# pins a package it takes the place of constraints.txt's line.
+PEERS := .venv-peers/bin
+PEERS_PIP := $(PEERS)/pip install -q --disable-pip-version-check -c .venv-peers/constraints.txt
+
+.venv-peers/.tools: constraints.txt constraints-peers.txt
+	$(PYTHON) -m venv .venv-peers
+	sed -n 's/^\([^#= ]*\)==.*/^\1==/p' constraints-peers.txt | grep -v -f - constraints.txt > .venv-peers/constraints.txt
+	cat constraints-peers.txt >> .venv-peers/constraints.txt
+	$(PEERS_PIP) torch
+	$(PEERS_PIP) circuit-tracer scipy scikit-build-core pybind11 cmake ninja
+	@touch $@
+
+# A build folder of its own: the two environments' CMake caches differ.
+.venv-peers/.build: .venv-peers/.tools .venv-peers/.modules $(SOURCES)
+	PATH="$(CURDIR)/$(PEERS):$$PATH" $(PEERS_PIP) --no-build-isolation -C build-dir=build-peers -e '.[bench]' hypothesis
+	@touch $@
+
+.venv-peers/.modules: FORCE | .venv-peers/.tools
+	@echo $(MODULES) | cmp -s - $@ || echo $(MODULES) > $@
+
+test-peers: .venv-peers/.build
+	$(PEERS)/pytest -q tests/peers
+
+# Standard shapes against circuit-tracer, edges checked first: make bench-peers [SHAPE=small]
+bench-peers: .venv-peers/.build
+	$(PEERS)/python benchmarks/peers.py $(if $(SHAPE),--shape $(SHAPE))
+
 # On a machine with a GPU, with its own Python and no network: make gpu [RESULTS=dir] [SECTION=name]
 gpu:
 	$(PYTHON) benchmarks/gpu.py $(if $(RESULTS),--results $(RESULTS)) $(if $(SECTION),--section $(SECTION))
 
 clean:
-	rm -rf .venv .venv-gpu build build-* dist
+	rm -rf .venv .venv-gpu .venv-peers build build-* dist
