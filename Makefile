@@ -49,7 +49,7 @@ lint: build .venv/.lint
 
 # Threads stay on their cores: a thread that moves loses its cache in the middle of a sample.
 bench: build
-	OMP_PROC_BIND=true $(BIN)/pytest benchmarks/test_ops.py -q --benchmark-enable --benchmark-disable-gc \
+	OMP_PROC_BIND=true $(BIN)/pytest benchmarks/test_ops.py benchmarks/test_trace.py -q --benchmark-enable --benchmark-disable-gc \
 	  --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
 # The native op tests against a core that checks every access. Torch's own leaks are not ours to fail on.
@@ -77,7 +77,13 @@ PEERS_PIP := $(PEERS)/pip install -q --disable-pip-version-check -c .venv-peers/
 .venv-peers/.modules: FORCE | .venv-peers/.tools
 	@echo $(MODULES) | cmp -s - $@ || echo $(MODULES) > $@
 
-test-peers: .venv-peers/.build
+# What circuit-tracer's page fetches from elsewhere, where there is an npm; the test of the page needs a browser too.
+.venv-peers/.browser: tests/peers/browser/package.json | .venv-peers/.tools
+	mkdir -p .venv-peers/browser && cp tests/peers/browser/package.json .venv-peers/browser
+	if command -v npm > /dev/null; then npm install --silent --no-audit --no-fund --prefix .venv-peers/browser; fi
+	@touch $@
+
+test-peers: .venv-peers/.build .venv-peers/.browser
 	$(PEERS)/pytest -q tests/peers
 
 # Standard shapes against circuit-tracer, edges checked first: make bench-peers [SHAPE=small]

@@ -132,8 +132,8 @@ CONVERT = {
 }
 
 
-def language_model(family: str, size: Size, dtype: torch.dtype, plain: bool = False, seed: int = 0) -> Any:
-    """A transformers model. plain: the standard shapes' weights; else no bias is zero and no gain one."""
+def language_model(family: str, size: Size, dtype: torch.dtype, seed: int = 0) -> Any:
+    """A transformers model: no bias is zero, no norm's gain is one."""
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS[family](size), attn_implementation="eager")
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -141,8 +141,8 @@ def language_model(family: str, size: Size, dtype: torch.dtype, plain: bool = Fa
             noise = torch.randn(parameter.shape, generator=g)
             if parameter.ndim > 1:
                 embedding = any(part in name for part in ("wte", "wpe", "embed"))
-                parameter.copy_(noise if embedding else (0.5 if plain else 1.5) * noise / size.width**0.5)
-            elif not plain:
+                parameter.copy_(noise if embedding else 1.5 * noise / size.width**0.5)
+            else:
                 gain = float(name.endswith("weight") and family != "gemma2")
                 parameter.copy_(gain + 0.4 * noise)
     return model.to(dtype).eval()
@@ -204,23 +204,27 @@ def peer_transcoders(kind: Kind, w: dict[str, Any], size: Size, dtype: torch.dty
     return TranscoderSet(found, **where)
 
 
-def our_model(family: str, kind: Kind, size: Size, dtype: torch.dtype, active: int, plain: bool = False) -> Any:
-    w = transcoder_weights(kind, size, dtype, active)
-    model = language_model(family, size, dtype, plain)
-    return pc.ReplacementModel(model, our_transcoders(kind, w), Tokenizer(size.vocabulary))
+def our_model(family: str, kind: Kind, size: Size, dtype: torch.dtype, active: int) -> pc.ReplacementModel:
+    transcoders = our_transcoders(kind, transcoder_weights(kind, size, dtype, active))
+    return pc.ReplacementModel(language_model(family, size, dtype), transcoders, Tokenizer(size.vocabulary))
 
 
-def peer_model(family: str, kind: Kind, size: Size, dtype: torch.dtype, active: int, plain: bool = False) -> Any:
-    config = _peer_config(family, size, dtype)
-    model = TransformerLensReplacementModel(config)
-    with torch.no_grad():
-        state = CONVERT[family](language_model(family, size, dtype, plain), config)
-    as_they_are = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False}
-    model.load_and_process_state_dict(state, **as_they_are, fold_value_biases=False)
+def peer_model(family: str, kind: Kind, size: Size, dtype: torch.dtype, active: int) -> Any:
     weights = transcoder_weights(kind, size, dtype, active)
-    model._configure_replacement_model(peer_transcoders(kind, weights, size, dtype))
-    model.tokenizer = Tokenizer(size.vocabulary)
-    return model
+    return peer_of(family, language_model(family, size, dtype), kind, weights, size, dtype)
+
+
+def peer_of(family: str, model: Any, kind: Kind, weights: dict[str, Any], size: Size, dtype: torch.dtype) -> Any:
+    """The peer's replacement model with the weights of a transformers model and of our transcoders."""
+    config = _peer_config(family, size, dtype)
+    out = TransformerLensReplacementModel(config)
+    with torch.no_grad():
+        state = CONVERT[family](model, config)
+    as_they_are = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False}
+    out.load_and_process_state_dict(state, **as_they_are, fold_value_biases=False)
+    out._configure_replacement_model(peer_transcoders(kind, weights, size, dtype))
+    out.tokenizer = Tokenizer(size.vocabulary)
+    return out
 
 
 def prompt(positions: int, vocabulary: int, seed: int = 2) -> Tensor:

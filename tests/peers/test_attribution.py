@@ -89,9 +89,7 @@ def test_every_edge(family: str, kind: str, dtype: str) -> None:
 
 @EVERY
 @pytest.mark.parametrize(("batch", "interval", "most"), [(4, 2, 30), (8, 1, 45), (16, 4, 50)])
-def test_the_same_rows_are_chosen(
-    family: str, kind: str, dtype: str, batch: int, interval: int, most: int
-) -> None:
+def test_the_same_rows_are_chosen(family: str, kind: str, dtype: str, batch: int, interval: int, most: int) -> None:
     ours, theirs = models(family, kind, dtype)
     graph = pair.trace_ours(ours, ids(), max_features=most, round_size=batch * interval)
     settings = {"batch_size": batch, "update_interval": interval, "max_feature_nodes": most}
@@ -131,7 +129,9 @@ def edges(graph: pc.Graph, mask: Tensor) -> Tensor:
 
 
 @EXACT
-@pytest.mark.parametrize(("node", "edge"), [(0.8, 0.98), (0.5, 0.9), (0.95, 0.999), (0.6, 0.8), (0.8, 0.7)])
+@pytest.mark.parametrize(
+    ("node", "edge"), [(0.99, 0.98), (0.8, 0.98), (0.5, 0.9), (0.95, 0.999), (0.6, 0.8), (0.8, 0.7)]
+)
 def test_the_same_nodes_and_edges_are_kept(family: str, kind: str, node: float, edge: float) -> None:
     graph, peer = chosen(family, kind)
     ours = graph.prune(node, edge)
@@ -140,6 +140,8 @@ def test_the_same_nodes_and_edges_are_kept(family: str, kind: str, node: float, 
     assert torch.equal(ours.node_mask, theirs.node_mask)
     assert torch.equal(edges(graph, ours.edge_mask), theirs.edge_mask)
     assert ours.node_mask[: graph.first_token].any() and not ours.node_mask[: graph.first_token].all()
+    if node == 0.99:
+        assert ours.node_mask[: graph.first_error].any()
     sources = ours.node_mask[: graph.first_target].sum()
     assert torch.allclose(ours.cumulative()[:sources], theirs.cumulative_scores[ours.node_mask][:sources])
 
@@ -156,8 +158,7 @@ def test_the_same_scores(family: str, kind: str) -> None:
 @EXACT
 def test_the_error_they_drop_is_all_that_breaks_their_law(family: str, kind: str) -> None:
     """Their rows do not add up to the pre-activation; with the first position's errors, which we keep, they do."""
-    ours, theirs = models(family, kind, "float64")
-    honest = pc.attribute(ours, ids())
+    honest = pc.attribute(models(family, kind, "float64")[0], ids())
     bare, peer = whole(family, kind, "float64")
     first = honest.first_error + torch.arange(SIZE.layers) * POSITIONS
     dropped = honest.dense()[:, first]

@@ -1,8 +1,9 @@
-"""Our JSON where circuit-tracer's goes: its own schema, its own server in a process of its own, its own file beside it."""
+"""Our JSON where circuit-tracer's goes: in its schema, on its server in a process of its own, beside its own file."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,6 +22,9 @@ from circuit_tracer.utils import create_graph_files as peer_files
 import pycircuit as pc
 
 SIZE = pair.Size()
+NODE, EDGE = 0.97, 0.99  # of a graph this small the usual thresholds leave no feature
+MODULES = Path(".venv-peers/browser/node_modules")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SERVE = """
 import sys, threading
 from circuit_tracer.frontend.local_server import serve
@@ -42,7 +46,7 @@ def graphs() -> tuple[pc.Graph, Any]:
 @pytest.fixture(scope="module")
 def folder(graphs: tuple[pc.Graph, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("graphs")
-    graphs[0].to_json(path / "tiny.json", slug="tiny", scan="tiny-scan")
+    graphs[0].to_json(path / "tiny.json", slug="tiny", scan="tiny-scan", node_threshold=NODE, edge_threshold=EDGE)
     return path
 
 
@@ -72,7 +76,8 @@ def fetch(url: str) -> tuple[int, bytes]:
 
 
 def counts(graph: pc.Graph) -> tuple[int, int]:
-    pruned = graph.prune()
+    pruned = graph.prune(NODE, EDGE)
+    assert pruned.node_mask[: graph.first_error].any()
     return int(pruned.node_mask.sum()), int(pruned.edge_mask.sum())
 
 
@@ -85,6 +90,23 @@ def test_their_server_hands_out_our_graph(graphs: tuple[pc.Graph, Any], address:
     assert status == 200 and [entry["slug"] for entry in json.loads(body)["graphs"]] == ["tiny"]
     status, body = fetch(f"{address}/index.html")
     assert status == 200 and b"graph-metadata.json" in body
+
+
+def test_their_page_draws_our_graph(folder: Path, address: str) -> None:
+    """In a real browser; the page leaves out nodes beyond the threshold, as of the peer's own files."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None or not MODULES.is_dir():
+        pytest.skip("needs npm, and chromium or Chrome")
+    script = Path(__file__).with_name("browser") / "open.mjs"
+    done = subprocess.run(
+        ["node", str(script), f"{address}/index.html", str(MODULES), browser], stdout=subprocess.PIPE, timeout=120
+    )
+    assert done.returncode == 0
+    drawn, whole = json.loads(done.stdout), json.loads((folder / "tiny.json").read_text())
+    within = {n["node_id"] for n in whole["nodes"] if n["influence"] is None or n["influence"] <= NODE}
+    within |= {n["node_id"] for n in whole["nodes"] if n["feature_type"] == "embedding"}
+    assert drawn["errors"] == [] and set(drawn["nodes"]) == within and len(drawn["nodes"]) == len(within)
+    assert drawn["links"] == sum({e["source"], e["target"]} <= within for e in whole["links"]) > 100
 
 
 def test_their_page_can_save_into_our_file(folder: Path, address: str) -> None:
@@ -114,7 +136,7 @@ def _their_file(theirs: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
 
     module = sys.modules[peer_files.__module__]
     monkeypatch.setattr(module, "AutoTokenizer", Local)
-    peer_files(theirs, "tiny", str(path), scan="tiny-scan")
+    peer_files(theirs, "tiny", str(path), scan="tiny-scan", node_threshold=NODE, edge_threshold=EDGE)
     return json.loads((path / "tiny.json").read_text())
 
 
