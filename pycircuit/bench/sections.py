@@ -10,7 +10,10 @@ _SECTION = re.compile(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->\n", re.DOTALL
 
 
 def read(path: Path) -> dict[str, str]:
-    return dict(_SECTION.findall(path.read_text())) if path.exists() else {}
+    """Every section by name; a file without marks is all of the ops, as it was when they were alone."""
+    text = path.read_text() if path.exists() else ""
+    found = dict(_SECTION.findall(text))
+    return found if found or not text else {ORDER[0]: text}
 
 
 def put(path: Path, name: str, text: str) -> None:
