@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt pyproject.toml constraints.txt
 MODULES := $(shell find pycircuit kernels -name '*.py' | sort)
 
-.PHONY: demo test lint bench gpu sanitize build clean
+.PHONY: demo test test-peers lint bench bench-peers gpu sanitize build clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -49,16 +49,50 @@ lint: build .venv/.lint
 
 # Threads stay on their cores: a thread that moves loses its cache in the middle of a sample.
 bench: build
-	OMP_PROC_BIND=true $(BIN)/pytest benchmarks/test_ops.py -q --benchmark-enable --benchmark-disable-gc \
+	OMP_PROC_BIND=true $(BIN)/pytest benchmarks/test_ops.py benchmarks/test_trace.py -q --benchmark-enable --benchmark-disable-gc \
 	  --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
 # The native op tests against a core that checks every access. Torch's own leaks are not ours to fail on.
 sanitize: build
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh .ci/sanitize
 
+# circuit-tracer beside us, in an environment of its own: it needs an older transformers. Where constraints-peers.txt
+# pins a package it takes the place of constraints.txt's line.
+PEERS := .venv-peers/bin
+PEERS_PIP := $(PEERS)/pip install -q --disable-pip-version-check -c .venv-peers/constraints.txt
+
+.venv-peers/.tools: constraints.txt constraints-peers.txt
+	$(PYTHON) -m venv .venv-peers
+	sed -n 's/^\([^#= ]*\)==.*/^\1==/p' constraints-peers.txt | grep -v -f - constraints.txt > .venv-peers/constraints.txt
+	cat constraints-peers.txt >> .venv-peers/constraints.txt
+	$(PEERS_PIP) torch
+	$(PEERS_PIP) circuit-tracer scipy scikit-build-core pybind11 cmake ninja
+	@touch $@
+
+# A build folder of its own: the two environments' CMake caches differ.
+.venv-peers/.build: .venv-peers/.tools .venv-peers/.modules $(SOURCES)
+	PATH="$(CURDIR)/$(PEERS):$$PATH" $(PEERS_PIP) --no-build-isolation -C build-dir=build-peers -e '.[bench]' hypothesis
+	@touch $@
+
+.venv-peers/.modules: FORCE | .venv-peers/.tools
+	@echo $(MODULES) | cmp -s - $@ || echo $(MODULES) > $@
+
+# What circuit-tracer's page fetches from elsewhere, where there is an npm; the test of the page needs a browser too.
+.venv-peers/.browser: tests/peers/browser/package.json | .venv-peers/.tools
+	mkdir -p .venv-peers/browser && cp tests/peers/browser/package.json .venv-peers/browser
+	if command -v npm > /dev/null; then npm install --silent --no-audit --no-fund --prefix .venv-peers/browser; fi
+	@touch $@
+
+test-peers: .venv-peers/.build .venv-peers/.browser
+	$(PEERS)/pytest -q tests/peers
+
+# Standard shapes against circuit-tracer, edges checked first: make bench-peers [SHAPE=small]
+bench-peers: .venv-peers/.build
+	$(PEERS)/python benchmarks/peers.py $(if $(SHAPE),--shape $(SHAPE))
+
 # On a machine with a GPU, with its own Python and no network: make gpu [RESULTS=dir] [SECTION=name]
 gpu:
 	$(PYTHON) benchmarks/gpu.py $(if $(RESULTS),--results $(RESULTS)) $(if $(SECTION),--section $(SECTION))
 
 clean:
-	rm -rf .venv .venv-gpu build build-* dist
+	rm -rf .venv .venv-gpu .venv-peers build build-* dist

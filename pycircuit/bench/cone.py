@@ -1,0 +1,38 @@
+"""The useful operations of a sweep: what targets must do inside their causal cone."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pycircuit.graph import Graph
+
+from .shapes import Shape
+
+
+def expanded(graph: Graph) -> tuple[Tensor, Tensor]:
+    """(layer, position) of every row of a graph: [rows] each; a target at the end of the stream reads at `layers`."""
+    inner = graph.row_node < graph.first_error
+    layer, position = graph.row_node.new_full(graph.row_node.shape, graph.layers), graph.row_node.clone()
+    chosen = graph.features[graph.row_node[inner]]
+    layer[inner], position[inner] = chosen[:, 0], chosen[:, 1]
+    position[~inner] = graph.targets.positions[graph.row_node[~inner] - graph.first_target]
+    return layer, position
+
+
+def operations(shape: Shape, layer: Tensor, position: Tensor, first_hop: bool = False) -> float:
+    """Floating-point operations of the rows at (layer, position): [rows] each.
+
+    A target at position p owns n = p + 1 positions. Each attention from its own layer's (an output: the last one's)
+    down costs, with H query and G key-value heads of width h and a stream of width d,
+
+        2 n d (H h + G h)  for W_O and W_V,    H h n (n + 1)  for the causal half of A^T,
+
+    and each MLP below the target's read 2 n d for every active feature and the error of a position, as do the
+    tokens once. The first of these attentions starts from a single row, so it needs next to nothing: it counts,
+    as if it had n rows, only with first_hop.
+    """
+    n, crossed = (position + 1).double(), layer.clamp(max=shape.layers - 1).double() + first_hop
+    query, value = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+    attention = 2 * n * shape.width * (query + value) + query * n * (n + 1)
+    scored = 2 * n * shape.width * (layer.double() * (shape.active + 1) + 1)
+    return float((crossed * attention + scored).sum())

@@ -1,0 +1,174 @@
+"""A whole trace at a standard shape: timed by phase, held to the law, its sweep against the matrix rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+import pycircuit as pc
+from pycircuit.graph import Graph
+
+from . import cone, machine, models
+from .runner import spread
+from .shapes import Shape
+
+LAW = 1e-5  # the certificate every float32 graph must meet before a time is given
+
+
+@dataclass
+class Traced:
+    """times: seconds of every run; timings: the phases of the median run; operations: of the causal cone;
+    with_first_hop: the same where each target's first attention counts in full.
+
+    base, peak: bytes resident before the first run and at most during it; load, others: as in `Result`.
+    """
+
+    shape: str
+    what: str
+    threads: int
+    times: list[float] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    active: int = 0
+    rows: int = 0
+    operations: float = 0.0
+    with_first_hop: float = 0.0
+    certificate: float | None = None
+    base: int | None = None
+    peak: int | None = None
+    load: float | None = None
+    others: float | None = None
+
+    @property
+    def median(self) -> float:
+        return median(self.times)
+
+    @property
+    def spread(self) -> float:
+        return spread(self.times)
+
+    def of_rate(self, rate: float, first_hop: bool = False) -> float | None:
+        """The sweep's useful operations a second over `rate`; None where phases are not known."""
+        operations = self.with_first_hop if first_hop else self.operations
+        return operations / self.timings["sweep"] / rate if "sweep" in self.timings else None
+
+    def shares(self) -> dict[str, float]:
+        """Each phase's share of all."""
+        total = sum(self.timings.values())
+        return {name: seconds / total for name, seconds in self.timings.items()}
+
+    def add(self, seconds: float, timings: dict[str, float]) -> None:
+        """One run; its phases are kept if it is the median so far (the later of two)."""
+        self.times.append(seconds)
+        if len(self.times) < 3 or sorted(self.times)[len(self.times) // 2] == seconds:
+            self.timings = dict(timings)
+
+    def describe(self, graph: Graph, shape: Shape) -> None:
+        self.active, self.rows = len(graph.features), graph.rows.count
+        self.operations = cone.operations(shape, *cone.expanded(graph))
+        self.with_first_hop = cone.operations(shape, *cone.expanded(graph), first_hop=True)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def from_json(entry: dict[str, Any]) -> Traced:
+    return Traced(**entry)
+
+
+def clocked(call: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - start
+
+
+def off(first: Graph, second: Graph) -> float:
+    """The largest distance of two rows over the first's norm; both graphs must have expanded the same rows."""
+    if first.row_node.tolist() != second.row_node.tolist():
+        return float("inf")
+    a, b = first.to_scipy()[first.row_node.numpy()], second.to_scipy()[first.row_node.numpy()]
+    distance = ((a - b).power(2).sum(1) / a.power(2).sum(1).clip(1e-30)) ** 0.5
+    return float(distance.max())
+
+
+def compare(shape: Shape, implementations: Sequence[str] = ("native", "reference"), runs: int = 3) -> list[Traced]:
+    """The same trace by each implementation, in turn; AssertionError where one breaks the law or differs."""
+    model, ids = models.replacement(shape), models.prompt(shape.positions)
+    found = {name: Traced(shape.name, name, machine.all_threads(), load=machine.load()) for name in implementations}
+    first: Graph | None = None
+    others = machine.Others()
+    for turn in range(runs + 1):  # the first one warms, checks and is not counted
+        for name, traced in found.items():
+            with pc.use(name):
+                graph, seconds = clocked(lambda: pc.attribute(model, ids, max_features=shape.targets))
+            if turn:
+                traced.add(seconds, graph.timings)
+                continue
+            traced.certificate = graph.certificate
+            traced.describe(graph, shape)
+            assert graph.certificate < LAW, f"{shape.name}, {name}: the law is {graph.certificate:.1e} off"
+            first = first or graph
+            assert (worst := off(first, graph)) < 1e-4, f"{shape.name}, {name}: rows are {worst:.1e} off"
+    for traced in found.values():
+        traced.others = others.cores()
+    return list(found.values())
+
+
+HEADER = (
+    "shape", "what", "runs", "median s", "spread s", "phases", "sweep of matrix rate", "x reference", "certificate",
+    "load/others",
+)  # fmt: skip
+
+
+def phases(traced: Traced) -> str:
+    shares = traced.shares()
+    return ", ".join(f"{name} {seconds:.2f} s ({100 * shares[name]:.0f}%)" for name, seconds in traced.timings.items())
+
+
+def shares_of(traced: Traced, rate: float) -> str:
+    """Of the matrix rate: without and with the first hop."""
+    return f"{percent(traced.of_rate(rate))} / {percent(traced.of_rate(rate, first_hop=True))}"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f}%"
+
+
+def busy(traced: Traced) -> str:
+    return "/".join("-" if n is None else f"{n:.1f}" for n in (traced.load, traced.others))
+
+
+def cells(traced: Traced, reference: Traced | None, rate: float) -> tuple[str, ...]:
+    """One line of the table, in HEADER's order."""
+    return (
+        traced.shape, traced.what, str(len(traced.times)), f"{traced.median:.2f}", f"{traced.spread:.2f}",
+        phases(traced), shares_of(traced, rate),
+        "-" if reference is None else f"{reference.median / traced.median:.2f}", f"{traced.certificate:.1e}",
+        busy(traced),
+    )  # fmt: skip
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (header, ("---",) * len(header), *lines)]
+
+
+def lines(found: Sequence[Traced], rate: float) -> list[tuple[str, ...]]:
+    reference = {t.shape: t for t in found if t.what == "reference"}
+    return [cells(t, reference.get(t.shape), rate) for t in found]
+
+
+def markdown(found: Sequence[Traced], rate: float) -> str:
+    """The section of RESULTS.md."""
+    return "\n".join([
+        "# End to end",
+        "",
+        "Written by `make bench`; do not edit. `pc.attribute` from token ids to graph, every op by one implementation,",
+        "in turn in the same run. Before a time is taken the law holds to 1e-5 and both give the same rows to 1e-4.",
+        "*sweep of matrix rate*: the causal cone's operations over the sweep's time and this run's best matrix rate,",
+        f"{rate / 1e9:.0f} GFLOP/s; first without the first attention of each target, which needs one row, then with",
+        "it counted in full. *load/others*: as above.",
+        "",
+        *markdown_table(HEADER, lines(found, rate)),
+    ]) + "\n"  # fmt: skip

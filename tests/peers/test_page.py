@@ -1,0 +1,170 @@
+"""Our JSON where circuit-tracer's goes: in its schema, on its server in a process of its own, beside its own file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pair
+import pytest
+import torch
+from circuit_tracer.frontend import graph_models
+from circuit_tracer.utils import create_graph_files as peer_files
+
+import pycircuit as pc
+
+SIZE = pair.Size()
+NODE, EDGE = 0.97, 0.99  # of a graph this small the usual thresholds leave no feature
+MODULES = Path(".venv-peers/browser/node_modules")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+SERVE = """
+import sys, threading
+from circuit_tracer.frontend.local_server import serve
+serve(sys.argv[1], port=int(sys.argv[2]))
+threading.Event().wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def graphs() -> tuple[pc.Graph, Any]:
+    """Ours and the peer's of the same features."""
+    given = ("llama", pair.Kind(), SIZE, torch.float32, 6)
+    ids = pair.prompt(13, SIZE.vocabulary)
+    ours = pair.trace_ours(pair.our_model(*given), ids, max_features=60, round_size=64)
+    theirs = pair.trace_peer(pair.peer_model(*given), ids, batch_size=16, max_feature_nodes=60)
+    return pair.selected(ours), theirs
+
+
+@pytest.fixture(scope="module")
+def folder(graphs: tuple[pc.Graph, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("graphs")
+    graphs[0].to_json(path / "tiny.json", slug="tiny", scan="tiny-scan", node_threshold=NODE, edge_threshold=EDGE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    """circuit-tracer's server, started on our folder as its users start it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "-c", SERVE, str(folder), str(port)])
+    try:
+        for _ in range(600):
+            with socket.socket() as attempt:
+                if attempt.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert server.poll() is None
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def fetch(url: str) -> tuple[int, bytes]:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return answer.status, answer.read()
+
+
+def counts(graph: pc.Graph) -> tuple[int, int]:
+    pruned = graph.prune(NODE, EDGE)
+    assert pruned.node_mask[: graph.first_error].any()
+    return int(pruned.node_mask.sum()), int(pruned.edge_mask.sum())
+
+
+def test_their_server_hands_out_our_graph(graphs: tuple[pc.Graph, Any], address: str) -> None:
+    status, body = fetch(f"{address}/graph_data/tiny.json")
+    whole = json.loads(body)
+    assert status == 200 and (len(whole["nodes"]), len(whole["links"])) == counts(graphs[0])
+    assert len(whole["links"]) > 100
+    status, body = fetch(f"{address}/data/graph-metadata.json")
+    assert status == 200 and [entry["slug"] for entry in json.loads(body)["graphs"]] == ["tiny"]
+    status, body = fetch(f"{address}/index.html")
+    assert status == 200 and b"graph-metadata.json" in body
+
+
+def test_their_page_draws_our_graph(folder: Path, address: str) -> None:
+    """In a real browser; the page leaves out nodes beyond the threshold, as of the peer's own files."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None or not MODULES.is_dir():
+        pytest.skip("needs npm, and chromium or Chrome")
+    script = Path(__file__).with_name("browser") / "open.mjs"
+    done = subprocess.run(
+        ["node", str(script), f"{address}/index.html", str(MODULES), browser], stdout=subprocess.PIPE, timeout=120
+    )
+    assert done.returncode == 0
+    drawn, whole = json.loads(done.stdout), json.loads((folder / "tiny.json").read_text())
+    within = {n["node_id"] for n in whole["nodes"] if n["influence"] is None or n["influence"] <= NODE}
+    within |= {n["node_id"] for n in whole["nodes"] if n["feature_type"] == "embedding"}
+    assert drawn["errors"] == [] and set(drawn["nodes"]) == within and len(drawn["nodes"]) == len(within)
+    assert drawn["links"] == sum({e["source"], e["target"]} <= within for e in whole["links"]) > 100
+
+
+def test_their_page_can_save_into_our_file(folder: Path, address: str) -> None:
+    whole = json.loads((folder / "tiny.json").read_text())
+    pinned = [whole["nodes"][0]["node_id"]]
+    body = json.dumps({"qParams": {**whole["qParams"], "pinnedIds": pinned}}).encode()
+    with urllib.request.urlopen(f"{address}/save_graph/tiny", data=body, timeout=30) as answer:
+        assert answer.status == 200
+    saved = json.loads((folder / "tiny.json").read_text())
+    assert saved["qParams"]["pinnedIds"] == pinned and saved["links"] == whole["links"]
+
+
+def test_their_schema_takes_our_file_and_loses_nothing(folder: Path) -> None:
+    whole = json.loads((folder / "tiny.json").read_text())
+    read = graph_models.Model.model_validate(whole, strict=True).model_dump()
+    assert read["nodes"] == whole["nodes"] and read["qParams"] == whole["qParams"]
+    links = [graph_models.Link.model_validate(link, strict=True).model_dump() for link in whole["links"]]
+    assert links == whole["links"] == read["links"]
+    assert read["metadata"].items() <= whole["metadata"].items()
+
+
+def _their_file(theirs: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    class Local:
+        @staticmethod
+        def from_pretrained(_: Any) -> pair.Tokenizer:
+            return pair.Tokenizer(SIZE.vocabulary)
+
+    module = sys.modules[peer_files.__module__]
+    monkeypatch.setattr(module, "AutoTokenizer", Local)
+    peer_files(theirs, "tiny", str(path), scan="tiny-scan", node_threshold=NODE, edge_threshold=EDGE)
+    return json.loads((path / "tiny.json").read_text())
+
+
+def _ours(node_id: str, feature_type: str) -> str:
+    """The peer's error ids, 0_{layer}_{position}, are those of layer 0's features; ours are not."""
+    return f"error_{node_id.removeprefix('0_')}" if feature_type == "mlp reconstruction error" else node_id
+
+
+def test_the_same_file_as_theirs(
+    graphs: tuple[pc.Graph, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, theirs = json.loads((folder / "tiny.json").read_text()), _their_file(graphs[1], tmp_path, monkeypatch)
+    nodes = [{n["node_id"]: n for n in whole["nodes"]} for whole in (mine, theirs)]
+    nodes[1] = {_ours(key, n["feature_type"]): n for key, n in nodes[1].items()}
+    assert nodes[0].keys() == nodes[1].keys()
+    for key, node in nodes[0].items():
+        other = nodes[1][key]
+        assert node.keys() == other.keys()
+        same = node.keys() - {"node_id", "activation", "influence", "token_prob", "clerp"}
+        assert {name: node[name] for name in same} == {name: other[name] for name in same}
+        for name in ("activation", "influence", "token_prob"):
+            assert node[name] == (None if other[name] is None else pytest.approx(other[name], rel=1e-4)), (key, name)
+    kinds = {n["node_id"]: n["feature_type"] for n in theirs["nodes"]}
+    ends = {
+        (_ours(e["source"], kinds[e["source"]]), _ours(e["target"], kinds[e["target"]])): e["weight"]
+        for e in theirs["links"]
+    }
+    assert {(e["source"], e["target"]) for e in mine["links"]} == ends.keys()
+    largest = max(abs(w) for w in ends.values())
+    for edge in mine["links"]:
+        assert edge["weight"] == pytest.approx(ends[edge["source"], edge["target"]], rel=1e-4, abs=1e-5 * largest)

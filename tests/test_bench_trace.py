@@ -1,0 +1,110 @@
+"""The benchmark of whole traces: what it counts, what it refuses, what it leaves of others' results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import pycircuit as pc
+from pycircuit.bench import cone, memory, models, sections, trace
+from pycircuit.bench.shapes import Shape
+
+TINY = Shape("tiny", 3, 32, 4, 2, 8, 128, 6, 12, 20, "cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def graph() -> pc.Graph:
+    return pc.attribute(models.replacement(TINY), models.prompt(TINY.positions), max_features=TINY.targets)
+
+
+def by_hand(shape: Shape, layer: int, position: int, first_hop: bool) -> int:
+    """One target's operations, counted one multiply and add at a time down the layers."""
+    ops, n = 0, position + 1
+    for at in reversed(range(shape.layers)):
+        if at < layer:  # its MLP writes below the target's read
+            ops += 2 * n * (shape.active + 1) * shape.width
+        if at < min(layer, shape.layers - 1) + first_hop:
+            ops += 2 * n * shape.width * shape.head_width * shape.heads
+            ops += sum(2 * (i + 1) * shape.head_width for _ in range(shape.heads) for i in range(n))
+            ops += 2 * n * shape.width * shape.head_width * shape.kv_heads
+    return ops + 2 * n * shape.width
+
+
+@pytest.mark.parametrize("first_hop", [False, True])
+def test_operations_of_the_cone(graph: pc.Graph, first_hop: bool) -> None:
+    layer, position = cone.expanded(graph)
+    assert layer.tolist().count(TINY.layers) == len(graph.targets) and len(layer) == graph.rows.count
+    assert position[layer == TINY.layers].unique().tolist() == [TINY.positions - 1]
+    expected = sum(by_hand(TINY, *at, first_hop) for at in zip(layer.tolist(), position.tolist(), strict=True))
+    assert cone.operations(TINY, layer, position, first_hop) == expected
+
+
+def test_a_shape_has_its_active_features(graph: pc.Graph) -> None:
+    positions = TINY.positions - 1  # none at the first
+    assert len(graph.features) / (positions * TINY.layers) == pytest.approx(TINY.active, rel=0.25)
+    assert graph.certificate < trace.LAW
+
+
+def test_native_and_reference_are_timed_by_phase() -> None:
+    native, reference = trace.compare(TINY, runs=3)
+    assert (native.what, reference.what) == ("native", "reference")
+    for found in (native, reference):
+        assert len(found.times) == 3 and found.certificate is not None and found.certificate < trace.LAW
+        assert sum(found.timings.values()) <= max(found.times) and sum(found.shares().values()) == pytest.approx(1)
+    assert native.rows == reference.rows and native.operations == reference.operations > 0
+    text = trace.markdown([native, reference], 1e9)
+    assert f"| {reference.median / native.median:.2f} |" in text and "| 1.00 |" in text
+
+
+def test_the_phases_kept_are_the_median_runs() -> None:
+    found = trace.Traced("tiny", "native", 1)
+    for seconds in (3.0, 1.0, 2.0):
+        found.add(seconds, {"sweep": seconds / 2})
+    assert found.median == 2.0 and found.timings == {"sweep": 1.0}
+
+
+def test_rows_that_differ_are_seen(graph: pc.Graph) -> None:
+    assert trace.off(graph, graph) == 0
+    weight = graph.rows.weight.clone()
+    weight[0] *= 1.5
+    assert trace.off(graph, replace(graph, rows=type(graph.rows)(graph.rows.row_ptr, graph.rows.column, weight))) > 1e-4
+    less = pc.attribute(models.replacement(TINY), models.prompt(TINY.positions), max_features=TINY.targets - 1)
+    assert trace.off(graph, less) == float("inf")
+
+
+def test_the_peak_is_counted_from_the_restart() -> None:
+    base = memory.restart_peak()
+    if base is None:
+        pytest.skip("needs /proc")
+    held = torch.ones(16 << 20)
+    assert (memory.peak() or 0) - base >= held.nbytes
+    size = held.nbytes
+    del held
+    again = memory.restart_peak()
+    assert again is not None and (memory.peak() or 0) - again < size / 2
+
+
+def test_writers_keep_each_others_sections(tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    path.write_text("# Results of before\n")
+    sections.put(path, "peers", "# Peers\n| a |\n")
+    assert sections.read(path) == {"ops": "# Results of before\n", "peers": "# Peers\n| a |\n"}
+    sections.put(path, "ops", "# Results\n")
+    sections.put(path, "peers", "# Peers again\n\n\n")
+    assert sections.read(path) == {"ops": "# Results\n", "peers": "# Peers again\n"}
+    text = path.read_text()
+    assert text.index("# Results") < text.index("# Peers again") and "before" not in text
+    with pytest.raises(ValueError, match="section must be one of ops, trace, peers, got 'other'"):
+        sections.put(path, "other", "")
