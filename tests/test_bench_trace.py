@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +12,9 @@ import pycircuit as pc
 from pycircuit.bench import cone, memory, models, sections, trace
 from pycircuit.bench.shapes import Shape
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = Shape("tiny", 3, 32, 4, 2, 8, 128, 6, 12, 20, "cpu")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from tiny_models import (
     WINDOW,
     WINDOWED,
     build,
-    one_thread,  # noqa: F401 - a fixture
     prompt,
 )
 
@@ -25,6 +24,8 @@ from pycircuit.model import families, frozen
 from pycircuit.model.families import FAMILIES, family_of
 from pycircuit.model.weights import read_weights
 from pycircuit.transcoders.types import READS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 EXACT = {torch.float32: 1e-5, torch.float64: 1e-12}
 TYPES = pytest.mark.parametrize("dtype", list(EXACT), ids=["float32", "float64"])

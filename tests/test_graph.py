@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -18,16 +17,9 @@ import pycircuit as pc
 from pycircuit.graph import Graph, Rows
 from pycircuit.graph.threshold import cumulative, cutoff
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SEEDS = range(12)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The dense truths are tiny: on a busy machine threads that wait for each other cost far more than they give."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def weights_of(graph: Graph) -> Tensor:

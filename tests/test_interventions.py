@@ -10,10 +10,11 @@ import tiny_models
 import torch
 from frozen_hf import HeldModel
 from test_trace import KINDS, replacement
-from tiny_models import one_thread  # noqa: F401 - a fixture
 from torch import Tensor
 
 import pycircuit as pc
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def doubled(graph: pc.Graph, model: pc.ReplacementModel, held: HeldModel) -> tuple[Tensor, Tensor]:

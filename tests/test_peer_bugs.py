@@ -11,9 +11,11 @@ import pytest
 import tiny_models
 import torch
 from test_trace import replacement
-from tiny_models import LAYERS, WIDTH, one_thread  # noqa: F401 - a fixture
+from tiny_models import LAYERS, WIDTH
 
 import pycircuit as pc
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 IDS = tiny_models.prompt(9)
 

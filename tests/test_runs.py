@@ -21,6 +21,7 @@ from pycircuit.progress import Progress
 from pycircuit.trace import plan
 from pycircuit.trace.sweep import Sweep
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TESTS = Path(__file__).parent
 
 
@@ -140,6 +141,7 @@ SCRIPT = """
 import sys, time
 sys.path.insert(0, {tests!r})
 import torch, tiny_models
+torch.set_num_threads(1)
 from test_trace import replacement
 import pycircuit as pc
 from pycircuit.trace.sweep import Sweep

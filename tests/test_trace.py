@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from tiny_models import one_thread  # noqa: F401 - a fixture
 from torch import Tensor
 
 import pycircuit as pc
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.trace.sweep import Sweep
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # name -> (cross-layer, options): every way to read, to write and to activate, and a skip.
 KINDS: dict[str, tuple[bool, dict[str, Any]]] = {

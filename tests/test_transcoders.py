@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import LAYERS, VOCABULARY, WIDTH, build, one_thread, prompt  # noqa: F401 - a fixture
+from tiny_models import LAYERS, VOCABULARY, WIDTH, build, prompt
 
 import pycircuit as pc
 from pycircuit.model.capture import STREAMS, capture, relative
 from pycircuit.model.families import family_of
 from pycircuit.model.weights import read_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE = 24
 RULES = {
