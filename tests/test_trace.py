@@ -51,14 +51,31 @@ def replacement(family: str, kind: str, dtype: torch.dtype) -> pc.ReplacementMod
     return pc.ReplacementModel(tiny_models.build(family, dtype), transcoders(kind, dtype))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", tiny_models.CONFIGS)
+EVERY = [(family, kind) for family in tiny_models.CONFIGS for kind in KINDS]
+
+
+@pytest.mark.parametrize(("family", "kind"), EVERY)
 def test_law(family: str, kind: str) -> None:
     """Edges plus bias are the pre-activation: float32 to 1e-5, float64 to 1e-10, of the terms they add up."""
-    for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
-        graph = pc.attribute(replacement(family, kind, dtype), tiny_models.prompt(), position=[-1, 4], max_targets=3)
+    for implementation, dtype, bound in (
+        ("native", torch.float32, 1e-5), ("reference", torch.float32, 1e-5), ("reference", torch.float64, 1e-10),
+    ):  # fmt: skip
+        model = replacement(family, kind, dtype)
+        with pc.use(implementation):
+            graph = pc.attribute(model, tiny_models.prompt(), position=[-1, 4], max_targets=3)
+            assert pc.last_run().implementation == implementation
         assert graph.rows.count == len(graph.features) + len(graph.targets) > 20
         assert graph.certificate < bound
+
+
+@pytest.mark.parametrize(("family", "kind"), EVERY)
+def test_law_on_triton(family: str, kind: str) -> None:
+    """In the interpreter, so on a prompt of three tokens."""
+    model = replacement(family, kind, torch.float32)
+    with pc.use("triton"):
+        graph = pc.attribute(model, tiny_models.prompt(3), position=[-1, 1], max_targets=2)
+        assert pc.last_run().implementation == "triton"
+    assert graph.rows.count > 4 and graph.certificate < 1e-5
 
 
 def by_autograd(local: LocalReplacement, layer: list[int], position: list[int], vectors: Tensor) -> Tensor:

@@ -51,13 +51,16 @@ def attribute(
     bound, show = parse_bytes(memory), Progress(progress)
     begin = time.perf_counter()
     ids = model.tokens(prompt)
-    positions_of(position, len(ids))
+    positions = positions_of(position, len(ids))
     _plan(model, len(ids), bound)  # a prompt that cannot fit is refused here
     show.step("forward", 0, len(ids), "positions")
     local = model.freeze(ids)
     chosen = choose(model, local, targets, position, probability, max_targets)
     forward = time.perf_counter() - begin
-    return _run(model, local, chosen, max_features, round_size, bound, show, checkpoint, forward)
+    graph = _run(model, local, chosen, max_features, round_size, bound, show, checkpoint, forward)
+    asked = {"positions": positions, "probability": probability, "max_targets": max_targets, "memory": bound}
+    graph.provenance["settings"].update(asked | {"targets": "likeliest" if targets is None else "given"})
+    return graph
 
 
 def trace_frozen(
@@ -127,7 +130,8 @@ def _run(
         show.say(f"interrupted: the graph has rows for {found.expanded} of {wanted} features")
     timings = {"forward": forward, "sweep": time.perf_counter() - begin - ranking - found.packing, "ranking": ranking}
     built = time.perf_counter()
-    about = {"max_features": max_features, "keep": plan.keep, "interrupted": interrupted}
+    settings = {"max_features": max_features, "round_size": round_size}
+    about = {"settings": settings, "keep": plan.keep, "interrupted": interrupted}
     graph = _graph(model, found, targets, timings, about)
     timings["graph"] = time.perf_counter() - built + found.packing
     show.close()
