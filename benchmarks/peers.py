@@ -108,7 +108,7 @@ def _ours(case: Case, shape: Shape, found: Traced) -> tuple[Traced, dict[str, An
     def once(tokens: torch.Tensor = ids, most: int = shape.targets) -> pc.Graph:
         with pc.use(case.what):
             if not case.batch:
-                return pc.attribute(model, tokens, max_features=most)
+                return pc.attribute(model, tokens, max_features=most, progress=False)
             local, seconds = trace.clocked(lambda: pair.without_first_errors(model.freeze(tokens)))
             graph = pair.trace_frozen(model, local, max_features=most, round_size=case.round_size)
         graph.timings["forward"] = seconds + graph.timings.get("forward", 0.0)
@@ -121,7 +121,7 @@ def _ours(case: Case, shape: Shape, found: Traced) -> tuple[Traced, dict[str, An
     if case.batch:  # the law holds with every error in place, so it is one more run
         del graph
         with pc.use(case.what):
-            graph = pc.attribute(model, ids, max_features=shape.targets, round_size=case.round_size)
+            graph = pc.attribute(model, ids, max_features=shape.targets, round_size=case.round_size, progress=False)
     found.certificate = graph.certificate
     return found, rows
 
