@@ -108,7 +108,7 @@ def _ours(case: Case, shape: Shape, found: Traced) -> tuple[Traced, dict[str, An
     def once(tokens: torch.Tensor = ids, most: int = shape.targets) -> pc.Graph:
         with pc.use(case.what):
             if not case.batch:
-                return pc.attribute(model, tokens, max_features=most)
+                return pc.attribute(model, tokens, max_features=most, progress=False)
             local, seconds = trace.clocked(lambda: pair.without_first_errors(model.freeze(tokens)))
             graph = pair.trace_frozen(model, local, max_features=most, round_size=case.round_size)
         graph.timings["forward"] = seconds + graph.timings.get("forward", 0.0)
@@ -121,7 +121,7 @@ def _ours(case: Case, shape: Shape, found: Traced) -> tuple[Traced, dict[str, An
     if case.batch:  # the law holds with every error in place, so it is one more run
         del graph
         with pc.use(case.what):
-            graph = pc.attribute(model, ids, max_features=shape.targets, round_size=case.round_size)
+            graph = pc.attribute(model, ids, max_features=shape.targets, round_size=case.round_size, progress=False)
     found.certificate = graph.certificate
     return found, rows
 
@@ -254,6 +254,11 @@ def compare(plan: Plan, rate: float, prefix: list[str]) -> Compared:
     return found
 
 
+def _unsure(*timed: Traced) -> str:
+    """What to say of times taken while other processes kept more than a fifth of a core busy."""
+    return ", NOT TO BE TRUSTED, the machine was busy" if any((t.others or 0) > 0.2 for t in timed) else ""
+
+
 def _verdict(what: str, got: float, bound: float, text: str, most: bool = False) -> str:
     met = got <= bound if most else got >= bound
     limit = text.format(bound)
@@ -267,14 +272,22 @@ def _verdicts(found: Compared, rate: float) -> list[str]:
     for i, batch in enumerate(plan.batches):
         theirs, ours = (cases[Case(name, what, batch).name] for what in (PEER, "native"))
         least = plan.least[i] if i < len(plan.least) else 0.0
-        out.append(_verdict(f"{ours.what} over {PEER}", theirs.median / ours.median, least, "{:.1f}x"))
+        out.append(
+            _verdict(f"{ours.what} over {PEER}", theirs.median / ours.median, least, "{:.1f}x") + _unsure(theirs, ours)
+        )
     first = plan.batches[0] if plan.batches else 0
     ours = cases[Case(name, "native", first).name]
     if plan.reference is not None:
         plain = cases[Case(name, "reference", first).name]
-        out.append(_verdict(f"{ours.what} over reference", plain.median / ours.median, plan.reference, "{:.2f}x"))
+        out.append(
+            _verdict(f"{ours.what} over reference", plain.median / ours.median, plan.reference, "{:.2f}x")
+            + _unsure(plain, ours)
+        )
     if plan.rate is not None:
-        out.append(_verdict(f"{ours.what}, sweep of the matrix rate", ours.of_rate(rate) or 0, plan.rate, "{:.0%}"))
+        out.append(
+            _verdict(f"{ours.what}, sweep of the matrix rate", ours.of_rate(rate) or 0, plan.rate, "{:.0%}")
+            + _unsure(ours)
+        )
     if plan.phase is not None:
         phase, share = max(((k, v) for k, v in ours.shares().items() if k != "sweep"), key=lambda item: item[1])
         out.append(_verdict(f"{ours.what}, largest other phase ({phase})", share, plan.phase, "{:.0%}", most=True))

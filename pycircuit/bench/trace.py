@@ -102,7 +102,7 @@ def compare(shape: Shape, implementations: Sequence[str] = ("native", "reference
     for turn in range(runs + 1):  # the first one warms, checks and is not counted
         for name, traced in found.items():
             with pc.use(name):
-                graph, seconds = clocked(lambda: pc.attribute(model, ids, max_features=shape.targets))
+                graph, seconds = clocked(lambda: pc.attribute(model, ids, max_features=shape.targets, progress=False))
             if turn:
                 traced.add(seconds, graph.timings)
                 continue
