@@ -158,9 +158,15 @@ void edge_scores(int isa, uintptr_t gradient, int64_t gradient_stride, uintptr_t
 void influence(int isa, uintptr_t rows, int64_t count, int64_t columns, int64_t row_stride, uintptr_t node,
                uintptr_t weight, uintptr_t order, uintptr_t out, int threads) {
   const OpTable& ops = table(isa);
-  const InfluenceInput in{
-      pointer<float>(rows),    count, columns, row_stride, pointer<int64_t>(node), pointer<float>(weight),
-      pointer<int64_t>(order), pointer<float>(out), threads};
+  const InfluenceInput in{pointer<float>(rows),
+                          count,
+                          columns,
+                          row_stride,
+                          pointer<int64_t>(node),
+                          pointer<float>(weight),
+                          pointer<int64_t>(order),
+                          pointer<float>(out),
+                          threads};
   Status status;
   {
     py::gil_scoped_release release;

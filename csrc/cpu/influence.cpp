@@ -1,8 +1,8 @@
 // influence[c] = sum over rows r of scale[r] * |rows[r, c]|, scale[r] = (weight[r] + influence[node[r]]) / sum
-// |rows[r]|, row r being the stored row order[r] where there is an order. Layout: rows [stored, columns] row-major,
-// row_stride apart; count at most what one layer order allows. Bytes moved: rows once from DRAM, once more from cache: blocks of four are summed while the block before
-// is added. Parallel axis: columns, in chunks of fixed size; partial sums join in chunk order, so threads change
-// no bit.
+// |rows[r]|, row r being the stored row order[r] where there is an order. Layout: rows [stored, columns]
+// row-major, row_stride apart; count at most what one layer order allows. Bytes moved: rows once from DRAM, once
+// more from cache: blocks of four are summed while the block before is added. Parallel axis: columns, in chunks of
+// fixed size; partial sums join in chunk order, so threads change no bit.
 #include <omp.h>
 
 #include <cstdlib>
