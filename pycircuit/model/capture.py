@@ -23,7 +23,7 @@ from .weights import LayerWeights, ModelWeights, Norm, module
 
 IMPLEMENTATION = "pycircuit_capture"
 STREAMS = ("resid_in", "attention_out", "resid_mid", "mlp_normed", "mlp_in", "mlp_raw", "mlp_out")
-BLOCK = 1 << 24  # attention weights worked on at once
+BLOCK = 1 << 21  # attention weights worked on at once: what a cache holds
 
 _current: ContextVar[_Recorder | None] = ContextVar("pycircuit_capture", default=None)
 
@@ -123,8 +123,12 @@ def attend(attention: RecomputedAttention, value: Tensor, pattern: Tensor | None
         end = min(begin + step, positions)
         first = max(0, begin + 1 - attention.window) if attention.window else 0
         logits = _logits(attention, begin, end, first)
-        attention.log_sum_exp[:, begin:end] = logits.logsumexp(-1)
-        rows = torch.exp(logits - attention.normaliser()[:, begin:end, None])
+        rows = logits.softmax(-1)
+        # The largest weight of a row is at least one over its length, so its logarithm is exact enough.
+        attention.log_sum_exp[:, begin:end] = logits.amax(-1) - rows.amax(-1).log()
+        if attention.sinks is not None:
+            kept = attention.log_sum_exp[:, begin:end] - attention.normaliser()[:, begin:end]
+            rows *= kept.exp()[..., None]
         grouped = rows.unflatten(0, (attention.groups, -1))
         out[:, begin:end] = (grouped @ value[:, None, first:end]).flatten(0, 1)
         if pattern is not None:
@@ -135,9 +139,10 @@ def attend(attention: RecomputedAttention, value: Tensor, pattern: Tensor | None
 def _logits(attention: RecomputedAttention, begin: int, end: int, first: int) -> Tensor:
     """Masked logits of queries begin .. end over keys first .. end: [heads, end - begin, end - first]."""
     query = attention.query[:, begin:end].unflatten(0, (attention.groups, -1))
-    logits = (query @ attention.key[:, None, first:end].transpose(-1, -2)).flatten(0, 1) * attention.scale
+    key = attention.key[:, None, first:end].transpose(-1, -2)
+    logits = ((query * attention.scale) @ key).flatten(0, 1)
     if attention.softcap:
-        logits = torch.tanh(logits / attention.softcap) * attention.softcap
+        logits = logits.div_(attention.softcap).tanh_().mul_(attention.softcap)
     seen = torch.ones(logits.shape[1:], dtype=torch.bool, device=logits.device).tril(begin - first)
     if attention.window:
         seen = seen.triu(begin - first + 1 - attention.window)

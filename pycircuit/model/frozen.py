@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pycircuit.ops import Attention, RecomputedAttention, StoredAttention
 
-_BLOCK = 1 << 24  # attention weights worked on at once
+_BLOCK = 1 << 21  # attention weights worked on at once: what a cache holds
 
 
 @dataclass(frozen=True, eq=False)
