@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from pycircuit.ops import Attention, RecomputedAttention, StoredAttention
 
 from .families import Family, FamilyError
-from .frozen import FrozenLayer, FrozenModel, FrozenNorm
+from .frozen import BLOCK, FrozenLayer, FrozenModel, FrozenNorm
 from .weights import LayerWeights, ModelWeights, Norm, module
 
 IMPLEMENTATION = "pycircuit_capture"
 STREAMS = ("resid_in", "attention_out", "resid_mid", "mlp_normed", "mlp_in", "mlp_raw", "mlp_out")
-BLOCK = 1 << 21  # attention weights worked on at once: what a cache holds
 
 _current: ContextVar[_Recorder | None] = ContextVar("pycircuit_capture", default=None)
 

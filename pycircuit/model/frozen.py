@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pycircuit.ops import Attention, RecomputedAttention, StoredAttention
 
-_BLOCK = 1 << 21  # attention weights worked on at once: what a cache holds
+BLOCK = 1 << 21  # attention weights worked on at once: what a cache holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ def _mix(attention: Attention, value: Tensor) -> Tensor:
     heads, positions = attention.heads, value.shape[1]
     group = heads // value.shape[0]
     out = value.new_empty(heads, positions, value.shape[2])
-    step = max(1, _BLOCK // max(1, heads * positions))
+    step = max(1, BLOCK // max(1, heads * positions))
     for begin in range(0, positions, step):
         end = min(begin + step, positions)
         rows = torch.arange(begin, end, device=value.device)

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from pycircuit.model.capture import BLOCK as ATTENTION_BLOCK
+from pycircuit.model.frozen import BLOCK as ATTENTION_BLOCK
 from pycircuit.model.replacement import PATTERN_BYTES, ReplacementModel
 
 TILE_BYTES = 32 << 20  # of a tile's state and its projections: larger ones gain nothing
