@@ -239,7 +239,7 @@ def test_influence_of_ordered_rows_is_that_of_their_copy(form: str, isa: str | N
     for case in ("ordered", "ordered_misaligned", "ordered_wide"):
         rows, node, weight, order = cases.CASES["influence"][case](g)
         assert len(rows) > len(order) and rows.isnan().any()
-        # A last row twice, once as an output: whatever enters there goes through the same edges again.
+        # The last row again, first of all, as an output.
         twice = [torch.cat([order[-1:], order]), torch.cat([node[:1], node]), torch.cat([weight[:1], weight])]
         with pc.use(form, isa=isa):
             for again, of, entering in ([order, node, weight], twice):
