@@ -17,6 +17,8 @@ import torch
 from test_trace import replacement
 
 import pycircuit as pc
+from pycircuit.bench import memory, models
+from pycircuit.bench.shapes import Shape
 from pycircuit.progress import Progress
 from pycircuit.trace import plan
 from pycircuit.trace.sweep import Sweep
@@ -106,6 +108,25 @@ def test_packed_rows_rank_as_dense_rows(monkeypatch: Any) -> None:
     monkeypatch.setattr(plan.Needs, "dense", lambda self: 1 << 60)
     packed = pc.attribute(model, ids, max_features=24, round_size=6, progress=False)
     assert same(dense, packed)
+
+
+SHAPE = Shape("bounded", 4, 128, 4, 2, 32, 4096, 32, 256, 256, "cpu")
+
+
+@pytest.mark.parametrize("max_features", [64, 400])
+def test_a_run_stays_within_its_bound(max_features: int) -> None:
+    """Measured from outside, by the system: dense rows, packed rows, rows cut to their largest."""
+    model, ids = models.replacement(SHAPE), models.prompt(SHAPE.positions)
+    pc.attribute(model, ids[:16], max_features=8, progress=False)  # libraries take their share once
+    needed, kept = pc.estimate(model, ids, max_features=max_features).bytes, []
+    for share in (1.0, 0.6, 0.4):
+        before = memory.restart_peak()
+        graph = pc.attribute(model, ids, max_features=max_features, memory=int(share * needed), progress=False)
+        spent = memory.peak() - before
+        assert spent <= share * needed + (8 << 20)
+        assert graph.certificate < 1e-5
+        kept.append(graph.provenance["keep"])
+    assert kept[0] is None and kept[-1] is not None
 
 
 def test_out_of_memory_halves_the_tile(monkeypatch: Any) -> None:

@@ -18,6 +18,7 @@ FEWEST = 256  # entries of a row that are kept under any bound
 _UNITS = {"": 1, "b": 1}
 _UNITS.update((p + s, n**e) for s, n in (("", 1000), ("b", 1000), ("ib", 1024)) for e, p in enumerate("kmgt", 1))
 _CGROUP = Path("/sys/fs/cgroup")
+_CHECKED = 1.5  # of the bytes of rows: what making a graph of them takes at its peak
 _SHARE = 0.8  # of the memory that is free, taken where no bound is given
 
 
@@ -130,7 +131,7 @@ class Needs:
     def packed(self, keep: int | None) -> int:
         """CSR of all rows, and what checking and summing them takes."""
         entries = self.work.entries if keep is None else min(self.work.entries, self.work.rows * keep)
-        return int(1.25 * entries * (4 + self.size)) + 64 * self.work.rows
+        return int(_CHECKED * entries * (4 + self.size)) + 64 * self.work.rows
 
     def room(self, tile_bytes: int) -> int:
         """Rows of one tile that are not kept dense."""
@@ -154,7 +155,7 @@ def decide(model: ReplacementModel, work: Work, memory: int | None) -> Plan:
     least = needs.packed(FEWEST) + needs.room(tile)
     if least > left:
         raise MemoryBoundError(_refusal(work, sum(fixed.values()) + least, bound, memory is None))
-    keep = int((left - needs.room(tile)) / (1.25 * (4 + needs.size) * max(work.rows, 1))) - 16
+    keep = int((left - needs.room(tile)) / (_CHECKED * (4 + needs.size) * max(work.rows, 1))) - 16
     keep = max(keep, FEWEST)
     return Plan(bound, stored, False, keep, tile, {**fixed, "rows": needs.packed(keep) + needs.room(tile)})
 

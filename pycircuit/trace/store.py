@@ -13,6 +13,8 @@ from pycircuit.graph import Rows
 
 from .columns import Columns
 
+_AT_ONCE = 1 << 20  # entries of a block that are searched for the largest together
+
 
 class Part:
     """CSR of some rows. lengths: [rows] int64; column: [entries] int32; weight: [entries]; all NumPy.
@@ -57,9 +59,17 @@ class Part:
 
     @classmethod
     def of_largest(cls, block: Tensor, keep: int) -> Part:
-        """The `keep` largest entries of every row of a block."""
-        rows, dropped, mass = Rows.from_dense(block, keep)
-        return cls(rows.lengths(), rows.column.numpy(), rows.weight.numpy(), dropped.numpy(), mass.numpy())
+        """The `keep` largest entries of every row of a block, a few rows at a time."""
+        step = max(1, _AT_ONCE // max(1, block.shape[1]))
+        parts = [Rows.from_dense(block[at : at + step].cpu(), keep) for at in range(0, len(block), step)]
+        rows = [r for r, _, _ in parts]
+        return cls(
+            np.concatenate([r.lengths() for r in rows]),
+            np.concatenate([r.column.numpy() for r in rows]),
+            np.concatenate([r.weight.numpy() for r in rows]),
+            np.concatenate([dropped.numpy() for _, dropped, _ in parts]),
+            np.concatenate([mass.numpy() for _, _, mass in parts]),
+        )
 
 
 class _Growing:
