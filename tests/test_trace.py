@@ -210,3 +210,19 @@ def test_targets_of_every_kind() -> None:
 def test_bad_arguments_name_the_rule(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), **changes)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "gpt_oss"])
+def test_trace_on_gpu(family: str, kind: str) -> None:
+    """Everything on the device, through Triton: the law, and the edges of the CPU."""
+    truth = pc.attribute(replacement(family, kind, torch.float32), tiny_models.prompt(), max_targets=3, progress=False)
+    there = pc.ReplacementModel(tiny_models.build(family).cuda(), transcoders(kind, torch.float32).to("cuda"))
+    graph = pc.attribute(there, tiny_models.prompt(), max_targets=3, max_features=20, progress=False)
+    assert pc.last_run().implementation == "triton" and graph.certificate < 1e-5
+    rows = torch.isin(graph.row_node, truth.row_node).nonzero()[:, 0]
+    assert len(rows) == graph.rows.count
+    edges, expected = graph.dense()[graph.row_node], truth.dense()[graph.row_node]
+    assert float(((edges - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 1e-4
