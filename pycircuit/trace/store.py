@@ -44,12 +44,11 @@ class Part:
     @classmethod
     def of_cones(cls, block: Tensor, columns: Columns, layer: Sequence[int], position: Sequence[int]) -> Part:
         """What rows of a block [rows, columns] hold in their cones, zeros left out."""
-        flat, wide, iota = block.cpu().numpy(), block.shape[1], np.arange(block.shape[1], dtype=np.int32)
+        flat, iota = block.cpu().numpy(), np.arange(columns.count, dtype=np.int32)
         cones = [columns.cone(at, p) for at, p in zip(layer, position, strict=True)]
         lengths = np.array([sum(end - begin for begin, end in cone) for cone in cones], np.int64)
         weight = np.concatenate([row[a:b] for row, cone in zip(flat, cones, strict=True) for a, b in cone])
         column = np.concatenate([iota[a:b] for cone in cones for a, b in cone])
-        assert wide == columns.count
         kept = weight != 0
         if not kept.all():
             ends = lengths.cumsum()
