@@ -7,6 +7,7 @@ from .graph import Graph
 from .model import Family, FamilyError, ReplacementModel, register_family
 from .ops import BatchTopK, Features, ImplementationError, JumpReLU, ReLU, TopK, explain, last_run, use
 from .trace import CheckpointError, Estimate, Feature, MemoryBoundError, attribute, attribute_many, estimate
+from .train import train
 from .transcoders import CrossLayerTranscoder, PerLayerTranscoders
 
 __version__ = _version("pycircuit")
@@ -35,5 +36,6 @@ __all__ = [
     "last_run",
     "ops",
     "register_family",
+    "train",
     "use",
 ]

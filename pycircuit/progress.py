@@ -28,8 +28,10 @@ class Progress:
         self.next = self.start + (_PATIENCE if self.terminal else _BETWEEN[False])
         self.open = False
 
-    def step(self, phase: str, done: int, total: int, unit: str = "rows") -> None:
-        """`done` of `total` in this phase; zero begins it."""
+    def step(
+        self, phase: str, done: int, total: int, unit: str = "rows", note: Callable[[], str] | None = None
+    ) -> None:
+        """`done` of `total` in this phase; zero begins it. note: what else to say, asked only if a line is due."""
         now = time.perf_counter()
         if not done:
             self.begun = now
@@ -40,7 +42,7 @@ class Progress:
         self.next = now + _BETWEEN[self.terminal]
         spent = now - self.begun
         rate = f", {done / spent:.3g} {unit}/s, {(total - done) * spent / done:.0f} s left" if done and spent else ""
-        self._write(f"{phase}: {done} of {total} {unit}{rate}")
+        self._write(f"{phase}: {done} of {total} {unit}{rate}" + (f", {note()}" if note and done else ""))
 
     def say(self, line: str) -> None:
         """Something that must be seen whatever the pace."""

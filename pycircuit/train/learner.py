@@ -1,0 +1,206 @@
+"""The weights in training: what they find, what they write, new rows for silent features, and what is saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pycircuit import ops
+from pycircuit.ops import Activation, BatchTopK, JumpReLU, ReLU, TopK
+from pycircuit.transcoders import CrossLayerTranscoder, PerLayerTranscoders
+
+from .recipe import PENALISED, Recipe
+from .sparse import Entries, above, batch_top_k, decode, values
+
+_FRESH = 0.2  # a new row's norm, as a share of the others': heard at its token, silent at most others
+_SMALL = 0.1  # norm of a decoder row at the start: one unit of variance is sqrt(width)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """Activations are learned as (x - mean) / scale, with a mean square of one. mean: [layers, width]; scale: [layers]."""
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, total: Tensor, square: Tensor, count: int) -> Scale:
+        """From sums over `count` tokens: total [layers, width], square [layers]."""
+        mean = total / count
+        variance = (square / count - mean.square().sum(-1)) / total.shape[-1]
+        return cls(mean, variance.clamp_min(1e-12).sqrt())
+
+    def apply_(self, x: Tensor) -> None:
+        x.sub_(self.mean[:, None]).div_(self.scale[:, None, None])
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a forward gives: recon [layers, positions, width]; one entry a layer in the others."""
+
+    recon: Tensor
+    entries: list[Entries]
+    values: list[Tensor]
+
+
+class Learner:
+    """Transcoders of every layer as leaf tensors, in normalised units.
+
+    w_enc[l]: [F, d]; b_enc[l]: [F]; w_dec[l]: [slots, F, d], slot s writes to layer l + s; b_dec: [L, d];
+    log_theta[l]: [F] (jumprelu); w_skip[l]: [d, d] (skip). cutoff[l]: the batch's threshold so far (batchtopk).
+    """
+
+    def __init__(self, recipe: Recipe, depth: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.recipe, self.depth, self.width = recipe, depth, width
+        generator = torch.Generator().manual_seed(recipe.seed)
+        how = {"dtype": dtype, "device": device}
+        size = recipe.features
+
+        def unit(*shape: int) -> Tensor:
+            rows = torch.randn(*shape, width, generator=generator)
+            return (rows / rows.norm(dim=-1, keepdim=True)).to(**how)
+
+        self.w_enc = [unit(size) for _ in range(depth)]
+        self.w_dec = [_SMALL * unit(self.slots(layer), size) for layer in range(depth)]
+        self.b_enc = [torch.zeros(size, **how) for _ in range(depth)]
+        self.b_dec = torch.zeros(depth, width, **how)
+        jumps, skips = recipe.activation == "jumprelu", recipe.skip
+        self.log_theta = [torch.zeros(size, **how) for _ in range(depth)] if jumps else []
+        self.w_skip = [torch.zeros(width, width, **how) for _ in range(depth)] if skips else []
+        self.cutoff = [0.0] * depth
+        for t in self.tensors().values():
+            t.requires_grad_()
+
+    def slots(self, layer: int) -> int:
+        return 1 if self.recipe.kind == "plt" else self.depth - layer
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every leaf by a name, always in the same order."""
+        lists = {n: getattr(self, n) for n in ("w_enc", "b_enc", "w_dec", "log_theta", "w_skip")}
+        named = {f"{name}.{layer}": t for name, entries in lists.items() for layer, t in enumerate(entries)}
+        return {**named, "b_dec": self.b_dec}
+
+    @torch.no_grad()
+    def open(self, x: Tensor) -> None:
+        """Thresholds from the first batch, where `start` features a token pass them. x: [layers, positions, width]."""
+        if self.recipe.activation not in PENALISED:
+            return
+        k = min(self.recipe.start, self.recipe.features)
+        for layer in range(self.depth):
+            own = ops.encode(x[layer], self.w_enc[layer], self.b_enc[layer], TopK(k))
+            last = own.row_ptr[1:][own.row_ptr.diff() > 0] - 1
+            smallest = torch.full_like(x[layer, :, 0], torch.inf).scatter_reduce_(0, own.position(), own.value, "amin")
+            level = smallest[smallest.isfinite()].mean() if len(last) else torch.ones_like(smallest[0])
+            if self.log_theta:
+                self.log_theta[layer].fill_(float(level.log()))
+            else:
+                self.b_enc[layer].fill_(-float(level))
+
+    def rule(self, layer: int) -> Activation:
+        """The activation as it is saved."""
+        kind = self.recipe.activation
+        if kind == "topk":
+            return TopK(self.recipe.k)
+        if kind == "batchtopk":
+            return BatchTopK(self.cutoff[layer])
+        return JumpReLU(self.log_theta[layer].detach().exp()) if kind == "jumprelu" else ReLU()
+
+    @torch.no_grad()
+    def _find(self, layer: int, x: Tensor) -> Entries:
+        w_enc, b_enc = self.w_enc[layer].detach(), self.b_enc[layer].detach()
+        if self.recipe.activation == "jumprelu":
+            return above(x, w_enc, b_enc, self.log_theta[layer].detach().exp(), self.recipe.bandwidth)
+        if self.recipe.activation != "batchtopk":
+            return Entries.of(ops.encode(x, w_enc, b_enc, self.rule(layer)), self.recipe.features)
+        found = batch_top_k(x, w_enc, b_enc, self.recipe.k * len(x), 0.9 * self.cutoff[layer])
+        if len(found.pre):
+            least, before = float(found.pre.min()), self.cutoff[layer]
+            self.cutoff[layer] = least if before == 0 else 0.99 * before + 0.01 * least
+        return found
+
+    def forward(self, x: Tensor) -> Found:
+        """x: [layers, positions, width], normalised."""
+        parts: list[list[Tensor]] = [[] for _ in range(self.depth)]
+        entries, found = [], []
+        for layer in range(self.depth):
+            here = self._find(layer, x[layer])
+            theta = self.log_theta[layer].exp() if self.log_theta else None
+            value = values(x[layer], self.w_enc[layer], self.b_enc[layer], here, theta, self.recipe.bandwidth)
+            written = decode(value, self.w_dec[layer], here)
+            for slot, part in enumerate(written.unbind(0)):
+                parts[layer + slot].append(part)
+            if self.w_skip:
+                parts[layer].append(x[layer] @ self.w_skip[layer])
+            entries.append(here)
+            found.append(value)
+        recon = [sum(part[1:], part[0]) + bias for part, bias in zip(parts, self.b_dec.unbind(0), strict=True)]
+        return Found(torch.stack(recon), entries, found)
+
+    def penalty(self, found: Found) -> Tensor:
+        """Summed over layers and tokens: tanh(sharpness * |row| * value) for jumprelu, |row| * value for relu."""
+        total = self.b_dec.new_zeros(())
+        for layer, (entries, value) in enumerate(zip(found.entries, found.values, strict=True)):
+            norm = self.w_dec[layer].square().sum((0, 2)).sqrt()
+            written = norm[entries.index] * value
+            jumps = self.recipe.activation == "jumprelu"
+            total = total + (torch.tanh(self.recipe.sharpness * written) if jumps else written).sum()
+        return total
+
+    @torch.no_grad()
+    def revive(self, layer: int, silent: Tensor, x: Tensor, error: Tensor, generator: torch.Generator) -> None:
+        """New rows for `silent` features [n]: they read where the error is large, and write some of what is missing.
+
+        x: [positions, width]; error: [slots, positions, width], target - reconstruction.
+        """
+        weight = error.double().square().sum((0, 2)).cpu()
+        at = torch.multinomial(weight, len(silent), replacement=True, generator=generator).to(x.device)
+        rows, alive = x[at], self.w_enc[layer].norm(dim=1).mean()
+        length = rows.norm(dim=1).clamp_min(1e-6)
+        heard = _FRESH * alive * length
+        if self.log_theta:
+            heard = heard.maximum(1.5 * self.log_theta[layer][silent].exp())
+        self.w_enc[layer][silent] = rows * (heard / length.square())[:, None]
+        self.b_enc[layer][silent] = 0
+        self.w_dec[layer][:, silent] = _FRESH * error[:, at] / heard[:, None]
+
+    @torch.no_grad()
+    def transcoders(self, x: Scale, y: Scale) -> PerLayerTranscoders | CrossLayerTranscoder:
+        """In the model's own units: means and scales of what is read and written are folded into the weights."""
+        made: dict[str, list[Tensor]] = {name: [] for name in ("w_enc", "b_enc", "w_dec", "b_dec", "w_skip")}
+        rules = []
+        for layer in range(self.depth):
+            w_enc = self.w_enc[layer].detach() / x.scale[layer]
+            b_enc = self.b_enc[layer].detach() - w_enc @ x.mean[layer]
+            w_dec = self.w_dec[layer].detach() * y.scale[layer : layer + self.slots(layer), None, None]
+            w_dec = w_dec.transpose(0, 1).contiguous()  # [F, slots, d]
+            b_dec = self.b_dec[layer].detach() * y.scale[layer] + y.mean[layer]
+            rule = self.rule(layer)
+            if isinstance(rule, ReLU | JumpReLU):
+                w_enc, b_enc, w_dec, rule = _unit_rows(w_enc, b_enc, w_dec, rule)
+            if self.w_skip:
+                w_skip = self.w_skip[layer].detach() * (y.scale[layer] / x.scale[layer])
+                b_dec = b_dec - x.mean[layer] @ w_skip
+                made["w_skip"].append(w_skip)
+            made["w_enc"].append(w_enc)
+            made["b_enc"].append(b_enc)
+            made["w_dec"].append(w_dec[:, 0].contiguous() if self.recipe.kind == "plt" else w_dec)
+            made["b_dec"].append(b_dec)
+            rules.append(rule)
+        kind = PerLayerTranscoders if self.recipe.kind == "plt" else CrossLayerTranscoder
+        return kind(
+            made["w_enc"], made["b_enc"], made["w_dec"], made["b_dec"], rules, made["w_skip"] or None,
+            self.recipe.read, self.recipe.writes,
+        )  # fmt: skip
+
+
+def _unit_rows(
+    w_enc: Tensor, b_enc: Tensor, w_dec: Tensor, rule: ReLU | JumpReLU
+) -> tuple[Tensor, Tensor, Tensor, Activation]:
+    """A feature's decoder norm moved into its encoder, so that values compare. Only where no feature ranks another."""
+    norm = w_dec.flatten(1).norm(dim=1)
+    norm = torch.where(norm > 0, norm, torch.ones_like(norm))
+    if isinstance(rule, JumpReLU):
+        rule = JumpReLU(rule.theta * norm)
+    return w_enc * norm[:, None], b_enc * norm, w_dec / norm[:, None, None], rule
