@@ -133,10 +133,9 @@ def explained(t: Any, model: Any, sequences: torch.Tensor) -> torch.Tensor:
     missed, there = torch.zeros(2, LAYERS)
     for ids in sequences:
         local = replacement.freeze(ids)
-        x, written = local.errors[:, 1:], None
-        kept = [f for f in local.features]
-        written = t.reconstruct(kept, streams(replacement, ids, t.reads), 1)[:, 1:] + x
-        missed += x.square().sum((1, 2))
+        rest = local.errors[:, 1:]
+        written = t.reconstruct(local.features, streams(replacement, ids, t.reads), 1)[:, 1:] + rest
+        missed += rest.square().sum((1, 2))
         there += written.square().sum((1, 2)) - written.sum(1).square().sum(1) / written.shape[1]
     return 1 - missed / there
 

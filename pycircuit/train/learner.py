@@ -20,7 +20,7 @@ _SMALL = 0.1  # norm of a decoder row at the start: one unit of variance is sqrt
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """Activations are learned as (x - mean) / scale, with a mean square of one. mean: [layers, width]; scale: [layers]."""
+    """Activations are learned as (x - mean) / scale: mean square one. mean: [layers, width]; scale: [layers]."""
 
     mean: Tensor
     scale: Tensor
@@ -55,20 +55,22 @@ class Learner:
     def __init__(self, recipe: Recipe, depth: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
         self.recipe, self.depth, self.width = recipe, depth, width
         generator = torch.Generator().manual_seed(recipe.seed)
-        how = {"dtype": dtype, "device": device}
         size = recipe.features
 
         def unit(*shape: int) -> Tensor:
             rows = torch.randn(*shape, width, generator=generator)
-            return (rows / rows.norm(dim=-1, keepdim=True)).to(**how)
+            return (rows / rows.norm(dim=-1, keepdim=True)).to(device, dtype)
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=device)
 
         self.w_enc = [unit(size) for _ in range(depth)]
         self.w_dec = [_SMALL * unit(self.slots(layer), size) for layer in range(depth)]
-        self.b_enc = [torch.zeros(size, **how) for _ in range(depth)]
-        self.b_dec = torch.zeros(depth, width, **how)
+        self.b_enc = [zeros(size) for _ in range(depth)]
+        self.b_dec = zeros(depth, width)
         jumps, skips = recipe.activation == "jumprelu", recipe.skip
-        self.log_theta = [torch.zeros(size, **how) for _ in range(depth)] if jumps else []
-        self.w_skip = [torch.zeros(width, width, **how) for _ in range(depth)] if skips else []
+        self.log_theta = [zeros(size) for _ in range(depth)] if jumps else []
+        self.w_skip = [zeros(width, width) for _ in range(depth)] if skips else []
         self.cutoff = [0.0] * depth
         for t in self.tensors().values():
             t.requires_grad_()

@@ -122,13 +122,13 @@ def values(
     With theta [features] (JumpReLU) a step's derivative is taken as a rectangle: theta gets -theta / bandwidth of the
     gradient of every entry within bandwidth / 2 of it, also of those below it, whose value is zero.
     """
-    result: Tensor = _Encode.apply(x, w_enc, b_enc, theta, entries, bandwidth)  # type: ignore[no-untyped-call]
+    result: Tensor = _Encode.apply(x, w_enc, b_enc, theta, entries, bandwidth)
     return result
 
 
 def decode(value: Tensor, w_dec: Tensor, entries: Entries) -> Tensor:
     """What the entries write, with its gradients: [slots, positions, width]. w_dec: [slots, features, width]."""
-    result: Tensor = _Decode.apply(value, w_dec, entries)  # type: ignore[no-untyped-call]
+    result: Tensor = _Decode.apply(value, w_dec, entries)
     return result
 
 

@@ -1,0 +1,148 @@
+"""One training step next to plain PyTorch with a dense encoder and decoder, and what either needs of memory.
+
+    python benchmarks/train_step.py [--threads 2] [--rounds 7]
+
+Both start from the same weights and take the same fused Adam; they are run in turn, so that a busy machine slows both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pycircuit.train import Recipe
+from pycircuit.train.learner import Learner
+
+FEATURES, TOP, WIDTH, BATCH = 8192, 32, 512, 1024
+
+
+def sparse(x: Tensor, y: Tensor, features: int) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    """Ours: (a step, the weights)."""
+    learner = Learner(Recipe(features=features, k=TOP), 1, WIDTH, torch.float32, torch.device("cpu"))
+    weights = list(learner.tensors().values())
+    adam = torch.optim.Adam(weights, lr=1e-4, fused=True)
+
+    def step() -> Tensor:
+        loss = (learner.forward(x[None]).recon[0] - y).square().mean()
+        adam.zero_grad(set_to_none=True)
+        loss.backward()
+        adam.step()
+        return loss.detach()
+
+    return step, weights
+
+
+def dense(x: Tensor, y: Tensor, features: int) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    """Plain PyTorch: pre-activations and activations are [batch, features]."""
+    learner = Learner(Recipe(features=features, k=TOP), 1, WIDTH, torch.float32, torch.device("cpu"))
+    w_enc, b_enc, w_dec = learner.w_enc[0], learner.b_enc[0], learner.w_dec[0].detach()[0].clone().requires_grad_()
+    b_dec = learner.b_dec.detach()[0].clone().requires_grad_()
+    weights = [w_enc, b_enc, w_dec, b_dec]
+    adam = torch.optim.Adam(weights, lr=1e-4, fused=True)
+
+    def step() -> Tensor:
+        best = torch.addmm(b_enc, x, w_enc.T).relu().topk(TOP, sorted=False)
+        active = torch.zeros(len(x), features).scatter(1, best.indices, best.values)
+        loss = (torch.addmm(b_dec, active, w_dec) - y).square().mean()
+        adam.zero_grad(set_to_none=True)
+        loss.backward()
+        adam.step()
+        return loss.detach()
+
+    return step, weights
+
+
+FORMS = {"sparse": sparse, "dense": dense}
+
+
+def inputs(batch: int) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(batch, WIDTH, generator=g), torch.randn(batch, WIDTH, generator=g)
+
+
+def timed(rounds: int) -> dict[str, list[float]]:
+    """Seconds of every round, the two in turn, after a check that they take the same steps."""
+    x, y = inputs(BATCH)
+    steps = {name: form(x, y, FEATURES)[0] for name, form in FORMS.items()}
+    losses = {name: [float(step()) for _ in range(3)] for name, step in steps.items()}
+    gap = max(abs(a - b) / b for a, b in zip(*losses.values(), strict=True))
+    if not gap < 1e-4:
+        raise AssertionError(f"train_step: both must take the same steps, got losses {losses}")
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - begin)
+    return times
+
+
+def _peak() -> int:
+    """Bytes: the high-water mark of resident memory since the last reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+
+def memory(form: str, features: int, batch: int) -> int:
+    """Bytes that a step needs beyond weights, moments, gradients and batch. Run in a process of its own."""
+    step, _ = FORMS[form](*inputs(batch), features)
+    step()  # moments and gradients are there from now on
+    Path("/proc/self/clear_refs").write_text("5")
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    step()
+    return _peak() - before
+
+
+def measured(form: str, features: int, batch: int) -> int:
+    command = [sys.executable, __file__, "--memory", form, "--features", str(features), "--batch", str(batch)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def report(rounds: int) -> dict[str, Any]:
+    times = timed(rounds)
+    median = {name: statistics.median(t) for name, t in times.items()}
+    needs = {
+        f"{form}, F {features}, batch {batch}": measured(form, features, batch)
+        for features, batch in ((FEATURES, BATCH), (FEATURES, 4 * BATCH), (2 * FEATURES, BATCH))
+        for form in FORMS
+    }
+    return {
+        "shape": f"F {FEATURES}, TopK {TOP}, d {WIDTH}, batch {BATCH}, {torch.get_num_threads()} threads",
+        "milliseconds": {name: round(1e3 * t, 1) for name, t in median.items()},
+        "range": {name: [round(1e3 * min(t), 1), round(1e3 * max(t), 1)] for name, t in times.items()},
+        "ratio": round(median["dense"] / median["sparse"], 2),
+        "load": os.getloadavg()[0],
+        "mebibytes beyond weights, moments, gradients and batch": {
+            name: round(n / 2**20, 1) for name, n in needs.items()
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--memory", choices=FORMS, help=argparse.SUPPRESS)
+    parser.add_argument("--features", type=int, default=FEATURES, help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, default=BATCH, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    if given.memory:
+        print(memory(given.memory, given.features, given.batch))
+        return
+    print(json.dumps(report(given.rounds), indent=1))
+
+
+if __name__ == "__main__":
+    main()
