@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +19,11 @@ from tiny_models import LAYERS, VOCABULARY, WIDTH, build
 import pycircuit as pc
 from pycircuit.train import Recipe, Trainer
 from pycircuit.train.sparse import Entries, above, batch_top_k, decode, values
+from pycircuit.train.stream import Stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+TESTS = Path(__file__).parent
 POSITIONS, SIZE, SLOTS, BANDWIDTH = 21, 40, 3, 0.6
 RECIPE = Recipe(features=64, steps=60, k=6, start=12, batch=64, buffer=512, context=24, warmup=5, rate=3e-3, revive=20)
 
@@ -184,3 +192,211 @@ def test_what_is_learned_from_is_what_the_capture_sees(reads: str, writes: str) 
         torch.testing.assert_close(y[:, at:end], one[writes][:, 1:], atol=2e-5, rtol=1e-5)
         at = end
     assert at == x.shape[1]
+
+
+def bits(t: Any) -> list[torch.Tensor]:
+    return [w for name in ("w_enc", "b_enc", "w_dec", "b_dec") for w in getattr(t, name)]
+
+
+def assert_same(a: Any, b: Any) -> None:
+    for one, other in zip(bits(a), bits(b), strict=True):
+        assert torch.equal(one, other)
+
+
+SCRIPT = """
+import sys
+import torch
+sys.path.insert(0, sys.argv[1])
+import test_train as t
+torch.set_num_threads(1)
+trainer = t.Trainer(t.build("llama"), t.corpus(), t.resumable(sys.argv[3]))
+trainer.run(sys.argv[2], every=7, progress=False)
+"""
+
+
+def resumable(activation: str) -> Recipe:
+    """Long enough that it can be killed, with new rows and several buffers on the way."""
+    return replace(RECIPE, kind="clt", activation=activation, steps=90, buffer=300, sparsity=3e-3)
+
+
+@pytest.mark.parametrize("activation", ["topk", "jumprelu", "batchtopk"])
+def test_a_killed_run_goes_on_to_the_very_same_bits(activation: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    if activation == "topk":  # kill -9 while it runs
+        command = [sys.executable, "-c", SCRIPT, str(TESTS), str(path), activation]
+        child = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        until = time.monotonic() + 60
+        while not path.exists() and child.poll() is None and time.monotonic() < until:
+            time.sleep(0.005)
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+    else:
+
+        class Stop(Exception):
+            pass
+
+        def stop(_: str, done: int, total: int) -> None:
+            if done > 0.6 * total:
+                raise Stop
+
+        with pytest.raises(Stop):
+            Trainer(build("llama"), corpus(), resumable(activation)).run(path, every=7, progress=stop)
+    resumed = Trainer(build("llama"), corpus(), resumable(activation))
+    first: list[int] = []
+    second = resumed.run(path, every=7, progress=lambda _, done, total: first.append(done))
+    whole = Trainer(build("llama"), corpus(), resumable(activation))
+    assert_same(whole.run(progress=False), second)
+    assert 0 < first[1] // RECIPE.batch - 1 < 90  # it did not begin again
+    assert torch.equal(whole.measured, resumed.measured)
+    assert torch.equal(whole.heard, resumed.heard)
+    again = Trainer(build("llama"), corpus(), resumable(activation)).run(path, progress=False)
+    assert_same(again, second)  # a finished run is read, not repeated
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    recipe = replace(RECIPE, steps=2)
+    Trainer(build("llama"), corpus(), recipe).run(path, progress=False)
+    with pytest.raises(pc.CheckpointError, match="differs in recipe"):
+        Trainer(build("llama"), corpus(), replace(recipe, seed=1)).run(path, progress=False)
+    with pytest.raises(pc.CheckpointError, match="differs in texts"):
+        Trainer(build("llama"), corpus(39), recipe).run(path, progress=False)
+    with pytest.raises(pc.CheckpointError, match="differs in model"):
+        Trainer(build("llama", seed=1), corpus(), recipe).run(path, progress=False)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(pc.CheckpointError, match="file of an earlier run"):
+        Trainer(build("llama"), corpus(), recipe).run(path, progress=False)
+
+
+SHARED = """
+import sys
+import torch
+import torch.distributed as dist
+sys.path.insert(0, sys.argv[1])
+import test_train as t
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2] + "/meet", rank=int(sys.argv[3]), world_size=2)
+for activation in t.SHARED_BY:
+    trainer = t.Trainer(t.build("llama"), t.corpus(), t.shared(activation))
+    made = trainer.run(progress=False)
+    torch.save([trainer.measured, trainer.heard, *t.bits(made)], f"{sys.argv[2]}/{activation}{sys.argv[3]}")
+try:
+    t.Trainer(t.build("llama"), t.corpus(), t.shared("batchtopk"))
+except ValueError as error:
+    assert "with 2 processes" in str(error)
+else:
+    raise AssertionError
+dist.destroy_process_group()
+"""
+SHARED_BY = ("topk", "jumprelu")
+
+
+def shared(activation: str) -> Recipe:
+    return replace(RECIPE, activation=activation, steps=24, revive=8, k=3, features=96, sparsity=1e-2)
+
+
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", SHARED, str(TESTS), str(tmp_path)]
+    children = [subprocess.Popen([*arguments, str(rank)]) for rank in range(2)]
+    assert [child.wait(90) for child in children] == [0, 0]
+    for activation in SHARED_BY:
+        one = Trainer(build("llama"), corpus(), shared(activation))
+        made = one.run(progress=False)
+        first, second = (torch.load(tmp_path / f"{activation}{rank}") for rank in range(2))
+        for a, b in zip(first, second, strict=True):
+            assert torch.equal(a, b)  # both hold the same weights
+        # Sums in another order, through 24 steps of Adam: 1e-7 grows, a wrong share of the batch would be 1e-1.
+        torch.testing.assert_close(first[0][:, 0], one.history.loss, rtol=1e-3, atol=0)
+        torch.testing.assert_close(first[0][:, 1 : 1 + LAYERS], one.history.variance, rtol=0, atol=1e-3)
+        for a, b in zip(first[2:], bits(made), strict=True):
+            assert (a - b).norm() < 0.02 * b.norm()
+        assert one.history.loss[-1] < 0.9 * one.history.loss[0]
+
+
+def test_silent_features_come_back() -> None:
+    """With rows that can never win; without revival they stay dead."""
+    dead = {}
+    for revive in (20, 0):
+        trainer = Trainer(build("llama"), corpus(), replace(RECIPE, steps=70, revive=revive))
+        with torch.no_grad():
+            for b_enc in trainer.learner.b_enc:
+                b_enc[:40] = -50
+        trainer.run(progress=False)
+        heard = trainer.heard[:, :40]
+        dead[revive] = float((heard <= 40).double().mean())
+    assert dead[0] == 1.0
+    assert dead[20] < 0.25
+
+
+def test_what_batches_hold_does_not_depend_on_processes() -> None:
+    """Every token of a buffer in one batch of one process; another buffer, another order."""
+    trainer = Trainer(build("llama"), corpus(), RECIPE)
+    one = trainer.stream
+    group = next(one.groups())
+    whole = one.buffer(0, group)
+    parts = [Stream(trainer.source, one.sequences, RECIPE, rank, 2).buffer(0, group) for rank in range(2)]
+    seen: list[torch.Tensor] = []
+    for number in range(one.batches_in(group)):
+        rows, places = whole.batch(number, RECIPE.batch)
+        assert torch.equal(places, torch.arange(RECIPE.batch))
+        both = torch.empty(LAYERS, RECIPE.batch, WIDTH)
+        for part in parts:
+            mine, at = part.batch(number, RECIPE.batch)
+            assert 0 < len(mine) < RECIPE.batch
+            both[:, at] = part.x[:, mine]
+        torch.testing.assert_close(both, whole.x[:, rows], atol=1e-5, rtol=1e-5)
+        seen.append(rows)
+    every = torch.cat(seen)
+    assert len(every.unique()) == len(every)
+    assert not torch.equal(whole.order, one.buffer(1, group).order)
+    assert RECIPE.buffer <= whole.x.shape[1] < RECIPE.buffer + RECIPE.context
+
+
+def test_schedules() -> None:
+    recipe = replace(RECIPE, steps=100, warmup=10, decay=0.2, rate=1.0, sparsity=2.0, sparsity_rise=0.5, revive=30)
+    assert [round(recipe.rate_at(s), 3) for s in (0, 4, 9, 50, 80, 90, 99)] == [0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.05]
+    assert [recipe.sparsity_at(s) for s in (0, 25, 50, 99)] == [0.0, 1.0, 2.0, 2.0]
+    assert [s for s in range(100) if recipe.revives_at(s)] == [29, 59]
+
+
+@pytest.mark.parametrize(
+    ("error", "options", "message"),
+    [
+        (ValueError, {"kind": "sae"}, "kind must be one of plt, clt, got 'sae'"),
+        (ValueError, {"activation": "gelu"}, "activation must be one of"),
+        (ValueError, {"features": 0}, "features must be at least 1, got 0"),
+        (TypeError, {"steps": 1.5}, "steps must be a whole number"),
+        (ValueError, {"buffer": 10}, "buffer must be at least 64, got 10"),
+        (ValueError, {"k": 65}, "k must be at most the 64 features, got 65"),
+        (ValueError, {"rate": 0.0}, "rate must be"),
+        (ValueError, {"sparsity": float("nan")}, "sparsity must be"),
+        (TypeError, {"learning": 1}, "options must be among"),
+    ],
+)
+def test_wrong_options_are_named(error: type[Exception], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(error, match=message):
+        pc.train(build("llama"), corpus(), **{"features": 64, "batch": 64, "progress": False, **options})
+
+
+@pytest.mark.parametrize(
+    ("error", "texts", "message"),
+    [
+        (TypeError, "one text", "texts must be a list"),
+        (ValueError, ["text"], "tokenizer must be given"),
+        (ValueError, [[1, VOCABULARY]], "text 0 must hold ids from 0 to 60"),
+        (ValueError, [], "at least one text"),
+        (ValueError, [[1]], "longer than the 1 ignored"),
+        (TypeError, [[0.5]], "text 0 must be"),
+    ],
+)
+def test_wrong_texts_are_named(error: type[Exception], texts: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        pc.train(build("llama"), texts, features=64)
+
+
+def test_progress_says_how_it_goes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pycircuit.progress._BETWEEN", {True: 0.0, False: 0.0})
+    pc.train(build("llama"), corpus(), **{**asdict(RECIPE), "steps": 3})
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("pycircuit: training: 192 of 192 tokens")
+    assert "variance explained" in line and "L0 6.0" in line

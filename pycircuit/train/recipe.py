@@ -64,11 +64,10 @@ class Recipe:
                 raise TypeError(f"train: {name} must be a whole number, got {type(value).__name__}")
             if value < bound:
                 raise ValueError(f"train: {name} must be at least {bound}, got {value}")
-        positive = ("sharpness", "bandwidth", "learning_rate")
-        for name in ("sparsity", "sparsity_rise", "decay", *positive):
-            value = getattr(self, name)
-            if not isfinite(value) or value < 0 or (name in positive and value == 0):
-                raise ValueError(f"train: {name} must be finite and not negative, got {value}")
+        for name in ("sparsity", "sparsity_rise", "decay", "sharpness", "bandwidth", "rate"):
+            value, positive = getattr(self, name), name in ("sharpness", "bandwidth", "rate")
+            if value is not None and (not isfinite(value) or value < 0 or (positive and value == 0)):
+                raise ValueError(f"train: {name} must be {'positive' if positive else 'zero or positive'}, got {value}")
         if self.activation in ("topk", "batchtopk") and self.k > self.features:
             raise ValueError(f"train: k must be at most the {self.features} features, got {self.k}")
 
