@@ -7,7 +7,7 @@ from .graph import Graph
 from .model import Family, FamilyError, ReplacementModel, register_family
 from .ops import BatchTopK, Features, ImplementationError, JumpReLU, ReLU, TopK, explain, last_run, use
 from .trace import CheckpointError, Estimate, Feature, MemoryBoundError, attribute, attribute_many, estimate
-from .train import train
+from .train import Evaluation, evaluate, train
 from .transcoders import CrossLayerTranscoder, PerLayerTranscoders
 
 __version__ = _version("pycircuit")
@@ -16,6 +16,7 @@ __all__ = [
     "CheckpointError",
     "CrossLayerTranscoder",
     "Estimate",
+    "Evaluation",
     "Family",
     "FamilyError",
     "Feature",
@@ -31,6 +32,7 @@ __all__ = [
     "attribute",
     "attribute_many",
     "estimate",
+    "evaluate",
     "explain",
     "graph",
     "last_run",

@@ -400,3 +400,93 @@ def test_progress_says_how_it_goes(capsys: pytest.CaptureFixture[str], monkeypat
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("pycircuit: training: 192 of 192 tokens")
     assert "variance explained" in line and "L0 6.0" in line
+
+
+def identity(model: Any, kind: str, features: int = 8) -> Any:
+    """Transcoders for a model whose MLPs are the linear map x @ w_skip + b: exact, and their features silent."""
+    made: dict[str, list[Any]] = {"w_enc": [], "b_enc": [], "w_dec": [], "b_dec": [], "w_skip": []}
+    for layer in range(LAYERS):
+        mlp = model.model.layers[layer].mlp
+        made["w_enc"].append(torch.zeros(features, WIDTH))
+        made["b_enc"].append(torch.full((features,), -1.0))
+        made["w_dec"].append(torch.ones(features, *(() if kind == "plt" else (LAYERS - layer,)), WIDTH))
+        made["b_dec"].append(mlp.bias.detach().clone())
+        made["w_skip"].append(mlp.weight.detach().T.clone())
+    maker = pc.PerLayerTranscoders if kind == "plt" else pc.CrossLayerTranscoder
+    return maker(**made, reads="mlp_in")
+
+
+@pytest.mark.parametrize("kind", ["plt", "clt"])
+def test_exact_transcoders_are_judged_exact(kind: str) -> None:
+    model = build("llama")
+    for layer in model.model.layers:
+        layer.mlp = torch.nn.Linear(WIDTH, WIDTH)
+    t = identity(model, kind)
+    found = pc.evaluate(model, t, [*corpus(5).tolist(), [1, 2, 3, 4]])
+    assert found.tokens == 5 * 23 + 3
+    assert min(v for v in found.variance if v is not None) > 1 - 1e-6
+    assert found.agreement == 1.0
+    assert abs(found.divergence) < 1e-6 < 0.01 < found.ablated
+    assert found.active == [0.0] * LAYERS and found.dead == [1.0] * LAYERS
+    assert found.density == [[8, 0, 0, 0, 0, 0, 0, 0]] * LAYERS
+    t.b_enc[1][:3] = 1.0  # three features of layer 1, always active, write ones: wrong from there on
+    wrong = pc.evaluate(model, t, corpus(5))
+    assert wrong.active == [0.0, 3.0, 0.0] and wrong.dead == [1.0, 5 / 8, 1.0]
+    assert wrong.density[1] == [5, 0, 0, 0, 0, 0, 0, 3]
+    assert wrong.variance[1] == pytest.approx(1.0)  # a constant explains and spoils no variance
+    assert wrong.divergence > 0.01
+    assert "next token agrees" in str(wrong) and str(wrong).count("\n") == LAYERS + 1
+
+
+def test_evaluation_is_that_of_the_definition() -> None:
+    """Against the model with its MLPs replaced by hand, prompt by prompt, from dense products."""
+    model = build("gpt2")
+    t = pc.train(model, corpus(), **{**asdict(RECIPE), "kind": "clt", "progress": False})
+    prompts = corpus(4)
+    found = pc.evaluate(model, t, prompts)
+    agreed, divergence = 0, 0.0
+    for ids in prompts:
+        with torch.no_grad():
+            own = model(ids[None]).logits[0, 1:].log_softmax(-1)
+            other = replaced_by_hand(model, t, ids)[1:].log_softmax(-1)
+        agreed += int((own.argmax(-1) == other.argmax(-1)).sum())
+        divergence += float((own.exp() * (own - other)).sum())
+    assert found.tokens == 4 * 23
+    assert found.agreement == agreed / found.tokens
+    assert found.divergence == pytest.approx(divergence / found.tokens, rel=1e-3)
+    expected = explained_together(t, model, prompts)
+    assert found.variance == pytest.approx(expected.tolist(), abs=1e-4)
+    again = pc.evaluate(pc.ReplacementModel(model, t), t, prompts)
+    assert again == found
+
+
+def replaced_by_hand(model: Any, t: Any, ids: torch.Tensor) -> torch.Tensor:
+    """gpt2 spelled out: [positions, vocabulary]."""
+    body, place = model.transformer, torch.arange(len(ids))
+    stream, written = body.wte(ids) + body.wpe(place), torch.zeros(LAYERS, len(ids), WIDTH)
+    mask = torch.full((len(ids), len(ids)), -torch.inf).triu(1)
+    for layer, block in enumerate(body.h):
+        stream = stream + block.attn(block.ln_1(stream)[None], attention_mask=mask[None, None])[0][0]
+        pre = stream @ t.w_enc[layer].T + t.b_enc[layer]
+        value = torch.where(t.activation[layer].active(pre), pre, 0)
+        written[layer:] += torch.einsum("pf,fsd->spd", value, t.w_dec[layer])
+        out = written[layer] + t.b_dec[layer]
+        out[:1] = block.mlp(block.ln_2(stream))[:1]
+        stream = stream + out
+    return model.lm_head(body.ln_f(stream))
+
+
+def explained_together(t: Any, model: Any, prompts: torch.Tensor) -> torch.Tensor:
+    """The share of variance, missed and there both about their means over all tokens: [layers]."""
+    replacement = pc.ReplacementModel(model, t)
+    rest = torch.cat([replacement.freeze(ids).errors[:, 1:] for ids in prompts], 1)
+    there = torch.cat([streams(replacement, ids, t.writes)[:, 1:] for ids in prompts], 1)
+    return 1 - rest.var(1).sum(1) / there.var(1).sum(1)
+
+
+def test_evaluate_refuses_what_is_no_transcoder() -> None:
+    with pytest.raises(TypeError, match="evaluate: transcoders must be"):
+        pc.evaluate(build("llama"), None, corpus(1))
+    other = pc.train(build("llama"), corpus(), **{**asdict(RECIPE), "steps": 1, "progress": False})
+    with pytest.raises(ValueError, match="each of the model's 2 layers"):
+        pc.evaluate(build("gpt2", n_layer=2), other, corpus(1))

@@ -35,6 +35,22 @@ class Source:
     writes: str
     ignore: int
 
+    @property
+    def depth(self) -> int:
+        return len(self.weights.layers)
+
+    @property
+    def width(self) -> int:
+        return self.weights.width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.device
+
     def activations(self, sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """What is read and written at the kept positions, one sequence after another: [layers, tokens, width] twice."""
         starts = torch.tensor([0, *(len(s) - self.ignore for s in sequences)]).cumsum(0).tolist()
@@ -59,11 +75,11 @@ class Source:
         return both[0], both[1]
 
 
-def batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Sequences of like length together, at most POSITIONS at a time (a single one may be longer)."""
+def batches(lengths: Sequence[int], positions: int = POSITIONS) -> list[list[int]]:
+    """Sequences of like length together, at most so many positions at a time (a single one may be longer)."""
     made: list[list[int]] = []
     for at in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not made or lengths[made[-1][0]] * (len(made[-1]) + 1) > POSITIONS:
+        if not made or lengths[made[-1][0]] * (len(made[-1]) + 1) > positions:
             made.append([])
         made[-1].append(at)
     return made
