@@ -14,16 +14,20 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import LAYERS, VOCABULARY, WIDTH, build
+from tiny_models import CONFIGS, LAYERS, VOCABULARY, WIDTH, build
 
 import pycircuit as pc
+from pycircuit.model.capture import capture
 from pycircuit.train import Recipe, Trainer
+from pycircuit.train.corpus import source_of
+from pycircuit.train.sites import hooked
 from pycircuit.train.sparse import Entries, above, batch_top_k, decode, values
 from pycircuit.train.stream import Stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TESTS = Path(__file__).parent
+READS, WRITES = ("resid_mid", "mlp_normed", "mlp_in"), ("mlp_out", "mlp_raw")
 POSITIONS, SIZE, SLOTS, BANDWIDTH = 21, 40, 3, 0.6
 RECIPE = Recipe(features=64, steps=60, k=6, start=12, batch=64, buffer=512, context=24, warmup=5, rate=3e-3, revive=20)
 
@@ -149,8 +153,6 @@ def explained(t: Any, model: Any, sequences: torch.Tensor) -> torch.Tensor:
 
 
 def streams(model: pc.ReplacementModel, ids: torch.Tensor, name: str) -> torch.Tensor:
-    from pycircuit.model.capture import capture
-
     return capture(model.hf_model, model.family, model.weights, ids, (name,)).streams[name]
 
 
@@ -174,24 +176,40 @@ def test_training_explains_most_of_the_variance(kind: str, activation: str) -> N
     assert saved.min() > 0.4
 
 
-@pytest.mark.parametrize("reads", ["resid_mid", "mlp_normed", "mlp_in"])
-@pytest.mark.parametrize("writes", ["mlp_out", "mlp_raw"])
-def test_what_is_learned_from_is_what_the_capture_sees(reads: str, writes: str) -> None:
-    """Batches of padded prompts against one prompt at a time, on a family with a norm at every place."""
-    from pycircuit.model.capture import capture
+PLACES = [("gemma2", reads, writes) for reads in READS for writes in WRITES]
+PLACES += [(name, "resid_mid", "mlp_out") for name in CONFIGS if name != "gemma2"]
 
-    model = build("gemma2")
-    trainer = Trainer(model, [[3, 5, 7, 9, 11, 2], [4] * 9], replace(RECIPE, reads=reads, writes=writes))
-    source = trainer.source
-    x, y = source.activations([torch.tensor([3, 5, 7, 9, 11, 2]), torch.tensor([4, 8, 1, 1, 6, 7, 8, 9, 9])])
+
+@pytest.mark.parametrize(("name", "reads", "writes"), PLACES)
+def test_what_is_learned_from_is_what_the_capture_sees(name: str, reads: str, writes: str) -> None:
+    """Batches of padded prompts against one prompt at a time; and what a hook writes is what the model goes on with."""
+    model, sequences = build(name), [torch.tensor(s) for s in ([3, 5, 7, 9, 11, 2], [4, 8, 1, 1, 6, 7, 8, 9, 9])]
+    source = source_of("train", model, reads, writes, 1)
+    x, y = source.activations(sequences)
     at = 0
-    for ids in ([3, 5, 7, 9, 11, 2], [4, 8, 1, 1, 6, 7, 8, 9, 9]):
-        one = capture(model, source.family, source.weights, torch.tensor(ids), (reads, writes)).streams
+    for ids in sequences:
+        one = capture(model, source.family, source.weights, ids, (reads, writes)).streams
         end = at + len(ids) - 1
         torch.testing.assert_close(x[:, at:end], one[reads][:, 1:], atol=2e-5, rtol=1e-5)
         torch.testing.assert_close(y[:, at:end], one[writes][:, 1:], atol=2e-5, rtol=1e-5)
         at = end
     assert at == x.shape[1]
+
+    def last(change: float | torch.Tensor) -> torch.Tensor:
+        """The last layer's input to its MLP when the first layer's output is changed."""
+        seen = {}
+
+        def write(layer: int, y: torch.Tensor) -> torch.Tensor | None:
+            return y + change if layer == 0 else None
+
+        with hooked(model, source.family, source.weights, reads, writes, seen.__setitem__, write):
+            model(input_ids=sequences[0][None], use_cache=False)
+        assert list(seen) == list(range(LAYERS))
+        return seen[LAYERS - 1][0, 1:]
+
+    torch.testing.assert_close(last(0.0), x[-1, :5], atol=2e-5, rtol=1e-5)
+    torch.manual_seed(0)
+    assert (last(torch.randn(WIDTH)) - x[-1, :5]).norm() > 0.02 * x[-1, :5].norm()
 
 
 def bits(t: Any) -> list[torch.Tensor]:
@@ -350,6 +368,14 @@ def test_what_batches_hold_does_not_depend_on_processes() -> None:
     assert len(every.unique()) == len(every)
     assert not torch.equal(whole.order, one.buffer(1, group).order)
     assert RECIPE.buffer <= whole.x.shape[1] < RECIPE.buffer + RECIPE.context
+
+
+def test_buffers_are_bounded_in_bytes() -> None:
+    recipe = replace(RECIPE, buffer=None)
+    assert recipe.held(2 * 30 * 576 * 4) == 7767  # SmolLM2: 1 GiB
+    assert recipe.held(1000) == 65536
+    assert recipe.held(1 << 29) == recipe.batch  # never less than a batch
+    assert RECIPE.held(1 << 29) == RECIPE.buffer
 
 
 def test_schedules() -> None:

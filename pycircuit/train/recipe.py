@@ -12,6 +12,17 @@ ACTIVATIONS = ("relu", "jumprelu", "topk", "batchtopk")
 PENALISED = ("relu", "jumprelu")
 
 
+_BUFFER = 1 << 30  # bytes
+_MOST = 65536  # tokens
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if type(value) is not int:
+        raise TypeError(f"train: {name} must be a whole number, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"train: {name} must be at least {least}, got {value}")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What is trained, and how. Lengths are in steps of `batch` tokens.
@@ -25,7 +36,8 @@ class Recipe:
     rate: Adam's; None takes 2e-4 * sqrt(16384 / features). It rises over `warmup` steps and falls to zero over the
     last `decay` of the run.
     revive: features silent for so many steps are given new rows, and looked at that often; 0 never.
-    buffer: tokens of activations held at one time and shuffled. context: longest piece of a text.
+    buffer: tokens of activations held at one time and shuffled; None: 1 GiB of them, at most 65,536. context: longest
+    piece of a text.
     """
 
     features: int
@@ -44,7 +56,7 @@ class Recipe:
     warmup: int = 50
     decay: float = 0.2
     revive: int = 200
-    buffer: int = 65536
+    buffer: int | None = None
     context: int = 256
     seed: int = 0
     reads: str | None = None
@@ -56,14 +68,11 @@ class Recipe:
             if getattr(self, name) not in allowed:
                 known = ", ".join(str(a) for a in allowed if a is not None)
                 raise ValueError(f"train: {name} must be one of {known}, got {getattr(self, name)!r}")
-        least = {"features": 1, "steps": 1, "k": 1, "start": 1, "batch": 1, "context": 2, "warmup": 0, "revive": 0,
-                 "buffer": self.batch}  # fmt: skip
+        if self.buffer is not None and type(self.batch) is int:
+            _whole("buffer", self.buffer, self.batch)
+        least = {"features": 1, "steps": 1, "k": 1, "start": 1, "batch": 1, "context": 2, "warmup": 0, "revive": 0}
         for name, bound in least.items():
-            value = getattr(self, name)
-            if type(value) is not int:
-                raise TypeError(f"train: {name} must be a whole number, got {type(value).__name__}")
-            if value < bound:
-                raise ValueError(f"train: {name} must be at least {bound}, got {value}")
+            _whole(name, getattr(self, name), bound)
         for name in ("sparsity", "sparsity_rise", "decay", "sharpness", "bandwidth", "rate"):
             value, positive = getattr(self, name), name in ("sharpness", "bandwidth", "rate")
             if value is not None and (not isfinite(value) or value < 0 or (positive and value == 0)):
@@ -79,6 +88,10 @@ class Recipe:
     @property
     def learning_rate(self) -> float:
         return 2e-4 * (16384 / self.features) ** 0.5 if self.rate is None else self.rate
+
+    def held(self, token: int) -> int:
+        """Tokens in a buffer, at `token` bytes each."""
+        return self.buffer or max(self.batch, min(_MOST, _BUFFER // token))
 
     def rate_at(self, step: int) -> float:
         """Of the step with this number, from 0."""

@@ -113,7 +113,8 @@ class Stream:
         self.rank, self.world = rank, world
         self.kept = [len(s) - source.ignore for s in sequences]
         # More than the corpus would only hold the same tokens twice.
-        self.size = min(recipe.buffer, max(recipe.batch, sum(self.kept)))
+        held = recipe.held(2 * source.depth * source.width * source.dtype.itemsize)
+        self.size = min(held, max(recipe.batch, sum(self.kept)))
 
     def groups(self) -> Iterator[list[int]]:
         """Sequences of every buffer, without end: the corpus in another order each time through."""
