@@ -17,7 +17,7 @@ import torch
 from tiny_models import CONFIGS, LAYERS, VOCABULARY, WIDTH, build
 
 import pycircuit as pc
-from pycircuit.model.capture import capture
+from pycircuit.model.capture import capture, relative
 from pycircuit.train import Recipe, Trainer
 from pycircuit.train.corpus import source_of
 from pycircuit.train.sites import hooked
@@ -190,8 +190,8 @@ def test_what_is_learned_from_is_what_the_capture_sees(name: str, reads: str, wr
     for ids in sequences:
         one = capture(model, source.family, source.weights, ids, (reads, writes)).streams
         end = at + len(ids) - 1
-        torch.testing.assert_close(x[:, at:end], one[reads][:, 1:], atol=2e-5, rtol=1e-5)
-        torch.testing.assert_close(y[:, at:end], one[writes][:, 1:], atol=2e-5, rtol=1e-5)
+        assert relative(x[:, at:end], one[reads][:, 1:]) < 1e-5
+        assert relative(y[:, at:end], one[writes][:, 1:]) < 1e-5
         at = end
     assert at == x.shape[1]
 
@@ -207,7 +207,7 @@ def test_what_is_learned_from_is_what_the_capture_sees(name: str, reads: str, wr
         assert list(seen) == list(range(LAYERS))
         return seen[LAYERS - 1][0, 1:]
 
-    torch.testing.assert_close(last(0.0), x[-1, :5], atol=2e-5, rtol=1e-5)
+    assert relative(last(0.0), x[-1, :5]) < 1e-5
     torch.manual_seed(0)
     assert (last(torch.randn(WIDTH)) - x[-1, :5]).norm() > 0.02 * x[-1, :5].norm()
 
