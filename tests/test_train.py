@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import CONFIGS, LAYERS, VOCABULARY, WIDTH, build
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pycircuit as pc
 from pycircuit.model.capture import capture, relative
 from pycircuit.train import Recipe, Trainer
 from pycircuit.train.corpus import source_of
+from pycircuit.train.learner import Learner
 from pycircuit.train.sites import hooked
 from pycircuit.train.sparse import Entries, above, batch_top_k, decode, values
 from pycircuit.train.stream import Stream
@@ -516,3 +518,31 @@ def test_evaluate_refuses_what_is_no_transcoder() -> None:
     other = pc.train(build("llama"), corpus(), **{**asdict(RECIPE), "steps": 1, "progress": False})
     with pytest.raises(ValueError, match="each of the model's 2 layers"):
         pc.evaluate(build("gpt2", n_layer=2), other, corpus(1))
+
+
+@pytest.mark.parametrize("kind", ["plt", "clt"])
+@pytest.mark.parametrize("activation", ["topk", "batchtopk", "jumprelu"])
+def test_no_tensor_of_a_step_is_tokens_by_features(kind: str, activation: str) -> None:
+    """What encode needs inside is bounded in test_memory; this is every tensor that PyTorch makes."""
+
+    class Largest(TorchDispatchMode):
+        seen, calls = 0, 0
+
+        def __torch_dispatch__(self, of: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = of(*args, **(kwargs or {}))
+            for t in out if isinstance(out, list | tuple) else (out,):
+                if isinstance(t, torch.Tensor):
+                    self.seen, self.calls = max(self.seen, t.numel()), self.calls + 1
+            return out
+
+    recipe = Recipe(features=1024, k=8, start=8, batch=1024, kind=kind, activation=activation, bandwidth=0.2)
+    learner = Learner(recipe, LAYERS, WIDTH, torch.float32, torch.device("cpu"))
+    x = torch.randn(LAYERS, recipe.batch, WIDTH, generator=torch.Generator().manual_seed(0))
+    with Largest() as largest:
+        learner.open(x)
+        found = learner.forward(x)
+        (found.recon.square().mean() + 1e-3 * learner.penalty(found)).backward()
+    assert all(t.grad is not None for t in learner.tensors().values())
+    assert largest.calls > 50
+    # The largest are a decoder and its gradient, and the stream of all layers.
+    assert largest.seen == LAYERS * max(recipe.features, recipe.batch) * WIDTH < recipe.batch * recipe.features / 8

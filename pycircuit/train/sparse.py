@@ -147,15 +147,15 @@ def above(x: Tensor, w_enc: Tensor, b_enc: Tensor, theta: Tensor, bandwidth: flo
 def batch_top_k(x: Tensor, w_enc: Tensor, b_enc: Tensor, count: int, guess: float) -> Entries:
     """The `count` largest pre-activations of the whole batch, positive ones only, ties to the earlier entry.
 
-    guess: a threshold they are thought to pass; if too few do, one that they must pass is found from the largest
-    of each position: there are `count` of those, so the smallest of them bounds the batch's from below.
+    guess: a threshold they are thought to pass, 0 for none. If too few do, one that they must pass is taken instead:
+    the count-th largest among the few largest of each position, which is at most the count-th largest of all.
     """
-    found = Entries.of(ops.encode(x, w_enc, b_enc, BatchTopK(guess)), len(w_enc))
-    if len(found.pre) < count and guess > 0:
-        each = -(-count // len(x))
-        own = ops.encode(x, w_enc, b_enc, TopK(each))
-        bound = float(own.value.min()) if own.count >= count else 0.0
-        below = float(torch.nextafter(torch.tensor(bound), torch.tensor(-1.0))) if bound > 0 else 0.0
+    found = Entries.of(ops.encode(x, w_enc, b_enc, BatchTopK(guess)), len(w_enc)) if guess > 0 else None
+    if found is None or len(found.pre) < count:
+        each = min(len(w_enc), 2 * -(-count // len(x)))
+        own = ops.encode(x, w_enc, b_enc, TopK(each)).value
+        bound = own.topk(count).values[-1] if len(own) >= count else own.new_zeros(())
+        below = float(torch.nextafter(bound, torch.zeros_like(bound)))
         found = Entries.of(ops.encode(x, w_enc, b_enc, BatchTopK(below)), len(w_enc))
     if len(found.pre) <= count:
         return found
