@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -546,3 +547,18 @@ def test_no_tensor_of_a_step_is_tokens_by_features(kind: str, activation: str) -
     assert largest.calls > 50
     # The largest are a decoder and its gradient, and the stream of all layers.
     assert largest.seen == LAYERS * max(recipe.features, recipe.batch) * WIDTH < recipe.batch * recipe.features / 8
+
+
+def test_figures_hold_every_layer(tmp_path: Path) -> None:
+    trainer = Trainer(build("llama"), corpus(), replace(RECIPE, steps=5))
+    t = trainer.run(progress=False)
+    trainer.history.plot(tmp_path / "history.svg")
+    pc.evaluate(build("llama"), t, corpus(3)).plot(tmp_path / "evaluation.svg")
+    for name, lines in (("history", 1 + 3 * LAYERS), ("evaluation", 2 + LAYERS)):
+        root = ElementTree.parse(tmp_path / f"{name}.svg").getroot()
+        drawn = root.findall(".//{http://www.w3.org/2000/svg}polyline")
+        assert len(drawn) == lines
+        for line in drawn:
+            points = [tuple(map(float, p.split(","))) for p in line.attrib["points"].split()]
+            assert len(points) in (5, LAYERS, 8)
+            assert all(46 <= x <= 254 and 46 <= y <= 154 for x, y in points)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import nan
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pycircuit import ops
+from pycircuit.graph.files import write_text
 from pycircuit.ops import Features, FileRows
 from pycircuit.transcoders import Transcoders
 
 from .corpus import Texts, pieces, source_of, token_ids
+from .figure import Panel, chart
 from .sites import hooked
 from .stream import Source, batches
 
@@ -45,6 +50,16 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """An SVG: variance explained and L0 over layers, and how many features are how often active, a line a layer."""
+        density = {f"layer {i}": [float(n) for n in d] for i, d in enumerate(self.density) if d is not None}
+        by_layer = {"variance explained": self.variance, "features a token": self.active}
+        panels = [
+            Panel(title, {"all": [nan if v is None else v for v in values]}, "layer 0", str(len(values) - 1))
+            for title, values in by_layer.items()
+        ]
+        write_text(Path(path), chart([*panels, Panel("features by density", density, "never", "0.1 to 1")]))
 
     def __str__(self) -> str:
         names = ["never", *(f"1e{n}" for n in DECADES[:-1]), "1"]

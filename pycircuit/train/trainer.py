@@ -11,12 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pycircuit.graph.files import write_text
 from pycircuit.progress import Progress, Report
 from pycircuit.trace.checkpoint import digest
 from pycircuit.transcoders import CrossLayerTranscoder, PerLayerTranscoders
 
 from . import checkpoint as file
 from .corpus import Texts, pieces, source_of, token_ids
+from .figure import Panel, chart
 from .learner import Found, Learner, Scale
 from .recipe import PENALISED, Recipe
 from .stream import Stream
@@ -34,6 +36,21 @@ class History:
     variance: Tensor
     active: Tensor
     dead: Tensor
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """An SVG of all of it over the steps, one line a layer."""
+
+        def by_layer(t: Tensor) -> dict[str, list[float]]:
+            return {f"layer {layer}": column.tolist() for layer, column in enumerate(t.unbind(1))}
+
+        lines = {
+            "loss": {"all layers": self.loss.tolist()},
+            "variance explained": by_layer(self.variance),
+            "features a token": by_layer(self.active),
+            "silent features": by_layer(self.dead),
+        }
+        end = str(len(self.loss))
+        write_text(Path(path), chart([Panel(title, held, "step 1", end) for title, held in lines.items()]))
 
 
 class Trainer:
