@@ -485,8 +485,14 @@ def test_evaluation_is_that_of_the_definition() -> None:
     assert found.divergence == pytest.approx(divergence / found.tokens, rel=1e-3)
     expected = explained_together(t, model, prompts)
     assert found.variance == pytest.approx(expected.tolist(), abs=1e-4)
-    again = pc.evaluate(pc.ReplacementModel(model, t), t, prompts)
-    assert again == found
+    replacement = pc.ReplacementModel(model, t)
+    assert pc.evaluate(replacement, t, prompts) == found
+    traced = pc.evaluate(model, t, prompts, graphs=2, max_features=40)
+    scores = [pc.attribute(replacement, ids, max_features=40, progress=False).scores() for ids in prompts[:2]]
+    assert traced.graphs == 2
+    assert traced.replacement == pytest.approx(sum(s.replacement for s in scores) / 2)
+    assert traced.completeness == pytest.approx(sum(s.completeness for s in scores) / 2)
+    assert str(traced).count("\n") == LAYERS + 2
 
 
 def replaced_by_hand(model: Any, t: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -519,6 +525,27 @@ def test_evaluate_refuses_what_is_no_transcoder() -> None:
     other = pc.train(build("llama"), corpus(), **{**asdict(RECIPE), "steps": 1, "progress": False})
     with pytest.raises(ValueError, match="each of the model's 2 layers"):
         pc.evaluate(build("gpt2", n_layer=2), other, corpus(1))
+
+
+@pytest.mark.parametrize("activation", ["topk", "jumprelu"])
+def test_bfloat16_learns_as_float32_does(activation: str) -> None:
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        recipe = replace(RECIPE, activation=activation, precision=precision, kind="clt", skip=True)
+        trainer = Trainer(build("llama"), corpus(), recipe)
+        t = trainer.run(progress=False)
+        assert t.w_enc[0].dtype == torch.float32
+        losses[precision] = trainer.history.loss
+    assert not torch.equal(*losses.values())
+    torch.testing.assert_close(losses["bfloat16"], losses["float32"], rtol=0.05, atol=0)
+    with pytest.raises(TypeError, match="precision must be float32"):
+        Trainer(build("llama", torch.float64), corpus(), replace(RECIPE, precision="bfloat16"))
+
+
+def test_float64_models_train_in_float64() -> None:
+    t = Trainer(build("llama", torch.float64), corpus(), replace(RECIPE, steps=3)).run(progress=False)
+    assert t.w_enc[0].dtype == torch.float64
+    t.check(pc.ReplacementModel(build("llama", torch.float64), t))
 
 
 @pytest.mark.parametrize("kind", ["plt", "clt"])

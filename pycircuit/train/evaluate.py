@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import nan
 from os import PathLike
 from pathlib import Path
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from pycircuit import ops
 from pycircuit.graph.files import write_text
+from pycircuit.model import ReplacementModel
 from pycircuit.ops import Features, FileRows
+from pycircuit.trace.attribute import attribute
 from pycircuit.transcoders import Transcoders
 
 from .corpus import Texts, pieces, source_of, token_ids
@@ -36,6 +38,7 @@ class Evaluation:
     agreement: share of tokens at which the replacement model (every MLP replaced by its reconstruction, errors left
     out) and the model find the same next token most probable; divergence: mean KL(model || replacement model), in nats.
     ablated: the same divergence with every MLP's mean in its place, for comparison.
+    replacement, completeness: the scores of graphs (pc.Graph.scores), averaged over `graphs` texts; None without any.
     """
 
     tokens: int
@@ -46,6 +49,9 @@ class Evaluation:
     agreement: float
     divergence: float
     ablated: float
+    graphs: int = 0
+    replacement: float | None = None
+    completeness: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -76,6 +82,11 @@ class Evaluation:
             f"replacement model, {self.tokens} tokens: next token agrees {100 * self.agreement:.1f}%, "
             f"KL {self.divergence:.4f} nats (MLPs ablated: {self.ablated:.4f})"
         )
+        if self.graphs:
+            lines.append(
+                f"graphs of {self.graphs} texts: replacement score {self.replacement:.3f}, "
+                f"completeness score {self.completeness:.3f}"
+            )
         return "\n".join(lines)
 
 
@@ -87,11 +98,16 @@ def evaluate(
     tokenizer: Any = None,
     ignore_positions: int | None = None,
     context: int = 256,
+    graphs: int = 0,
+    max_features: int | None = None,
 ) -> Evaluation:
     """Judge transcoders on texts or token ids they were not trained on; print what comes back for a table.
 
-    model: a transformers causal model, or a ReplacementModel that holds one.
+    model: a transformers causal model, or a ReplacementModel that holds one. graphs: how many of the texts, cut to the
+    context, are traced for their scores; max_features: as in pc.attribute.
     """
+    if type(graphs) is not int or graphs < 0:
+        raise ValueError(f"evaluate: graphs must be a whole number, zero or more, got {graphs!r}")
     if not isinstance(transcoders, Transcoders):
         known = "pc.PerLayerTranscoders or pc.CrossLayerTranscoder"
         raise TypeError(f"evaluate: transcoders must be {known}, got {type(transcoders).__name__}")
@@ -106,7 +122,20 @@ def evaluate(
     mean = sums.mean()
     for batch in batches([len(s) for s in kept], max(1, LOGITS // source.weights.vocabulary)):
         sums.compare([kept[i] for i in batch], mean)
-    return sums.result()
+    found = sums.result()
+    return replace(found, **_scores(source, transcoders, kept[:graphs], max_features)) if graphs else found
+
+
+def _scores(source: Source, transcoders: Transcoders, prompts: list[Tensor], max_features: int | None) -> Any:
+    """How much of the graphs goes through features: means over prompts, for an Evaluation."""
+    model = ReplacementModel(source.model, transcoders, ignore_positions=source.ignore)
+    each = [attribute(model, ids, max_features=max_features, progress=False).scores() for ids in prompts]
+    count = len(each)
+    return {
+        "graphs": count,
+        "replacement": sum(s.replacement for s in each) / count,
+        "completeness": sum(s.completeness for s in each) / count,
+    }
 
 
 class _Sums:

@@ -54,6 +54,9 @@ class Learner:
 
     def __init__(self, recipe: Recipe, depth: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
         self.recipe, self.depth, self.width = recipe, depth, width
+        if recipe.precision == "bfloat16" and dtype == torch.float64:
+            raise TypeError("train: precision must be float32 where the model is float64, got bfloat16")
+        self.read = torch.bfloat16 if recipe.precision == "bfloat16" else dtype
         generator = torch.Generator().manual_seed(recipe.seed)
         size = recipe.features
 
@@ -111,7 +114,7 @@ class Learner:
 
     @torch.no_grad()
     def _find(self, layer: int, x: Tensor) -> Entries:
-        w_enc, b_enc = self.w_enc[layer].detach(), self.b_enc[layer].detach()
+        w_enc, b_enc = self.w_enc[layer].detach().to(self.read), self.b_enc[layer].detach()
         if self.recipe.activation == "jumprelu":
             return above(x, w_enc, b_enc, self.log_theta[layer].detach().exp(), self.recipe.bandwidth)
         if self.recipe.activation != "batchtopk":
@@ -126,11 +129,12 @@ class Learner:
         """x: [layers, positions, width], normalised."""
         parts: list[list[Tensor]] = [[] for _ in range(self.depth)]
         entries, found = [], []
-        for layer in range(self.depth):
-            here = self._find(layer, x[layer])
+        for layer, rows in enumerate(x.to(self.read).unbind(0)):
+            here = self._find(layer, rows)
             theta = self.log_theta[layer].exp() if self.log_theta else None
-            value = values(x[layer], self.w_enc[layer], self.b_enc[layer], here, theta, self.recipe.bandwidth)
-            written = decode(value, self.w_dec[layer], here)
+            w_enc, w_dec = self.w_enc[layer].to(self.read), self.w_dec[layer].to(self.read)
+            value = values(rows, w_enc, self.b_enc[layer], here, theta, self.recipe.bandwidth)
+            written = decode(value, w_dec, here)
             for slot, part in enumerate(written.unbind(0)):
                 parts[layer + slot].append(part)
             if self.w_skip:

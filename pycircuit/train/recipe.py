@@ -10,6 +10,7 @@ from pycircuit.transcoders.types import READS, WRITES
 KINDS = ("plt", "clt")
 ACTIVATIONS = ("relu", "jumprelu", "topk", "batchtopk")
 PENALISED = ("relu", "jumprelu")
+PRECISIONS = ("float32", "bfloat16")
 
 
 _BUFFER = 1 << 30  # bytes
@@ -38,6 +39,8 @@ class Recipe:
     revive: features silent for so many steps are given new rows, and looked at that often; 0 never.
     buffer: tokens of activations held at one time and shuffled; None: 1 GiB of them, at most 65,536. context: longest
     piece of a text.
+    precision: of the rows as a step reads them and of their gradients. "bfloat16" halves what is read; the weights
+    themselves, Adam's moments and all sums stay as they are. Which features are active changes with it.
     """
 
     features: int
@@ -61,9 +64,11 @@ class Recipe:
     seed: int = 0
     reads: str | None = None
     writes: str = "mlp_out"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
-        choices = {"kind": KINDS, "activation": ACTIVATIONS, "reads": (*READS, None), "writes": WRITES}
+        choices = {"kind": KINDS, "activation": ACTIVATIONS, "reads": (*READS, None), "writes": WRITES,
+                   "precision": PRECISIONS}  # fmt: skip
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 known = ", ".join(str(a) for a in allowed if a is not None)
