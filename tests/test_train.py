@@ -589,3 +589,34 @@ def test_figures_hold_every_layer(tmp_path: Path) -> None:
             points = [tuple(map(float, p.split(","))) for p in line.attrib["points"].split()]
             assert len(points) in (5, LAYERS, 8)
             assert all(46 <= x <= 254 and 46 <= y <= 154 for x, y in points)
+
+
+@pytest.mark.parametrize(
+    ("rule", "positions"), [("relu", 0), ("relu", 5), ("jumprelu", 0), ("jumprelu", 5), ("topk", 0), ("batchtopk", 5)]
+)
+def test_nothing_active_has_zero_gradients(rule: str, positions: int) -> None:
+    """Also a process that holds no token of a batch."""
+    t = {name: leaf.detach() for name, leaf in leaves(torch.float32).items()}
+    t["x"], t["b_enc"] = t["x"][:positions], torch.full((SIZE,), -100.0)
+    t = {name: leaf.requires_grad_() for name, leaf in t.items()}
+    entries = found(rule, t)
+    theta = t["theta"] if rule == "jumprelu" else None
+    value = values(t["x"], t["w_enc"], t["b_enc"], entries, theta, BANDWIDTH)
+    out = decode(value, t["w_dec"], entries)
+    assert value.shape == (0,) and out.shape == (SLOTS, positions, WIDTH)
+    used = {name: leaf for name, leaf in t.items() if name != "theta" or theta is not None}
+    for name, grad in zip(used, torch.autograd.grad(out.sum() + value.sum(), list(used.values())), strict=True):
+        assert grad.shape == t[name].shape and not grad.any()
+
+
+@pytest.mark.parametrize("activation", ["topk", "jumprelu"])
+def test_two_runs_with_two_threads_are_the_same(activation: str) -> None:
+    torch.set_num_threads(2)
+    try:
+        recipe = replace(RECIPE, features=512, k=16, batch=256, steps=6, kind="clt", activation=activation, revive=3)
+        runs = [Trainer(build("llama"), corpus(), recipe).run(progress=False) for _ in range(2)]
+    finally:
+        torch.set_num_threads(1)
+    assert_same(*runs)
+    other = Trainer(build("llama"), corpus(), replace(recipe, seed=1)).run(progress=False)
+    assert not torch.equal(other.w_enc[0], runs[0].w_enc[0])

@@ -160,7 +160,7 @@ class Learner:
 
         x: [positions, width]; error: [slots, positions, width], target - reconstruction.
         """
-        weight = error.double().square().sum((0, 2)).cpu()
+        weight = error.double().square().sum((0, 2)).cpu() + 1e-300  # something to choose from, whatever the error
         at = torch.multinomial(weight, len(silent), replacement=True, generator=generator).to(x.device)
         rows, alive = x[at], self.w_enc[layer].norm(dim=1).mean()
         length = rows.norm(dim=1).clamp_min(1e-6)

@@ -127,6 +127,8 @@ class Trainer:
         """(x, y, places) of every step that is left: [layers, held, width] twice, [held]."""
         at, size = 0, self.recipe.batch
         for number, group in enumerate(self.stream.groups()):
+            if self.done == self.recipe.steps:
+                return
             count = self.stream.batches_in(group)
             if at + count > self.done:
                 buffer = self.stream.buffer(number, group)
@@ -141,8 +143,6 @@ class Trainer:
                     yield buffer.x[:, rows], buffer.y[:, rows], places
                 del buffer
             at += count
-            if self.done >= self.recipe.steps:
-                return
 
     def _scales(self, x: Tensor) -> Scale:
         sums = torch.cat([x.double().sum(1).flatten(), x.double().square().sum((1, 2)), x.new_tensor([x.shape[1]])])
@@ -291,7 +291,7 @@ def train(
 
     model: a transformers causal model (or a ReplacementModel that holds one). options: the fields of
     pycircuit.train.Recipe. checkpoint: a file that is written every so many steps; if it is there, the run goes on
-    from it and ends exactly as it would have. progress: True, False, or a function (phase, done, total).
+    from it and ends exactly as it would have, bit for bit on a CPU with the same number of threads. progress: True, False, or a function (phase, done, total).
     """
     unknown = sorted(set(options) - set(Recipe.__dataclass_fields__))
     if unknown:
