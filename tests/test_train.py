@@ -163,13 +163,13 @@ def streams(model: pc.ReplacementModel, ids: torch.Tensor, name: str) -> torch.T
 @pytest.mark.parametrize("activation", ["topk", "batchtopk", "jumprelu", "relu"])
 def test_training_explains_most_of_the_variance(kind: str, activation: str) -> None:
     model = build("llama")
-    recipe = replace(RECIPE, kind=kind, activation=activation, steps=150, sparsity=1e-3, skip=activation == "topk")
+    recipe = replace(RECIPE, kind=kind, activation=activation, steps=100, sparsity=1e-3, skip=activation == "topk")
     trainer = Trainer(model, corpus(), recipe)
     t = trainer.run(progress=False)
     h = trainer.history
     assert type(t) is (pc.PerLayerTranscoders if kind == "plt" else pc.CrossLayerTranscoder)
     assert t.reads == ("mlp_in" if kind == "plt" else "resid_mid")
-    assert h.loss.shape == (150,) and h.variance.shape == (150, LAYERS)
+    assert h.loss.shape == (100,) and h.variance.shape == (100, LAYERS)
     assert h.loss[-1] < 0.6 * h.loss[0]
     if activation in ("topk", "batchtopk"):
         assert (h.active == 6).all()
@@ -610,13 +610,21 @@ def test_nothing_active_has_zero_gradients(rule: str, positions: int) -> None:
 
 
 @pytest.mark.parametrize("activation", ["topk", "jumprelu"])
-def test_two_runs_with_two_threads_are_the_same(activation: str) -> None:
+def test_two_threads_give_the_same_bits_twice(activation: str) -> None:
+    recipe = Recipe(features=512, k=16, start=16, batch=256, kind="clt", activation=activation, bandwidth=0.3)
+    x = torch.randn(LAYERS, recipe.batch, WIDTH, generator=torch.Generator().manual_seed(0))
+
+    def gradients_of(seed: int) -> list[torch.Tensor]:
+        learner = Learner(replace(recipe, seed=seed), LAYERS, WIDTH, torch.float32, torch.device("cpu"))
+        learner.open(x)
+        found = learner.forward(x)
+        (found.recon - x).square().sum().add(learner.penalty(found)).backward()
+        return [t.grad for t in learner.tensors().values()]
+
     torch.set_num_threads(2)
     try:
-        recipe = replace(RECIPE, features=512, k=16, batch=256, steps=6, kind="clt", activation=activation, revive=3)
-        runs = [Trainer(build("llama"), corpus(), recipe).run(progress=False) for _ in range(2)]
+        first, second, other = gradients_of(0), gradients_of(0), gradients_of(1)
     finally:
         torch.set_num_threads(1)
-    assert_same(*runs)
-    other = Trainer(build("llama"), corpus(), replace(recipe, seed=1)).run(progress=False)
-    assert not torch.equal(other.w_enc[0], runs[0].w_enc[0])
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))

@@ -291,7 +291,8 @@ def train(
 
     model: a transformers causal model (or a ReplacementModel that holds one). options: the fields of
     pycircuit.train.Recipe. checkpoint: a file that is written every so many steps; if it is there, the run goes on
-    from it and ends exactly as it would have, bit for bit on a CPU with the same number of threads. progress: True, False, or a function (phase, done, total).
+    from it and ends exactly as it would have, bit for bit on a CPU with the same number of threads. progress: True,
+    False, or a function (phase, done, total).
     """
     unknown = sorted(set(options) - set(Recipe.__dataclass_fields__))
     if unknown:
