@@ -20,9 +20,9 @@ from pycircuit.ops.dispatch import native_isas
 from pycircuit.ops.registry import OPS
 
 ROOT = Path(__file__).parents[1]
-NEEDS = ("torch", "numpy", "typer", "rich", "safetensors")
+NEEDS = ("torch", "numpy", "typer", "rich", "safetensors", "psutil")
 # What the tests have and a user may not: it must be missing in the environment for the tests to mean anything.
-ABSENT = ("triton", "pytest", "hypothesis", "psutil", "pybind11")
+ABSENT = ("triton", "pytest", "hypothesis", "pybind11")
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
