@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,3 +87,45 @@ def by_hand() -> Graph:
     matrix[1, 0], matrix[1, 2] = 2, 2
     matrix[0, 4] = 4
     return assemble(matrix, [[0, 0, 5], [1, 0, 6]], 2, 1, [1.0])
+
+
+def cone_graph(
+    layers: int, positions: int, active: int, expanded: int, targets: int = 10, seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Graph:  # fmt: skip
+    """As large as a trace's: `active` features at every (layer, position) but the first position, every row full
+    over its causal cone, expanded features in rounds of increasing (layer, position) after the targets."""
+    rng = np.random.default_rng(seed)
+    place = np.array([(la, p) for la in range(layers) for p in range(1, positions)]).repeat(active, 0)
+    features = np.column_stack([place, np.tile(np.arange(active), layers * (positions - 1))])
+    n, errors = len(features), layers * positions
+    at = np.concatenate([place[:, 1], np.tile(np.arange(positions), layers + 1)])
+    layer = np.concatenate([place[:, 0], np.repeat(np.arange(layers), positions), np.full(positions, -1)])
+    rounds = np.array_split(rng.permutation(n)[:expanded], min(8, max(1, expanded)))
+    node = np.concatenate([n + errors + positions + np.arange(targets), *(np.sort(r) for r in rounds)])
+    reads = np.where(node < n, layer[np.minimum(node, n - 1)], layers)
+    until = np.where(node < n, at[np.minimum(node, n - 1)], positions)
+    columns = [np.flatnonzero((layer < la) & (at <= p)).astype(np.int32) for la, p in zip(reads, until, strict=True)]
+    size = sum(map(len, columns))
+    weight = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    weight *= torch.randn(size, generator=torch.Generator().manual_seed(seed + 1), dtype=dtype).exp_()
+    row_ptr = torch.from_numpy(np.cumsum([0, *map(len, columns)]))
+    rows = Rows(row_ptr, torch.from_numpy(np.concatenate(columns)), weight)
+    totals = [float(weight[a:b].double().sum()) for a, b in itertools.pairwise(row_ptr.tolist())]
+    return Graph(
+        features=torch.from_numpy(features),
+        values=torch.ones(n),
+        rows=rows,
+        row_node=torch.from_numpy(node),
+        bias=torch.zeros(len(node)),
+        preactivation=torch.tensor(totals, dtype=torch.float64),
+        targets=Targets(
+            [f" t{i}" for i in range(targets)],
+            torch.arange(targets),
+            torch.linspace(1, 0.1, targets, dtype=torch.float64) / 6,
+            torch.full((targets,), positions - 1),
+        ),
+        tokens=Tokens(torch.arange(positions), [f" w{i}" for i in range(positions)]),
+        layers=layers,
+        vocab_size=1000,
+    )

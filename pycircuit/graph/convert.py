@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from .graph import Graph
 
@@ -27,6 +29,12 @@ def to_networkx(graph: Graph) -> Any:
 
 def to_scipy(graph: Graph) -> Any:
     sparse = _library("to_scipy", "scipy.sparse", "scipy")
-    row = graph.row_node.numpy()[graph.rows.row_of_entry()]
-    shape = (graph.nodes, graph.nodes)
-    return sparse.coo_array((graph.rows.weight.numpy(), (row, graph.rows.column.numpy())), shape=shape).tocsr()
+    node, lengths = graph.row_node.numpy(), np.zeros(graph.nodes, np.int64)
+    lengths[node] = graph.rows.lengths()
+    blocks = list(graph.rows.blocks(np.argsort(node)))
+    column, weight = (
+        np.concatenate([block.take(entries) for block in blocks] or [entries])
+        for entries in (graph.rows.column.numpy(), graph.rows.weight.numpy())
+    )
+    pointers = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
+    return sparse.csr_array((weight, column, pointers), shape=(graph.nodes, graph.nodes))

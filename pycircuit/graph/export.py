@@ -120,10 +120,10 @@ def _token_id(graph: Graph, target: int) -> int:
 
 
 def _links(pruned: Pruned, ids: dict[int, str]) -> list[dict[str, Any]]:
-    rows, edges = pruned.whole.rows, pruned.edge_mask.numpy()
-    source = rows.column.numpy()[edges].tolist()
-    target = np.repeat(pruned.whole.row_node.numpy(), rows.lengths())[edges].tolist()
-    weight = rows.weight.numpy()[edges].tolist()
+    rows, kept = pruned.whole.rows, np.flatnonzero(pruned.edge_mask.numpy())
+    row = np.searchsorted(rows.row_ptr.numpy(), kept, side="right") - 1
+    source, weight = rows.column.numpy()[kept].tolist(), rows.weight.numpy()[kept].tolist()
+    target = pruned.whole.row_node.numpy()[row].tolist()
     ends = zip(source, target, weight, strict=True)
     return [{"source": ids[s], "target": ids[t], "weight": w} for s, t, w in ends]
 

@@ -151,11 +151,14 @@ class Graph:
         |edges + dropped + bias - preactivation| over the sum of the absolute values of all these terms, so that
         rows whose large terms cancel are measured by the terms, not by the small number they add up to.
         """
-        weight, dropped, mass = self.rows.weight.numpy(), _array(self.dropped), _array(self.dropped_mass)
-        bias, expected = _array(self.bias), _array(self.preactivation)
-        off = np.abs(self.rows.sums(weight.astype(np.float64)) + dropped + bias - expected)
-        scale = self.rows.sums(self.rows.magnitudes()) + mass + np.abs(bias) + np.abs(expected)
-        return torch.from_numpy(np.divide(off, scale, out=np.zeros_like(off), where=scale > 0))
+        expected, weight = _array(self.preactivation), self.rows.weight.numpy()
+        off = _array(self.dropped) + _array(self.bias) - expected
+        scale = _array(self.dropped_mass) + np.abs(_array(self.bias)) + np.abs(expected)
+        for block in self.rows.blocks():
+            terms = block.take(weight).astype(np.float64)
+            off[block.rows] += block.reduce(np.add, terms)
+            scale[block.rows] += block.reduce(np.add, np.abs(terms, out=terms))
+        return torch.from_numpy(np.divide(np.abs(off), scale, out=np.zeros_like(off), where=scale > 0))
 
     @property
     def certificate(self) -> float:
@@ -167,9 +170,9 @@ class Graph:
     def dense(self) -> Tensor:
         """[nodes, nodes]: row = target, column = source. Nodes without a row have zeros there."""
         out = self.rows.weight.new_zeros(self.nodes, self.nodes)
-        out[self.row_node[torch.from_numpy(self.rows.row_of_entry()).long()], self.rows.column.long()] = (
-            self.rows.weight
-        )
+        for r, node in enumerate(self.row_node.tolist()):
+            column, weight = self.rows.row(r)
+            out[node, column.long()] = weight
         return out
 
     def influence(self) -> Tensor:

@@ -1,4 +1,8 @@
-"""Influence through CSR rows in one pass: layers from the top down, each row's shares times what enters it."""
+"""Influence through CSR rows in one pass: layers from the top down, each row's shares times what enters it.
+
+A row's share of an entry is |weight| over the sum of the row's |weight|. Shares are never stored: they are found
+again from the weights, a block at a time, in float64.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .rows import Rows
+from .rows import STEP, Rows
 
 if TYPE_CHECKING:
     from .graph import Graph
 
 
-def shares(rows: Rows, keep: np.ndarray | None = None) -> np.ndarray:
-    """|weight| of every entry over the sum of its row: [entries] float64; zero where `keep` is false."""
-    size = rows.magnitudes(keep)
-    total = rows.sums(size)
-    scale = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
-    return size * np.repeat(scale, rows.lengths())
+def scales(rows: Rows) -> np.ndarray:
+    """What turns |weight| into a share, for each row: [rows]; zero where there is nothing to share."""
+    total = rows.masses()
+    # One over a subnormal number is infinite.
+    return np.divide(1.0, total, out=np.zeros_like(total), where=total >= np.finfo(np.float64).tiny)
 
 
 def target_weights(graph: Graph) -> np.ndarray:
@@ -37,26 +40,31 @@ def layer_groups(graph: Graph) -> list[np.ndarray]:
     return [group for group in np.split(order, np.flatnonzero(np.diff(layer[order])) + 1) if len(group)]
 
 
-def entries_of(rows: Rows, which: np.ndarray) -> np.ndarray | slice:
-    """Where the entries of these rows lie; a slice where the rows follow one another."""
-    starts = rows.row_ptr.numpy()
-    if len(which) and (np.diff(which) == 1).all():
-        return slice(int(starts[which[0]]), int(starts[which[-1] + 1]))
-    return np.concatenate([np.arange(starts[r], starts[r + 1]) for r in which] or [np.zeros(0, np.int64)])
-
-
-def spread(graph: Graph, share: np.ndarray) -> np.ndarray:
-    """Influence of every node when row r hands on share[entries of r]: [nodes] float64."""
-    entering, lengths = target_weights(graph), graph.rows.lengths()
-    node, column = graph.row_node.numpy(), graph.rows.column.numpy()
-    total = np.zeros(graph.nodes)
+def spread(graph: Graph, rows: Rows, scale: np.ndarray) -> np.ndarray:
+    """Influence of every node when it runs through `rows`, entries of the graph's own: [nodes] float64."""
+    entering, total = target_weights(graph), np.zeros(graph.nodes)
+    node, column, weight = graph.row_node.numpy(), rows.column.numpy(), rows.weight.numpy()
     for group in layer_groups(graph):
-        where = entries_of(graph.rows, group)
-        given = np.repeat(entering[node[group]] + total[node[group]], lengths[group]) * share[where]
-        total += np.bincount(column[where], given, minlength=graph.nodes)
+        for block in rows.blocks(group, max(STEP, graph.nodes)):
+            source = node[block.rows]
+            given = np.abs(block.take(weight)).astype(np.float64)
+            given *= block.repeat((entering[source] + total[source]) * scale[block.rows])
+            total += np.bincount(block.take(column), given, minlength=graph.nodes)
     return total
 
 
 def of_nodes(graph: Graph) -> np.ndarray:
     """Influence of every node on the targets: [nodes] float64."""
-    return spread(graph, shares(graph.rows))
+    return spread(graph, graph.rows, scales(graph.rows))
+
+
+def of_edges(graph: Graph, rows: Rows) -> np.ndarray:
+    """Influence of every entry of `rows`, its share of what its row's node has: [entries] float64."""
+    scale = scales(rows)
+    entering = (spread(graph, rows, scale) + target_weights(graph))[graph.row_node.numpy()]
+    out, weight = np.empty(rows.entries), rows.weight.numpy()
+    for block in rows.blocks():
+        for part in block.parts:  # one: rows in their order leave no gap
+            out[part] = np.abs(weight[part])
+            out[part] *= block.repeat(entering[block.rows] * scale[block.rows])
+    return out

@@ -9,6 +9,7 @@ import numpy as np
 from pycircuit.ops import checks
 
 from . import influence
+from .rows import largest
 
 if TYPE_CHECKING:
     from .graph import Graph
@@ -40,33 +41,48 @@ def paths(graph: Graph, source: int, target: int, k: int) -> list[Path]:
             raise ValueError(f"paths: {name} must be a node below {graph.nodes}, got {end}")
     checks.whole("paths", "k", k, 1)
     best = {source: _Best(np.ones(1), np.full(1, -1), np.zeros(1, np.int64))}
-    share, node = influence.shares(graph.rows), graph.row_node.numpy()
-    for group in reversed(influence.layer_groups(graph)):
-        for r in group.tolist():
-            if node[r] != source and (found := _extend(graph, r, share, best, k)) is not None:
-                best[int(node[r])] = found
+    first = np.zeros(graph.nodes)  # strength of the best path to each node reached
+    first[source] = 1
+    node, scale = graph.row_node.numpy(), influence.scales(graph.rows)
+    for r in _below(graph, target):
+        if node[r] != source and (found := _extend(graph, r, scale[r], first, best, k)) is not None:
+            best[int(node[r])], first[node[r]] = found, found.strength[0]
     if target not in best:
         return []
     return [_follow(graph, best, target, rank) for rank in range(len(best[target].strength))]
 
 
-def _extend(graph: Graph, r: int, share: np.ndarray, best: dict[int, _Best], k: int) -> _Best | None:
+def _below(graph: Graph, target: int) -> list[int]:
+    """The rows that a path to `target` may run through, each after all that feed it, the target's own last."""
+    node = graph.row_node.numpy()
+    own = np.flatnonzero(node == target)
+    groups = influence.layer_groups(graph)
+    while groups and not np.isin(own, groups[0]).any():
+        groups.pop(0)
+    return [*np.concatenate(groups[:0:-1] or [own[:0]]).tolist(), *own.tolist()]
+
+
+def _extend(
+    graph: Graph, r: int, scale: float, first: np.ndarray, best: dict[int, _Best], k: int
+) -> _Best | None:  # fmt: skip
     """The k best paths that end in row r's node: every edge of the row after every best path to its source."""
-    columns = graph.rows.row(r)[0].numpy()
-    begin = int(graph.rows.row_ptr[r])
-    reached = np.array(sorted(best), dtype=np.int64)
-    place = np.searchsorted(columns, reached)
-    place = place[np.isin(reached, columns)]
-    entries = [begin + a for a in place.tolist() if share[begin + a] > 0]
-    if not entries:
+    column, weight = (t.numpy() for t in graph.rows.row(r))
+    share = np.abs(weight).astype(np.float64)
+    share *= scale
+    strength = share * first.take(column)
+    # No other edge can be the last one of a k best path: the first of each of these k comes before all of its own.
+    edges = largest(strength, k) if k < len(strength) else np.arange(len(strength))
+    edges = edges[strength[edges] > 0]
+    if not len(edges):
         return None
-    before = [best[int(graph.rows.column[e])] for e in entries]
-    strength = np.concatenate([share[e] * b.strength for e, b in zip(entries, before, strict=True)])
+    before = [best[c].strength for c in column[edges].tolist()]
+    counts = [len(b) for b in before]
+    candidates = np.concatenate(before) * np.repeat(share[edges], counts)
     # Candidates lie in the order of (source, rank); a stable sort leaves equals so.
-    chosen = np.argsort(-strength, kind="stable")[:k]
-    counts = [len(b.strength) for b in before]
+    chosen = np.argsort(-candidates, kind="stable")[:k]
     rank = np.concatenate([np.arange(n) for n in counts])
-    return _Best(strength[chosen], np.repeat(entries, counts)[chosen], rank[chosen])
+    entry = int(graph.rows.row_ptr[r]) + edges
+    return _Best(candidates[chosen], np.repeat(entry, counts)[chosen], rank[chosen])
 
 
 def _follow(graph: Graph, best: dict[int, _Best], node: int, rank: int) -> Path:

@@ -16,6 +16,7 @@ from torch import Tensor
 from pycircuit.ops import checks
 
 from . import influence
+from .rows import Rows
 from .threshold import cumulative, cutoff
 
 if TYPE_CHECKING:
@@ -58,39 +59,41 @@ def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Pruned:
     found = influence.of_nodes(graph)
     nodes = found >= cutoff(found, node_threshold)
     nodes[graph.first_token :] = True
-    edges = _influential_edges(graph, nodes, edge_threshold)
-    _drop_dead_ends(graph, nodes, edges)
+    edges = _between(graph.rows, graph.row_node, nodes)
+    inner = graph.rows if edges.all() else graph.rows.select(edges)
+    # An edge's influence is its share of its row times the influence of the row's node, among kept nodes only.
+    score = influence.of_edges(graph, inner)
+    strong = score >= cutoff(score, edge_threshold)
+    del score
+    _drop_dead_ends(graph, nodes, inner.select(strong))
+    strong &= _between(inner, graph.row_node, nodes)
+    edges[edges] = strong
     return Pruned(graph, torch.from_numpy(nodes), torch.from_numpy(edges), torch.from_numpy(found))
 
 
-def _edges_between(graph: Graph, nodes: np.ndarray) -> np.ndarray:
+def _between(rows: Rows, row_node: Tensor, nodes: np.ndarray) -> np.ndarray:
     """[entries]: both ends are in `nodes`."""
-    return nodes[graph.rows.column.numpy()] & np.repeat(nodes[graph.row_node.numpy()], graph.rows.lengths())
+    out, column = np.zeros(rows.entries, bool), rows.column.numpy()
+    for block in rows.blocks(np.flatnonzero(nodes[row_node.numpy()])):
+        for part in block.parts:
+            nodes.take(column[part], out=out[part], mode="clip")
+    return out
 
 
-def _influential_edges(graph: Graph, nodes: np.ndarray, threshold: float) -> np.ndarray:
-    """An edge's influence is its share of its row times the influence of the row's node, among kept nodes only."""
-    share = influence.shares(graph.rows, _edges_between(graph, nodes))
-    entering = influence.spread(graph, share) + influence.target_weights(graph)
-    share *= np.repeat(entering[graph.row_node.numpy()], graph.rows.lengths())
-    return share >= cutoff(share, threshold)
-
-
-def _drop_dead_ends(graph: Graph, nodes: np.ndarray, edges: np.ndarray) -> None:
-    """Take out, in place, features and errors that feed nothing and features that nothing feeds, until none is left."""
-    node, column = graph.row_node.numpy(), graph.rows.column.numpy()
-    while True:
-        feeds, fed = np.zeros(graph.nodes, bool), np.zeros(graph.nodes, bool)
-        feeds[column[edges]] = True
-        fed[node] = graph.rows.sums(edges) > 0
-        dead = nodes.copy()
-        dead[graph.first_token :] = False
-        dead[: graph.first_error] &= ~(feeds & fed)[: graph.first_error]
-        dead[graph.first_error : graph.first_token] &= ~feeds[graph.first_error : graph.first_token]
-        if not dead.any():
-            return
-        nodes &= ~dead
-        edges &= _edges_between(graph, nodes)
+def _drop_dead_ends(graph: Graph, nodes: np.ndarray, rows: Rows) -> None:
+    """Take out, in place, features and errors that lie on no path through `rows` from an error or token to a target."""
+    node, column, groups = graph.row_node.numpy(), rows.column.numpy(), influence.layer_groups(graph)
+    fed = nodes.copy()
+    fed[: graph.first_error] = False
+    for group in reversed(groups):
+        for block in rows.blocks(group):
+            fed[node[block.rows]] |= block.reduce(np.logical_or, fed.take(block.take(column)))
+    live = np.zeros(graph.nodes, bool)
+    live[graph.first_target :] = True
+    for group in groups:
+        for block in rows.blocks(group[(fed & live)[node[group]]]):
+            live[block.take(column)] = True
+    nodes[: graph.first_token] &= (fed & live)[: graph.first_token]
 
 
 def _mask(name: str, given: Any, count: int) -> np.ndarray:
@@ -102,30 +105,42 @@ def _mask(name: str, given: Any, count: int) -> np.ndarray:
 
 def subgraph(graph: Graph, node_mask: Any, edge_mask: Any = None) -> Graph:
     nodes = _mask("node_mask", node_mask, graph.nodes)
-    edges = _edges_between(graph, nodes)
+    edges = _between(graph.rows, graph.row_node, nodes)
     if edge_mask is not None:
         edges &= _mask("edge_mask", edge_mask, graph.rows.entries)
-    weight, node = graph.rows.weight.numpy(), graph.row_node.numpy()
-    rows, row = nodes[node], torch.from_numpy(nodes[node])
+    rows = nodes[graph.row_node.numpy()]
+    row, features = torch.from_numpy(rows), torch.from_numpy(nodes[: graph.first_error])
     assert graph.dropped is not None and graph.dropped_mass is not None  # filled when the graph was made
-    left = np.where(edges, 0, weight).astype(np.float64)
+    dropped, mass = _left_out(graph.rows, rows, edges)
     # Errors and tokens keep their places, so a node's new number is the count of places before it.
     places = nodes.copy()
     places[graph.first_error : graph.first_target] = True
-    number = torch.from_numpy(np.cumsum(places) - 1)
-    kept = graph.rows.select(rows, edges)
+    number = np.cumsum(places) - 1
+    kept = graph.rows.select(edges, rows)
+    column = torch.from_numpy(number.astype(np.int32).take(kept.column.numpy()))
     return replace(
         graph,
-        features=graph.features[torch.from_numpy(nodes[: graph.first_error])],
-        values=graph.values[torch.from_numpy(nodes[: graph.first_error])],
-        rows=type(kept)(kept.row_ptr, number[kept.column.long()], kept.weight),
-        row_node=number[graph.row_node[row]],
+        features=graph.features[features],
+        values=graph.values[features],
+        rows=Rows.trusted(kept.row_ptr, column, kept.weight),
+        row_node=torch.from_numpy(number)[graph.row_node[row]],
         bias=graph.bias[row],
         preactivation=graph.preactivation[row],
-        dropped=(graph.dropped + torch.from_numpy(graph.rows.sums(left)))[row],
-        dropped_mass=(graph.dropped_mass + torch.from_numpy(graph.rows.sums(np.abs(left))))[row],
+        dropped=graph.dropped[row] + torch.from_numpy(dropped[rows]),
+        dropped_mass=graph.dropped_mass[row] + torch.from_numpy(mass[rows]),
         targets=_targets_of(graph, nodes[graph.first_target :]),
     )
+
+
+def _left_out(rows: Rows, which: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of the entries that are not in `edges`, and of their absolute values: [rows] float64 each."""
+    dropped, mass, weight = np.zeros(rows.count), np.zeros(rows.count), rows.weight.numpy()
+    for block in rows.blocks(np.flatnonzero(which)):
+        left = block.take(weight).astype(np.float64)
+        left *= ~block.take(edges)
+        dropped[block.rows] = block.reduce(np.add, left)
+        mass[block.rows] = block.reduce(np.add, np.abs(left, out=left))
+    return dropped, mass
 
 
 def _targets_of(graph: Graph, kept: np.ndarray) -> Any:

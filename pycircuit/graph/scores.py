@@ -24,15 +24,12 @@ class Scores(NamedTuple):
 
 
 def scores(graph: Graph) -> Scores:
-    share = influence.shares(graph.rows)
-    found = influence.spread(graph, share)
+    found = influence.of_nodes(graph)
     tokens = float(found[graph.first_token : graph.first_target].sum())
+    # Every node's share of error input times the node's influence, over all nodes, is what arrives at the errors.
     errors = float(found[graph.first_error : graph.first_token].sum())
-    reaching = found + influence.target_weights(graph)
-    column = graph.rows.column.numpy()
-    from_errors = graph.rows.sums(share * ((column >= graph.first_error) & (column < graph.first_token)))
-    unexplained = float((from_errors * reaching[graph.row_node.numpy()]).sum())
-    return Scores(_part(tokens, tokens + errors), 1 - _part(unexplained, float(reaching.sum())))
+    reaching = float(found.sum() + graph.targets.weights.sum())
+    return Scores(_part(tokens, tokens + errors), 1 - _part(errors, reaching))
 
 
 def _part(part: float, whole: float) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pycircuit.ops import checks
 
-from .rows import Rows
+from .rows import STEP, Rows
 
 if TYPE_CHECKING:
     from .graph import Graph, Targets, Tokens
@@ -59,10 +59,12 @@ def _sums(graph: Graph) -> dict[str, Tensor]:
 
 
 def _finite(name: str, t: Tensor) -> None:
-    bad = ~np.isfinite(t.numpy())
-    if bad.any():
-        at = int(bad.argmax())
-        raise ValueError(f"{_OP}: {name} must be finite, got {float(t[at])} at {at}, {int(bad.sum())} in all")
+    array = t.numpy()
+    for begin in range(0, len(array), STEP):
+        good = np.isfinite(array[begin : begin + STEP])
+        if not good.all():
+            at = begin + int(good.argmin())
+            raise ValueError(f"{_OP}: {name} must be finite, got {float(t[at])} at {at}")
 
 
 def _floats(name: str, value: Any, count: int) -> Tensor:
@@ -122,11 +124,22 @@ def _features(value: Any, layers: int, positions: int) -> Tensor:
     t = t.cpu().contiguous()
     for at, (name, high) in enumerate((("layer", layers), ("position", positions), ("feature", 2**40))):
         within(f"features' {name}", t[:, at].contiguous(), 0, high)
-    order = np.lexsort(t.numpy().T[::-1])
-    twice = (t[order][1:] == t[order][:-1]).all(1)
-    if twice.any():
-        raise ValueError(f"{_OP}: features must be distinct, got {t[order][1:][twice][0].tolist()} twice")
+    ordered = t.numpy()
+    if not _rising(ordered):
+        ordered = ordered[np.lexsort(ordered.T[::-1])]
+        twice = (ordered[1:] == ordered[:-1]).all(1)
+        if twice.any():
+            raise ValueError(f"{_OP}: features must be distinct, got {ordered[1:][twice][0].tolist()} twice")
     return t
+
+
+def _rising(t: np.ndarray) -> bool:
+    """Whether every row of [n, 3] comes after the one before it."""
+    rises, same = np.zeros(max(len(t) - 1, 0), bool), np.ones(max(len(t) - 1, 0), bool)
+    for column in t.T:
+        rises |= same & (column[1:] > column[:-1])
+        same &= column[1:] == column[:-1]
+    return bool(rises.all())
 
 
 def _row_node(graph: Graph, features: int, first_target: int, nodes: int) -> Tensor:
@@ -148,17 +161,42 @@ def _downward(rows: Rows, row_node: Tensor, features: Tensor, sources: int) -> N
     """Every edge comes from a source, and from a layer below the feature it enters: the graph has no cycle."""
     if rows.entries == 0:
         return
-    within("rows.column", rows.column, 0, sources)
+    starts, ends = rows.row_ptr.numpy()[:-1], rows.row_ptr.numpy()[1:]
+    filled = ends > starts
+    # Columns ascend in a row: its ends bound it.
+    within("rows.column", rows.column[torch.from_numpy(np.r_[starts[filled], ends[filled] - 1])], 0, sources)
     layer = np.concatenate([features[:, 0].numpy(), np.full(sources - len(features), -1)]).astype(np.int32)
     node = row_node.numpy()
     limit = np.full(rows.count, np.iinfo(np.int32).max, dtype=np.int32)
     limit[node < len(features)] = layer[node[node < len(features)]]
-    starts, filled = rows.row_ptr.numpy(), rows.lengths() > 0
-    highest = np.full(rows.count, -1, dtype=np.int32)
-    highest[filled] = np.maximum.reduceat(layer[rows.column.numpy()], starts[:-1][filled])
+    highest = _highest(rows, layer, len(features))
     if (highest >= limit).any():
         r = int((highest >= limit).argmax())
         raise ValueError(
             f"{_OP}: rows must hold edges from lower layers only, got one from layer {highest[r]} in row {r}, "
             f"which explains a feature of layer {limit[r]}"
         )
+
+
+def _highest(rows: Rows, layer: np.ndarray, features: int) -> np.ndarray:
+    """The highest layer of a feature among each row's columns, or -1: [rows]."""
+    out, column = np.full(rows.count, -1, dtype=np.int32), rows.column.numpy()
+    if (np.diff(layer[:features]) >= 0).all():
+        # In the order of layers it is that of the row's last feature.
+        starts = rows.row_ptr.numpy()[:-1]
+        last = _first_at_least(column, starts, rows.row_ptr.numpy()[1:], features) - 1
+        some = last >= starts
+        out[some] = layer[column[last[some]]]
+        return out
+    for block in rows.blocks():
+        out[block.rows] = block.reduce(np.maximum, layer.take(block.take(column)))
+    return out
+
+
+def _first_at_least(column: np.ndarray, low: np.ndarray, high: np.ndarray, value: int) -> np.ndarray:
+    """In each row [low, high) of ascending columns, where the first stands that is no lower than value, or high."""
+    while (open_ := low < high).any():
+        middle = np.where(open_, (low + high) // 2, 0)
+        below = open_ & (column[middle] < value)
+        low, high = np.where(below, middle + 1, low), np.where(open_ & ~below, middle, high)
+    return low
