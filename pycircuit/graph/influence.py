@@ -6,6 +6,7 @@ again from the weights, a block at a time, in float64.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,13 +59,28 @@ def of_nodes(graph: Graph) -> np.ndarray:
     return spread(graph, graph.rows, scales(graph.rows))
 
 
-def of_edges(graph: Graph, rows: Rows) -> np.ndarray:
-    """Influence of every entry of `rows`, its share of what its row's node has: [entries] float64."""
-    scale = scales(rows)
-    entering = (spread(graph, rows, scale) + target_weights(graph))[graph.row_node.numpy()]
-    out, weight = np.empty(rows.entries), rows.weight.numpy()
-    for block in rows.blocks():
-        for part in block.parts:  # one: rows in their order leave no gap
-            out[part] = np.abs(weight[part])
-            out[part] *= block.repeat(entering[block.rows] * scale[block.rows])
-    return out
+class EdgeInfluence:
+    """Influence of every entry of `rows`, its share of what its row's node has: float64, in the order of entries.
+
+    Goes through them in parts, found anew each time rather than held.
+    """
+
+    def __init__(self, graph: Graph, rows: Rows) -> None:
+        scale = scales(rows)
+        entering = spread(graph, rows, scale) + target_weights(graph)
+        self.rows, self.factor = rows, entering[graph.row_node.numpy()] * scale
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        weight = self.rows.weight.numpy()
+        for block in self.rows.blocks():
+            part = np.abs(block.take(weight)).astype(np.float64)
+            part *= block.repeat(self.factor[block.rows])
+            yield part
+
+    def at_least(self, cutoff: float) -> np.ndarray:
+        """Which entries have no less: [entries]."""
+        out, at = np.zeros(self.rows.entries, bool), 0
+        for part in self:
+            np.greater_equal(part, cutoff, out=out[at : at + len(part)])
+            at += len(part)
+        return out

@@ -62,27 +62,29 @@ def _below(graph: Graph, target: int) -> list[int]:
     return [*np.concatenate(groups[:0:-1] or [own[:0]]).tolist(), *own.tolist()]
 
 
-def _extend(
-    graph: Graph, r: int, scale: float, first: np.ndarray, best: dict[int, _Best], k: int
-) -> _Best | None:  # fmt: skip
+def _extend(graph: Graph, r: int, scale: float, first: np.ndarray, best: dict[int, _Best], k: int) -> _Best | None:
     """The k best paths that end in row r's node: every edge of the row after every best path to its source."""
-    column, weight = (t.numpy() for t in graph.rows.row(r))
-    share = np.abs(weight).astype(np.float64)
-    share *= scale
-    strength = share * first.take(column)
-    # No other edge can be the last one of a k best path: the first of each of these k comes before all of its own.
-    edges = largest(strength, k) if k < len(strength) else np.arange(len(strength))
-    edges = edges[strength[edges] > 0]
+    begin, end = graph.rows.row_ptr[r : r + 2].tolist()
+    column = graph.rows.column[begin:end].numpy()
+    edges = np.flatnonzero(first.take(column) > 0)
+    if not len(edges):
+        return None
+    share = np.abs(graph.rows.weight[begin:end].numpy()[edges]).astype(np.float64) * scale
+    strength = share * first[column[edges]]
+    if k < len(edges):
+        # No other edge ends a k best path: the first path over each of these k comes before all over another.
+        few = largest(strength, k)
+        edges, share, strength = edges[few], share[few], strength[few]
+    edges, share = edges[strength > 0], share[strength > 0]
     if not len(edges):
         return None
     before = [best[c].strength for c in column[edges].tolist()]
     counts = [len(b) for b in before]
-    candidates = np.concatenate(before) * np.repeat(share[edges], counts)
+    candidates = np.concatenate(before) * np.repeat(share, counts)
     # Candidates lie in the order of (source, rank); a stable sort leaves equals so.
     chosen = np.argsort(-candidates, kind="stable")[:k]
     rank = np.concatenate([np.arange(n) for n in counts])
-    entry = int(graph.rows.row_ptr[r]) + edges
-    return _Best(candidates[chosen], np.repeat(entry, counts)[chosen], rank[chosen])
+    return _Best(candidates[chosen], np.repeat(begin + edges, counts)[chosen], rank[chosen])
 
 
 def _follow(graph: Graph, best: dict[int, _Best], node: int, rank: int) -> Path:

@@ -62,10 +62,9 @@ def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Pruned:
     edges = _between(graph.rows, graph.row_node, nodes)
     inner = graph.rows if edges.all() else graph.rows.select(edges)
     # An edge's influence is its share of its row times the influence of the row's node, among kept nodes only.
-    score = influence.of_edges(graph, inner)
-    strong = score >= cutoff(score, edge_threshold)
-    del score
-    _drop_dead_ends(graph, nodes, inner.select(strong))
+    score = influence.EdgeInfluence(graph, inner)
+    strong = score.at_least(cutoff(score, edge_threshold))
+    _drop_dead_ends(graph, nodes, inner if strong.all() else inner.select(strong))
     strong &= _between(inner, graph.row_node, nodes)
     edges[edges] = strong
     return Pruned(graph, torch.from_numpy(nodes), torch.from_numpy(edges), torch.from_numpy(found))

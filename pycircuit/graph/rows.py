@@ -120,8 +120,8 @@ class Rows:
             end = max(begin + 1, int(np.searchsorted(ends, before + step, side="right")))
             rows = order[begin:end]
             first, last = starts[rows], starts[rows + 1]
-            breaks = np.flatnonzero(first[1:] != last[:-1])
-            bounds = zip(first[np.r_[0, breaks + 1]].tolist(), last[np.r_[breaks, -1]].tolist(), strict=True)
+            breaks = first[1:] != last[:-1]
+            bounds = zip([first[0], *first[1:][breaks]], [*last[:-1][breaks], last[-1]], strict=True)
             yield Block(rows, lengths[begin:end], [slice(a, b) for a, b in bounds])
             begin = end
 
@@ -164,13 +164,16 @@ class Rows:
         lengths = np.array([min(keep, np.count_nonzero(row != 0)) for row in dense], np.int64)
         column, weight = np.empty(lengths.sum(), np.int32), np.empty(lengths.sum(), dense.dtype)
         for r, (row, end) in enumerate(zip(dense, lengths.cumsum().tolist(), strict=True)):
-            into, kept = slice(end - lengths[r], end), np.flatnonzero(row != 0)
-            if keep < len(kept):
-                kept = largest(np.abs(row), keep)
-                left = row.astype(np.float64)
-                left[kept] = 0
+            filled = np.flatnonzero(row != 0)
+            entries = row.take(filled)
+            if keep < len(filled):
+                chosen = largest(np.abs(entries), keep)
+                left = entries.astype(np.float64)
+                left[chosen] = 0
                 dropped[r], mass[r] = left.sum(), np.abs(left).sum()
-            column[into], weight[into] = kept, row.take(kept)
+                filled, entries = filled[chosen], entries[chosen]
+            into = slice(end - lengths[r], end)
+            column[into], weight[into] = filled, entries
         return _packed(lengths, column, weight), torch.from_numpy(dropped), torch.from_numpy(mass)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 _BITS = 16  # of a score's 64 looked at in one step: 65,536 counters stay in the cache
@@ -11,33 +13,51 @@ _SORTED = 4096  # few enough to sort
 _SLACK = 1e-12
 
 
-def cutoff(scores: np.ndarray, share: float) -> float:
+def cutoff(scores: np.ndarray | Iterable[np.ndarray], share: float) -> float:
     """The score down to which one must go so that what is kept carries `share` of the total.
 
-    scores: [n] float64, none negative. Keep `scores >= cutoff`: equal scores stay or go together. A share of 0
-    keeps the largest, a share of 1 everything above zero; where all are zero nothing is kept (infinity).
+    scores: float64, none negative; [n], or in parts that can be gone through again and need not be held together.
+    Keep `scores >= cutoff`: equal scores stay or go together. A share of 0 keeps the largest, a share of 1 everything
+    above zero; where all are zero nothing is kept (infinity).
     """
-    candidates = scores[scores > 0]
-    if not len(candidates):
-        return np.inf
+    parts = [scores] if isinstance(scores, np.ndarray) else scores
     if share >= 1:
-        return float(candidates.min())
-    needed, above = share * float(candidates.sum()) * (1 - _SLACK), 0.0
+        return min((float(np.where(part > 0, part, np.inf).min(initial=np.inf)) for part in parts), default=np.inf)
+    candidates, needed, above = np.zeros(0), None, 0.0
     # The bits of non-negative floats, read as integers, are in the order of the floats.
     for shift in range(64 - _BITS, -1, -_BITS):
+        count, mass = _histogram(parts, shift)
+        needed = share * float(mass.sum()) * (1 - _SLACK) if needed is None else needed
+        filled = np.flatnonzero(count)
+        if not len(filled):
+            return np.inf
+        reached = above + np.cumsum(mass[::-1])[::-1]  # with this digit and all higher ones
+        enough = filled[reached[filled] >= needed]
+        chosen = int(enough[-1] if len(enough) else filled[0])
+        above = float(reached[chosen] - mass[chosen])
+        candidates = np.concatenate([part[(_digit(part, shift) == chosen) & (part > 0)] for part in parts])
+        parts = [candidates]
         if len(candidates) <= _SORTED:
             break
-        digit = (candidates.view(np.int64) >> shift) & ((1 << _BITS) - 1)
-        filled = np.bincount(digit, minlength=1 << _BITS) > 0
-        mass = np.bincount(digit, candidates, minlength=1 << _BITS)
-        reached = above + np.cumsum(mass[::-1])[::-1]  # with this digit and all higher ones
-        enough = np.flatnonzero(filled & (reached >= needed))
-        chosen = int(enough[-1]) if len(enough) else int(np.flatnonzero(filled)[0])
-        above = float(reached[chosen] - mass[chosen])
-        candidates = candidates[digit == chosen]
     ordered = np.sort(candidates)[::-1]
     at = int(np.searchsorted(above + np.cumsum(ordered), needed))
     return float(ordered[min(at, len(ordered) - 1)]) * (1 - _SLACK)
+
+
+def _digit(scores: np.ndarray, shift: int) -> np.ndarray:
+    return (scores.view(np.int64) >> shift) & ((1 << _BITS) - 1)
+
+
+def _histogram(parts: Iterable[np.ndarray], shift: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many scores above zero have each digit, and their sum: [2^_BITS] each."""
+    count, mass = np.zeros(1 << _BITS, np.int64), np.zeros(1 << _BITS)
+    for part in parts:
+        digit = _digit(part, shift)
+        found = np.bincount(digit)
+        count[: len(found)] += found
+        count[0] -= np.count_nonzero(part == 0)
+        mass[: len(found)] += np.bincount(digit, part)
+    return count, mass
 
 
 def cumulative(scores: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -123,7 +123,7 @@ def _features(value: Any, layers: int, positions: int) -> Tensor:
     checks.shaped(_OP, "features", t, (len(t), 3), "layer, position, feature of each")
     t = t.cpu().contiguous()
     for at, (name, high) in enumerate((("layer", layers), ("position", positions), ("feature", 2**40))):
-        within(f"features' {name}", t[:, at].contiguous(), 0, high)
+        within(f"features' {name}", t[:, at], 0, high)
     ordered = t.numpy()
     if not _rising(ordered):
         ordered = ordered[np.lexsort(ordered.T[::-1])]
