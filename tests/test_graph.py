@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from graphs import assemble, by_hand, random_features, random_graph, random_matrix
+from graphs import assemble, by_hand, cone_graph, random_features, random_graph, random_matrix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import pycircuit as pc
-from pycircuit.graph import Graph, Rows
+from pycircuit.graph import Graph, Rows, Targets
 from pycircuit.graph.threshold import cumulative, cutoff
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,12 +58,10 @@ def prune_slowly(graph: Graph, node_share: float, edge_share: float) -> tuple[Te
     nodes[graph.first_token :] = True
     inside = matrix * nodes[:, None] * nodes
     edges = keep_share(normalised(inside) * (influence_by_inverse(inside, weights) + weights)[:, None], edge_share)
-    for _ in range(graph.nodes):
-        for i in range(graph.first_token):
-            fed = bool(edges[i].any()) or i >= graph.first_error
-            if nodes[i] and not (fed and edges[:, i].any()):
-                nodes[i] = False
-                edges[i], edges[:, i] = False, False
+    inner, errors = torch.arange(graph.nodes) < graph.first_token, torch.arange(graph.nodes) >= graph.first_error
+    while (dead := nodes & inner & ~((edges.any(1) | errors) & edges.any(0))).any():
+        nodes &= ~dead
+        edges[dead], edges[:, dead] = False, False
     return nodes, edges
 
 
@@ -129,6 +128,240 @@ def test_compression_keeps_lower_columns_among_equals() -> None:
     rows, dropped, mass = Rows.from_dense(torch.tensor([[1.0, -2.0, 1.0, 2.0, 1.0, 0.0]]), 3)
     assert rows.column.tolist() == [0, 1, 3]
     assert (dropped.tolist(), mass.tolist()) == ([2.0], [2.0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("keep", [None, 0, 1, 3, 17, 29, 30, 31])
+def test_from_dense_equals_a_sort(keep: int | None, dtype: type) -> None:
+    """Many equal sizes, zeros, an empty and a full row; strided, too."""
+    drawn = np.random.default_rng(5).integers(-4, 5, (40, 30)).astype(dtype)
+    drawn[3], drawn[4] = 0, 2
+    for matrix in (drawn, np.asfortranarray(drawn), np.repeat(drawn, 2, 1)[:, ::2]):
+        rows, dropped, mass = Rows.from_dense(matrix, keep)
+        assert rows.weight.numpy().dtype == dtype
+        for r, row in enumerate(drawn):
+            order = sorted(np.flatnonzero(row).tolist(), key=lambda c: (-abs(row[c]), c))
+            kept = sorted(order[:keep])
+            column, weight = rows.row(r)
+            assert column.tolist() == kept
+            assert weight.tolist() == row[kept].tolist()
+            left = row[order[len(kept) :]].astype(np.float64)
+            assert (float(dropped[r]), float(mass[r])) == (left.sum(), np.abs(left).sum())
+
+
+@pytest.mark.parametrize("keep", [None, 1, 2])
+def test_compression_hides_no_nan(keep: int | None) -> None:
+    rows, dropped, mass = Rows.from_dense(torch.tensor([[1.0, torch.nan, 3.0, torch.nan]]), keep)
+    assert np.isnan(rows.masses()[0] + float(dropped[0]) + float(mass[0]))
+
+
+def test_trusted_rows_are_taken_as_they_are() -> None:
+    """Nothing is copied or looked at, and a graph still refuses what would make its numbers wrong."""
+    graph = random_graph()
+    parts = (graph.rows.row_ptr, graph.rows.column, graph.rows.weight)
+    rows = Rows.trusted(*parts)
+    assert all(a is b for a, b in zip(parts, (rows.row_ptr, rows.column, rows.weight), strict=True))
+    again = replace(graph, rows=rows)
+    assert again.rows is rows
+    assert torch.equal(again.dense(), graph.dense())
+    for weight, column, message in (
+        (parts[2] * torch.inf, parts[1], "rows.weight must be finite"),
+        (parts[2], parts[1] + graph.nodes, "rows.column must be"),
+        (parts[2], parts[1] - graph.nodes, "rows.column must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(graph, rows=Rows.trusted(parts[0], column, weight))
+
+
+@pytest.mark.parametrize("at", [1, 65_535, 65_536, 65_537, 131_071, 131_072, 149_999])
+def test_one_fall_anywhere_is_found(at: int) -> None:
+    column = torch.arange(150_000)
+    column[at] = column[at - 1]
+    with pytest.raises(ValueError, match=f"must ascend within each row, got {at - 1} after {at - 1} at {at}"):
+        Rows(torch.tensor([0, 150_000]), column, torch.ones(150_000))
+    column = torch.arange(150_000)
+    column[at:] -= at
+    assert Rows(torch.tensor([0, at, at, 150_000]), column, torch.ones(150_000)).count == 3
+    with pytest.raises(ValueError, match="must ascend"):
+        Rows(torch.tensor([0, at - 1, 150_000]), column, torch.ones(150_000))
+
+
+def shuffled(graph: Graph) -> Graph:
+    """The same graph with its features in no order."""
+    order = torch.randperm(len(graph.features), generator=torch.Generator().manual_seed(0))
+    number = torch.cat([order.argsort(), torch.arange(len(order), graph.nodes)])
+    whole = graph.dense()[graph.row_node]
+    whole[:, number[: graph.first_target]] = whole[:, : graph.first_target].clone()
+    rows, _, _ = Rows.from_dense(whole)
+    return replace(
+        graph, features=graph.features[order], values=graph.values[order], rows=rows, row_node=number[graph.row_node]
+    )
+
+
+@pytest.mark.parametrize("order", ["layers", "shuffled"])
+def test_upward_edges_are_refused_in_any_order_of_features(order: str) -> None:
+    graph = random_graph(count=40)
+    graph = shuffled(graph) if order == "shuffled" else graph
+    layer = graph.features[:, 0]
+    assert bool((layer.diff() >= 0).all()) == (order == "layers")
+    row = int((graph.row_node < graph.first_error).nonzero()[0, 0])
+    whole = graph.dense()[graph.row_node]
+    same = int((layer == layer[graph.row_node[row]]).nonzero()[-1, 0])
+    whole[row, same] = 1.0
+    with pytest.raises(ValueError, match="edges from lower layers only"):
+        replace(graph, rows=Rows.from_dense(whole)[0])
+
+
+@pytest.fixture(scope="module")
+def large() -> Graph:
+    """Rows enough for several blocks, scattered over the layers, and small enough for the dense truths."""
+    graph = cone_graph(4, 14, 12, 450, dtype=torch.float64)
+    assert graph.rows.entries > 65_536
+    assert len(list(graph.rows.blocks())) > 1
+    return graph
+
+
+@pytest.mark.parametrize("order", ["layers", "shuffled"])
+def test_large_graphs_by_their_dense_matrix(large: Graph, order: str) -> None:
+    graph = large if order == "layers" else shuffled(large)
+    dense, weights = graph.dense(), weights_of(graph)
+    assert graph.certificate < 1e-14
+    assert torch.allclose(graph.influence(), influence_by_inverse(dense, weights), atol=1e-14)
+    assert torch.equal(torch.from_numpy(graph.to_scipy().toarray()), dense)
+    for shares in ((0.8, 0.98), (0.4, 0.3), (1, 1)):
+        nodes, edges = prune_slowly(graph, *shares)
+        pruned = graph.prune(*shares)
+        assert torch.equal(pruned.node_mask, nodes)
+        assert torch.equal(edges_of(graph, pruned.edge_mask), edges)
+        part = pruned.graph
+        places = nodes.clone()
+        places[graph.first_error : graph.first_target] = True
+        assert torch.equal(part.dense(), (dense * edges)[places][:, places])
+        assert part.certificate < 1e-14
+
+
+@pytest.mark.parametrize("k", [1, 3, 12])
+def test_paths_of_a_large_graph(large: Graph, k: int) -> None:
+    """By the same recursion over whole columns: the k best into each node, in the order of layers."""
+    share, layer = normalised(large.dense()), large.features[:, 0]
+    source, target = large.token_node(2), large.target_node(3)
+    best: dict[int, list[tuple[float, tuple[int, ...]]]] = {source: [(1.0, (source,))]}
+    inner = sorted(range(large.first_error), key=lambda n: int(layer[n]))
+    for node in [*inner, target]:
+        found = [
+            (s * float(share[node, before]), (*way, node))
+            for before in share[node].nonzero()[:, 0].tolist()
+            for s, way in best.get(before, [])
+        ]
+        best[node] = sorted(found, key=lambda p: -p[0])[:k]
+    got = large.paths(source, target, k)
+    assert [p.strength for p in got] == pytest.approx([s for s, _ in best[target]])
+    assert [p.nodes for p in got] == [way for _, way in best[target]]
+
+
+LIMITS = {"certificate": 0.3, "influence": 0.3, "scores": 0.3, "paths": 0.3, "prune": 1.5}  # of the rows' own bytes
+
+
+@pytest.mark.parametrize("what", LIMITS)
+def test_memory_of_a_large_graph(what: str) -> None:
+    """Temporary arrays of a few blocks, however many entries there are; pruning may hold what it chooses from."""
+    graph = cone_graph(8, 60, 16, 300)
+    own = graph.rows.entries * 8
+    assert own > 2**22
+    calls = {
+        "certificate": lambda: graph.certificate,
+        "influence": graph.influence,
+        "scores": graph.scores,
+        "paths": lambda: graph.paths(graph.token_node(1), graph.target_node(0), 5),
+        "prune": lambda: (graph.prune(), graph.prune(1, 1)),
+    }
+    calls[what]()
+    tracemalloc.start()
+    calls[what]()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < LIMITS[what] * own + 2**22
+
+
+def without_rows(features: int = 0, layers: int = 2, positions: int = 1, targets: int = 1) -> Graph:
+    tokens = type(by_hand().tokens)(torch.arange(positions), [""] * positions)
+    zero, none = torch.zeros(targets, dtype=torch.int64), torch.zeros(0)
+    return Graph(
+        features=torch.tensor([[0, 0, i] for i in range(features)], dtype=torch.int64).reshape(-1, 3),
+        values=torch.ones(features), rows=Rows(torch.zeros(1, dtype=torch.int64), none.int(), none),
+        row_node=none.long(), bias=none, preactivation=none,
+        targets=Targets([""] * targets, zero, torch.ones(targets), zero), tokens=tokens, layers=layers,
+    )  # fmt: skip
+
+
+ODD = {
+    "no_rows": lambda: without_rows(features=3),
+    "no_features": lambda: random_graph(count=0),
+    "no_features_no_rows": without_rows,
+    "no_targets": lambda: random_graph(targets=0),
+    "no_layers": lambda: without_rows(layers=0),
+    "nothing": lambda: without_rows(0, 0, 0, 0),
+    "one_position": lambda: random_graph(positions=1),
+    "subnormal": lambda: with_rows(by_hand(), weight=torch.full((6,), 5e-324, dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("shares", [(0, 0), (0.8, 0.98), (1, 1), (0, 1), (1, 0)])
+@pytest.mark.parametrize("name", ODD)
+def test_odd_graphs(name: str, shares: tuple[float, float]) -> None:
+    graph = ODD[name]()
+    pruned = graph.prune(*shares)
+    for each in (graph, pruned.graph, graph.subgraph(np.zeros(graph.nodes, bool)), pruned.graph.prune(*shares).graph):
+        assert 0 <= each.certificate <= 1
+        assert (each.influence().numpy() >= 0).all()
+        assert np.isfinite(each.influence().numpy()).all()
+        assert all(np.isnan(s) or 0 <= s <= 1 for s in each.scores())
+        assert each.dense().shape == (each.nodes, each.nodes)
+        assert (each.to_scipy().toarray() == each.dense().numpy()).all()
+        assert each.to_networkx().number_of_edges() == each.rows.entries
+    assert pruned.cumulative().numpy().max(initial=0) <= 1
+    assert pruned.node_mask[graph.first_token :].all()
+
+
+def test_subgraph_of_a_pruned_graph() -> None:
+    graph = random_graph(count=60, seed=4)
+    few = graph.prune(0.7, 0.9).graph
+    again = few.subgraph(np.ones(few.nodes, bool), np.ones(few.rows.entries, bool))
+    assert torch.equal(again.dense(), few.dense())
+    inner = few.prune(0.5, 0.5)
+    assert 0 < inner.graph.rows.entries < few.rows.entries
+    assert inner.graph.certificate < 1e-14
+    kept = {tuple(f) for f in inner.graph.features.tolist()}
+    assert kept < {tuple(f) for f in few.features.tolist()}
+
+
+REFUSED = {
+    "threshold_text": (lambda g: g.prune("a"), TypeError, "prune: node_threshold must be a number, got str"),
+    "threshold_tensor": (lambda g: g.prune(0.5, torch.ones(1)), TypeError, r"edge_threshold must be .*\.item"),
+    "mask_list": (lambda g: g.subgraph([True] * 6), TypeError, "node_mask must be a torch tensor, NumPy"),
+    "mask_type": (lambda g: g.subgraph(np.ones(6)), TypeError, "node_mask must be bool, got float64"),
+    "mask_size": (lambda g: g.subgraph(np.ones(5, bool)), ValueError, r"node_mask must have shape \[6\]"),
+    "edge_mask_size": (
+        lambda g: g.subgraph(np.ones(6, bool), np.ones(5, bool)), ValueError, r"edge_mask must have shape \[6\]",
+    ),
+    "path_text": (lambda g: g.paths("a", 0), TypeError, "source must be an int, got str"),
+    "describe": (lambda g: g.describe(-1), ValueError, "node must be below 6 and not negative, got -1"),
+    "describe_float": (lambda g: g.describe(1.5), TypeError, "node must be an int, got float"),
+    "feature": (lambda g: g.feature_node(0, 0, 10**30), KeyError, "feature must be active"),
+    "feature_text": (lambda g: g.feature_node(0, 0, "5"), TypeError, "feature must be an int, got str"),
+    "error": (lambda g: g.error_node(1, 1), ValueError, "position must be below 1 and not negative, got 1"),
+    "token": (lambda g: g.token_node(1), ValueError, "position must be below 1"),
+    "target": (lambda g: g.target_node(1), ValueError, "target must be below 1"),
+    "row": (lambda g: g.rows.row(-1), ValueError, "row must be below 3 and not negative, got -1"),
+    "keep": (lambda g: Rows.from_dense(g.dense(), -1), ValueError, "keep must be zero or positive, got -1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_wrong_arguments(name: str) -> None:
+    call, kind, message = REFUSED[name]
+    with pytest.raises(kind, match=message):
+        call(by_hand())
 
 
 def test_influence_by_hand() -> None:
@@ -227,9 +460,9 @@ def test_cumulative_equals_a_sort() -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_thresholds_outside(share: float) -> None:
-    with pytest.raises(ValueError, match="node_threshold must be from 0 to 1"):
+    with pytest.raises(ValueError, match=r"node_threshold must be (from 0 to 1|a number, got NaN)"):
         by_hand().prune(share)
-    with pytest.raises(ValueError, match="edge_threshold must be from 0 to 1"):
+    with pytest.raises(ValueError, match=r"edge_threshold must be (from 0 to 1|a number, got NaN)"):
         by_hand().prune(0.8, share)
 
 

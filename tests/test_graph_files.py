@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from graphs import by_hand, random_graph
 from safetensors.torch import load_file, safe_open, save_file
 
-from pycircuit.graph import Graph, GraphFileError, Targets
+from pycircuit.graph import Graph, GraphFileError, Rows, Targets
 
 
 def same(a: Graph, b: Graph) -> bool:
@@ -94,6 +95,57 @@ def test_damaged_bytes_never_give_another_error(saved: Path, tmp_path: Path) -> 
             assert "bad.safetensors" in str(error)
             refused += 1
     assert refused > 20
+
+
+def test_whatever_loads_is_a_graph(saved: Path, tmp_path: Path) -> None:
+    """Runs of damaged bytes: an error that names the file, or a graph that everything works on."""
+    whole, bad, rng = saved.read_bytes(), tmp_path / "bad.safetensors", np.random.default_rng(0)
+    loaded = 0
+    for _ in range(300):
+        damaged, at = bytearray(whole), int(rng.integers(len(whole)))
+        for i in range(at, min(len(whole), at + int(rng.integers(1, 9)))):
+            damaged[i] = rng.integers(256)
+        bad.write_bytes(damaged)
+        try:
+            graph = Graph.load(bad)
+        except GraphFileError as error:
+            assert "bad.safetensors" in str(error)
+            continue
+        loaded += 1
+        with np.errstate(all="ignore"):  # weights of 1e300 overflow
+            graph.prune().graph.to_scipy()
+            assert graph.paths(graph.token_node(0), graph.target_node(0)) is not None
+    assert 20 < loaded < 280
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 100, 5000])
+def test_garbage(tmp_path: Path, size: int) -> None:
+    path, rng = tmp_path / "g.safetensors", np.random.default_rng(size)
+    for begin in (b"", b"\xff" * 8, (2**62).to_bytes(8, "little"), (50).to_bytes(8, "little") + b"{", b"PK\3\4"):
+        path.write_bytes((begin + rng.bytes(size))[:size])
+        with pytest.raises(GraphFileError, match=r"g\.safetensors must be a whole safetensors file"):
+            Graph.load(path)
+
+
+@pytest.mark.parametrize("write", ["save", "to_json"])
+def test_places_that_cannot_be_written(tmp_path: Path, write: str) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"Graph.{write}: path must be in a folder that exists, got .*absent"):
+        getattr(by_hand(), write)(tmp_path / "absent" / "g")
+    with pytest.raises(IsADirectoryError, match=rf"Graph.{write}: path must be a file, got the folder"):
+        getattr(by_hand(), write)(tmp_path)
+
+
+def test_saved_graph_of_tensors_that_share_memory(tmp_path: Path) -> None:
+    """Columns of one tensor, one tensor twice, a part of a longer one: all that safetensors refuses or would widen."""
+    graph = by_hand()
+    both = torch.stack([graph.bias, graph.preactivation], 1)
+    long = torch.cat([graph.rows.weight, torch.ones(1000, dtype=torch.float64)])
+    rows = Rows.trusted(graph.rows.row_ptr, graph.rows.column, long[: graph.rows.entries])
+    shared = torch.zeros(3, dtype=torch.float64)
+    odd = replace(graph, rows=rows, bias=both[:, 0], preactivation=both[:, 1], dropped=shared, dropped_mass=shared)
+    odd.save(tmp_path / "g.safetensors")
+    assert same(Graph.load(tmp_path / "g.safetensors"), graph)
+    assert (tmp_path / "g.safetensors").stat().st_size < 4000
 
 
 def test_foreign_files(saved: Path, tmp_path: Path) -> None:
@@ -271,10 +323,20 @@ def test_broken_overview_is_left_alone(tmp_path: Path) -> None:
         assert overview.read_text() == text
 
 
-@pytest.mark.parametrize("slug", ["", "a/b", "a\\b", "a\n"])
-def test_slugs(tmp_path: Path, slug: str) -> None:
+@pytest.mark.parametrize("slug", ["", "a/b", "a\\b", "a\n", 3])
+def test_slugs(tmp_path: Path, slug: Any) -> None:
     with pytest.raises(ValueError, match="slug must be"):
         by_hand().to_json(tmp_path / "g.json", slug=slug)
+
+
+def test_scan_must_be_a_name(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"Graph\.to_json: scan must be a string, got int"):
+        by_hand().to_json(tmp_path / "g.json", scan=3)
+    with pytest.raises(ValueError, match=r"Graph\.to_json: node_threshold must be from 0 to 1, got 2"):
+        by_hand().to_json(tmp_path / "g.json", node_threshold=2)
+    assert list(tmp_path.iterdir()) == []
+    got = written(by_hand(), tmp_path / "g.json", node_threshold=np.float32(0.5))
+    assert got["metadata"]["node_threshold"] == 0.5
 
 
 def test_networkx() -> None:

@@ -31,10 +31,10 @@ def to_scipy(graph: Graph) -> Any:
     sparse = _library("to_scipy", "scipy.sparse", "scipy")
     node, lengths = graph.row_node.numpy(), np.zeros(graph.nodes, np.int64)
     lengths[node] = graph.rows.lengths()
-    blocks = list(graph.rows.blocks(np.argsort(node)))
-    column, weight = (
-        np.concatenate([block.take(entries) for block in blocks] or [entries])
-        for entries in (graph.rows.column.numpy(), graph.rows.weight.numpy())
-    )
+    column, weight = (np.empty_like(t.numpy()) for t in (graph.rows.column, graph.rows.weight))
+    at = 0
+    for block in graph.rows.blocks(np.argsort(node)):
+        into = slice(at, at := at + int(block.lengths.sum()))
+        column[into], weight[into] = block.take(graph.rows.column.numpy()), block.take(graph.rows.weight.numpy())
     pointers = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
     return sparse.csr_array((weight, column, pointers), shape=(graph.nodes, graph.nodes))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import files
-from .prune import Pruned
+from .prune import Pruned, thresholds
 
 if TYPE_CHECKING:
     from .graph import Graph
@@ -24,11 +24,14 @@ def to_json(
     graph: Graph, path: str | os.PathLike[str], slug: str | None, node_threshold: float, edge_threshold: float,
     scan: str | None,
 ) -> None:  # fmt: skip
-    path = Path(path)
+    path = files.writable("Graph.to_json", path)
     slug = path.stem if slug is None else slug
-    if not _SLUG.fullmatch(slug):
+    if not isinstance(slug, str) or not _SLUG.fullmatch(slug):
         raise ValueError(f"Graph.to_json: slug must be a name without slashes or control characters, got {slug!r}")
     scan = str(graph.provenance.get("scan", "local")) if scan is None else scan
+    if not isinstance(scan, str):
+        raise TypeError(f"Graph.to_json: scan must be a string, got {type(scan).__name__}")
+    node_threshold, edge_threshold = thresholds("Graph.to_json", node_threshold, edge_threshold)
     pruned = graph.prune(node_threshold, edge_threshold)
     metadata = {
         "slug": slug, "scan": scan, "transcoder_list": [], "prompt_tokens": list(graph.tokens.text),

@@ -21,6 +21,16 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         fresh.unlink(missing_ok=True)
 
 
+def writable(op: str, path: str | os.PathLike[str]) -> Path:
+    """The path of a file to be; an error where no file can have it."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{op}: path must be in a folder that exists, got {path}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{op}: path must be a file, got the folder {path}")
+    return path
+
+
 def write_text(path: Path, text: str) -> None:
     replace_file(path, lambda fresh: fresh.write_bytes(text.encode()))
 

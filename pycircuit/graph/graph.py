@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pycircuit.ops import checks
+
 from . import convert as converting
 from . import export, influence, storage
 from . import paths as strongest
 from . import prune as pruning
 from . import scores as scoring
-from .rows import Rows
+from .rows import Rows, below
 from .validate import validate
 
 
@@ -102,31 +104,27 @@ class Graph:
 
     def feature_node(self, layer: int, position: int, feature: int) -> int:
         """The node of a feature; KeyError where it is not active."""
-        found = (self.features == torch.tensor([layer, position, feature])).all(1).nonzero()
+        names = {"layer": layer, "position": position, "feature": feature}
+        wanted = [min(checks.whole("Graph.feature_node", name, n, -(2**63)), 2**62) for name, n in names.items()]
+        found = (self.features == torch.tensor(wanted)).all(1).nonzero()
         if not len(found):
             raise KeyError(f"Graph.feature_node: feature must be active, got layer {layer}, {position=}, {feature=}")
         return int(found[0, 0])
 
     def error_node(self, layer: int, position: int) -> int:
-        if not (0 <= layer < self.layers and 0 <= position < self.positions):
-            bounds = f"layer below {self.layers} and position below {self.positions}"
-            raise ValueError(f"Graph.error_node: node must have {bounds}, got {layer} and {position}")
+        layer = below("Graph.error_node", "layer", layer, self.layers)
+        position = below("Graph.error_node", "position", position, self.positions)
         return self.first_error + layer * self.positions + position
 
     def token_node(self, position: int) -> int:
-        if not 0 <= position < self.positions:
-            raise ValueError(f"Graph.token_node: position must be below {self.positions}, got {position}")
-        return self.first_token + position
+        return self.first_token + below("Graph.token_node", "position", position, self.positions)
 
     def target_node(self, target: int = 0) -> int:
-        if not 0 <= target < len(self.targets):
-            raise ValueError(f"Graph.target_node: target must be below {len(self.targets)}, got {target}")
-        return self.first_target + target
+        return self.first_target + below("Graph.target_node", "target", target, len(self.targets))
 
     def describe(self, node: int) -> dict[str, Any]:
         """kind, and what names the node: layer, position, feature, value, token, label, weight."""
-        if not 0 <= node < self.nodes:
-            raise ValueError(f"Graph.describe: node must be below {self.nodes}, got {node}")
+        node = below("Graph.describe", "node", node, self.nodes)
         if node < self.first_error:
             layer, position, feature = self.features[node].tolist()
             value = float(self.values[node])

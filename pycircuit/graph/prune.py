@@ -52,10 +52,17 @@ class Pruned:
         )
 
 
-def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Pruned:
-    for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
+def thresholds(op: str, node: Any, edge: Any) -> tuple[float, float]:
+    """Both as numbers that are shares."""
+    node, edge = checks.number(op, "node_threshold", node), checks.number(op, "edge_threshold", edge)
+    for name, value in (("node_threshold", node), ("edge_threshold", edge)):
         if not 0 <= value <= 1:
-            raise ValueError(f"prune: {name} must be from 0 to 1, got {value}")
+            raise ValueError(f"{op}: {name} must be from 0 to 1, got {value}")
+    return node, edge
+
+
+def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Pruned:
+    node_threshold, edge_threshold = thresholds("prune", node_threshold, edge_threshold)
     found = influence.of_nodes(graph)
     nodes = found >= cutoff(found, node_threshold)
     nodes[graph.first_token :] = True

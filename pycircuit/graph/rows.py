@@ -15,6 +15,13 @@ from pycircuit.ops import checks
 STEP = 1 << 16  # entries looked at together: half a megabyte of float64 stays in the cache
 
 
+def below(op: str, name: str, value: Any, count: int) -> int:
+    """A whole number from 0 to below `count`."""
+    if not 0 <= checks.whole(op, name, value, -(2**63)) < count:
+        raise ValueError(f"{op}: {name} must be below {count} and not negative, got {value}")
+    return int(value)
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """Some rows that have entries. rows: [n] their numbers; lengths: [n] how many entries; parts: where they lie."""
@@ -99,6 +106,7 @@ class Rows:
 
     def row(self, r: int) -> tuple[Tensor, Tensor]:
         """(columns, weights) of row r, as views."""
+        r = below("Rows.row", "row", r, self.count)
         begin, end = int(self.row_ptr[r]), int(self.row_ptr[r + 1])
         return self.column[begin:end], self.weight[begin:end]
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,6 +23,7 @@ VERSION = 1
 _KEY = "pycircuit.graph"
 _INT, _LONG, _DOUBLE = (torch.int32,), (torch.int64,), (torch.float64,)
 _EITHER = (torch.float32, torch.float64)
+_NAMES = {"I32": torch.int32, "I64": torch.int64, "F32": torch.float32, "F64": torch.float64, "F16": torch.float16}
 _TENSORS: dict[str, tuple[torch.dtype, ...]] = {
     "features": _LONG, "values": _EITHER, "row_ptr": _LONG, "column": _INT, "weight": _EITHER, "row_node": _LONG,
     "bias": _DOUBLE, "preactivation": _DOUBLE, "dropped": _DOUBLE, "dropped_mass": _DOUBLE,
@@ -50,10 +52,23 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
         "target_labels": graph.targets.labels, "token_text": graph.tokens.text, "timings": graph.timings,
         "provenance": graph.provenance,
     }  # fmt: skip
-    # A tensor given twice would be refused as shared memory; clones are the graph's size, once.
-    tensors = {name: parts[name].clone(memory_format=torch.contiguous_format) for name in _TENSORS}
+    tensors = _alone({name: parts[name] for name in _TENSORS})
     metadata = {_KEY: json.dumps(about, allow_nan=False)}
-    files.replace_file(Path(path), lambda fresh: save_file(tensors, fresh, metadata))
+    try:
+        files.replace_file(files.writable("Graph.save", path), lambda fresh: save_file(tensors, fresh, metadata))
+    except SafetensorError as error:
+        raise OSError(f"Graph.save: path must be writable, got {path}: {error}") from None
+
+
+def _alone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, copied where they do not fill memory of their own: safetensors refuses to write memory twice."""
+    out, seen = {}, set()
+    for name, t in tensors.items():
+        memory = t.untyped_storage()
+        whole = t.is_contiguous() and memory.nbytes() == t.nbytes and memory.data_ptr() not in seen
+        seen.add(memory.data_ptr())
+        out[name] = t if whole else t.clone(memory_format=torch.contiguous_format)
+    return out
 
 
 def load(kind: type[Graph], path: str | os.PathLike[str]) -> Graph:
@@ -83,16 +98,33 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             missing, extra = sorted(_TENSORS.keys() - set(file.keys())), sorted(set(file.keys()) - _TENSORS.keys())
             if missing or extra:
                 raise GraphFileError(f"Graph.load: {path} must hold a graph's tensors, got {missing=}, {extra=}")
-            # The file stays mapped behind its tensors: copies, so that it may change or go.
-            tensors = {name: file.get_tensor(name).clone() for name in _TENSORS}
+            tensors = {name: _room(path, name, file.get_slice(name)) for name in _TENSORS}
+        _fill(path, tensors)
     except (SafetensorError, OSError) as error:
         raise GraphFileError(
             f"Graph.load: {path} must be a whole safetensors file, got {path.stat().st_size} bytes: {error}"
         ) from None
-    for name, allowed in _TENSORS.items():
-        if tensors[name].dtype not in allowed:
-            raise GraphFileError(f"Graph.load: {path}: {name} must be {allowed[0]}, got {tensors[name].dtype}")
     return about, tensors
+
+
+def _room(path: Path, name: str, stored: Any) -> Tensor:
+    """An empty tensor of the type and shape that the file gives."""
+    dtype = _NAMES.get(stored.get_dtype())
+    if dtype not in _TENSORS[name]:
+        got = dtype or stored.get_dtype()
+        raise GraphFileError(f"Graph.load: {path}: {name} must be {_TENSORS[name][0]}, got {got}")
+    return torch.empty(stored.get_shape(), dtype=dtype)
+
+
+def _fill(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Read the tensors of a file whose header is sound. A mapped file would hold its pages beside their copies."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        for name, t in tensors.items():
+            file.seek(8 + length + header[name]["data_offsets"][0])
+            if file.readinto(t.numpy().reshape(-1).view(np.uint8).data) != t.nbytes:
+                raise OSError(f"{name} ends early")
 
 
 def _about(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:

@@ -23,11 +23,11 @@ def cutoff(scores: np.ndarray | Iterable[np.ndarray], share: float) -> float:
     parts = [scores] if isinstance(scores, np.ndarray) else scores
     if share >= 1:
         return min((float(np.where(part > 0, part, np.inf).min(initial=np.inf)) for part in parts), default=np.inf)
-    candidates, needed, above = np.zeros(0), None, 0.0
+    candidates, needed, above = np.zeros(0), -1.0, 0.0
     # The bits of non-negative floats, read as integers, are in the order of the floats.
     for shift in range(64 - _BITS, -1, -_BITS):
         count, mass = _histogram(parts, shift)
-        needed = share * float(mass.sum()) * (1 - _SLACK) if needed is None else needed
+        needed = share * float(mass.sum()) * (1 - _SLACK) if needed < 0 else needed
         filled = np.flatnonzero(count)
         if not len(filled):
             return np.inf
