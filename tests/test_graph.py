@@ -206,7 +206,7 @@ def test_upward_edges_are_refused_in_any_order_of_features(order: str) -> None:
     assert bool((layer.diff() >= 0).all()) == (order == "layers")
     row = int((graph.row_node < graph.first_error).nonzero()[0, 0])
     whole = graph.dense()[graph.row_node]
-    same = int((layer == layer[graph.row_node[row]]).nonzero()[-1, 0])
+    same = int((layer == layer[graph.row_node[row]]).nonzero()[0, 0])
     whole[row, same] = 1.0
     with pytest.raises(ValueError, match="edges from lower layers only"):
         replace(graph, rows=Rows.from_dense(whole)[0])

@@ -97,7 +97,7 @@ def _drop_dead_ends(graph: Graph, nodes: np.ndarray, rows: Rows) -> None:
     live = np.zeros(graph.nodes, bool)
     live[graph.first_target :] = True
     for group in groups:
-        for block in rows.blocks(group[(fed & live)[node[group]]]):
+        for block in rows.blocks(group[live[node[group]]]):
             live[block.take(column)] = True
     nodes[: graph.first_token] &= (fed & live)[: graph.first_token]
 
