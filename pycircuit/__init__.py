@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from . import graph, ops
 from .graph import Graph
+from .load import load
 from .model import Family, FamilyError, ReplacementModel, register_family
 from .ops import BatchTopK, Features, ImplementationError, JumpReLU, ReLU, TopK, explain, last_run, use
 from .trace import CheckpointError, Estimate, Feature, MemoryBoundError, attribute, attribute_many, estimate
@@ -36,6 +37,7 @@ __all__ = [
     "explain",
     "graph",
     "last_run",
+    "load",
     "ops",
     "register_family",
     "train",
