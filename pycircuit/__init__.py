@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from . import graph, ops
+from .causal import Intervened, Intervention
 from .graph import Graph
 from .model import Family, FamilyError, ReplacementModel, register_family
 from .ops import BatchTopK, Features, ImplementationError, JumpReLU, ReLU, TopK, explain, last_run, use
@@ -23,6 +24,8 @@ __all__ = [
     "Features",
     "Graph",
     "ImplementationError",
+    "Intervened",
+    "Intervention",
     "JumpReLU",
     "MemoryBoundError",
     "PerLayerTranscoders",
