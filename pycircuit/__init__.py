@@ -3,7 +3,9 @@
 from importlib.metadata import version as _version
 
 from . import graph, ops
+from .causal import Intervened, Intervention
 from .graph import Graph
+from .load import load
 from .model import Family, FamilyError, ReplacementModel, register_family
 from .ops import BatchTopK, Features, ImplementationError, JumpReLU, ReLU, TopK, explain, last_run, use
 from .trace import CheckpointError, Estimate, Feature, MemoryBoundError, attribute, attribute_many, estimate
@@ -23,6 +25,8 @@ __all__ = [
     "Features",
     "Graph",
     "ImplementationError",
+    "Intervened",
+    "Intervention",
     "JumpReLU",
     "MemoryBoundError",
     "PerLayerTranscoders",
@@ -36,6 +40,7 @@ __all__ = [
     "explain",
     "graph",
     "last_run",
+    "load",
     "ops",
     "register_family",
     "train",

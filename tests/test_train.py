@@ -20,10 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pycircuit as pc
 from pycircuit.model.capture import capture, relative
+from pycircuit.model.sites import hooked
 from pycircuit.train import Recipe, Trainer
 from pycircuit.train.corpus import source_of
 from pycircuit.train.learner import Learner
-from pycircuit.train.sites import hooked
 from pycircuit.train.sparse import Entries, above, batch_top_k, decode, values
 from pycircuit.train.stream import Stream
 

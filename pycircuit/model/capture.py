@@ -22,9 +22,11 @@ from .frozen import BLOCK, FrozenLayer, FrozenModel, FrozenNorm
 from .weights import LayerWeights, ModelWeights, Norm, module
 
 IMPLEMENTATION = "pycircuit_capture"
+# (module, query, key, value, what else transformers says) -> [prompts, positions, heads, width]
+Attend = Callable[[nn.Module, Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
 STREAMS = ("resid_in", "attention_out", "resid_mid", "mlp_normed", "mlp_in", "mlp_raw", "mlp_out")
 
-_current: ContextVar[_Recorder | None] = ContextVar("pycircuit_capture", default=None)
+_current: ContextVar[Attend | None] = ContextVar("pycircuit_capture", default=None)
 
 
 @dataclass(eq=False)
@@ -55,6 +57,15 @@ class _Recorder:
         if name in self.streams:
             self.streams[name][layer] = value[0]
 
+    def attend(self, owner: nn.Module, query: Tensor, key: Tensor, value: Tensor, how: dict[str, Any]) -> Tensor:
+        layer, wide = layer_at(self.layer_of, owner), self.weights.dtype
+        draft = described(owner, layer, query, key, how, self.window(how["attention_mask"]), wide)
+        size = draft.positions
+        pattern = query.new_zeros(draft.heads, size, size, dtype=wide) if self.stored else None
+        out = attend(draft, value[0].to(wide), pattern)
+        self.attention[layer] = draft if pattern is None else StoredAttention(pattern, draft.groups)
+        return out.transpose(0, 1)[None].to(query.dtype)
+
     def window(self, mask: Tensor) -> int:
         """The window a mask stands for; 0 if every query sees all before it."""
         if id(mask) not in self.windows:  # layers of a kind share one mask
@@ -81,25 +92,47 @@ def window_of(mask: Tensor) -> int:
 def _attend(
     owner: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **how: Any
 ) -> tuple[Tensor, None]:
-    """The attention function given to transformers. query: [1, heads, positions, width]."""
-    recorder = _current.get()
-    layer = None if recorder is None else recorder.layer_of.get(id(owner))
-    if recorder is None or layer is None or attention_mask is None:
+    """The attention function given to transformers. query: [prompts, heads, positions, width]."""
+    act = _current.get()
+    if act is None or attention_mask is None:
         raise RuntimeError(f"capture: attention must run inside a capture, with a mask, got {type(owner).__name__}")
-    sinks, wide = how.get("s_aux"), recorder.weights.dtype
-    draft = RecomputedAttention(
-        query=query[0].to(wide).contiguous(),
-        key=key[0].to(wide).contiguous(),
-        log_sum_exp=query.new_empty(query.shape[1:3], dtype=wide),
+    return act(owner, query, key, value, {**how, "attention_mask": attention_mask}), None
+
+
+def layer_at(layer_of: dict[int, int], owner: nn.Module) -> int:
+    if id(owner) not in layer_of:
+        raise RuntimeError(f"capture: attention must be in a layer that the row names, got {type(owner).__name__}")
+    return layer_of[id(owner)]
+
+
+@contextmanager
+def attending(model: nn.Module, act: Attend) -> Iterator[None]:
+    """`act` computes attention while this is open, in this thread."""
+    token = _current.set(act)
+    try:
+        with attention_by(model, IMPLEMENTATION):
+            yield
+    finally:
+        _current.reset(token)
+
+
+def described(
+    owner: nn.Module, layer: int, query: Tensor, key: Tensor, how: dict[str, Any], window: int, wide: torch.dtype
+) -> RecomputedAttention:
+    """Attention as transformers asks for it, its log_sum_exp still empty; the heads of all prompts one after another.
+
+    query: [prompts, heads, positions, width]; key: [prompts, kv_heads, positions, width].
+    """
+    sinks = how.get("s_aux")
+    return RecomputedAttention(
+        query=query.flatten(0, 1).to(wide).contiguous(),
+        key=key.flatten(0, 1).to(wide).contiguous(),
+        log_sum_exp=query.new_empty(query.shape[0] * query.shape[1], query.shape[2], dtype=wide),
         scale=_scale(owner, how.get("scaling"), query.shape[-1], layer),
         softcap=float(how.get("softcap") or 0.0),
-        window=recorder.window(attention_mask),
-        sinks=None if sinks is None else sinks.detach().to(wide),
+        window=window,
+        sinks=None if sinks is None else sinks.detach().to(wide).repeat(query.shape[0]),
     )
-    pattern = query.new_zeros(draft.heads, draft.positions, draft.positions, dtype=wide) if recorder.stored else None
-    out = attend(draft, value[0].to(wide), pattern)
-    recorder.attention[layer] = draft if pattern is None else StoredAttention(pattern, draft.groups)
-    return out.transpose(0, 1)[None].to(query.dtype), None
 
 
 def _scale(owner: nn.Module, scaling: float | None, width: int, layer: int) -> float:
@@ -272,14 +305,12 @@ def capture(
     shape = (len(weights.layers), len(ids), weights.width)
     streams = {name: torch.empty(shape, dtype=weights.dtype, device=weights.device) for name in wanted}
     recorder = _Recorder(weights, len(ids), stored, streams, {})
-    token = _current.set(recorder)
     hooks = _Hooks(model, row, recorder)
     try:
-        with torch.no_grad(), attention_by(model, IMPLEMENTATION):
+        with torch.no_grad(), attending(model, recorder.attend):
             model.base_model(input_ids=ids[None], use_cache=False)
     finally:
         hooks.remove()
-        _current.reset(token)
     _complete(recorder, row)
     frozen = _assembled(recorder, ids)
     if half:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,10 +27,10 @@ class FrozenNorm:
     center: bool
 
     def forward(self, x: Tensor, begin: int = 0) -> Tensor:
-        """x: [n, width], positions begin .. begin + n."""
+        """x: [..., n, width], positions begin .. begin + n."""
         if self.center:
             x = x - x.mean(-1, keepdim=True)
-        x = x / self.sigma[begin : begin + x.shape[0], None]
+        x = x / self.sigma[begin : begin + x.shape[-2], None]
         if self.gain is not None:
             x = x * self.gain
         return x if self.bias is None else x + self.bias
@@ -78,7 +79,7 @@ class FrozenLayer:
         x = stream if self.attention_norm is None else self.attention_norm.forward(stream)
         value = x @ self.w_v.T if self.b_v is None else torch.addmm(self.b_v, x, self.w_v.T)
         value = value.unflatten(1, (self.kv_heads, self.head_width)).transpose(0, 1)
-        mixed = _mix(self.attention, value).transpose(0, 1).flatten(1)
+        mixed = mix(self.attention, value).transpose(0, 1).flatten(1)
         return mixed @ self.w_o.T if self.b_o is None else torch.addmm(self.b_o, mixed, self.w_o.T)
 
     def attention_out(self, stream: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ class FrozenLayer:
         return self.post_mlp_norm if writes == "mlp_raw" else None
 
 
-def _mix(attention: Attention, value: Tensor) -> Tensor:
+def mix(attention: Attention, value: Tensor) -> Tensor:
     """out[h, i] = sum over j of A[h, i, j] value[kv of h, j]; value: [kv_heads, positions, head_width]."""
     heads, positions = attention.heads, value.shape[1]
     group = heads // value.shape[0]
@@ -135,6 +136,33 @@ def _recomputed(attention: RecomputedAttention, positions: Tensor, keys: int) ->
     if attention.softcap:
         logits = torch.tanh(logits / attention.softcap) * attention.softcap
     return torch.exp(logits - attention.normaliser()[:, positions, None])
+
+
+class Head(Protocol):
+    """Where logits come from: [vocabulary, width] in the model's own type, [vocabulary] or None, and 0 for no cap."""
+
+    @property
+    def unembedding(self) -> Tensor: ...
+    @property
+    def unembedding_bias(self) -> Tensor | None: ...
+    @property
+    def final_softcap(self) -> float: ...
+
+
+def unembed(head: Head, normed: Tensor) -> Tensor:
+    """Logits before any softcap: [n, width] -> [n, vocabulary]; half-precision weights widen in blocks."""
+    weight = head.unembedding
+    out = normed.new_empty(normed.shape[0], weight.shape[0])
+    step = weight.shape[0] if weight.dtype == normed.dtype else 16384
+    for begin in range(0, weight.shape[0], step):
+        out[:, begin : begin + step] = normed @ weight[begin : begin + step].to(normed.dtype).T
+    return out if head.unembedding_bias is None else out.add_(head.unembedding_bias)
+
+
+def capped_logits(head: Head, normed: Tensor) -> Tensor:
+    """Logits, softcap included: [n, width], the stream after the final norm -> [n, vocabulary]."""
+    out = unembed(head, normed)
+    return head.final_softcap * torch.tanh(out / head.final_softcap) if head.final_softcap else out
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,14 +219,9 @@ class FrozenModel:
         yield stream, stream, stream
 
     def unembed(self, normed: Tensor) -> Tensor:
-        """Logits before any softcap: [n, width] -> [n, vocabulary]; half-precision weights widen in blocks."""
-        out = normed.new_empty(normed.shape[0], self.unembedding.shape[0])
-        step = self.unembedding.shape[0] if self.unembedding.dtype == normed.dtype else 16384
-        for begin in range(0, self.unembedding.shape[0], step):
-            out[:, begin : begin + step] = normed @ self.unembedding[begin : begin + step].to(normed.dtype).T
-        return out if self.unembedding_bias is None else out.add_(self.unembedding_bias)
+        """Logits before any softcap: [n, width] -> [n, vocabulary]."""
+        return unembed(self, normed)
 
     def logits(self, positions: Tensor | slice = slice(None)) -> Tensor:
         """The model's logits, softcap included: [n, vocabulary] at these positions."""
-        out = self.unembed(self.final_norm.forward(self.final_stream)[positions])
-        return self.final_softcap * torch.tanh(out / self.final_softcap) if self.final_softcap else out
+        return capped_logits(self, self.final_norm.forward(self.final_stream)[positions])

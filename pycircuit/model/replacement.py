@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from .capture import Captured, attention_by, capture, disagreement, read_batch, 
 from .families import FamilyError, family_of
 from .frozen import FrozenModel
 from .weights import read_weights
+
+if TYPE_CHECKING:
+    from pycircuit.causal import Intervened, Intervention
 
 PATTERN_BYTES = 1 << 30  # stored patterns of all layers together; above, they are recomputed
 _BATCH_POSITIONS = 4096  # of prompts read together, padding included
@@ -59,7 +62,7 @@ class ReplacementModel:
             raise TypeError(f"ReplacementModel: transcoders must be {known}, got {type(transcoders).__name__}")
         self.hf_model, self.tokenizer, self.transcoders = hf_model.eval(), tokenizer, transcoders
         self.weights = read_weights(hf_model, self.family)
-        self._running = Lock()  # hooks belong to one forward at a time; threads may share the rest
+        self.running = Lock()  # hooks belong to one forward at a time; threads may share the rest
         transcoders.check(self)
         self.ignore_positions = self._ignored() if ignore_positions is None else ignore_positions
         if self.ignore_positions < 0:
@@ -101,14 +104,52 @@ class ReplacementModel:
         ids = self.tokens(prompt)
         reads, writes = self.transcoders.reads, self.transcoders.writes
         if stored is None:
-            heads = sum(layer.heads for layer in self.weights.layers)
-            stored = heads * len(ids) ** 2 * self.dtype.itemsize <= PATTERN_BYTES
-        with self._running:
+            stored = self.stores_patterns(len(ids))
+        with self.running:
             captured = capture(self.hf_model, self.family, self.weights, ids, (reads, writes), stored)
         features = self._features(captured.streams[reads])
         errors = captured.streams[writes]  # becomes what the reconstruction misses
         self.transcoders.add_to(errors, features, captured.streams[reads], self.ignore_positions, sign=-1.0)
         return LocalReplacement(captured.model, self.transcoders, features, errors, self.ignore_positions)
+
+    def stores_patterns(self, positions: int) -> bool:
+        """Whether the attention patterns of all layers together are small enough to be kept."""
+        heads = sum(layer.heads for layer in self.weights.layers)
+        return heads * positions**2 * self.dtype.itemsize <= PATTERN_BYTES
+
+    def intervene(
+        self,
+        prompt: str | Sequence[int] | Tensor,
+        interventions: Sequence[Intervention],
+        freeze: str = "attention",
+        layers: range | None = None,
+    ) -> Intervened:
+        """Run the prompt with features set, scaled or ablated: logits and features before and after, and effects.
+
+        A changed feature adds (new activation - present one) * its decoder row to the output of every MLP it writes
+        to. freeze says what keeps the value it had on the prompt: "attention", attention patterns and norm
+        denominators; "patterns", attention patterns; "all", these and every MLP's output, the changes apart, so that
+        the model is linear; "none", nothing. layers: MLPs of this range are held and changes written there alone;
+        with freeze="none" patterns and denominators are held there too, and beyond it everything recomputes.
+        """
+        from pycircuit.causal import intervene
+
+        return intervene(self, prompt, interventions, freeze, layers)
+
+    def intervene_many(
+        self,
+        prompt: str | Sequence[int] | Tensor,
+        variants: Sequence[Sequence[Intervention]],
+        freeze: str = "attention",
+        layers: range | None = None,
+    ) -> list[Intervened]:
+        """`intervene` for each of several lists of interventions, run together.
+
+        The prompt itself runs once, and of the variants only what is not below their first intervened layer.
+        """
+        from pycircuit.causal import intervene_many
+
+        return intervene_many(self, prompt, variants, freeze, layers)
 
     def activations(self, prompts: Sequence[str | Sequence[int] | Tensor]) -> list[tuple[Features, ...]]:
         """Active features of every prompt, one entry a layer; every prompt is checked before the first one runs."""
@@ -117,7 +158,7 @@ class ReplacementModel:
         ids = [self.tokens(prompt) for prompt in prompts]
         found: list[tuple[Features, ...]] = [()] * len(ids)
         for batch in self._batches([len(t) for t in ids]):
-            with self._running:
+            with self.running:
                 read = self._read([ids[i] for i in batch])
             for at, features in zip(batch, read, strict=True):
                 found[at] = features

@@ -121,12 +121,9 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
     return span[0], span[1]
 
 
-def _entry(path: Path, name: str) -> tuple[int, tuple[int, ...], torch.dtype]:
-    """(byte offset, shape, type) of one tensor; the whole header is checked."""
+def entries(path: Path) -> dict[str, tuple[int, tuple[int, ...], str]]:
+    """(byte offset, shape, type) of every tensor of a safetensors file; the whole header is checked."""
     header, begin = _header(path)
-    if name not in header:
-        known = ", ".join(sorted(header)[:8]) or "none"
-        raise KeyError(f"FileRows: name must be a tensor of {path} ({known}), got {name!r}")
     spans = sorted((*_span(path, key, entry), key) for key, entry in header.items())
     at = 0
     for first, last, key in spans:
@@ -136,7 +133,15 @@ def _entry(path: Path, name: str) -> tuple[int, tuple[int, ...], torch.dtype]:
     if begin + at != path.stat().st_size:
         size = path.stat().st_size
         raise ValueError(f"FileRows: {path} must be {begin + at} bytes by its header, got {size}; is it truncated?")
-    dtype = DTYPES.get(header[name].get("dtype"))
-    if dtype is None:
-        raise TypeError(f"FileRows: {name} must be one of {', '.join(DTYPES)}, got {header[name].get('dtype')}")
-    return begin + header[name]["data_offsets"][0], tuple(header[name]["shape"]), dtype
+    return {key: (begin + first, tuple(header[key]["shape"]), str(header[key]["dtype"])) for first, _, key in spans}
+
+
+def _entry(path: Path, name: str) -> tuple[int, tuple[int, ...], torch.dtype]:
+    found = entries(path)
+    if name not in found:
+        known = ", ".join(sorted(found)[:8]) or "none"
+        raise KeyError(f"FileRows: name must be a tensor of {path} ({known}), got {name!r}")
+    offset, shape, kind = found[name]
+    if kind not in DTYPES:
+        raise TypeError(f"FileRows: {name} must be one of {', '.join(DTYPES)}, got {kind}")
+    return offset, shape, DTYPES[kind]

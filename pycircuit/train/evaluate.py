@@ -15,13 +15,13 @@ from torch import Tensor
 from pycircuit import ops
 from pycircuit.graph.files import write_text
 from pycircuit.model import ReplacementModel
+from pycircuit.model.sites import hooked
 from pycircuit.ops import Features, FileRows
 from pycircuit.trace.attribute import attribute
 from pycircuit.transcoders import Transcoders
 
 from .corpus import Texts, pieces, source_of, token_ids
 from .figure import Panel, chart
-from .sites import hooked
 from .stream import Source, batches
 
 LOGITS = 1 << 25  # held at one time, three times over

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from pycircuit.model.families import Family
+from pycircuit.model.sites import hooked
 from pycircuit.model.weights import ModelWeights
 
 from .recipe import Recipe
-from .sites import hooked
 
 POSITIONS = 4096  # of sequences run together, padding included
 

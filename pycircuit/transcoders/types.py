@@ -12,6 +12,8 @@ from torch import Tensor
 from pycircuit import ops
 from pycircuit.ops import Activation, BatchTopK, Features, FileRows, JumpReLU, ReLU, TopK
 
+from .lazy import LazyRows
+
 READS = ("resid_mid", "mlp_normed", "mlp_in")
 WRITES = ("mlp_out", "mlp_raw")
 
@@ -200,10 +202,11 @@ class Transcoders(ABC):
                 out[layer].addmm_(x[layer], skip.to(out.dtype), alpha=sign)
 
     def to(self, *where: Any, **how: Any) -> Transcoders:
-        """A copy on another device or in another float type; a decoder left in a file stays there."""
+        """A copy on another device or in another float type; a decoder left in a file stays there, and is converted
+        as it is read."""
 
         def moved(entries: list[Any]) -> list[Any]:
-            return [t.to(*where, **how) if isinstance(t, Tensor) else t for t in entries]
+            return [t.to(*where, **how) if isinstance(t, Tensor | LazyRows) else t for t in entries]
 
         rules = [JumpReLU(*moved([r.theta])) if isinstance(r, JumpReLU) else r for r in self.activation]
         w_enc, b_enc, w_dec, b_dec = (moved(t) for t in (self.w_enc, self.b_enc, self.w_dec, self.b_dec))
@@ -289,6 +292,8 @@ class CrossLayerTranscoder(Transcoders):
         w_dec = self.w_dec[source]
         if w_dec is None or not source <= target < self.depth:
             raise ValueError(f"decoder: features must write to their layer or a later one, got {source} -> {target}")
+        if isinstance(w_dec, LazyRows):
+            return w_dec.slot(target - source)
         if isinstance(w_dec, FileRows):
             raise TypeError(f"decoder: layer {source} must be in memory to take one of its slots, got rows in a file")
         return w_dec[:, target - source]

@@ -1,0 +1,6 @@
+"""Changing what a model computes and seeing what follows: interventions, steered generation, validation of graphs."""
+
+from .intervene import Intervened, intervene, intervene_many
+from .intervention import FREEZE, Intervention
+
+__all__ = ["FREEZE", "Intervened", "Intervention", "intervene", "intervene_many"]

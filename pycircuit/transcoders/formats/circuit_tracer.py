@@ -1,0 +1,153 @@
+"""circuit-tracer, per layer: `layer_{i}.safetensors` and `config.yaml`.
+
+W_enc [F, d], W_dec [F, d], b_enc [F], b_dec [d]; activation_function.threshold [F] makes it a JumpReLU; W_skip [d, d]
+is used as x @ W_skip.T. `activation: topk` with `k` keeps the k largest whatever their sign, as circuit-tracer does.
+What we save says more under `pycircuit:`, which circuit-tracer does not read.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from pycircuit.ops import Activation, BatchTopK, ReLU, TopK
+from pycircuit.transcoders.types import Transcoders
+
+from . import hooks
+from .files import Stored, open_tensors, read_yaml
+from .parts import Contents, Layer, rule_of, take, whole
+
+KIND = "transcoder_set"
+NEEDED = ("W_enc", "W_dec", "b_enc", "b_dec")
+OPTIONAL = ("activation_function.threshold", "W_skip")
+_FILE = re.compile(r"layer_(\d+)\.safetensors(\.index\.json)?")
+
+
+def sees(folder: Path) -> str | None:
+    """What there is to see of it, or None."""
+    config = kind_of(folder)
+    layers = files(folder, _FILE)
+    if config == KIND and layers:
+        return f"config.yaml of a {KIND} and {len(layers)} files layer_*.safetensors"
+    return None
+
+
+def kind_of(folder: Path) -> str | None:
+    """The model_kind of config.yaml, if there is one."""
+    path = folder / "config.yaml"
+    found = read_yaml(path).get("model_kind") if path.is_file() else None
+    return found if isinstance(found, str) else None
+
+
+def files(folder: Path, pattern: re.Pattern[str]) -> dict[int, str]:
+    """The files of each layer, without what says they are in parts."""
+    found: dict[int, str] = {}
+    for path in sorted(folder.iterdir()):
+        match = pattern.fullmatch(path.name)
+        if match is None:
+            continue
+        at = int(match[1])
+        if str(at) != match[1]:
+            raise ValueError(f"load: {path} must give its layer as a plain number, got {match[1]!r}")
+        found[at] = path.name.removesuffix(".index.json")
+    return found
+
+
+def read(folder: Path, depth: int | None = None) -> Contents:
+    config = read_yaml(folder / "config.yaml")
+    ours, said_by = own(folder, config), folder / "config.yaml"
+    found = files(folder, _FILE)
+    count = depth if depth is not None else int(ours.get("layers", 0)) or max(found) + 1
+    sizes = ours.get("features")
+    layers = []
+    for at in range(count):
+        said = None if sizes is None else sizes[at]
+        if at in found:
+            layers.append(layer(folder / found[at], rule(said_by, config, at), said is None and sizes is not None))
+        elif depth is not None or (sizes is not None and said is None):
+            layers.append(Layer())
+        else:
+            raise missing(folder, at, f"layer_{at}.safetensors")
+    return Contents(folder, layers, False, *where(said_by, config), model_name(config), config)
+
+
+def missing(folder: Path, at: int, name: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"load: {folder} must hold {name}, got no file of layer {at}; say layers= (the model's number of layers) "
+        "where a layer without a transcoder is meant"
+    )
+
+
+def own(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What saving added under our own name, checked: {} where it is not ours."""
+    path, ours = folder / "config.yaml", config.get("pycircuit", {})
+    if not isinstance(ours, dict):
+        raise ValueError(f"load: {path}: pycircuit must hold names and values, got {type(ours).__name__}")
+    if not ours:
+        return {}
+    count = whole(path, "pycircuit.layers", ours.get("layers"), 1)
+    sizes = ours.get("features")
+    if not isinstance(sizes, list) or len(sizes) != count or not all(s is None or type(s) is int for s in sizes):
+        raise ValueError(f"load: {path}: pycircuit.features must be a list of {count} sizes, got {sizes!r}")
+    return ours
+
+
+def rule(said_by: Path, config: dict[str, Any], at: int) -> Activation:
+    """What the configuration says of a layer; a threshold among its tensors says more."""
+    ours = config.get("pycircuit") or {}
+    said = ours.get("activation")
+    if said is not None:
+        said = said[at] if isinstance(said, list) and len(said) == ours["layers"] else said
+        return rule_of(said_by, said)
+    name = config.get("activation")
+    if name in (None, "relu", "jump_relu", "jumprelu"):
+        return ReLU()
+    if name in ("topk", "top_k"):
+        return TopK(whole(said_by, "k", config.get("k"), 1), keep_negative=True)
+    raise ValueError(f"load: {said_by}: activation must be relu, jump_relu or topk, got {name!r}")
+
+
+def where(said_by: Path, config: dict[str, Any]) -> tuple[str, str]:
+    ours = config.get("pycircuit") or {}
+    read, write = (config.get(f"feature_{side}_hook") for side in ("input", "output"))
+    if ours:
+        read, write = ours.get("reads", read), ours.get("writes", write)
+        read, write = hooks.READ_NAMES.get(str(read), read), hooks.WRITE_NAMES.get(str(write), write)
+    return (
+        hooks.reads(said_by, "feature_input_hook", read),
+        hooks.writes(said_by, "feature_output_hook", write),
+    )
+
+
+def model_name(config: dict[str, Any]) -> str | None:
+    name = config.get("model_name")
+    return name if isinstance(name, str) else None
+
+
+def layer(path: Path, activation: Activation, empty: bool = False) -> Layer:
+    tensors = open_tensors(path)
+    take(path, tensors, () if empty else NEEDED, (*NEEDED, *OPTIONAL) if empty else OPTIONAL)
+    got: dict[str, Stored | None] = {name: tensors.get(name) for name in (*NEEDED, *OPTIONAL)}
+    theta = thresholds(path, activation, got["activation_function.threshold"])
+    return Layer(
+        got["W_enc"], got["b_enc"], got["W_dec"], got["b_dec"], theta, got["W_skip"], rule=activation, skip_back=True
+    )
+
+
+def thresholds(path: Path, activation: Activation, theta: Stored | None) -> Stored | None:
+    """A BatchTopK is saved with its threshold for each feature, which makes others see the JumpReLU that it is."""
+    if isinstance(activation, TopK) and theta is not None:
+        raise ValueError(f"load: {path} must hold no {theta.name} where the configuration says topk, got one")
+    return None if isinstance(activation, BatchTopK) else theta
+
+
+def layer_files(transcoders: Transcoders, at: int, b_dec: Any, theta: Any) -> dict[str, dict[str, Any]]:
+    """File name -> its tensors, of one layer; decoders as they are held. theta: [F] or None."""
+    t, skip = transcoders, transcoders.w_skip[at]
+    named = {
+        "W_enc": t.w_enc[at], "W_dec": t.w_dec[at], "b_enc": t.b_enc[at], "b_dec": b_dec,
+        "activation_function.threshold": theta, "W_skip": None if skip is None else skip.T,
+    }  # fmt: skip
+    held = {name: value for name, value in named.items() if value is not None}
+    return {f"layer_{at}.safetensors": held} if held else {}

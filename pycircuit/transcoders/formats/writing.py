@@ -1,0 +1,129 @@
+"""Folders of safetensors files that are there whole or not at all, written a few rows at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from pycircuit.ops import Features, FileRows
+
+from .files import KINDS
+
+_NAMES = {dtype: name for name, dtype in KINDS.items()}
+_CHUNK = 32 << 20  # bytes held at a time
+_KEY = "resume.json"
+
+
+def _dtype(t: Tensor | FileRows) -> torch.dtype:
+    return t.dtype
+
+
+def _chunks(t: Tensor | FileRows) -> Iterator[Tensor]:
+    """All rows in order, some at a time, on the CPU."""
+    count = t.shape[0] if len(t.shape) else 1
+    step = max(1, _CHUNK // max(1, prod(t.shape[1:]) * _dtype(t).itemsize))
+    for begin in range(0, count, step):
+        end = min(begin + step, count)
+        if isinstance(t, FileRows):
+            index = torch.arange(begin, end)
+            yield t.gather(Features(torch.tensor([0, len(index)]), index, index.new_empty(0)))[1]
+        else:
+            yield (t[begin:end] if t.ndim else t[None]).detach().cpu().contiguous()
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor | FileRows]) -> None:
+    """Widest types first, so that every tensor lies on a multiple of its own size."""
+    ordered = sorted(tensors.items(), key=lambda item: (-_dtype(item[1]).itemsize, item[0]))
+    header, at = {}, 0
+    for name, t in ordered:
+        if _dtype(t) not in _NAMES:
+            raise TypeError(f"save: {name} must be one of {', '.join(KINDS)}, got {_dtype(t)}")
+        size = prod(t.shape) * _dtype(t).itemsize
+        header[name] = {"dtype": _NAMES[_dtype(t)], "shape": list(t.shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    fresh = path.with_name(f"{path.name}.partial")
+    try:
+        with fresh.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for _, t in ordered:
+                _write(file, t)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _write(file: BinaryIO, t: Tensor | FileRows) -> None:
+    for chunk in _chunks(t):
+        file.write(memoryview(chunk.reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
+
+
+def destination(op: str, path: str | os.PathLike[str]) -> Path:
+    """A folder to be, which must not be there yet."""
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{op}: path must be a new folder, got {path}, which exists; remove it or name another")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{op}: path must be in a folder that exists, got {path}")
+    return path
+
+
+@contextmanager
+def _draft(op: str, path: Path, key: dict[str, Any] | None) -> Iterator[Path]:
+    """A hidden folder beside `path` that takes its name in the end. key: kept after a failure, to go on from there."""
+    draft = path.absolute().with_name(f".{path.name}.{'resume' if key else os.getpid()}.draft")
+    held = draft / _KEY
+    if draft.exists() and not (key and held.exists() and held.read_text() == json.dumps(key, sort_keys=True)):
+        shutil.rmtree(draft)
+    draft.mkdir(exist_ok=True)
+    handle = os.open(draft, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if key:
+            held.write_text(json.dumps(key, sort_keys=True))
+        yield draft
+        held.unlink(missing_ok=True)
+        os.fsync(handle)
+        draft.rename(path)
+    except BlockingIOError:
+        raise BlockingIOError(f"{op}: {path} must be written by one process at a time, got another at it") from None
+    except BaseException:
+        if not key:
+            shutil.rmtree(draft, ignore_errors=True)
+        raise
+    finally:
+        os.close(handle)
+
+
+def write_folder(
+    op: str,
+    path: Path,
+    files: Iterable[tuple[str, dict[str, Any]]],
+    texts: dict[str, str],
+    key: dict[str, Any] | None = None,
+) -> None:
+    """files: (name, tensors), one at a time; texts: what says how to read them, written last.
+
+    key: what the files are made of. Those that a broken run with the same key has written are left as they are.
+    """
+    with _draft(op, path, key) as draft:
+        for name, tensors in files:
+            target = draft / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not (key and target.exists()):
+                write_safetensors(target, tensors)
+        for name, text in texts.items():
+            (draft / name).write_bytes(text.encode())

@@ -1,0 +1,227 @@
+"""Decoders left in their files: the rows of a prompt's active features are read once, and kept while it lives.
+
+Memory: the distinct active rows of the features in use, at most `cache` bytes of them; above, they are read again.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from threading import RLock
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pycircuit.ops import Features, FileRows
+from pycircuit.ops.rows import DTYPES
+
+THREADS = 8  # readers of one file: a disk answers several questions at once
+_PARALLEL = 4 << 20  # bytes from which on threads are worth starting
+_VECTOR = 512  # rows in one call of the system, which takes at most 1,024
+
+
+class Plane(Protocol):
+    """Rows of a decoder in a file: [features, (slots,) width]."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def stride(self) -> int: ...
+
+
+class Cache:
+    """Rows that were read, by the features they were read for; the longest unused go first above `most` bytes."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held = most, 0
+        self._lock = RLock()
+        self._found: OrderedDict[tuple[int, int], tuple[Any, Features, Tensor]] = OrderedDict()
+
+    def get(self, rows: LazyRows, features: Features) -> tuple[Features, Tensor] | None:
+        with self._lock:
+            key = (id(rows), id(features.index))
+            entry = self._found.get(key)
+            if entry is None or entry[0]() is not features.index:
+                return None
+            self._found.move_to_end(key)
+            return Features(features.row_ptr, entry[1].index, features.value), entry[2]
+
+    def put(self, rows: LazyRows, features: Features, compact: Features, read: Tensor) -> None:
+        size = read.numel() * read.element_size()
+        if size > self.most:
+            return
+        key = (id(rows), id(features.index))
+        with self._lock:
+            self._drop(key)
+            alive = weakref.ref(features.index, lambda _: self._drop(key))
+            self._found[key] = (alive, compact, read)
+            weakref.finalize(rows, self._drop, key)
+            self.held += size
+            while self.held > self.most:
+                self._drop(next(iter(self._found)))
+
+    def _drop(self, key: tuple[int, int]) -> None:
+        with self._lock:
+            entry = self._found.pop(key, None)
+            if entry is not None:
+                self.held -= entry[2].numel() * entry[2].element_size()
+
+
+@dataclass(frozen=True, eq=False)
+class LazyRows(FileRows):
+    """A decoder [features, width] or [features, slots, width] in one file, or slot by slot in several.
+
+    planes: the one place of it, or one [features, width] for each slot. wanted: the type of the rows that come out;
+    None: as ops take what is stored. cache: where rows that were read are kept.
+    """
+
+    planes: tuple[Plane, ...] = ()
+    wanted: torch.dtype | None = None
+    cache: Cache = field(default_factory=lambda: Cache(0))
+
+    DTYPES = tuple(DTYPES.values())
+
+    @classmethod
+    def of(cls, planes: Sequence[Any], stacked: bool, wanted: torch.dtype | None, cache: Cache) -> LazyRows:
+        """stacked: planes are slots, otherwise there is one, which holds them all."""
+        first = planes[0]
+        shape = (first.shape[0], len(planes), *first.shape[1:]) if stacked else tuple(first.shape)
+        return cls(first.path, first.offset, shape, first.dtype, tuple(planes), wanted, cache)
+
+    def __post_init__(self) -> None:
+        for plane in self.planes:
+            needed = (plane.shape[0] - 1) * plane.stride + prod(plane.shape[1:]) * plane.dtype.itemsize
+            size = os.stat(plane.path).st_size
+            if plane.shape[0] and plane.offset + needed > size:
+                raise ValueError(
+                    f"load: {plane.path} must hold {needed} bytes of {plane.name} from {plane.offset} on, "
+                    f"got a file of {size} bytes"
+                )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return super().dtype if self.wanted is None else self.wanted
+
+    def to(self, *where: Any, **how: Any) -> LazyRows:
+        """As of a tensor: another type is given to rows as they are read; their place is that of who asks for them."""
+        return replace(self, wanted=torch.empty(0, dtype=self.dtype).to(*where, **how).dtype)
+
+    def slot(self, at: int) -> Slot:
+        """[features, width] of one slot."""
+        return Slot(self.path, self.offset, (self.shape[0], self.shape[2]), self.stored, self, at)
+
+    def gather(self, features: Features) -> tuple[Features, Tensor]:
+        """The same features numbered anew over the rows they use, and those rows: [distinct, (slots,) width]."""
+        held = self.cache.get(self, features)
+        if held is not None:
+            return held
+        used, renumbered = features.index.unique(sorted=True, return_inverse=True)
+        rows = self.rows(used).to(features.index.device, self.dtype)
+        compact = Features(features.row_ptr, renumbered, features.value)
+        self.cache.put(self, features, compact, rows)
+        return compact, rows
+
+    def rows(self, used: Tensor) -> Tensor:
+        """Rows of these features, in file order, as stored: [distinct, (slots,) width]."""
+        out = torch.empty(len(used), *self.shape[1:], dtype=self.stored)
+        whole = len(self.planes) == 1 and self.planes[0].shape == self.shape
+        parts = [out] if whole else [out[:, at] for at in range(len(self.planes))]
+        for plane, part in zip(self.planes, parts, strict=True):
+            _read(plane, used.tolist(), part)
+            _check_finite(plane, used, part)
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Slot(FileRows):
+    """One slot of a decoder in a file: rows are read for all slots at once, and shared."""
+
+    owner: LazyRows
+    at: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.at < self.owner.shape[1]:
+            raise ValueError(f"Slot: at must be one of {self.owner.shape[1]} slots, got {self.at}")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.owner.dtype
+
+    def gather(self, features: Features) -> tuple[Features, Tensor]:
+        compact, rows = self.owner.gather(features)
+        return compact, rows[:, self.at]
+
+
+def _read(plane: Plane, used: list[int], out: Tensor) -> None:
+    """out: [len(used), ...], its rows contiguous each; several threads where there is much to read."""
+    size = prod(plane.shape[1:]) * plane.dtype.itemsize
+    if not used or not size:
+        return
+    count = THREADS if len(used) * size >= _PARALLEL else 1
+    bounds = [len(used) * n // count for n in range(count + 1)]
+    file = os.open(plane.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        work = [(file, plane, used[a:b], out[a:b], size) for a, b in pairwise(bounds) if a < b]
+        if count == 1:
+            _read_part(work[0])
+        else:
+            with ThreadPoolExecutor(count) as pool:
+                list(pool.map(_read_part, work))
+    finally:
+        os.close(file)
+
+
+def _read_part(work: tuple[int, Plane, list[int], Tensor, int]) -> None:
+    """Neighbouring rows in one read."""
+    file, plane, used, out, size = work
+    stride = out.stride(0) * out.element_size()
+    flat = out.as_strided((max(0, (len(used) - 1) * out.stride(0) + size // out.element_size()),), (1,))
+    into = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    close = plane.stride == size
+    breaks = [i for i, row in enumerate(used) if i == 0 or not close or row != used[i - 1] + 1]
+    for first, last in pairwise([*breaks, len(used)]):
+        for begin in range(first, last, _VECTOR):
+            end = min(begin + _VECTOR, last)
+            if stride == size:
+                buffers = [into[begin * size : end * size]]
+            else:
+                buffers = [into[i * stride : i * stride + size] for i in range(begin, end)]
+            _fill(file, plane, buffers, plane.offset + used[begin] * plane.stride)
+
+
+def _fill(file: int, plane: Plane, buffers: list[memoryview], at: int) -> None:
+    while buffers:  # one read may stop short, and never passes 2 GB
+        count = os.preadv(file, buffers, at)
+        if count == 0:
+            raise ValueError(f"load: {plane.path} must not shrink while in use, got its end at byte {at}")
+        at += count
+        while buffers and count >= len(buffers[0]):
+            count -= len(buffers.pop(0))
+        if buffers:
+            buffers[0] = buffers[0][count:]
+
+
+def _check_finite(plane: Plane, used: Tensor, rows: Tensor) -> None:
+    bad = ~rows.flatten(1).isfinite().all(1) if len(rows) else rows.new_zeros(0, dtype=torch.bool)
+    if bool(bad.any()):
+        row = int(used[bad.nonzero()[0, 0]])
+        raise ValueError(
+            f"load: {plane.path}: {plane.name} must hold finite numbers, got NaN or infinity in row {row}; "
+            "is the file damaged?"
+        )

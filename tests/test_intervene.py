@@ -1,0 +1,54 @@
+"""Interventions: laws that need no second program, the frozen witness, and arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from frozen_hf import HeldModel
+from test_trace import EVERY, KINDS, replacement
+from torch import Tensor
+
+import pycircuit as pc
+from pycircuit.causal import FREEZE
+from pycircuit.model.capture import relative
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PROMPT = tiny_models.prompt(9)
+
+
+def active(model: pc.ReplacementModel, count: int, at_least: int = 0) -> list[tuple[int, int, int, float]]:
+    """Active features spread over layers and positions: (layer, position, feature, value)."""
+    found = [
+        (layer, p, i, v)
+        for layer, f in enumerate(model.activations([PROMPT])[0])
+        if layer >= at_least
+        for p, i, v in zip(f.position().tolist(), f.index.tolist(), f.value.tolist(), strict=True)
+    ]
+    return found[:: max(1, len(found) // count)][:count]
+
+
+def doubled(model: pc.ReplacementModel, count: int) -> list[pc.Intervention]:
+    return [pc.Intervention(layer, p, f, factor=2) for layer, p, f, _ in active(model, count)]
+
+
+@pytest.mark.parametrize(("family", "kind"), EVERY)
+def test_the_value_that_a_feature_has_changes_nothing(family: str, kind: str) -> None:
+    """Exactly in float64; in float32 to its rounding, which the skips of random transcoders enlarge in every layer."""
+    rounding = 1e-4 if "skip" in kind else 1e-5
+    for dtype, bound in ((torch.float64, 1e-10), (torch.float32, rounding)):
+        model = replacement(family, kind, dtype)
+        found = active(model, 7)
+        same = [pc.Intervention(layer, p, f, value) for layer, p, f, value in found[::2]]
+        same += [pc.Intervention(layer, p, f, factor=1) for layer, p, f, _ in found[1::2]]
+        with torch.no_grad():
+            expected = model.hf_model(input_ids=PROMPT[None]).logits[0]
+        for freeze in FREEZE:
+            result = model.intervene(PROMPT, same, freeze)
+            assert relative(result.logits_before, expected) < 1e-5
+            assert relative(result.logits, result.logits_before) < bound
+            moved, values = result.effect([f[:3] for f in found]), torch.tensor([f[3] for f in found])
+            assert relative(values + moved, values) < bound
