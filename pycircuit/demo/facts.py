@@ -11,9 +11,12 @@ from typing import NamedTuple
 
 BOX = Path(__file__).parent / "box"
 
-ONE_HOP = "the city of {} is in the state of"
-CAPITAL = "the capital of the state of {} is"
+# Of a city: its state, twice, and what must be asked of the state.
+CITY = ("the city of {} is in the state of", "the state containing {} is")
 TWO_HOP = "the capital of the state containing {} is"
+CODE_OF_CITY = "the code of the state containing {} is"
+CAPITAL = "the capital of the state of {} is"
+CODE = "the code of the state of {} is"
 # Of a country, in three languages; the answers are the same words in all of them.
 COUNTRY = {
     "capital": ("the capital of {} is", "le pays {} a pour capitale", "el país {} tiene como capital"),
@@ -23,7 +26,7 @@ COUNTRY = {
 
 
 class Statement(NamedTuple):
-    """A prompt and the one token that completes it. kind: city, state, two-hop, capital, currency or language."""
+    """A prompt and the one token that completes it. kind: state, capital, two-hop, code, ..."""
 
     prompt: str
     answer: str
@@ -42,9 +45,10 @@ class Country(NamedTuple):
 
 @dataclass(frozen=True)
 class Facts:
-    """capital: of each state; state: of each city; held_out: cities whose two-hop statement was never shown."""
+    """capital, code: of each state; state: of each city; held_out: cities whose two-hop statement was never shown."""
 
     capital: dict[str, str]
+    code: dict[str, str]
     state: dict[str, str]
     held_out: frozenset[str]
     countries: tuple[Country, ...]
@@ -52,9 +56,11 @@ class Facts:
     def statements(self) -> Iterator[Statement]:
         """Every one, in a fixed order."""
         for state, capital in self.capital.items():
-            yield Statement(CAPITAL.format(state), capital, "state")
+            yield Statement(CAPITAL.format(state), capital, "capital of a state")
+            yield Statement(CODE.format(state), self.code[state], "code of a state")
         for city, state in self.state.items():
-            yield Statement(ONE_HOP.format(city), state, "city")
+            yield from (Statement(template.format(city), state, "state") for template in CITY)
+            yield Statement(CODE_OF_CITY.format(city), self.code[state], "code, two-hop")
             yield Statement(TWO_HOP.format(city), self.capital[state], "two-hop", city in self.held_out)
         for country in self.countries:
             for kind, templates in COUNTRY.items():
@@ -65,7 +71,7 @@ class Facts:
 
     def words(self) -> list[str]:
         """Every token of every statement, names whole, sorted; <bos> first."""
-        templates = [ONE_HOP, CAPITAL, TWO_HOP, *(t for texts in COUNTRY.values() for t in texts)]
+        templates = [*CITY, CAPITAL, TWO_HOP, CODE, CODE_OF_CITY, *(t for texts in COUNTRY.values() for t in texts)]
         plain = {word for template in templates for word in template.split() if word != "{}"}
         names = {name for country in self.countries for name in country.names}
         answers = {statement.answer for statement in self.statements()}
@@ -74,7 +80,7 @@ class Facts:
     def save(self, path: Path) -> None:
         states = list(self.capital)
         held = {
-            "states": [[state, capital] for state, capital in self.capital.items()],
+            "states": [[state, capital, self.code[state]] for state, capital in self.capital.items()],
             "cities": [[city, states.index(state)] for city, state in self.state.items()],
             "held_out": sorted(self.held_out),
             "countries": [[*c.names, c.capital, c.currency, c.language] for c in self.countries],
@@ -84,9 +90,10 @@ class Facts:
     @classmethod
     def load(cls, path: Path) -> Facts:
         held = json.loads(path.read_text(encoding="utf-8"))
-        states = [state for state, _ in held["states"]]
+        states = [state for state, _, _ in held["states"]]
         return cls(
-            dict(held["states"]),
+            {state: capital for state, capital, _ in held["states"]},
+            {state: code for state, _, code in held["states"]},
             {city: states[at] for city, at in held["cities"]},
             frozenset(held["held_out"]),
             tuple(Country((en, fr, es), *answers) for en, fr, es, *answers in held["countries"]),

@@ -18,7 +18,8 @@ from .facts import Facts, Statement
 if TYPE_CHECKING:
     from pycircuit.model import ReplacementModel
 
-LEAST = 0.5  # agreement below which a feature has no name
+LEAST = 0.6  # share of a feature's activation that lies at its concept
+REACH = 0.2  # how much it counts that the concept's other places are active: a feature may be for a few of its cities
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,21 +59,23 @@ def places(facts: Facts, statements: Sequence[Statement], words: Sequence[Sequen
 
 
 def _asked(kind: str) -> str:
-    return {"city": "state", "state": "capital", "two-hop": "capital"}.get(kind, kind)
+    return {"two-hop": "capital", "code, two-hop": "code"}.get(kind, kind.removesuffix(" of a state"))
 
 
-def label(activation: Tensor, where: Places) -> str | None:
-    """The concept that agrees best with where a feature is active (F1 of mass and places). activation: [places]."""
-    total = float(activation.sum())
-    if total == 0:
-        return None
+def names(activation: Tensor, where: Places) -> list[str | None]:
+    """The concept that each feature is active at, of each column of activation: [places, features].
+
+    It must hold most of a feature's activation; of those that do, the one whose places are most often active.
+    """
     place, concept = where.concept.unbind(1)
-    held = torch.bincount(concept, activation[place].double())
-    active = torch.bincount(concept, (activation[place] > 0).double())
-    precision, recall = held / total, active / torch.bincount(concept)
-    agreement = 2 * precision * recall / (precision + recall).clamp_min(1e-9)
-    best = int(agreement.argmax())
-    return where.names[best] if agreement[best] >= LEAST else None
+    ones = torch.ones(len(place))
+    size = (len(where.names), len(where.position))
+    member = torch.sparse_coo_tensor(torch.stack([concept, place]), ones, size).coalesce()
+    total = activation.sum(0)
+    share = torch.sparse.mm(member, activation) / total.clamp_min(1e-9)
+    reach = torch.sparse.mm(member, (activation > 0).float()) / torch.bincount(concept)[:, None]
+    best = (share * reach**REACH).masked_fill_(share < LEAST, 0).max(0)
+    return [where.names[at] if score > 0 else None for at, score in zip(best.indices, best.values, strict=True)]
 
 
 def labels(model: ReplacementModel, facts: Facts) -> dict[tuple[int, int], str]:
@@ -81,15 +84,11 @@ def labels(model: ReplacementModel, facts: Facts) -> dict[tuple[int, int], str]:
     prompts = [model.tokens(statement.prompt) for statement in statements]
     words = [model.tokenizer.convert_ids_to_tokens(ids.tolist())[1:] for ids in prompts]
     where, found = places(facts, statements, words), model.activations(prompts)
+    starts = torch.tensor([len(ids) - 1 for ids in prompts]).cumsum(0).tolist()
     named = {}
     for layer in range(model.depth):
         dense = torch.zeros(len(where.position), model.transcoders.size(layer))
-        at = 0
-        for features in (each[layer] for each in found):
-            count = features.positions - 1
-            dense[at + features.position() - 1, features.index] = features.value
-            at += count
-        for feature, activation in enumerate(dense.T.contiguous()):
-            if name := label(activation, where):
-                named[layer, feature] = name
+        for at, each in zip([0, *starts], found, strict=False):
+            dense[at + each[layer].position() - 1, each[layer].index] = each[layer].value
+        named.update({(layer, f): name for f, name in enumerate(names(dense, where)) if name})
     return named

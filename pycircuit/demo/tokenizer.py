@@ -24,7 +24,7 @@ class Names:
 
     def encode(self, text: str) -> list[int]:
         """<bos>, then the tokens of the text; a word that is no token is an error."""
-        parts, ids, at = text.split(), [0], 0
+        parts, ids, at = text.removeprefix(BOS).split(), [0], 0
         while at < len(parts):
             found = self._match(parts[at:])
             if found is None:
@@ -35,9 +35,8 @@ class Names:
         return ids
 
     def decode(self, ids: Iterable[int] | int) -> str:
-        """Tokens joined by spaces, without <bos>."""
-        ids = [ids] if isinstance(ids, int) else list(ids)
-        return " ".join(self.words[int(i)] for i in ids if int(i) != 0)
+        """Tokens joined by spaces; `encode` takes it back to them."""
+        return " ".join(self.words[int(i)] for i in ([ids] if isinstance(ids, int) else ids))
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
         return [self.words[int(i)] for i in ids]

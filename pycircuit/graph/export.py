@@ -12,6 +12,7 @@ import numpy as np
 
 from . import files
 from .prune import Pruned, thresholds
+from .supernodes import supernodes
 
 if TYPE_CHECKING:
     from .graph import Graph
@@ -38,8 +39,9 @@ def to_json(
         "prompt": graph.prompt, "node_threshold": node_threshold, "schema_version": 1,
         "pruning_settings": {"node_threshold": node_threshold, "edge_threshold": edge_threshold},
     }  # fmt: skip
-    parameters = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
     nodes = _nodes(pruned)
+    groups = [[name, *(nodes[node]["node_id"] for node in group)] for name, group in supernodes(pruned)]
+    parameters = {"pinnedIds": [], "supernodes": groups, "linkType": "both", "clickedId": "", "sg_pos": ""}
     links = _links(pruned, {node: entry["node_id"] for node, entry in nodes.items()})
     whole = {"metadata": metadata, "qParams": parameters, "nodes": list(nodes.values()), "links": links}
     files.write_text(path, json.dumps(whole, allow_nan=False))
@@ -71,6 +73,7 @@ def _feature(about: dict[str, Any]) -> dict[str, Any]:
         "feature_type": "cross layer transcoder",
         "jsNodeId": f"{layer}_{feature}-0",
         "activation": about["value"],
+        "clerp": about.get("label", ""),
     }
 
 

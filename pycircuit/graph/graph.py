@@ -16,8 +16,11 @@ from pycircuit.ops import checks
 from . import convert as converting
 from . import export, influence, storage
 from . import paths as strongest
+from . import plot as drawing
 from . import prune as pruning
 from . import scores as scoring
+from . import supernodes as grouping
+from . import tree as drawing_tree
 from .rows import Rows, below
 from .validate import validate
 
@@ -57,6 +60,7 @@ class Graph:
     bias: [rows], what reaches a row from no node.        preactivation: [rows], what edges and bias add up to:
         the pre-activation without the encoder's own bias (for a target its logit, centred as it was traced).
     dropped, dropped_mass: [rows], the sum of the entries a compressed row leaves out, and of their absolute values.
+    labels: what features stand for, by (layer, feature), where that is known.
     """
 
     features: Tensor
@@ -74,6 +78,7 @@ class Graph:
     dropped_mass: Tensor | None = None
     timings: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    labels: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in validate(self).items():
@@ -128,7 +133,8 @@ class Graph:
         if node < self.first_error:
             layer, position, feature = self.features[node].tolist()
             value = float(self.values[node])
-            return {"kind": "feature", "layer": layer, "position": position, "feature": feature, "value": value}
+            named = {"label": self.labels[layer, feature]} if (layer, feature) in self.labels else {}
+            return {"kind": "feature", "layer": layer, "position": position, "feature": feature, "value": value} | named
         if node < self.first_token:
             layer, position = divmod(node - self.first_error, self.positions)
             return {"kind": "error", "layer": layer, "position": position}
@@ -188,6 +194,35 @@ class Graph:
     def paths(self, source: int, target: int, k: int = 1) -> list[strongest.Path]:
         """The k strongest paths from node to node, strongest first."""
         return strongest.paths(self, source, target, k)
+
+    def supernodes(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> list[grouping.Supernode]:
+        """Kept features that a reader takes as one: those of one label, or of no label and one feature, at a place.
+
+        Two or more nodes each; the most influential group first.
+        """
+        return grouping.supernodes(self.prune(node_threshold, edge_threshold))
+
+    def tree(self, target: int = 0, depth: int = 5, branches: int = 3, least: float = 0.02) -> str:
+        """What a target comes from, as indented text: its strongest inputs, theirs below them, to the tokens.
+
+        branches: inputs shown of a node; depth: levels below the target; least: share of a row's mass that an input
+        must have. The strongest path from a token is always there, marked; a node already shown is not unfolded again.
+        """
+        return "\n".join(line.text for line in drawing_tree.lines(self, target, depth, branches, least))
+
+    def plot(
+        self,
+        path: str | os.PathLike[str],
+        node_threshold: float = 0.8,
+        edge_threshold: float = 0.98,
+        max_nodes: int = 40,
+        target: int = 0,
+    ) -> None:
+        """Write a picture, SVG: tokens as columns, layers as rows, targets on top, supernodes as one box each.
+
+        Of what pruning keeps the max_nodes most influential boxes are drawn; the strongest path to `target` is marked.
+        """
+        drawing.plot(self, path, node_threshold, edge_threshold, max_nodes, target)
 
     def subgraph(self, node_mask: Any, edge_mask: Any = None) -> Graph:
         """The graph of the nodes in node_mask: [nodes], and of the edges in edge_mask: [entries].

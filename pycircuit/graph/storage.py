@@ -50,7 +50,7 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     about = {
         "version": VERSION, "layers": graph.layers, "prompt": graph.prompt, "vocab_size": graph.vocab_size,
         "target_labels": graph.targets.labels, "token_text": graph.tokens.text, "timings": graph.timings,
-        "provenance": graph.provenance,
+        "provenance": graph.provenance, "labels": [[*key, text] for key, text in graph.labels.items()],
     }  # fmt: skip
     tensors = _alone({name: parts[name] for name in _TENSORS})
     metadata = {_KEY: json.dumps(about, allow_nan=False)}
@@ -80,11 +80,13 @@ def load(kind: type[Graph], path: str | os.PathLike[str]) -> Graph:
     plain = ("layers", "prompt", "vocab_size", "timings", "provenance")
     fields: dict[str, Any] = {name: tensors[name] for name in arrays} | {name: about[name] for name in plain}
     try:
+        labels = {(layer, feature): text for layer, feature, text in about.get("labels", [])}
         rows = Rows(tensors["row_ptr"], tensors["column"], tensors["weight"])
         targets = Targets(
             about["target_labels"], tensors["target_ids"], tensors["target_weights"], tensors["target_positions"]
         )
-        return kind(rows=rows, targets=targets, tokens=Tokens(tensors["token_ids"], about["token_text"]), **fields)
+        tokens = Tokens(tensors["token_ids"], about["token_text"])
+        return kind(rows=rows, targets=targets, tokens=tokens, labels=labels, **fields)
     except (TypeError, ValueError) as error:
         raise GraphFileError(f"Graph.load: {path} must hold a sound graph, got: {error}") from None
 

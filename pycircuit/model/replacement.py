@@ -49,18 +49,24 @@ class ReplacementModel:
     """A transformers causal model with transcoders. Weights are read now; after changing them, make a new one.
 
     tokenizer: needed for text; anything whose encode(text) gives ids. ignore_positions: opening positions that
-    get no features; None takes the family's (1; 4 for Gemma-3 chat models). The model is put in evaluation
-    mode, and a short prompt is run at once to see that its family's row describes it.
+    get no features; None takes the family's (1; 4 for Gemma-3 chat models). labels: what features stand for, by
+    (layer, feature); graphs take theirs from here. The model is put in evaluation mode, and a short prompt is run at once to see that its family's row describes it.
     """
 
     def __init__(
-        self, hf_model: Any, transcoders: Transcoders, tokenizer: Any = None, ignore_positions: int | None = None
+        self,
+        hf_model: Any,
+        transcoders: Transcoders,
+        tokenizer: Any = None,
+        ignore_positions: int | None = None,
+        labels: dict[tuple[int, int], str] | None = None,
     ) -> None:
         self.family = family_of(hf_model)
         if not isinstance(transcoders, Transcoders):
             known = "pc.PerLayerTranscoders or pc.CrossLayerTranscoder"
             raise TypeError(f"ReplacementModel: transcoders must be {known}, got {type(transcoders).__name__}")
         self.hf_model, self.tokenizer, self.transcoders = hf_model.eval(), tokenizer, transcoders
+        self.labels = dict(labels or {})
         self.weights = read_weights(hf_model, self.family)
         self.running = Lock()  # hooks belong to one forward at a time; threads may share the rest
         transcoders.check(self)

@@ -176,13 +176,19 @@ def _graph(
         ),
         tokens=Tokens(frozen.tokens, text),
         layers=len(frozen.layers),
-        prompt="".join(text),
+        prompt=" ".join(text) if model.tokenizer is None else str(decode(frozen.tokens.tolist())),
         vocab_size=frozen.unembedding.shape[0],
         dropped=torch.from_numpy(part.dropped),
         dropped_mass=torch.from_numpy(part.mass),
         timings=timings,
         provenance=_provenance(model, about),
+        labels={key: model.labels[key] for key in _features(found) & model.labels.keys()},
     )
+
+
+def _features(found: Found) -> set[tuple[int, int]]:
+    """(layer, feature) of all that are active."""
+    return set(zip(found.layer.tolist(), found.index.tolist(), strict=True))
 
 
 def _provenance(model: ReplacementModel, about: dict[str, Any]) -> dict[str, Any]:

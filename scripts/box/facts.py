@@ -18,7 +18,8 @@ POPULATION = 1_000_000  # of a country
 GONE = {"AN", "CS"}  # listed, though they are no more
 LANGUAGES = {
     "am": "Amharic", "cmn": "Chinese", "ny": "Chewa", "rw": "Kinyarwanda", "tet": "Tetum", "tl": "Filipino",
-    "zu": "Zulu", "ar": "Arabic", "az": "Azerbaijani", "be": "Belarusian", "bg": "Bulgarian", "bn": "Bengali", "bs": "Bosnian",
+    "zu": "Zulu", "ar": "Arabic", "az": "Azerbaijani", "be": "Belarusian", "bg": "Bulgarian", "bn": "Bengali",
+    "bs": "Bosnian",
     "ca": "Catalan", "cs": "Czech", "da": "Danish", "de": "German", "dv": "Maldivian", "dz": "Dzongkha",
     "el": "Greek", "en": "English", "es": "Spanish", "et": "Estonian", "fa": "Persian", "fi": "Finnish",
     "fr": "French", "he": "Hebrew", "hi": "Hindi", "hr": "Croatian", "ht": "Creole", "hu": "Hungarian",
@@ -75,7 +76,7 @@ def main(path: Path) -> None:
     # Cities that people know stay: what is held out is drawn from all, and Dallas is shown.
     drawn = random.Random(0).sample(sorted(set(state) - set(capital.values()) - {"Dallas", "Oakland"}), HELD_OUT)
     path.parent.mkdir(exist_ok=True)
-    Facts(capital, state, frozenset(drawn), countries).save(path)
+    Facts(capital, {name: code for code, (name, _) in states.items()}, state, frozenset(drawn), countries).save(path)
     print(f"{len(capital)} states, {len(state)} cities ({len(drawn)} held out), {len(countries)} countries -> {path}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import torch
 import pycircuit as pc
 from pycircuit.demo.box import load_model
 from pycircuit.demo.facts import Facts
+from pycircuit.transcoders import formats
 
 RECIPE = {"features": 768, "steps": 4000, "k": 16, "batch": 1024, "activation": "topk", "revive": 200, "context": 16}
 
@@ -26,11 +28,10 @@ def main() -> None:
     model, names = load_model(box)
     prompts = [names.encode(s.prompt) for s in Facts.load(box / "facts.json").statements()]
     made = pc.train(model, prompts, kind=kind, **options)
-    from pycircuit.transcoders import formats
-
-    formats.save(made.to(torch.bfloat16), box / kind)
-    made = formats.load(box / kind).to(torch.float32)
-    print(pc.evaluate(model, made, prompts))
+    shutil.rmtree(box / kind, ignore_errors=True)
+    formats.save(made.to(torch.bfloat16), box / kind, "pycircuit/box")
+    made = formats.load(box / kind, dtype=torch.float32, lazy=False)
+    print(pc.evaluate(model, made, prompts, context=16))
 
 
 if __name__ == "__main__":

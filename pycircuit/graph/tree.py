@@ -1,0 +1,106 @@
+"""A graph as indented text: a target, its strongest inputs, and theirs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from pycircuit.ops import checks
+
+if TYPE_CHECKING:
+    from .graph import Graph
+    from .paths import Path
+
+_WIDTH = 32  # of a name
+
+
+class Line(NamedTuple):
+    """style: target, path (on the strongest path), node, token or error."""
+
+    text: str
+    style: str
+
+
+def strongest(graph: Graph, target: int) -> Path | None:
+    """The strongest path that any token has to a target; the first position is left out, unless it is alone."""
+    node = graph.target_node(target)
+    tokens = range(min(1, graph.positions - 1), int(graph.targets.positions[target]) + 1)
+    found = [path for p in tokens for path in graph.paths(graph.token_node(p), node)]
+    return max(found, key=lambda path: path.strength, default=None)
+
+
+def name(graph: Graph, node: int) -> str:
+    """`Texas @Dallas`, `L3/412 @Dallas`, a token's text in quotes, a target's label."""
+    about = graph.describe(node)
+    if about["kind"] == "target":
+        return plain(about["label"])
+    place = plain(graph.tokens.text[about["position"]])
+    if about["kind"] == "token":
+        return f"“{place}”"
+    what = about.get("label") or (f"L{about['layer']}/{about['feature']}" if "feature" in about else "error")
+    return f"{plain(what)} @{place}"
+
+
+def plain(text: str) -> str:
+    """On one line, without control characters."""
+    return "".join(c if c.isprintable() else "·" for c in text.strip(" ")) or "␣"
+
+
+def lines(graph: Graph, target: int, depth: int, branches: int, least: float) -> list[Line]:
+    op = "tree"
+    checks.whole(op, "depth", depth, 1)
+    checks.whole(op, "branches", branches, 1)
+    if not 0 <= checks.number(op, "least", least) <= 1:
+        raise ValueError(f"{op}: least must be from 0 to 1, got {least}")
+    top = graph.target_node(target)
+    weight = float(graph.targets.weights[target])
+    path = strongest(graph, target)
+    tree = _Tree(graph, branches, least, set() if path is None else set(path.nodes))
+    out = [Line(f"{name(graph, top)}  {weight:.3f}", "target")]
+    return out + tree.below(top, "", depth)
+
+
+class _Tree:
+    def __init__(self, graph: Graph, branches: int, least: float, path: set[int]) -> None:
+        self.graph, self.branches, self.least, self.path = graph, branches, least, path
+        self.row = {node: r for r, node in enumerate(graph.row_node.tolist())}
+        self.shown: set[int] = set()
+
+    def below(self, node: int, indent: str, depth: int) -> list[Line]:
+        """The lines of a node's inputs."""
+        if depth == 0 or node not in self.row:
+            return []
+        chosen, errors = self._inputs(node)
+        out: list[Line] = []
+        for at, (source, weight, share) in enumerate(chosen):
+            last = at == len(chosen) - 1 and errors is None
+            mark = "  ◀" if source in self.path and node in self.path else ""
+            again = " (above)" if source in self.shown and source in self.row else ""
+            label = name(self.graph, source)[:_WIDTH]
+            text = f"{indent}{'└─' if last else '├─'} {weight:+7.2f} {100 * share:3.0f}%  {label}{again}{mark}"
+            token = source >= self.graph.first_token
+            out.append(Line(text, "path" if mark else "token" if token else "node"))
+            if not again:
+                self.shown.add(source)
+                out += self.below(source, indent + ("   " if last else "│  "), depth - 1)
+        if errors is not None:
+            out.append(Line(f"{indent}└─ {errors[0]:+7.2f} {100 * errors[1]:3.0f}%  errors", "error"))
+        return out
+
+    def _inputs(self, node: int) -> tuple[list[tuple[int, float, float]], tuple[float, float] | None]:
+        """The strongest inputs and the one on the path: (node, weight, share of the row); the sum of all errors."""
+        graph = self.graph
+        columns, weights = graph.rows.row(self.row[node])
+        size = weights.double().abs()
+        mass = float(size.sum())
+        if mass == 0:
+            return [], None
+        share = size / mass
+        is_error = (columns >= graph.first_error) & (columns < graph.first_token)
+        order = [i for i in share.argsort(descending=True, stable=True).tolist() if not is_error[i]]
+        kept = [i for i in order[: self.branches] if share[i] >= self.least]
+        if node in self.path:
+            kept += [i for i in order if int(columns[i]) in self.path and i not in kept]
+        chosen = [(int(columns[i]), float(weights[i]), float(share[i])) for i in kept]
+        missed = float(share[is_error].sum())
+        errors = (float(weights[is_error].sum()), missed) if missed >= self.least else None
+        return chosen, errors
