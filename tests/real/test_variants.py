@@ -12,6 +12,8 @@ import torch
 import pycircuit as pc
 from pycircuit.model.capture import attention_by, relative
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # of several, those that wait for each other decide
+
 VARIANTS, LAYER, POSITIONS = 64, 20, 64
 
 
