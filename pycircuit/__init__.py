@@ -3,7 +3,7 @@
 from importlib.metadata import version as _version
 
 from . import graph, ops
-from .causal import Intervened, Intervention
+from .causal import Intervened, Intervention, validate
 from .graph import Graph
 from .model import Family, FamilyError, ReplacementModel, register_family
 from .ops import BatchTopK, Features, ImplementationError, JumpReLU, ReLU, TopK, explain, last_run, use
@@ -43,4 +43,5 @@ __all__ = [
     "register_family",
     "train",
     "use",
+    "validate",
 ]

@@ -3,5 +3,6 @@
 from .generate import generate
 from .intervene import Intervened, intervene, intervene_many
 from .intervention import FREEZE, Intervention
+from .validate import validate
 
-__all__ = ["FREEZE", "Intervened", "Intervention", "generate", "intervene", "intervene_many"]
+__all__ = ["FREEZE", "Intervened", "Intervention", "generate", "intervene", "intervene_many", "validate"]
