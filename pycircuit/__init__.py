@@ -3,7 +3,7 @@
 from importlib.metadata import version as _version
 
 from . import graph, ops
-from .causal import Intervened, Intervention
+from .causal import Intervened, Intervention, validate
 from .graph import Graph
 from .load import load
 from .model import Family, FamilyError, ReplacementModel, register_family
@@ -45,4 +45,5 @@ __all__ = [
     "register_family",
     "train",
     "use",
+    "validate",
 ]

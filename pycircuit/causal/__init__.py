@@ -1,6 +1,8 @@
 """Changing what a model computes and seeing what follows: interventions, steered generation, validation of graphs."""
 
+from .generate import generate
 from .intervene import Intervened, intervene, intervene_many
 from .intervention import FREEZE, Intervention
+from .validate import validate
 
-__all__ = ["FREEZE", "Intervened", "Intervention", "intervene", "intervene_many"]
+__all__ = ["FREEZE", "Intervened", "Intervention", "generate", "intervene", "intervene_many", "validate"]

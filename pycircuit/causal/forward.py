@@ -22,7 +22,7 @@ from pycircuit.model.weights import module
 from pycircuit.ops import Attention, Features
 
 from .intervention import Hold
-from .steering import Steering
+from .steering import Entries, Steering, activations_at
 
 BATCH_POSITIONS = 4096  # of variants run together
 
@@ -78,6 +78,11 @@ class Plain:
     @property
     def positions(self) -> int:
         return self.frozen.positions
+
+    def original(self, layer: int, e: Entries, _: Tensor) -> Tensor:
+        """The prompt's own activations of features that change: [n]."""
+        row = e.position[e.place()]
+        return activations_at(self.state.features[layer], row, e.index, self.model.transcoders.size(layer))
 
 
 def plain(model: ReplacementModel, ids: Tensor, patterns: bool) -> Plain:

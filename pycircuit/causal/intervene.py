@@ -14,7 +14,7 @@ from pycircuit.ops import Features, checks
 
 from .forward import BATCH_POSITIONS, Changed, Plain, State, plain
 from .intervention import Hold, Intervention, feature_of, interventions_of, positions_of
-from .steering import Entries, Steering, activations_at, earliest, entries_of
+from .steering import Steering, activations_at, earliest, entries_of
 
 Prompt = str | Sequence[int] | Tensor
 
@@ -176,10 +176,6 @@ def _batch(start: Plain, variants: list[Where], hold: Hold) -> list[State]:
         (row, position, one) for row, where in enumerate(variants) for one, positions in where for position in positions
     ]
 
-    def original(layer: int, e: Entries, x: Tensor) -> Tensor:
-        row = e.position[e.place()]
-        return activations_at(state.features[layer], row, e.index, model.transcoders.size(layer))
-
     entries = entries_of(places, state.final)
-    steering = Steering(model.transcoders, entries, original, hold.layers, hold.written)
+    steering = Steering(model.transcoders, entries, start.original, hold.layers, hold.written)
     return Changed(start, steering, hold, len(variants), min(entries)).run()

@@ -87,8 +87,8 @@ class Steering:
         self.pending: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
 
     def add(self, layer: int, row: Tensor, position: Tensor, change: Tensor) -> None:
-        """change: [n, width], to be added to what the layer's MLP writes."""
-        if layer in self.written:
+        """change: [n, width], to be added to what the layer's MLP writes; layer -1: to the stream's beginning."""
+        if layer < 0 or layer in self.written:
             self.pending.setdefault(layer, []).append((row, position, change))
 
     def read(self, layer: int, x: Tensor) -> None:

@@ -21,6 +21,7 @@ from . import prune as pruning
 from . import scores as scoring
 from . import supernodes as grouping
 from . import tree as drawing_tree
+from .faithfulness import KEY, Faithfulness
 from .rows import Rows, below
 from .validate import validate
 
@@ -168,6 +169,12 @@ class Graph:
     def certificate(self) -> float:
         """The largest relative violation of the conservation law in any row; 0 for a graph without rows."""
         return float(self.residual.max()) if self.rows.count else 0.0
+
+    @property
+    def faithfulness(self) -> Faithfulness | None:
+        """What pc.validate found: how well the graph foretells interventions; None before."""
+        found = self.provenance.get(KEY)
+        return None if found is None else Faithfulness.from_dict(found)
 
     # Views
 

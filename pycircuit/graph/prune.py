@@ -16,6 +16,7 @@ from torch import Tensor
 from pycircuit.ops import checks
 
 from . import influence
+from .faithfulness import KEY as FAITHFULNESS
 from .rows import Rows
 from .threshold import cumulative, cutoff
 
@@ -135,6 +136,7 @@ def subgraph(graph: Graph, node_mask: Any, edge_mask: Any = None) -> Graph:
         dropped=graph.dropped[row] + torch.from_numpy(dropped[rows]),
         dropped_mass=graph.dropped_mass[row] + torch.from_numpy(mass[rows]),
         targets=_targets_of(graph, nodes[graph.first_target :]),
+        provenance={key: value for key, value in graph.provenance.items() if key != FAITHFULNESS},
     )
 
 

@@ -1,0 +1,140 @@
+"""Validation: what edges foretell against what the model does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+import transformers
+from test_trace import KINDS, replacement
+from tiny_models import LAYERS, VOCABULARY, WIDTH
+
+import pycircuit as pc
+from pycircuit.causal.validate import _edges, _through_features
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PROMPT = tiny_models.prompt(9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox"])
+def test_with_mlps_held_the_model_moves_by_its_edges(family: str, kind: str) -> None:
+    """Features, errors and tokens, on every row, to float64."""
+    model = replacement(family, kind, torch.float64)
+    graph = pc.attribute(model, PROMPT, position=[-1, 4], max_targets=3, progress=False)
+    report = pc.validate(model, graph, samples=30, factor=-0.5)
+    assert report.kinds["feature"] + report.kinds["error"] + report.kinds["token"] == 30 == len(report.nodes)
+    assert min(report.kinds.values()) >= 9
+    held = [a for a in report.agreements if a.freeze == "all"]
+    assert {a.distance for a in held} == {None, *range(1, LAYERS + 2)}
+    for a in held:
+        assert a.pairs > 0
+        assert a.correlation == pytest.approx(1, abs=1e-9)
+        assert a.error < 1e-9 and a.explained == pytest.approx(1, abs=1e-12)
+    assert report.overall("attention").error > 0.01  # random transcoders miss nearly all that the MLPs do
+
+
+def test_effects_through_features_are_a_linear_solution() -> None:
+    """(I - B)^-1 A with B the edges of one more unit, by a dense solver."""
+    graph = pc.attribute(replacement("llama", "clt", torch.float64), PROMPT, max_targets=3, progress=False)
+    nodes = list(range(0, graph.first_target, 7))
+    dense, n = graph.dense().double().numpy(), len(graph.features)
+    unit = np.zeros_like(dense)
+    unit[:, :n] = dense[:, :n] / graph.values.double().numpy()
+    expected = np.linalg.solve(np.eye(graph.nodes) - unit, dense)[graph.row_node.numpy()][:, nodes]
+    direct = _edges(graph, nodes)
+    total = _through_features(graph, direct)
+    assert np.abs(total - expected).max() < 1e-10 * np.abs(expected).max()
+    assert np.array_equal(direct, dense[graph.row_node.numpy()][:, nodes])
+    assert np.abs(total - direct).max() > 0.1 * np.abs(direct).max()
+
+
+def exact_model() -> pc.ReplacementModel:
+    """A GPT-2 with ReLU: its MLPs are transcoders themselves, each hidden unit a feature."""
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=LAYERS, n_head=4, n_positions=64, activation_function="relu",
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config).to(torch.float64)
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=g, dtype=torch.float64) / parameter.shape[0] ** 0.5)
+    mlps = [block.mlp for block in model.transformer.h]
+    w_enc = [mlp.c_fc.weight.detach().T.contiguous() for mlp in mlps]
+    w_dec = [mlp.c_proj.weight.detach().contiguous() for mlp in mlps]
+    b_enc, b_dec = ([getattr(mlp, name).bias.detach() for mlp in mlps] for name in ("c_fc", "c_proj"))
+    return pc.ReplacementModel(model, pc.PerLayerTranscoders(w_enc, b_enc, w_dec, b_dec), ignore_positions=0)
+
+
+def test_where_transcoders_are_the_mlps_all_is_explained() -> None:
+    """A change too small to switch a feature on or off goes through the running MLPs as the graph says, to the end."""
+    model = exact_model()
+    graph = pc.attribute(model, PROMPT, max_targets=3, progress=False)
+    small = pc.validate(model, graph, samples=24, factor=1 + 1e-9, kinds=["feature", "token"])
+    found = small.overall("attention")
+    assert small.kinds == {"feature": 15, "error": 0, "token": 9}  # every token
+    assert found.explained > 1 - 1e-5 and found.correlation > 1 - 1e-5 and found.error < 1e-3
+    whole = pc.validate(model, graph, samples=24, kinds=["feature"])
+    assert whole.overall("all").explained > 1 - 1e-12
+    assert 0 < whole.overall("attention").explained < 1 - 1e-6  # ablation does switch some
+
+
+def test_a_wrong_graph_is_found_out() -> None:
+    """Edges of a model with other transcoders foretell nothing; the values alone do not tell."""
+    model = replacement("llama", "plt", torch.float64)
+    graph = pc.attribute(model, PROMPT, max_targets=3, progress=False)
+    graph.rows.weight[:] = graph.rows.weight.flip(0)
+    assert pc.validate(model, graph, samples=16).overall("all").explained < 0.5
+
+
+def test_the_report_is_kept_and_saved(tmp_path: Path) -> None:
+    model = replacement("llama", "plt", torch.float32)
+    graph = pc.attribute(model, PROMPT, max_targets=3, progress=False)
+    assert graph.faithfulness is None
+    pruned = graph.prune().graph
+    report = pc.validate(model, graph, samples=9, seed=3)
+    assert graph.faithfulness == report and pruned.faithfulness is None and graph.prune().graph.faithfulness is None
+    graph.save(tmp_path / "g.safetensors")
+    assert pc.Graph.load(tmp_path / "g.safetensors").faithfulness == report
+    assert pc.validate(model, graph, samples=9, seed=3) == report
+    assert pc.validate(model, graph, samples=9, seed=4).nodes != report.nodes
+    text = str(report)
+    assert "direct effects, MLPs held:" in text and "whole effects, MLPs running:" in text
+    assert text.count("\n") == 4 + len(report.agreements) and "9 " not in text.splitlines()[0].replace("9 f", "")
+
+
+def test_a_pruned_graph_and_one_with_few_rows() -> None:
+    """What a graph leaves out it does not foretell, and says so."""
+    model = replacement("llama", "clt", torch.float64)
+    graph = pc.attribute(model, PROMPT, max_targets=3, progress=False)
+    for less in (graph.prune(0.6, 0.9).graph, pc.attribute(model, PROMPT, max_features=8, progress=False)):
+        assert pc.validate(model, less, samples=16).overall("all").pairs > 0
+    assert pc.validate(model, less, samples=16).overall("all").explained > 1 - 1e-12  # every row it has is whole
+    direction = ("up", 1.0, torch.ones(WIDTH, dtype=torch.float64))
+    given = pc.attribute(model, PROMPT, targets=[direction, 3], max_features=0, progress=False)
+    report = pc.validate(model, given, samples=8)
+    assert report.overall("all").explained > 1 - 1e-12 and report.overall("all").pairs == 8  # the token's row alone
+
+
+def test_arguments() -> None:
+    model = replacement("llama", "plt", torch.float32)
+    graph = pc.attribute(model, PROMPT, max_targets=3, progress=False)
+    other = pc.attribute(replacement("gpt2", "plt", torch.float32), PROMPT, max_targets=3, progress=False)
+    with pytest.raises(TypeError, match=r"^validate: graph must be a pc.Graph, got ReplacementModel"):
+        pc.validate(model, model)
+    with pytest.raises(ValueError, match=r"^validate: graph must be of this model and its transcoders, got activ"):
+        pc.validate(model, other)
+    with pytest.raises(ValueError, match=r"^validate: samples must be at least 1, got 0"):
+        pc.validate(model, graph, samples=0)
+    with pytest.raises(ValueError, match=r"^validate: factor must be finite and change something, got 1.0"):
+        pc.validate(model, graph, factor=1)
+    for kinds in ("feature", ["features"], []):
+        with pytest.raises(ValueError, match=r"^validate: kinds must be a list of feature, error, token, got"):
+            pc.validate(model, graph, kinds=kinds)
+    with pytest.raises(ValueError, match=r"^overall: freeze must be one of all, attention, got 'none'"):
+        pc.validate(model, graph, samples=2).overall("none")
