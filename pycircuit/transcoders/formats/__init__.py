@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,26 @@ from typing import Any
 import torch
 
 from pycircuit.ops import BatchTopK, JumpReLU, TopK
-from pycircuit.transcoders.types import CrossLayerTranscoder, Transcoders
+from pycircuit.transcoders.types import READS, WRITES, CrossLayerTranscoder, Transcoders
 
-from . import circuit_tracer, circuit_tracer_cross, hooks
+from . import (
+    circuit_tracer,
+    circuit_tracer_cross,
+    crosslayer_transcoder,
+    gemma_scope,
+    gemma_scope_2,
+    gemma_scope_2_cross,
+    hooks,
+    listed,
+    llamascopium,
+    saelens,
+    sparsify,
+)
 from .hub import locate
-from .parts import Contents, assemble, describe
+from .parts import Asked, Contents, Layer, assemble, describe
 from .writing import destination, write_folder
 
-__all__ = ["Format", "Recognised", "load", "recognise", "register_format", "save"]
+__all__ = ["Asked", "Contents", "Format", "Layer", "Recognised", "load", "recognise", "register_format", "save"]
 
 CACHE = 4 << 30  # bytes of decoder rows kept
 
@@ -27,30 +40,36 @@ CACHE = 4 << 30  # bytes of decoder rows kept
 class Format:
     """A way to lay transcoders out in a folder.
 
-    sees(folder): what there is to see of it, in words, or None; reads no tensor. read(folder, depth): what the files
-    say, `parts.Contents`; depth: the model's number of layers where layers may be missing, else None.
+    sees(folder): what there is to see of it, in words, or None; reads no tensor. read(folder, asked): what the files
+    say, as `Contents`.
     """
 
     name: str
     sees: Callable[[Path], str | None]
-    read: Callable[[Path, int | None], Contents]
+    read: Callable[[Path, Asked], Contents]
 
 
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
+        Format("circuit-tracer, files elsewhere", listed.sees, listed.read),
         Format("circuit-tracer, per layer", circuit_tracer.sees, circuit_tracer.read),
         Format("circuit-tracer, cross-layer", circuit_tracer_cross.sees, circuit_tracer_cross.read),
+        Format("crosslayer-transcoder", crosslayer_transcoder.sees, crosslayer_transcoder.read),
+        Format("Llama-Scope-2", llamascopium.sees, llamascopium.read),
+        Format("SAELens", saelens.sees, saelens.read),
+        Format("sparsify", sparsify.sees, sparsify.read),
+        Format("GemmaScope 2, cross-layer", gemma_scope_2_cross.sees, gemma_scope_2_cross.read),
+        Format("GemmaScope 2, per layer", gemma_scope_2.sees, gemma_scope_2.read),
+        Format("GemmaScope 1", gemma_scope.sees, gemma_scope.read),
     )
 }
 
 
-def register_format(
-    name: str, sees: Callable[[Path], str | None], read: Callable[[Path, int | None], Contents]
-) -> Format:
+def register_format(name: str, sees: Callable[[Path], str | None], read: Callable[[Path, Asked], Contents]) -> Format:
     """Add a format, or replace the one of this name; it is asked before those that are there."""
     if not name or not callable(sees) or not callable(read):
-        raise TypeError("register_format: needs a name and two functions, sees(folder) and read(folder, depth)")
+        raise TypeError("register_format: needs a name and two functions, sees(folder) and read(folder, asked)")
     rest = {key: row for key, row in FORMATS.items() if key != name}
     FORMATS.clear()
     FORMATS.update({name: Format(name, sees, read), **rest})
@@ -87,19 +106,44 @@ def load(
     dtype: torch.dtype | None = None,
     lazy: bool = True,
     layers: int | None = None,
-    cache: int = CACHE,
+    variant: str | None = None,
+    reads: str | None = None,
+    writes: str | None = None,
+    cache: int | str = CACHE,
 ) -> Transcoders:
     """Transcoders of a local folder or a hub id `org/repo[/path][@revision]`, of any format in `FORMATS`.
 
     dtype: what they are converted to as they are read; None: as they are stored. lazy: decoders stay in their files,
     and the rows of a prompt's active features are read when they are needed; `cache` bytes of them are kept.
     layers: the model's number of layers, where some may have no transcoder; without it a missing layer is an error.
+    variant: parts of a path, with commas, that say which of several sets is meant. reads, writes: as of
+    pc.PerLayerTranscoders, where the files do not say it or are wrong.
     """
     if dtype is not None and dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"load: dtype must be float64, float32, bfloat16 or float16, got {dtype}")
-    seen = recognise(path)
-    contents = seen.format.read(seen.path, layers)
-    return assemble(contents, device, dtype, lazy, cache)
+    kept, seen = size_of(cache), recognise(path)
+    contents = seen.format.read(seen.path, asked(layers, variant, reads, writes))
+    return assemble(contents, device, dtype, lazy, kept)
+
+
+def asked(layers: int | None, variant: str | None, reads: str | None, writes: str | None) -> Asked:
+    if layers is not None and (type(layers) is not int or layers < 1):
+        raise ValueError(f"load: layers must be a whole number of at least 1, got {layers!r}")
+    for name, value, allowed in (("reads", reads, READS), ("writes", writes, WRITES)):
+        if value is not None and value not in allowed:
+            raise ValueError(f"load: {name} must be one of {', '.join(allowed)}, got {value!r}")
+    return Asked(layers, variant, reads, writes)
+
+
+def size_of(cache: int | str) -> int:
+    """Bytes, from a number or such as "4GiB"."""
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(\w*)", cache) if isinstance(cache, str) else None
+    if found is not None and found[2] in units:
+        return int(float(found[1]) * units[found[2]])
+    if type(cache) is not int or cache < 0:
+        raise ValueError(f"load: cache must be bytes or a size such as '4GiB', got {cache!r}")
+    return cache
 
 
 def save(
