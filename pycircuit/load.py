@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import os
 import shutil
@@ -73,9 +74,7 @@ def _device(device: Any) -> torch.device:
 def _demo(transcoders: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     if transcoders is not None:
         raise ValueError("load: transcoders must be None for 'demo', which brings its own, got some")
-    from .demo import load_box
-
-    return load_box(device=device, dtype=dtype)
+    return importlib.import_module("pycircuit.demo").load_box(device=device, dtype=dtype)
 
 
 def language_model(name: str | os.PathLike[str], device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from pycircuit.ops import Activation, BatchTopK, ReLU, TopK
-from pycircuit.transcoders.types import Transcoders
 
 from . import hooks
 from .files import Stored, open_tensors, read_yaml
@@ -145,14 +144,3 @@ def thresholds(path: Path, activation: Activation, theta: Stored | None) -> Stor
     if isinstance(activation, TopK) and theta is not None:
         raise ValueError(f"load: {path} must hold no {theta.name} where the configuration says topk, got one")
     return None if isinstance(activation, BatchTopK) else theta
-
-
-def layer_files(transcoders: Transcoders, at: int, b_dec: Any, theta: Any) -> dict[str, dict[str, Any]]:
-    """File name -> its tensors, of one layer; decoders as they are held. theta: [F] or None."""
-    t, skip = transcoders, transcoders.w_skip[at]
-    named = {
-        "W_enc": t.w_enc[at], "W_dec": t.w_dec[at], "b_enc": t.b_enc[at], "b_dec": b_dec,
-        "activation_function.threshold": theta, "W_skip": None if skip is None else skip.T,
-    }  # fmt: skip
-    held = {name: value for name, value in named.items() if value is not None}
-    return {f"layer_{at}.safetensors": held} if held else {}

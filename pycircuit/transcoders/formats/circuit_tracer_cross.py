@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from pycircuit.ops import Activation
-from pycircuit.transcoders.types import Transcoders
 
 from . import circuit_tracer as single
 from .files import Stored, open_tensors, read_yaml
@@ -61,14 +59,3 @@ def _layer(at: int, paths: list[Path], activation: Activation, empty: bool) -> L
     w_enc, b_enc, b_dec, w_dec, theta, w_skip = (tensors.get(name) for name in (*needed, *optional))
     theta = single.thresholds(paths[0], activation, theta)
     return Layer(w_enc, b_enc, w_dec, b_dec, theta, w_skip, rule=activation)
-
-
-def layer_files(transcoders: Transcoders, at: int, b_dec: Any, theta: Any) -> dict[str, dict[str, Any]]:
-    t = transcoders
-    named = {"W_enc": t.w_enc[at], "b_enc": t.b_enc[at], "b_dec": b_dec, "threshold": theta,
-             "W_skip": t.w_skip[at]}  # fmt: skip
-    held = {f"{name}_{at}": value for name, value in named.items() if value is not None}
-    found = {f"W_enc_{at}.safetensors": held} if held else {}
-    if t.w_dec[at] is not None:
-        found[f"W_dec_{at}.safetensors"] = {f"W_dec_{at}": t.w_dec[at]}
-    return found

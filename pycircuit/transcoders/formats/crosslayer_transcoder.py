@@ -79,7 +79,7 @@ def _parts(said_by: Path, model: dict[str, Any]) -> dict[str, str]:
 
 def _depth(tensors: dict[str, Stored], path: Path) -> int:
     w_enc = tensors.get("encoder.W")
-    if w_enc is None or len(w_enc.shape) != 3 or not w_enc.shape[0]:
+    if w_enc is None or len(w_enc.shape) != 3 or not all(w_enc.shape):
         got = None if w_enc is None else list(w_enc.shape)
         raise ValueError(f"load: {path} must hold encoder.W of shape [layers, width, features], got {got}")
     return w_enc.shape[0]

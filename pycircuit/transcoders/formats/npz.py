@@ -9,6 +9,8 @@ import hashlib
 import os
 import struct
 import zipfile
+import zlib
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import IO
@@ -21,6 +23,7 @@ from .files import Stored, open_safetensors, safetensors_header
 
 _KINDS = {"<f8": torch.float64, "<f4": torch.float32, "<f2": torch.float16}
 _LOCAL = struct.Struct("<4s5H3L2H")  # what comes before a member's name
+_BROKEN = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error, zlib.error, OSError)
 _RATIO = 64  # unpacked over packed, above which it must be small
 _SMALL = 64 << 20
 _STEP = 1 << 20
@@ -36,7 +39,15 @@ def open_npz(path: Path) -> dict[str, Stored]:
                 if member.filename in found:
                     raise ValueError(f"load: {path} must hold each array once, got {member.filename} twice")
                 found[member.filename] = _array(path, archive, member)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error, OSError) as error:
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        OSError,
+    ) as error:
         raise ValueError(f"load: {path} must be a whole .npz archive, got {error}; is it truncated?") from None
     if all(member.compress_type == zipfile.ZIP_STORED for member in members):
         return {stored.name: stored for stored in found.values()}
@@ -55,10 +66,13 @@ def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Sto
         )
     with archive.open(member) as file:
         shape, dtype, before = _header(path, name, file)
+    with archive.open(member) as file:
+        start = zlib.crc32(file.read(before))
     size = prod(shape) * dtype.itemsize
     if before + size != member.file_size:
         raise ValueError(f"load: {path}: {name} must be {before + size} bytes by its header, got {member.file_size}")
-    return Stored.whole(path, name, _data_begin(path, member) + before, shape, dtype)
+    found = Stored.whole(path, name, _data_begin(path, member) + before, shape, dtype)
+    return replace(found, checksum=(start, member.CRC))
 
 
 def _header(path: Path, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], torch.dtype, int]:
@@ -116,5 +130,5 @@ def _unpack(path: Path, members: list[zipfile.ZipInfo], arrays: list[Stored], fr
                         out.write(block)
             out.flush()
             os.fsync(out.fileno())
-    except (zipfile.BadZipFile, EOFError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise ValueError(f"load: {path} must be a whole .npz archive, got {error}; is it damaged?") from None

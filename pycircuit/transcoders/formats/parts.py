@@ -70,6 +70,11 @@ class Layer:
     log_theta: bool = False
     fold: Fold = Fold()
 
+    @property
+    def size(self) -> int | None:
+        """The number of features; None without a transcoder."""
+        return None if self.w_enc is None else self.w_enc.shape[1 if self.transposed else 0]
+
     def stored(self) -> dict[str, Stored]:
         """Every tensor, the planes of a decoder one by one."""
         planes = self.w_dec if isinstance(self.w_dec, list | tuple) else [self.w_dec]
@@ -157,8 +162,10 @@ def _check_layer(contents: Contents, at: int, layer: Layer, width: int, first: S
         raise ValueError(f"load: {layer.w_enc} must have 2 dimensions, got shape {list(layer.w_enc.shape)}")
     size = layer.w_enc.shape[1] if layer.transposed else layer.w_enc.shape[0]
     _shaped(layer.w_enc, (width, size) if layer.transposed else (size, width), why)
-    for name, stored in (("b_enc", layer.b_enc), ("w_dec", layer.w_dec)):
-        if stored is None:
+    if not size:
+        raise ValueError(f"load: {layer.w_enc} must have at least one feature, got shape {list(layer.w_enc.shape)}")
+    for name, part in (("b_enc", layer.b_enc), ("w_dec", layer.w_dec)):
+        if part is None:
             raise ValueError(f"load: {layer.w_enc.path} must hold {name} of layer {at}, got none")
     features = f"{layer.w_enc.name} has {size} features"
     _shaped(layer.b_enc, (size,), features)
@@ -192,11 +199,14 @@ def finite(stored: Stored, t: Tensor) -> Tensor:
     return t
 
 
-class _Reader:
+class Reader:
     """Tensors of a layer, read once, in the type and place asked for."""
 
-    def __init__(self, layer: Layer, device: Any, dtype: torch.dtype | None, lazy: bool, cache: Cache) -> None:
-        self.layer, self.device, self.dtype, self.lazy, self.cache = layer, device, dtype, lazy, cache
+    def __init__(
+        self, layer: Layer, device: Any, dtype: torch.dtype | None, lazy: bool, cache: Cache | None = None
+    ) -> None:
+        self.layer, self.device, self.dtype, self.lazy = layer, device, dtype, lazy
+        self.cache = Cache(0) if cache is None else cache
         self.norm = _norms(layer) if layer.fold.by_norm and self._compares() else None
 
     def _compares(self) -> bool:
@@ -315,7 +325,7 @@ def assemble(
     """Transcoders of these files, decoders left in them where `lazy`."""
     check(contents)
     kept = Cache(cache)
-    readers = [_Reader(layer, device, dtype, lazy, kept) for layer in contents.layers]
+    readers = [Reader(layer, device, dtype, lazy, kept) for layer in contents.layers]
     made = CrossLayerTranscoder if contents.cross else PerLayerTranscoders
     return made(
         [reader.w_enc() for reader in readers],

@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pycircuit.transcoders.types import PerLayerTranscoders, Transcoders
-
 from . import hooks
 from .files import open_tensors, read_json
 from .parts import Asked, Contents, Layer, same_everywhere, take
@@ -89,33 +87,3 @@ def layer(path: Path) -> Layer:
         w_enc, b_enc, w_dec, b_dec, tensors.get("threshold"), tensors.get("W_skip"), transposed=True, skip_back=True,
         positive=True,
     )  # fmt: skip
-
-
-def names_of(transcoders: Transcoders, at: int) -> tuple[str, str]:
-    """The hook points of a layer."""
-    read, write = hooks.READ_NAMES[transcoders.reads], hooks.WRITE_NAMES[transcoders.writes]
-    return f"blocks.{at}.{read}", f"blocks.{at}.{write}"
-
-
-def layer_files(
-    transcoders: Transcoders, at: int, b_dec: Any, theta: Any, model: str | None
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """({file name: its tensors}, its cfg.json) of one layer; rules it has no name for must have become thresholds."""
-    t = transcoders
-    if not isinstance(t, PerLayerTranscoders):
-        raise ValueError("convert: to must be circuit-tracer for a cross-layer transcoder, got saelens")
-    w_enc, skip = t.w_enc[at], t.w_skip[at]
-    if w_enc is None:
-        return {}, {}
-    named = {"W_enc": w_enc.T, "W_dec": t.w_dec[at], "b_enc": t.b_enc[at], "b_dec": b_dec, "threshold": theta,
-             "W_skip": None if skip is None else skip.T}  # fmt: skip
-    held = {name: value for name, value in named.items() if value is not None}
-    kind = next(k for k, v in KINDS.items() if v == (theta is not None, skip is not None))
-    read, write = names_of(t, at)
-    width, kept = w_enc.shape[1], str(w_enc.dtype).removeprefix("torch.")
-    config = {
-        "architecture": kind, "d_in": width, "d_sae": w_enc.shape[0], "d_out": width, "dtype": kept, "device": "cpu",
-        "apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none",
-        "metadata": {"model_name": model, "hook_name": read, "hook_name_out": write},
-    }  # fmt: skip
-    return {f"layer_{at}/sae_weights.safetensors": held}, config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from .parts import Asked, Layer, missing
@@ -58,7 +58,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def in_order(folder: Path, found: dict[int, object], layer: Callable[[int], Layer], asked: Asked) -> list[Layer]:
+def in_order(folder: Path, found: Mapping[int, object], layer: Callable[[int], Layer], asked: Asked) -> list[Layer]:
     """Every layer from 0 on; a layer that is not there is an error unless the number of layers was given."""
     count = max(found) + 1 if asked.layers is None else asked.layers
     beyond = [at for at in found if at >= count]
