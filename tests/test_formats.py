@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,12 @@ from format_files import (
     normal,
     write,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import pycircuit as pc
 from pycircuit.transcoders import formats
+from pycircuit.transcoders.formats import npz, saving
 from pycircuit.transcoders.lazy import LazyRows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -287,3 +291,366 @@ def test_what_is_not_recognised(tmp_path: Path) -> None:
     (tmp_path / "other" / "x.json").write_text(json.dumps({}))
     with pytest.raises(ValueError, match=r"must hold one of: circuit-tracer.*; got a folder with x\.json"):
         formats.load(tmp_path / "other")
+
+
+@pytest.mark.parametrize("to", ["circuit-tracer", "saelens"])
+@pytest.mark.parametrize("name", ROWS)
+def test_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, to: str) -> None:
+    """Nothing is lost: what is read from the new files is what the old ones say."""
+    monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path / "cache"))
+    expected, row = write(name, tmp_path / "set"), ROWS[name]
+    refused = row.holds["cross"] or isinstance(expected.activation[0], pc.TopK)
+    if to == "saelens" and refused:
+        with pytest.raises(ValueError, match="convert: to must be circuit-tracer or pycircuit for"):
+            formats.convert(tmp_path / "set", tmp_path / "new", to, **row.told)
+        assert not (tmp_path / "new").exists()
+        return
+    assert formats.convert(tmp_path / "set", tmp_path / "new", to, **row.told) == tmp_path / "new"
+    told = {"writes": "mlp_raw"} if expected.writes == "mlp_raw" else {}
+    got = formats.load(tmp_path / "new", **told)
+    same(got, expected)
+    same_activity(got, expected)
+    same(got, formats.load(tmp_path / "set", **row.told))
+
+
+def test_conversion_goes_on_where_it_was_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pycircuit.transcoders.formats import writing
+
+    expected, wrote, seen = write("gemma_scope_2_affine", tmp_path / "set"), writing.write_safetensors, []
+
+    def stops(path: Path, tensors: Any) -> None:
+        seen.append(path.name)
+        if len(seen) == 3:
+            raise OSError("disk full")
+        wrote(path, tensors)
+
+    monkeypatch.setattr(writing, "write_safetensors", stops)
+    with pytest.raises(OSError, match="disk full"):
+        formats.convert(tmp_path / "set", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match=r"must hold one of|config\.yaml"):
+        formats.load(next(tmp_path.glob(".new*")))
+    formats.convert(tmp_path / "set", tmp_path / "new")
+    assert seen == ["layer_0.safetensors", "layer_1.safetensors", "layer_2.safetensors", "layer_2.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "set"]
+    assert len(list((tmp_path / "new").iterdir())) == LAYERS + 1
+    same(formats.load(tmp_path / "new"), expected)
+
+
+def test_conversion_starts_anew_for_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("circuit_tracer", tmp_path / "set")
+    with monkeypatch.context() as broken, pytest.raises(AttributeError, match="encode"):
+        broken.setattr(saving, "_config", lambda *args: None)
+        formats.convert(tmp_path / "set", tmp_path / "new")
+    expected = made(False, "relu")
+    for path in (tmp_path / "set").iterdir():
+        path.unlink()
+    ROWS["circuit_tracer_relu"].write(tmp_path / "set", expected)
+    formats.convert(tmp_path / "set", tmp_path / "new", dtype=torch.float64)
+    same(formats.load(tmp_path / "new"), expected.to(torch.float64))
+
+
+def test_converted_types_and_arguments(tmp_path: Path) -> None:
+    expected = write("circuit_tracer_bf16", tmp_path / "set")
+    formats.convert(tmp_path / "set", tmp_path / "wide", "pycircuit", dtype=torch.float32)
+    same(formats.load(tmp_path / "wide"), expected.to(torch.float32))
+    with pytest.raises(ValueError, match=r"convert: to must be one of circuit-tracer, pycircuit, saelens, got 'pt'"):
+        formats.convert(tmp_path / "set", tmp_path / "other", "pt")
+    with pytest.raises(FileExistsError, match=r"convert: path must be a new folder"):
+        formats.convert(tmp_path / "set", tmp_path / "wide")
+    with pytest.raises(ValueError, match=r"convert: dtype must be float64"):
+        formats.convert(tmp_path / "set", tmp_path / "other", dtype=torch.int8)
+
+
+def test_inspected(tmp_path: Path) -> None:
+    t = made(False, hole=1)
+    t.w_enc[0][3], t.b_enc[0][3] = t.w_enc[0][7], t.b_enc[0][7]
+    t.w_dec[0][5] = 0.0
+    t.w_enc[2][1], t.b_enc[2][1] = 0.0, -1.0
+    t.w_dec[2][4, 2] = torch.inf
+    formats.save(t, tmp_path / "set", model="tiny")
+    report = formats.inspect(tmp_path / "set")
+    assert (report.format, report.kind, report.model) == ("circuit-tracer, per layer", "per layer", "tiny")
+    assert (report.features, report.width, report.dtypes) == ([SIZE, None, SIZE], WIDTH, {"float32": 13})
+    assert (report.reads, report.writes, report.skip) == ("mlp_in", "mlp_out", True)
+    held = [x for x in (*t.w_enc, *t.b_enc, *t.w_dec, *t.b_dec, *t.w_skip) if x is not None]
+    assert report.bytes == 4 * (sum(x.numel() for x in held) + 2 * SIZE)
+    assert report.warnings == [
+        "layer 0: 1 features are dead: they are never active or write nothing",
+        "layer 0: 1 features repeat another one's encoder, 7",
+        f"layer 2: {tmp_path / 'set' / 'layer_2.safetensors'}: W_dec holds 1 numbers that are NaN or infinite",
+    ]
+    text = str(report)
+    assert "layers      3, 1 without a transcoder" in text and "features    2 x 24, width 32" in text
+    assert json.loads(json.dumps(report.json()))["features"] == [SIZE, None, SIZE]
+    assert formats.inspect(tmp_path / "set", weights=False).warnings == []
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_format_inspected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path / "cache"))
+    expected = write(name, tmp_path / "set")
+    report = formats.inspect(tmp_path / "set", **ROWS[name].told)
+    assert (report.format, report.kind) == (
+        ROWS[name].format, "cross-layer" if ROWS[name].holds["cross"] else "per layer"
+    )  # fmt: skip
+    assert report.features == [SIZE] * LAYERS and report.width == WIDTH and report.warnings == []
+    assert (report.reads, report.writes) == (expected.reads, expected.writes)
+
+
+BAD: dict[str, tuple[str, Any, str]] = {  # row, what is done to the folder, what is said
+    "missing_layer": (
+        "circuit_tracer", lambda f: (f / "layer_1.safetensors").unlink(), r"must hold layer_1\.safetensors of layer 1"
+    ),
+    "missing_archive": (
+        "gemma_scope", lambda f: (f / "layer_1" / "width_16k" / "average_l0_8" / "params.npz").unlink(), "of layer 1"
+    ),
+    "missing_decoder": ("circuit_tracer_cross", lambda f: (f / "W_dec_1.safetensors").unlink(), r"W_dec_1\.safe"),
+    "missing_last_layer": ("circuit_tracer_cross", lambda f: (f / "W_enc_2.safetensors").unlink(), "must have shape"),
+    "truncated": ("gemma_scope_2", lambda f: cut(next(f.rglob("*.safetensors"))), "is it truncated"),
+    "truncated_archive": ("gemma_scope", lambda f: cut(next(f.rglob("*.npz"))), "is it truncated"),
+    "missing_tensor": ("sparsify", lambda f: edit(next(f.rglob("*.safetensors")), b_dec=None), "must hold b_dec, got"),
+    "unknown_tensor": (
+        "circuit_tracer", lambda f: edit(f / "layer_0.safetensors", W_gate=torch.ones(2)), "got W_gate, which would be"
+    ),
+    "wrong_shape": (
+        "circuit_tracer", lambda f: edit(f / "layer_2.safetensors", W_dec=torch.ones(SIZE, WIDTH + 1)),
+        r"layer_2\.safetensors: W_dec must have shape \[24, 32\] .* got \[24, 33\]",
+    ),
+    "wrong_width": (
+        "circuit_tracer", lambda f: edit(f / "layer_2.safetensors", W_enc=torch.ones(SIZE, 16)),
+        r"layer_2\.safetensors: .*W_enc of layer_0\.safetensors has width 32",
+    ),
+    "integers": (
+        "circuit_tracer", lambda f: edit(f / "layer_0.safetensors", b_enc=torch.ones(SIZE, dtype=torch.int32)),
+        r"layer_0\.safetensors: b_enc must be one of F64, F32, BF16, F16, got I32",
+    ),
+    "nan_bias": (
+        "saelens", lambda f: edit(next(f.rglob("*.safetensors")), b_enc=torch.full((SIZE,), torch.nan)),
+        r"sae_weights\.safetensors: b_enc must hold finite numbers, got nan at \[0\]",
+    ),
+    "infinite_encoder": (
+        "circuit_tracer", lambda f: edit(f / "layer_1.safetensors", W_enc=torch.full((SIZE, WIDTH), torch.inf)),
+        r"layer_1\.safetensors: W_enc must hold finite numbers, got inf at \[0, 0\]",
+    ),
+    "traversal": (
+        "listed", lambda f: rewrite(f / "config.yaml", "files/1", "../set/files/1"), "must name files inside its folder"
+    ),
+    "absolute": ("listed", lambda f: rewrite(f / "config.yaml", "files/1", "/etc/1"), "must name files inside its"),
+    "pickle": ("listed", lambda f: pickled(f, "files/1.safetensors", "files/1.pt"), "must not be a pickle, which can"),
+    "no_hook": ("circuit_tracer", lambda f: rewrite(f / "config.yaml", "mlp.hook_in", "hook_resid_post"), "say reads="),
+    "tag": ("circuit_tracer", lambda f: rewrite(f / "config.yaml", "tiny", "!!python/object/apply:exit []"), "plain"),
+    "alias": ("circuit_tracer", lambda f: rewrite(f / "config.yaml", "tiny", "&a x\nother: *a"), "an alias"),
+    "twice": ("circuit_tracer", lambda f: rewrite(f / "config.yaml", "tiny", "tiny\nmodel_name: b"), "a name twice"),
+    "deep": ("circuit_tracer", lambda f: rewrite(f / "config.yaml", "tiny", "[" * 5000), "must be plain YAML"),
+    "groupmax": ("sparsify", lambda f: rewrite(next(f.rglob("cfg.json")), '"topk"', '"groupmax"'), "must be topk"),
+    "autoencoder": ("sparsify", lambda f: rewrite(next(f.rglob("cfg.json")), '"transcode": true', '"a": 1'), "no tra"),
+    "normalized": ("saelens", lambda f: rewrite(next(f.rglob("cfg.json")), '"none"', '"layer_norm"'), "fold it in"),
+    "batchtopk": ("llamascopium_topk", lambda f: rewrite(next(f.rglob("config.json")), '"topk"', '"batchtopk"'), "bat"),
+    "different_hooks": (
+        "gemma_scope_2",
+        lambda f: rewrite(next(f.rglob("config.json")), "pre_feedforward_layernorm.output", "mlp.input"),
+        None,
+    ),
+    "other_places": (
+        "gemma_scope_2", lambda f: rewrite(next(f.rglob("config.json")), "layernorm.output", "layernorm.input"),
+        "reads must be the same in every layer|hf_hook_point_out must be one of",
+    ),
+}  # fmt: skip
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def edit(path: Path, **changes: Tensor | None) -> None:
+    save_file({k: v for k, v in {**load_file(path), **changes}.items() if v is not None}, path)
+
+
+def rewrite(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def pickled(folder: Path, old: str, new: str) -> None:
+    (folder / old).rename(folder / new)
+    rewrite(folder / "config.yaml", old, new)
+
+
+@pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "memory"])
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_files(tmp_path: Path, bad: str, lazy: bool) -> None:
+    name, damage, said = BAD[bad]
+    write(name, tmp_path / "set")
+    damage(tmp_path / "set")
+    if said is None:  # another name for the same place
+        formats.load(tmp_path / "set", lazy=lazy)
+        return
+    with pytest.raises((ValueError, TypeError, OSError), match=said) as caught:
+        formats.load(tmp_path / "set", lazy=lazy)
+    assert str(caught.value).startswith("load: ")
+
+
+@pytest.mark.parametrize("name", ["circuit_tracer", "circuit_tracer_cross"])
+def test_a_decoder_that_is_not_finite_is_refused_as_its_row_is_read(tmp_path: Path, name: str) -> None:
+    write(name, tmp_path / "set")
+    path = tmp_path / "set" / ("W_dec_1.safetensors" if "cross" in name else "layer_1.safetensors")
+    key = "W_dec_1" if "cross" in name else "W_dec"
+    weights = load_file(path)[key]
+    weights[3] = torch.nan
+    edit(path, **{key: weights})
+    got = formats.load(tmp_path / "set")
+    found = pc.Features(torch.tensor([0, 1]), torch.tensor([3]), torch.ones(1))
+    with pytest.raises(ValueError, match=rf"{key} must hold finite numbers, got NaN or infinity in row 3"):
+        pc.ops.decode(found, got.w_dec[1])
+    with pytest.raises(ValueError, match=rf"{key} must hold finite numbers, got NaN or infinity in row 3"):
+        formats.load(tmp_path / "set", lazy=False)
+
+
+def archive(path: Path, *members: tuple[str, bytes], how: int = zipfile.ZIP_DEFLATED) -> None:
+    with zipfile.ZipFile(path, "w", how) as held, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a name that comes twice
+        for name, data in members:
+            held.writestr(name, data)
+
+
+def array(*shape: int, kind: str = "<f4", fortran: bool = False) -> bytes:
+    """The header of an .npy file."""
+    text = repr({"descr": kind, "fortran_order": fortran, "shape": shape}).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+
+
+ARCHIVES: dict[str, tuple[list[tuple[str, bytes]], str]] = {
+    "bomb": ([("W_enc.npy", array(2**20) + bytes(2**22))], "is it a bomb"),
+    "objects": ([("W_enc.npy", array(2, kind="|O") + b"cos\nsystem\n")], "pickled objects, which could run anything"),
+    "integers": ([("W_enc.npy", array(2, kind="<i8") + bytes(16))], "must be one of <f8, <f4, <f2, got <i8"),
+    "big_endian": ([("W_enc.npy", array(2, kind=">f4") + bytes(8))], "got >f4"),
+    "columns_first": ([("W_enc.npy", array(2, 2, fortran=True) + bytes(16))], "row by row"),
+    "short": ([("W_enc.npy", array(2) + bytes(4))], "bytes by its header"),
+    "no_header": ([("W_enc.npy", b"abc")], "in NumPy's format"),
+    "code": ([("W_enc.npy", array(2).replace(b"'<f4'", b"exit()") + bytes(8))], "in NumPy's format"),
+    "folder": ([("../W_enc.npy", array(1) + bytes(4))], "no folder"),
+    "other": ([("W_enc.txt", b"1")], "must hold .npy files"),
+    "twice": ([("W_enc.npy", array(1) + bytes(4))] * 2, "twice"),
+    "empty": ([], "must hold W_enc, got no tensor"),
+}
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "compressed"])
+@pytest.mark.parametrize("bad", ARCHIVES)
+def test_bad_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str, how: int) -> None:
+    monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(npz, "_SMALL", 1 << 20)
+    if bad == "bomb" and how == zipfile.ZIP_STORED:
+        return  # what is stored as it is does not grow
+    (tmp_path / "layer_0").mkdir()
+    archive(tmp_path / "layer_0" / "params.npz", *ARCHIVES[bad][0], how=how)
+    with pytest.raises((ValueError, TypeError), match=ARCHIVES[bad][1]):
+        formats.load(tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_flipped_bit_in_an_archive_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path / "cache"))
+    expected = write("gemma_scope", tmp_path / "set")
+    path = next((tmp_path / "set" / "layer_0").rglob("params.npz"))
+    bits = expected.w_enc[0].T.contiguous().numpy().tobytes()[:16]
+    data = bytearray(path.read_bytes())
+    data[data.find(bits) + 5] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"params\.npz: W_enc must have the checksum"):
+        formats.load(tmp_path / "set")
+
+
+def test_files_in_parts(tmp_path: Path) -> None:
+    expected = write("circuit_tracer", tmp_path / "set")
+    for at in range(LAYERS):
+        whole = tmp_path / "set" / f"layer_{at}.safetensors"
+        tensors, where = load_file(whole), {}
+        for n, name in enumerate(sorted(tensors)):
+            part = f"layer_{at}-0000{n % 2}-of-00002.safetensors"
+            where[name] = part
+            there = tmp_path / "set" / part
+            save_file({**(load_file(there) if there.exists() else {}), name: tensors[name]}, there)
+        whole.unlink()
+        whole.with_name(whole.name + ".index.json").write_text(json.dumps({"weight_map": where}))
+    same(formats.load(tmp_path / "set"), expected)
+    index = tmp_path / "set" / "layer_1.safetensors.index.json"
+    said = json.loads(index.read_text())
+    said["weight_map"]["W_dec"] = "../elsewhere.safetensors"
+    index.write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=r"layer_1.safetensors.index.json must name files inside its folder"):
+        formats.load(tmp_path / "set")
+    said["weight_map"]["W_dec"] = "layer_1-00009-of-00002.safetensors"
+    index.write_text(json.dumps(said))
+    with pytest.raises(FileNotFoundError, match=r"got no such file"):
+        formats.load(tmp_path / "set")
+
+
+@pytest.mark.parametrize("name", ["circuit_tracer", "gemma_scope", "sparsify", "saelens", "llamascopium"])
+def test_layers_that_are_meant_to_be_missing(tmp_path: Path, name: str) -> None:
+    """Files for some layers only, and the model's number of layers said."""
+    expected = write(name, tmp_path / "set")
+    marks = {"circuit_tracer": "layer_1.", "gemma_scope": "layer_1/", "sparsify": "layers.1.", "saelens": "name-2/",
+             "llamascopium": "layer1_"}  # fmt: skip
+    for path in sorted((tmp_path / "set").rglob("*")):
+        if path.is_file() and marks[name] in path.as_posix():
+            path.unlink()
+    got = formats.load(tmp_path / "set", layers=LAYERS + 1)
+    assert got.depth == LAYERS + 1 and [w is None for w in got.w_enc] == [False, True, False, True]
+    assert torch.equal(got.w_enc[2], expected.w_enc[2])
+    with pytest.raises(FileNotFoundError, match=r"of layer 1, got none; say layers="):
+        formats.load(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"load: layers must be at least 3"):
+        formats.load(tmp_path / "set", layers=2)
+    with pytest.raises(ValueError, match=r"load: layers must be a whole number of at least 1, got 0"):
+        formats.load(tmp_path / "set", layers=0)
+
+
+def test_one_of_several_sets_is_named(tmp_path: Path) -> None:
+    for size, seed in (("16k", 1.0), ("65k", 2.0)):
+        t = made(False, skip=False)
+        t.w_enc = [w * seed for w in t.w_enc]
+        for at in range(LAYERS):
+            inner = tmp_path / "transcoder_all" / f"layer_{at}_width_{size}_l0_small"
+            inner.mkdir(parents=True)
+            held = {"w_enc": t.w_enc[at].T, "w_dec": t.w_dec[at], "b_enc": t.b_enc[at], "b_dec": t.b_dec[at],
+                    "threshold": t.activation[at].theta}  # fmt: skip
+            save_file({k: v.contiguous() for k, v in held.items()}, inner / "params.safetensors")
+    with pytest.raises(ValueError, match=r"variant must leave one file for layer 0 .* got 2: .*layer_0_width_16k"):
+        formats.load(tmp_path)
+    with pytest.raises(ValueError, match=r"variant must leave some of .* got '1m'"):
+        formats.load(tmp_path, variant="1m")
+    assert torch.equal(formats.load(tmp_path, variant="width_65k").w_enc[0], 2 * made(False).w_enc[0])
+    assert torch.equal(formats.load(tmp_path, variant="16k, small").w_enc[0], made(False).w_enc[0])
+
+
+def test_places_that_no_file_says(tmp_path: Path) -> None:
+    write("crosslayer", tmp_path / "set")
+    with pytest.raises(ValueError, match=r"load: reads must be given for .* whose files do not say it, got None"):
+        formats.load(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"load: writes must be one of mlp_out, mlp_raw, got 'out'"):
+        formats.load(tmp_path / "set", reads="mlp_in", writes="out")
+    write("circuit_tracer", tmp_path / "other")
+    assert formats.load(tmp_path / "other", reads="mlp_normed").reads == "mlp_normed"
+
+
+def test_a_format_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file with everything, found before the others are asked."""
+    monkeypatch.setattr(formats, "FORMATS", dict(formats.FORMATS))
+    expected = write("circuit_tracer", tmp_path / "set")
+
+    def sees(folder: Path) -> str | None:
+        return "a file of mine" if (folder / "mine").exists() else None
+
+    def read(folder: Path, asked: formats.Asked) -> formats.Contents:
+        return formats.FORMATS["circuit-tracer, per layer"].read(folder, asked)
+
+    row = pc.register_format("mine", sees, read)
+    assert formats.recognise(tmp_path / "set").format.name == "circuit-tracer, per layer"
+    (tmp_path / "set" / "mine").write_text("")
+    assert formats.recognise(tmp_path / "set").format is row
+    same(formats.load(tmp_path / "set"), expected)
+    with pytest.raises(TypeError, match=r"register_format: needs a name and two functions"):
+        pc.register_format("mine", "sees", read)  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("circuit_tracer", "crv", "listed", "circuit_tracer_cross", "gemma_scope", "gemma_scope_compressed",
          "gemma_scope_2_affine", "gemma_scope_2_cross", "sparsify_skip", "saelens_jumprelu_skip", "llamascopium",
          "llamascopium_cross", "crosslayer", "crosslayer_batchtopks")  # fmt: skip
-CASES = 240  # of each
+CASES = 150  # of each
 LONGEST = 2.0  # seconds a case may take, on a machine that is busy
 
 Mutation = Callable[[random.Random, bytes], bytes]

@@ -74,7 +74,7 @@ def layer(path: Path) -> Layer:
     said_by = path.with_name("cfg.json")
     config, tensors = read_json(said_by), open_tensors(path)
     kind = config.get("architecture")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"load: {said_by}: architecture must be one of {', '.join(KINDS)}, got {kind!r}")
     for name, plain in (("normalize_activations", ("none", None)), ("apply_b_dec_to_input", (False, None)),
                         ("reshape_activations", ("none", None))):  # fmt: skip
