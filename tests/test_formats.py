@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
+import sys
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +34,8 @@ from torch import Tensor
 
 import pycircuit as pc
 from pycircuit.transcoders import formats
-from pycircuit.transcoders.formats import npz, saving
+from pycircuit.transcoders import lazy as lazy_rows
+from pycircuit.transcoders.formats import files, npz, saving
 from pycircuit.transcoders.lazy import LazyRows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -559,8 +564,15 @@ def test_a_flipped_bit_in_an_archive_is_seen(tmp_path: Path, monkeypatch: pytest
     data = bytearray(path.read_bytes())
     data[data.find(bits) + 5] ^= 4
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"params\.npz: W_enc must have the checksum"):
+    with pytest.raises(ValueError, match=r"params\.npz.* Bad CRC-32 for file 'W_enc.npy'"):
         formats.load(tmp_path / "set")
+    archive(tmp_path / "large.npz", ("W_enc.npy", array(20_000) + bytes(80_000)), how=zipfile.ZIP_STORED)
+    data = bytearray((tmp_path / "large.npz").read_bytes())
+    data[50_000] = 4
+    (tmp_path / "large.npz").write_bytes(data)
+    for read in (files.Stored.read, files.Stored.mapped):
+        with pytest.raises(ValueError, match=r"large\.npz: W_enc must have the checksum \w{8}, got"):
+            read(npz.open_npz(tmp_path / "large.npz")["W_enc"])
 
 
 def test_files_in_parts(tmp_path: Path) -> None:
@@ -654,3 +666,126 @@ def test_a_format_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     same(formats.load(tmp_path / "set"), expected)
     with pytest.raises(TypeError, match=r"register_format: needs a name and two functions"):
         pc.register_format("mine", "sees", read)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """(file, bytes) of every read of decoder rows."""
+    seen: list[tuple[str, int]] = []
+    fill = lazy_rows._fill
+
+    def spy(file: int, plane: Any, buffers: list[memoryview], at: int) -> None:
+        seen.append((plane.path.name, sum(map(len, buffers))))
+        fill(file, plane, buffers, at)
+
+    monkeypatch.setattr(lazy_rows, "_fill", spy)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "name", ["circuit_tracer", "circuit_tracer_cross", "gemma_scope_2_cross", "llamascopium_cross"]
+)
+def test_each_active_row_is_read_once(tmp_path: Path, reads: list[tuple[str, int]], name: str) -> None:
+    """By a whole graph: forward, sweep of many tiles, all of it."""
+    t = write(name, tmp_path / "set")
+    model = pc.ReplacementModel(tiny_models.build("llama"), formats.load(tmp_path / "set"))
+    reads.clear()
+    graph = pc.attribute(model, tiny_models.prompt(9), max_features=40, round_size=10, progress=False)
+    used = torch.unique(graph.features[:, [0, 2]], dim=0)
+    slots = [LAYERS - int(layer) if ROWS[name].holds["cross"] else 1 for layer in used[:, 0]]
+    assert graph.rows.count > 30 and sum(size for _, size in reads) == sum(slots) * WIDTH * 4
+    assert t.depth == LAYERS
+
+
+def test_rows_are_read_again_above_the_cache(tmp_path: Path, reads: list[tuple[str, int]]) -> None:
+    expected = write("circuit_tracer_cross", tmp_path / "set")
+    got = formats.load(tmp_path / "set", cache=0)
+    same_graph(got, expected)
+    many = len(reads)
+    reads.clear()
+    same_graph(formats.load(tmp_path / "set", cache="1 MiB"), expected)
+    assert many > 3 * len(reads) > 0
+    for bad in ("1 furlong", -1, True):
+        with pytest.raises(ValueError, match=r"load: cache must be bytes or a size such as '4GiB'"):
+            formats.load(tmp_path / "set", cache=bad)
+
+
+def test_the_cache_is_bounded_and_forgets(tmp_path: Path) -> None:
+    expected = write("circuit_tracer_cross", tmp_path / "set")
+    got = formats.load(tmp_path / "set", cache=3000)
+    cache = got.w_dec[0].cache
+    assert all(w.cache is cache for w in got.w_dec)
+    row = LAYERS * WIDTH * 4
+    found = [pc.Features(torch.tensor([0, 2]), torch.tensor([n, n + 3]), torch.ones(2)) for n in range(9)]
+    for f in found:
+        assert torch.equal(pc.ops.decode(f, got.w_dec[0]), pc.ops.decode(f, expected.w_dec[0]))
+        assert cache.held <= 3000
+    assert cache.held == 3000 // (2 * row) * 2 * row > 0
+    del found, f
+    assert cache.held == 0
+
+
+def test_threads_share_rows(tmp_path: Path) -> None:
+    expected = write("gemma_scope_2_cross", tmp_path / "set")
+    got = formats.load(tmp_path / "set", cache=20_000)
+    found = [pc.Features(torch.tensor([0, 3]), torch.tensor([n, n + 2, n + 5]), torch.ones(3)) for n in range(16)]
+    right = [pc.ops.decode(f, expected.w_dec[0]) for f in found]
+    with ThreadPoolExecutor(8) as pool:
+        for n, out in enumerate(pool.map(lambda f: pc.ops.decode(f, got.w_dec[0]), found * 20)):
+            assert torch.equal(out, right[n % 16])
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["one", "planes"])
+def test_many_rows_are_read_by_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stacked: bool) -> None:
+    """Rows next to each other, far apart, more than one call may take, at odd offsets."""
+    monkeypatch.setattr(lazy_rows, "_PARALLEL", 1000)
+    w = torch.randn(3, 5000, 7, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "raw").write_bytes(b"abc" + w.numpy().tobytes())
+    whole = files.Stored.whole(tmp_path / "raw", "w", 3, tuple(w.shape), torch.float32)
+    planes = [whole.entry(n) for n in range(3)]
+    rows = LazyRows.of(planes if stacked else planes[1:2], stacked, None, lazy_rows.Cache(0))
+    used = torch.cat([torch.arange(3), torch.arange(100, 3000), torch.arange(3001, 5000, 7)])
+    assert torch.equal(rows.rows(used), w[:, used].transpose(0, 1) if stacked else w[1, used])
+    assert rows.rows(used[:0]).shape == (0, *rows.shape[1:])
+
+
+def test_a_file_that_shrinks_is_seen(tmp_path: Path) -> None:
+    write("circuit_tracer", tmp_path / "set")
+    got = formats.load(tmp_path / "set")
+    path = tmp_path / "set" / "layer_0.safetensors"
+    with path.open("r+b") as file:
+        file.truncate(got.w_dec[0].offset + 10)
+    found = pc.Features(torch.tensor([0, 1]), torch.tensor([3]), torch.ones(1))
+    with pytest.raises(ValueError, match=r"layer_0\.safetensors must not shrink while in use, got its end"):
+        pc.ops.decode(found, got.w_dec[0])
+
+
+HELD = """
+import sys, tiny_models, pycircuit as pc
+from pycircuit.transcoders import formats
+def own():
+    return next(int(l.split()[1]) << 10 for l in open("/proc/self/status") if l.startswith("RssAnon"))
+hf_model = tiny_models.build("llama")
+for lazy in (True, False):
+    before = own()
+    model = pc.ReplacementModel(hf_model, formats.load(sys.argv[1], lazy=lazy))
+    graph = pc.attribute(model, tiny_models.prompt(9), max_features=20, progress=False)
+    print(own() - before, len(graph.features))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to see a process's memory")
+def test_memory_of_a_graph(tmp_path: Path) -> None:
+    """What is held beside pages of the files, which the system may drop: of 70 MB of them, next to nothing."""
+    g, size = torch.Generator().manual_seed(0), 60_000
+    w_enc = [torch.randn(size, WIDTH, generator=g) / WIDTH**0.5 for _ in range(LAYERS)]
+    w_dec = [torch.zeros(size, LAYERS - n, WIDTH) for n in range(LAYERS)]
+    every = [torch.zeros(size)] * LAYERS
+    formats.save(pc.CrossLayerTranscoder(w_enc, every, w_dec, activation=pc.TopK(20)), tmp_path / "set")
+    held = sum(p.stat().st_size for p in (tmp_path / "set").iterdir())
+    path = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", HELD, str(tmp_path / "set")]
+    out = subprocess.run(words, capture_output=True, text=True, env=path, check=True).stdout.splitlines()
+    (lazy, features), (memory, same_features) = (map(int, line.split()) for line in out)
+    assert features == same_features == LAYERS * 8 * 20
+    assert lazy < 0.25 * held < 0.9 * held < memory
