@@ -214,9 +214,10 @@ def test_texts_that_cannot_be_read(
 
 def test_arrays_of_other_numbers(run: Run, world: World, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((2, 2)))
-    assert "must hold token ids, got an array of float64 [2, 2]" in run(
-        "evaluate", *world.opening, "--texts", tmp_path / "a.npy"
-    ).err
+    assert (
+        "must hold token ids, got an array of float64 [2, 2]"
+        in run("evaluate", *world.opening, "--texts", tmp_path / "a.npy").err
+    )
 
 
 # Estimates
@@ -228,6 +229,54 @@ def test_estimate(run: Run, world: World) -> None:
     by_ids = json.loads(run("estimate", *world.opening, "--ids", "5,17,42, 8 23 11 3", "--json").out)
     assert by_ids["features"] == found["features"]
     assert "memory" in run("estimate", *world.opening, PROMPT).out
+
+
+# Interventions
+
+
+def active(world: World) -> tuple[int, int, int]:
+    """A feature that is active in the middle of the prompt, in the first layer."""
+    model = pc.load(world.model, world.transcoders)
+    found = model.activations([PROMPT])[0][0]
+    at = int((found.position() == 3).nonzero()[0])
+    return 0, 3, int(found.index[at])
+
+
+def test_intervene(run: Run, world: World) -> None:
+    layer, position, feature = active(world)
+    done = run("intervene", *world.opening, PROMPT, "--set", f"{layer}/{position}/{feature}=40", "--ablate",
+               f"{layer}/5:/{feature}", "--scale", f"1/*/{feature}=-2", "--effect", f"2/-1/{feature}", "--top", 61,
+               "--freeze", "none", "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    changes = [
+        pc.Intervention(layer, position, feature, value=40.0),
+        pc.Intervention(1, None, feature, factor=-2.0),
+        pc.Intervention(layer, slice(5, None), feature, value=0.0),
+    ]
+    result = pc.load(world.model, world.transcoders).intervene(PROMPT, changes, freeze="none")
+    for told in found["tokens"]:
+        assert told["text"] == f"w{told['id']}"
+        assert told["before"] == pytest.approx(float(result.probabilities_before[told["id"]]), rel=1e-5)
+        assert told["after"] == pytest.approx(float(result.probabilities[told["id"]]), rel=1e-5)
+    after = [told["after"] for told in found["tokens"]]
+    assert len(after) == 61 and after == sorted(after, reverse=True)
+    assert max(abs(told["after"] - told["before"]) for told in found["tokens"]) > 1e-3
+    (effect,) = found["effects"]
+    assert effect == {"layer": 2, "position": -1, "feature": feature, "change": effect["change"]}
+    assert effect["change"] == pytest.approx(float(result.effect([(2, -1, feature)])[0]), rel=1e-4)
+
+
+def test_intervene_prints_a_table(run: Run, world: World) -> None:
+    layer, position, feature = active(world)
+    where = f"{layer}/{position}/{feature}"
+    done = run("intervene", *world.opening, PROMPT, "--ablate", where, "--layers", "0-1", "--top", 3, "--effect", where)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0].split() == ["next", "token", "before", "after"] and len(lines) == 5
+    assert lines[-1].startswith(f"{where}: ")
+    gone = run("intervene", *world.opening, PROMPT, "--ablate", "7/1/1")
+    assert gone.code == 2 and "layer" in gone.err
 
 
 # Help, completion, what is written in options

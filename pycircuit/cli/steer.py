@@ -8,11 +8,10 @@ import torch
 import typer
 
 import pycircuit as pc
+from pycircuit.causal.intervention import FREEZE
 
 from .console import console, emit, table
 from .options import AsJson, Ids, Opening, Prompt, Prompts, Running, Steering, layers_of, prompts_of, spot
-
-FREEZE = ("all", "attention", "none")
 
 
 def intervene(
