@@ -144,8 +144,8 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join([
         "# Training step",
         "",
-        "Written by `make bench`; do not edit. Forward, backward and fused Adam of one layer's transcoder, ours (sparse)",
-        f"and plain PyTorch with a dense encoder and decoder, in turn: {found['shape']}.",
+        "Written by `make bench`; do not edit. Forward, backward and fused Adam of one layer's transcoder, ours",
+        f"(sparse) and plain PyTorch's with a dense encoder and decoder, in turn: {found['shape']}.",
         "Both first take the same three steps, losses to 1e-4. MiB are beyond weights, moments, gradients and batch.",
         "",
         f"Dense over sparse: **{found['ratio']}x** (>= 3x: {'met' if found['ratio'] >= 3 else 'MISSED'}); load",

@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -27,11 +27,13 @@ import pycircuit as pc
 from pycircuit import cli
 from pycircuit.cli import texts
 from pycircuit.cli.options import layers_of, spot, target
-from pycircuit.train import Recipe
+from pycircuit.train import Recipe, Trainer
 from pycircuit.train.presets import PRESETS, SPEECHES, speeches
+from pycircuit.train.recipe import SAYS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+DOCS = Path(__file__).parents[1] / "docs"
 PROMPT = "w5 w17 w42 w8 w23 w11 w3"
 
 
@@ -73,6 +75,14 @@ def write_model(folder: Path) -> None:
     transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
 
 
+def training(model: Path, written: Path, out: Path) -> tuple[object, ...]:
+    """The command that trains, a checkpoint every five of its twelve steps."""
+    return (
+        "train", model, "--texts", written, "--out", out, "--features", 48, "--steps", 12, "--batch", 64, "--k", 4,
+        "--rate", 3e-3, "--warmup", 2, "--every", 5,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A model and its tokenizer in a folder, texts in a file, transcoders as the command trains them."""
@@ -82,10 +92,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     lines = [" ".join(f"w{t}" for t in torch.randint(61, (30,), generator=draw).tolist()) for _ in range(40)]
     written = folder / "texts.jsonl"
     written.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    arguments = [
-        "train", folder / "model", "--texts", written, "--out", folder / "set", "--features", 48, "--steps", 12,
-        "--batch", 64, "--k", 4, "--rate", 3e-3, "--warmup", 2, "--every", 5, "--quiet", "--json",
-    ]  # fmt: skip
+    arguments = [*training(folder / "model", written, folder / "set"), "--quiet", "--json"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["pycircuit", *map(str, arguments)])
         patch.setattr(sys, "stdout", said := io.StringIO())
@@ -102,7 +109,7 @@ def test_train_writes_what_load_reads(world: World) -> None:
     told = json.loads(world.trained)
     recipe = Recipe(features=48, steps=12, batch=64, k=4, rate=3e-3, warmup=2)
     assert told["recipe"] == asdict(recipe) and told["out"] == str(world.transcoders)
-    assert len(told["last"]["variance"]) == tiny_models.LAYERS and 0 < told["last"]["loss"]
+    assert len(told["last"]["variance"]) == tiny_models.LAYERS and told["last"]["loss"] > 0
     assert json.loads((world.transcoders / "training.json").read_text())["last"] == told["last"]
     assert ElementTree.parse(world.transcoders / "training.svg").getroot().tag.endswith("svg")
     assert not list(world.model.parent.glob("*.checkpoint"))
@@ -125,17 +132,16 @@ def test_every_field_of_the_recipe_is_an_option(run: Run, monkeypatch: pytest.Mo
 
 
 def test_train_goes_on_after_a_stop(run: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ("train", world.model, "--texts", world.texts, "--features", 48, "--steps", 12, "--batch", 64,
-                 "--k", 4, "--rate", 3e-3, "--warmup", 2, "--every", 5, "--out", tmp_path / "set", "--quiet")  # fmt: skip
-    step, stopped = pc.train.__globals__["Trainer"]._step, []
+    arguments = (*training(world.model, world.texts, tmp_path / "set"), "--quiet")
+    step, stopped = Trainer._step, []
 
-    def stop_at_eight(self: object, *rows: torch.Tensor) -> None:
-        if not stopped and getattr(self, "done") == 8:  # noqa: B009
+    def stop_at_eight(self: Trainer, *rows: torch.Tensor) -> None:
+        if not stopped and self.done == 8:
             stopped.append(True)
             raise KeyboardInterrupt
         step(self, *rows)
 
-    monkeypatch.setattr(pc.train.__globals__["Trainer"], "_step", stop_at_eight)
+    monkeypatch.setattr(Trainer, "_step", stop_at_eight)
     done = run(*arguments)
     assert done.code == 130 and stopped and not (tmp_path / "set").exists()
     assert (tmp_path / "set.checkpoint").is_file()
@@ -282,9 +288,40 @@ def test_intervene_prints_a_table(run: Run, world: World) -> None:
 # Help, completion, what is written in options
 
 
-def commands() -> dict[str, str]:
-    made = {command.__name__: example for command, example in cli.COMMANDS.items()}
-    return {**made, "bench": cli.bench_app.info.epilog or ""}
+def parses(line: str) -> typer.Context:
+    """A line as somebody would type it, up to the point where the command would run."""
+    program, name, *rest = shlex.split(line)
+    assert program == "pycircuit"
+    found = typer.main.get_command(cli.app).commands[name]  # type: ignore[attr-defined]
+    with found.make_context(name, rest) as context:
+        assert name == "bench" or not context.args
+        return context
+
+
+def shell(text: str) -> list[str]:
+    """Commands of ours in a page's shell blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.S)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("pycircuit ")]
+
+
+@pytest.mark.parametrize("line", shell((DOCS / "command-line.md").read_text() + (DOCS / "transcoders.md").read_text()))
+def test_documented_commands_parse(line: str) -> None:
+    parses(line)
+
+
+def test_every_command_is_documented() -> None:
+    lines = shell((DOCS / "command-line.md").read_text())
+    names = {command.__name__ for command in cli.COMMANDS} | {"bench"}
+    assert {shlex.split(line)[1] for line in lines} == names
+
+
+def test_the_recipe_is_documented() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", (DOCS / "transcoders.md").read_text(), re.M)
+    expected = [
+        (f.name, "" if f.default is MISSING else f"`{f.default}`", f.metadata[SAYS].replace("|", "or"))
+        for f in fields(Recipe)
+    ]
+    assert rows == expected
 
 
 @pytest.mark.parametrize("name", [c.__name__ for c in cli.COMMANDS] + ["bench"])
@@ -293,10 +330,8 @@ def test_help_has_an_example_that_parses(run: Run, name: str, monkeypatch: pytes
     done = run(name, "--help")
     found = re.search(r"Example: (pycircuit .*\S)", done.out)
     assert done.code == 0 and found is not None
-    program, command, *rest = shlex.split(found[1])
-    assert (program, command) == ("pycircuit", name)
-    with typer.main.get_command(cli.app).commands[name].make_context(name, rest) as context:  # type: ignore[attr-defined]
-        assert not context.args
+    context = parses(found[1])
+    assert context.info_name == name
     for option in context.command.params:
         assert getattr(option, "help", None), f"{name}: {option.name}"
 
