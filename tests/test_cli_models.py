@@ -21,12 +21,13 @@ import torch
 import transformers
 import typer
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import pycircuit as pc
 from pycircuit import cli
 from pycircuit.cli import texts
 from pycircuit.cli.options import layers_of, spot, target
+from pycircuit.trace.rows import Found
 from pycircuit.train import Recipe, Trainer
 from pycircuit.train.presets import PRESETS, SPEECHES, speeches
 from pycircuit.train.recipe import SAYS
@@ -34,7 +35,7 @@ from pycircuit.train.recipe import SAYS
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 DOCS = Path(__file__).parents[1] / "docs"
-PROMPT = "w5 w17 w42 w8 w23 w11 w3"
+PROMPT = "w5 w17 w42 w8 w23 w11 w3"  # the tokenizer puts w1 before it
 
 
 class Done(NamedTuple):
@@ -71,6 +72,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def write_model(folder: Path) -> None:
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(tiny_models.VOCABULARY)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing("w1 $A", special_tokens=[("w1", 1)])
     tiny_models.build("llama").save_pretrained(folder)
     transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
 
@@ -226,13 +228,110 @@ def test_arrays_of_other_numbers(run: Run, world: World, tmp_path: Path) -> None
     )
 
 
+# Graphs
+
+
+def test_attribute_tells_and_writes(run: Run, world: World, tmp_path: Path) -> None:
+    files = {"save": tmp_path / "g.safetensors", "to_json": tmp_path / "page.json", "plot": tmp_path / "g.svg"}
+    outputs = [part for name, path in files.items() for part in (f"--{name.replace('_', '-')}", path)]
+    done = run("attribute", *world.opening, PROMPT, *outputs, "--slug", "mine", "--node-threshold", 0.7, "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    graph = pc.attribute(pc.load(world.model, world.transcoders), PROMPT, progress=False)
+    pruned = graph.prune(0.7)
+    assert told["files"] == {name: str(path) for name, path in files.items()}
+    assert (told["features"], told["rows"], told["edges"]) == (
+        len(graph.features), graph.rows.count, graph.rows.entries,
+    )  # fmt: skip
+    assert told["pruned"] == {"nodes": int(pruned.node_mask.sum()), "edges": int(pruned.edge_mask.sum())}
+    assert told["tokens"] == ["w1", *PROMPT.split()] and not told["interrupted"] and told["certificate"] < 1e-5
+    assert told["scores"]["completeness"] == pytest.approx(graph.scores().completeness, rel=1e-5)
+    first = told["strongest"][0]
+    node = graph.feature_node(first["layer"], first["position"], first["feature"])
+    assert first["influence"] == pytest.approx(float(graph.influence()[: graph.first_error].max()), rel=1e-4)
+    assert float(graph.influence()[node]) == pytest.approx(first["influence"], rel=1e-4)
+    torch.testing.assert_close(pc.Graph.load(files["save"]).dense(), graph.dense())
+    page = json.loads(files["to_json"].read_text())["metadata"]
+    assert page["slug"] == "mine" and page["node_threshold"] == 0.7
+    assert ElementTree.parse(files["plot"]).getroot().tag.endswith("svg")
+
+
+def test_attribute_shows_a_tree(run: Run, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT + "\n"))
+    done = run("attribute", *world.opening, "-", "--max-features", 20)
+    assert done.code == 0, done.err
+    graph = pc.attribute(pc.load(world.model, world.transcoders), PROMPT, max_features=20, progress=False)
+    tree = graph.prune().graph.tree()
+    assert done.out.startswith(tree.rstrip("\n")) and "replacement score" in done.out[len(tree.rstrip()) :]
+
+
+def test_attribute_takes_targets_and_positions(run: Run, world: World) -> None:
+    layer, position, feature = active(world)
+    done = run("attribute", *world.opening, PROMPT, "--target", "w9", "--target", "id:7", "--target",
+               f"{layer}/{position}/{feature}", "--position", 3, "--position", -1, "--json")  # fmt: skip
+    told = json.loads(done.out)["targets"]
+    assert [(t["token"], t["position"]) for t in told] == [(9, 3), (7, 3), (9, 7), (7, 7), (-1, position)]
+    assert "got 'w9 w7' (2 of them)" in run("attribute", *world.opening, PROMPT, "--target", "w9 w7").err
+    few = run(
+        "attribute", *world.opening, PROMPT, "--max-targets", 2, "--probability", 1, "--max-features", 3, "--json"
+    )
+    assert len(json.loads(few.out)["targets"]) == 2 and json.loads(few.out)["rows"] == 5
+
+
+def test_attribute_of_many_prompts(run: Run, world: World, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{PROMPT}\n\nw4 w5 w6\n")
+    done = run("attribute", *world.opening, "--prompts", prompts, "--json", "--save", tmp_path, "--workers", 1, "-q")
+    assert done.code == 0, done.err
+    told = [json.loads(line) for line in done.out.splitlines()]
+    assert [t["tokens"] for t in told] == [["w1", *PROMPT.split()], ["w1", "w4", "w5", "w6"]]
+    for number, t in enumerate(told, 1):
+        assert t["files"] == {"save": str(tmp_path / f"{number:04d}.safetensors")}
+        assert pc.Graph.load(t["files"]["save"]).tokens.text == t["tokens"]
+
+
+def test_attribute_writes_what_there_is_when_it_is_stopped(
+    run: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expand, rounds = Found.add_features, []
+
+    def stop(self: Found, picked: torch.Tensor) -> None:
+        rounds.append(len(picked))
+        if len(rounds) == 3:
+            raise KeyboardInterrupt
+        expand(self, picked)
+
+    monkeypatch.setattr(Found, "add_features", stop)
+    asked = ("attribute", *world.opening, PROMPT, "--max-features", 20, "--round-size", 4, "--json")
+    done = run(*asked, "--checkpoint", tmp_path / "rows", "--save", tmp_path / "part.safetensors")
+    assert done.code == 130 and json.loads(done.out)["interrupted"]
+    part = pc.Graph.load(tmp_path / "part.safetensors")
+    monkeypatch.setattr(Found, "add_features", expand)
+    done = run(*asked, "--checkpoint", tmp_path / "rows")
+    assert done.code == 0 and json.loads(done.out)["rows"] == part.rows.count + 12
+    assert run("attribute", *world.opening, PROMPT, "--checkpoint", tmp_path / "rows").code == 2
+
+
+def test_attribute_runs_as_it_is_told(run: Run, world: World) -> None:
+    before = torch.get_num_threads()
+    how = ("--implementation", "reference", "--threads", 2, "--dtype", "float64")
+    done = run("attribute", *world.opening, PROMPT, *how, "--json")
+    assert done.code == 0, done.err
+    assert pc.last_run().implementation == "reference" and json.loads(done.out)["certificate"] < 1e-12
+    assert torch.get_num_threads() == before and pc.ops.dispatch.forced() == (None, None)
+    done = run("attribute", *world.opening, PROMPT, "--memory", "1KB")
+    assert done.code == 1 and "memory" in done.err and "debug" not in done.err and done.err.count("\n") == 1
+    assert run("attribute", *world.opening, PROMPT, "--memory", "lots").code == 2
+    assert run("attribute", *world.opening, PROMPT, "--device", "nowhere").code == 2
+
+
 # Estimates
 
 
 def test_estimate(run: Run, world: World) -> None:
     found = json.loads(run("estimate", *world.opening, PROMPT, "--max-features", 5, "--json").out)
-    assert found["positions"] == 7 and found["rows"] == 5 + 10 and found["bytes"] > 0
-    by_ids = json.loads(run("estimate", *world.opening, "--ids", "5,17,42, 8 23 11 3", "--json").out)
+    assert found["positions"] == 8 and found["rows"] == 5 + 10 and found["bytes"] > 0
+    by_ids = json.loads(run("estimate", *world.opening, "--ids", "1,5,17,42, 8 23 11 3", "--json").out)
     assert by_ids["features"] == found["features"]
     assert "memory" in run("estimate", *world.opening, PROMPT).out
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,6 +63,7 @@ class Running:
         """Threads and implementation as they were asked for; the type of the model's weights."""
         if self.dtype not in (None, *DTYPES):
             raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        _silence()
         before = torch.get_num_threads()
         with pc.use(self.implementation):
             torch.set_num_threads(self.threads or before)
@@ -69,6 +71,15 @@ class Running:
                 yield None if self.dtype is None else getattr(torch, self.dtype)
             finally:
                 torch.set_num_threads(before)
+
+
+def _silence() -> None:
+    """Bars and advice of transformers say nothing about what was asked for."""
+    if find_spec("transformers") is not None:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
 
 
 @dataclass(frozen=True)

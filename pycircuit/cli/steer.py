@@ -43,9 +43,10 @@ def intervene(
         result = model.intervene(asked, changes, freeze=freeze, layers=within)
         before, after = result.probabilities_before, result.probabilities
         most = torch.maximum(before, after).topk(min(top, len(after))).indices
-        most = most[after[most].argsort(descending=True, stable=True)].tolist()
+        most = most[after[most].argsort(descending=True, stable=True)]
         tokens = [
-            {"id": t, "text": _text(model, t), "before": float(before[t]), "after": float(after[t])} for t in most
+            {"id": t, "text": _text(model, t), "before": float(before[t]), "after": float(after[t])}
+            for t in most.tolist()
         ]
         moved = result.effect(watched).tolist() if watched else []
     named = [
