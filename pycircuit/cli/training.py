@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import torch
+import torch.distributed as dist
 import typer
 
 import pycircuit as pc
@@ -71,10 +75,12 @@ def train(
         raise ValueError("one of MODEL and --preset must be given, got neither")
     read = _texts(text_files, known, held_out=False)
     path = out.with_name(f"{out.name}.checkpoint") if checkpoint is None else checkpoint
-    with running.running() as dtype:
-        hf_model, tokenizer = _language_model(name, running.device, dtype)
+    with running.running() as dtype, _together(running.device) as (device, first):
+        hf_model, tokenizer = _language_model(name, device, dtype)
         trainer = Trainer(hf_model, read, followed, tokenizer)
         made = trainer.run(path, every, not quiet)
+    if not first:
+        return
     formats.save(made, out, model=name)
     trainer.history.plot(out / CURVES)
     last = _last(trainer)
@@ -89,6 +95,20 @@ def train(
         f"dead {100 * _mean(last['dead']):.1f}%; curves in {out / CURVES}",
         markup=False, highlight=False,
     )  # fmt: skip
+
+
+@contextmanager
+def _together(device: str | None) -> Iterator[tuple[str | None, bool]]:
+    """(where this process computes, whether it is the one that writes); under torchrun there are several."""
+    if not dist.is_torchelastic_launched():
+        yield device, True
+        return
+    on_gpus = (device or "cpu").startswith("cuda")
+    dist.init_process_group("nccl" if on_gpus else "gloo")
+    try:
+        yield f"cuda:{os.environ['LOCAL_RANK']}" if on_gpus else device, dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
 
 
 def _preset(name: str | None) -> Preset | None:
