@@ -1,6 +1,7 @@
 """Changing what a model computes and seeing what follows: interventions, steered generation, validation of graphs."""
 
+from .generate import generate
 from .intervene import Intervened, intervene, intervene_many
 from .intervention import FREEZE, Intervention
 
-__all__ = ["FREEZE", "Intervened", "Intervention", "intervene", "intervene_many"]
+__all__ = ["FREEZE", "Intervened", "Intervention", "generate", "intervene", "intervene_many"]

@@ -151,6 +151,26 @@ class ReplacementModel:
 
         return intervene_many(self, prompt, variants, freeze, layers)
 
+    def generate(
+        self,
+        prompts: Any,
+        steer: Sequence[Intervention] = (),
+        max_new_tokens: int = 20,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """The tokens that follow a prompt (a list of ids), or each of a list of prompts (a list of such lists).
+
+        steer: interventions on the prompt and, where their positions have no end, on every generated token; nothing
+        is frozen. temperature 0 takes the likeliest token; above it, one of the top_k likeliest, of those that make
+        up top_p; seed and place in the list decide which. Ends after a token that ends a text.
+        """
+        from pycircuit.causal import generate
+
+        return generate(self, prompts, steer, max_new_tokens, temperature, top_k, top_p, seed)
+
     def activations(self, prompts: Sequence[str | Sequence[int] | Tensor]) -> list[tuple[Features, ...]]:
         """Active features of every prompt, one entry a layer; every prompt is checked before the first one runs."""
         if isinstance(prompts, str | Tensor):
