@@ -407,6 +407,27 @@ def test_intervene_prints_a_table(run: Run, world: World) -> None:
     assert gone.code == 2 and "layer" in gone.err
 
 
+def test_generate(run: Run, world: World, tmp_path: Path) -> None:
+    layer, _, feature = active(world)
+    steered = ("--set", f"{layer}/*/{feature}=60", "--max-new-tokens", 6)
+    model = pc.load(world.model, world.transcoders)
+    plain = model.generate(PROMPT, max_new_tokens=6)
+    expected = model.generate(PROMPT, steer=[pc.Intervention(layer, None, feature, value=60.0)], max_new_tokens=6)
+    assert plain != expected
+    told = json.loads(run("generate", *world.opening, PROMPT, *steered, "--json").out)
+    assert told["tokens"] == expected and told["prompt"] == PROMPT
+    assert told["text"] == model.tokenizer.decode(expected)
+    assert run("generate", *world.opening, PROMPT, *steered).out == told["text"] + "\n"
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(f'"{PROMPT}"\n[1, 4, 5]\n')
+    drawn = ("--temperature", 1.5, "--top-k", 20, "--top-p", 0.9, "--seed", 5, "--max-new-tokens", 6)
+    both = json.loads(run("generate", *world.opening, "--prompts", prompts, *drawn, "--json").out)
+    how = {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "seed": 5, "max_new_tokens": 6}
+    assert [one["tokens"] for one in both] == model.generate([PROMPT, [1, 4, 5]], **how)
+    assert len(run("generate", *world.opening, "--prompts", prompts).out.splitlines()) == 2
+    assert "top_p must be above 0" in run("generate", *world.opening, PROMPT, "--top-p", 2).err
+
+
 # Help, completion, what is written in options
 
 
