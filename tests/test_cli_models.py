@@ -484,9 +484,16 @@ def test_completion(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMP_WORDS", "pycircuit at")
     monkeypatch.setenv("COMP_CWORD", "1")
     assert run().out.split() == ["attribute"]
-    monkeypatch.setenv("COMP_WORDS", "pycircuit train --spars")
-    monkeypatch.setenv("COMP_CWORD", "2")
-    assert set(run().out.split()) == {"--sparsity", "--sparsity-rise"}
+    for words, completed in (
+        ("train --spars", {"--sparsity", "--sparsity-rise"}),
+        ("train --kind c", {"clt"}),
+        ("train s", {"smollm2"}),
+        ("attribute demo --dtype fl", {"float32", "float64", "float16"}),
+        ("intervene demo text --freeze a", {"all", "attention"}),
+    ):
+        monkeypatch.setenv("COMP_WORDS", f"pycircuit {words}")
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+        assert set(run().out.split()) == completed
 
 
 def test_what_is_written_in_options() -> None:

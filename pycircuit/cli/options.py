@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,10 +19,21 @@ from pycircuit.ops.registry import IMPLEMENTATIONS
 
 from . import texts
 
+MODELS = ("demo", "smollm2")  # known by name
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 Spot = tuple[int, int | slice | None, int]  # layer, position (None: all), feature
 _SPOT = re.compile(r"(\d+)/(\*|-?\d+|-?\d*:-?\d*)/(\d+)")
 _FEATURE = re.compile(r"(\d+)/(-?\d+)/(\d+)")
+
+
+def among(*known: str) -> Callable[[str], list[str]]:
+    """For a shell's completion."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in known if name.startswith(incomplete)]
+
+    return complete
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -51,11 +62,17 @@ class Running:
 
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.", show_default="cpu")] = None
     dtype: Annotated[
-        str | None, typer.Option(help=" | ".join(DTYPES) + ", of the model's weights.", show_default="float32")
+        str | None,
+        typer.Option(
+            help=" | ".join(DTYPES) + ", of the model's weights.", show_default="float32", autocompletion=among(*DTYPES)
+        ),
     ] = None
     threads: Annotated[int | None, typer.Option(help="Of the processor, at the most.", min=1)] = None
     implementation: Annotated[
-        str | None, typer.Option(help=" | ".join(IMPLEMENTATIONS) + ", forced; see pycircuit doctor.")
+        str | None,
+        typer.Option(
+            help=" | ".join(IMPLEMENTATIONS) + ", forced; see pycircuit doctor.", autocompletion=among(*IMPLEMENTATIONS)
+        ),
     ] = None
 
     @contextmanager
@@ -86,7 +103,12 @@ def _silence() -> None:
 class Opening:
     """Which model a command works on."""
 
-    model: Annotated[str, typer.Argument(help="demo, smollm2, a folder, or a name on the Hugging Face hub.")]
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="demo, smollm2, a folder, or a name on the Hugging Face hub.", autocompletion=among(*MODELS)
+        ),
+    ]
     transcoders: Annotated[
         str | None, typer.Option("--transcoders", "-t", help="A folder or a hub name; demo has its own.")
     ] = None

@@ -11,7 +11,7 @@ import pycircuit as pc
 from pycircuit.causal.intervention import FREEZE
 
 from .console import console, emit, table
-from .options import AsJson, Ids, Opening, Prompt, Prompts, Running, Steering, layers_of, prompts_of, spot
+from .options import AsJson, Ids, Opening, Prompt, Prompts, Running, Steering, among, layers_of, prompts_of, spot
 
 
 def intervene(
@@ -21,7 +21,8 @@ def intervene(
     *,
     steering: Steering,
     freeze: Annotated[
-        str, typer.Option(help="What keeps its values of the prompt: " + " | ".join(FREEZE))
+        str,
+        typer.Option(help="What keeps its values of the prompt: " + " | ".join(FREEZE), autocompletion=among(*FREEZE)),
     ] = "attention",
     layers: Annotated[str | None, typer.Option(help="Inside these nothing is computed anew, as in 3-7.")] = None,
     effects: Annotated[

@@ -19,19 +19,22 @@ from pycircuit.graph.files import write_text
 from pycircuit.load import language_model
 from pycircuit.train import Recipe, Trainer
 from pycircuit.train.presets import PRESETS, Preset
-from pycircuit.train.recipe import SAYS
+from pycircuit.train.recipe import CHOICES, SAYS
 from pycircuit.transcoders import formats
 from pycircuit.transcoders.formats.writing import destination
 
 from . import texts
 from .bundles import Bundle, option
 from .console import console, emit
-from .options import AsJson, Opening, Quiet, Running, Texts
+from .options import MODELS, AsJson, Opening, Quiet, Running, Texts, among
 from .trace import MaxFeatures
 
 CURVES, RECORD = "training.svg", "training.json"  # beside the weights
 
-PresetName = Annotated[str | None, typer.Option("--preset", help=" | ".join(PRESETS) + ": recipe, model and texts.")]
+PresetName = Annotated[
+    str | None,
+    typer.Option("--preset", help=" | ".join(PRESETS) + ": recipe, model and texts.", autocompletion=among(*PRESETS)),
+]
 Context = Annotated[int, typer.Option(help="Longest piece of a text, in tokens.")]
 
 
@@ -41,16 +44,22 @@ def _recipe_options() -> Bundle:
 
     def made(f: Field[Any]) -> Any:
         shown = None if f.default in (MISSING, None) else str(f.default)
-        says = f.metadata[SAYS].replace("None", "not given")
-        return option(
-            f.name, Annotated[hints[f.name] | None, typer.Option(help=says, show_default=shown or False)], None
-        )
+        words = f.metadata[SAYS].replace("None", "not given")
+        says = words[0].upper() + words[1:] + "."
+        known = among(*CHOICES.get(f.name, ()))
+        given = typer.Option(help=says, show_default=shown or False, autocompletion=known)
+        return option(f.name, Annotated[hints[f.name] | None, given], None)
 
     return Bundle([made(f) for f in fields(Recipe)])
 
 
 def train(
-    model: Annotated[str | None, typer.Argument(help="demo, smollm2, a folder, or a hub name; the preset's.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="demo, smollm2, a folder, or a hub name.", autocompletion=among(*MODELS), show_default="the preset's"
+        ),
+    ] = None,
     text_files: Texts = None,
     out: Annotated[Path | None, typer.Option(help="A new folder, which gets the transcoders.")] = None,
     preset: PresetName = None,

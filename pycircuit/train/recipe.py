@@ -12,6 +12,9 @@ KINDS = ("plt", "clt")
 ACTIVATIONS = ("relu", "jumprelu", "topk", "batchtopk")
 PENALISED = ("relu", "jumprelu")
 PRECISIONS = ("float32", "bfloat16")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "kind": KINDS, "activation": ACTIVATIONS, "reads": READS, "writes": WRITES, "precision": PRECISIONS,
+}  # fmt: skip
 SAYS = "says"  # of a field: what it is, as the command line and the docs say it
 T = TypeVar("T")
 
@@ -64,12 +67,10 @@ class Recipe:
     precision: str = _option("float32", " | ".join(PRECISIONS) + ", of rows as a step reads them")
 
     def __post_init__(self) -> None:
-        choices = {"kind": KINDS, "activation": ACTIVATIONS, "reads": (*READS, None), "writes": WRITES,
-                   "precision": PRECISIONS}  # fmt: skip
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                known = ", ".join(str(a) for a in allowed if a is not None)
-                raise ValueError(f"train: {name} must be one of {known}, got {getattr(self, name)!r}")
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed and not (name == "reads" and value is None):
+                raise ValueError(f"train: {name} must be one of {', '.join(allowed)}, got {value!r}")
         if self.buffer is not None and type(self.batch) is int:
             _whole("buffer", self.buffer, self.batch)
         least = {"features": 1, "steps": 1, "k": 1, "start": 1, "batch": 1, "context": 2, "warmup": 0, "revive": 0}
