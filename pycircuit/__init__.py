@@ -11,6 +11,7 @@ from .ops import BatchTopK, Features, ImplementationError, JumpReLU, ReLU, TopK,
 from .trace import CheckpointError, Estimate, Feature, MemoryBoundError, attribute, attribute_many, estimate
 from .train import Evaluation, evaluate, train
 from .transcoders import CrossLayerTranscoder, PerLayerTranscoders
+from .transcoders.formats import register_format
 
 __version__ = _version("pycircuit")
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "load",
     "ops",
     "register_family",
+    "register_format",
     "train",
     "use",
 ]

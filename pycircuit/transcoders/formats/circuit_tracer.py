@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pycircuit.ops import Activation, BatchTopK, ReLU, TopK
-from pycircuit.transcoders.types import Transcoders
 
 from . import hooks
 from .files import Stored, open_tensors, read_yaml
-from .parts import Contents, Layer, rule_of, take, whole
+from .parts import Asked, Contents, Layer, missing, rule_of, take, whole
 
 KIND = "transcoder_set"
 NEEDED = ("W_enc", "W_dec", "b_enc", "b_dec")
@@ -54,29 +53,33 @@ def files(folder: Path, pattern: re.Pattern[str]) -> dict[int, str]:
     return found
 
 
-def read(folder: Path, depth: int | None = None) -> Contents:
+def read(folder: Path, asked: Asked) -> Contents:
     config = read_yaml(folder / "config.yaml")
     ours, said_by = own(folder, config), folder / "config.yaml"
     found = files(folder, _FILE)
+    depth, sizes = asked.layers, ours.get("features")
     count = depth if depth is not None else int(ours.get("layers", 0)) or max(found) + 1
-    sizes = ours.get("features")
+    within(folder, found, count)
     layers = []
     for at in range(count):
-        said = None if sizes is None else sizes[at]
+        empty = holds_none(sizes, at)
         if at in found:
-            layers.append(layer(folder / found[at], rule(said_by, config, at), said is None and sizes is not None))
-        elif depth is not None or (sizes is not None and said is None):
+            layers.append(layer(folder / found[at], rule(said_by, config, at), empty))
+        elif depth is not None or empty:
             layers.append(Layer())
         else:
             raise missing(folder, at, f"layer_{at}.safetensors")
-    return Contents(folder, layers, False, *where(said_by, config), model_name(config), config)
+    return Contents(folder, layers, False, *where(said_by, config, asked), model_name(config), config)
 
 
-def missing(folder: Path, at: int, name: str) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"load: {folder} must hold {name}, got no file of layer {at}; say layers= (the model's number of layers) "
-        "where a layer without a transcoder is meant"
-    )
+def holds_none(sizes: Any, at: int) -> bool:
+    """Whether it was saved without a transcoder for this layer."""
+    return sizes is not None and at < len(sizes) and sizes[at] is None
+
+
+def within(folder: Path, found: dict[int, str], count: int) -> None:
+    if max(found) >= count:
+        raise ValueError(f"load: layers must be at least {max(found) + 1}, {folder} holds so many, got {count}")
 
 
 def own(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -108,15 +111,16 @@ def rule(said_by: Path, config: dict[str, Any], at: int) -> Activation:
     raise ValueError(f"load: {said_by}: activation must be relu, jump_relu or topk, got {name!r}")
 
 
-def where(said_by: Path, config: dict[str, Any]) -> tuple[str, str]:
+def where(said_by: Path, config: dict[str, Any], asked: Asked) -> tuple[str, str]:
+    """Where they read and write."""
     ours = config.get("pycircuit") or {}
     read, write = (config.get(f"feature_{side}_hook") for side in ("input", "output"))
     if ours:
         read, write = ours.get("reads", read), ours.get("writes", write)
         read, write = hooks.READ_NAMES.get(str(read), read), hooks.WRITE_NAMES.get(str(write), write)
     return (
-        hooks.reads(said_by, "feature_input_hook", read),
-        hooks.writes(said_by, "feature_output_hook", write),
+        asked.reads or hooks.reads(said_by, "feature_input_hook", read),
+        asked.writes or hooks.writes(said_by, "feature_output_hook", write),
     )
 
 
@@ -140,14 +144,3 @@ def thresholds(path: Path, activation: Activation, theta: Stored | None) -> Stor
     if isinstance(activation, TopK) and theta is not None:
         raise ValueError(f"load: {path} must hold no {theta.name} where the configuration says topk, got one")
     return None if isinstance(activation, BatchTopK) else theta
-
-
-def layer_files(transcoders: Transcoders, at: int, b_dec: Any, theta: Any) -> dict[str, dict[str, Any]]:
-    """File name -> its tensors, of one layer; decoders as they are held. theta: [F] or None."""
-    t, skip = transcoders, transcoders.w_skip[at]
-    named = {
-        "W_enc": t.w_enc[at], "W_dec": t.w_dec[at], "b_enc": t.b_enc[at], "b_dec": b_dec,
-        "activation_function.threshold": theta, "W_skip": None if skip is None else skip.T,
-    }  # fmt: skip
-    held = {name: value for name, value in named.items() if value is not None}
-    return {f"layer_{at}.safetensors": held} if held else {}

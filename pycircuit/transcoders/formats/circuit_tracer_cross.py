@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from pycircuit.ops import Activation
-from pycircuit.transcoders.types import Transcoders
 
 from . import circuit_tracer as single
-from .files import open_tensors, read_yaml
-from .parts import Contents, Layer, take
+from .files import Stored, open_tensors, read_yaml
+from .parts import Asked, Contents, Layer, missing, take
 
 KIND = "cross_layer_transcoder"
 _ENCODER = re.compile(r"W_enc_(\d+)\.safetensors(\.index\.json)?")
@@ -29,26 +27,27 @@ def sees(folder: Path) -> str | None:
     return None
 
 
-def read(folder: Path, depth: int | None = None) -> Contents:
+def read(folder: Path, asked: Asked) -> Contents:
     config, said_by = read_yaml(folder / "config.yaml"), folder / "config.yaml"
     ours = single.own(folder, config)
     encoders, decoders = single.files(folder, _ENCODER), single.files(folder, _DECODER)
-    sizes = ours.get("features")
+    depth, sizes = asked.layers, ours.get("features")
     count = depth if depth is not None else int(ours.get("layers", 0)) or max(encoders) + 1
+    single.within(folder, encoders, count)
     layers = []
     for at in range(count):
-        empty = sizes is not None and sizes[at] is None
+        empty = single.holds_none(sizes, at)
         if at not in encoders and not empty and depth is None:
-            raise single.missing(folder, at, f"W_enc_{at}.safetensors")
+            raise missing(folder, at, f"W_enc_{at}.safetensors")
         if at in encoders and at not in decoders and not empty:
             raise FileNotFoundError(f"load: {folder} must hold W_dec_{at}.safetensors, got its encoder only")
         paths = [folder / names[at] for names in (encoders, decoders) if at in names]
         layers.append(_layer(at, paths, single.rule(said_by, config, at), empty) if paths else Layer())
-    return Contents(folder, layers, True, *single.where(said_by, config), single.model_name(config), config)
+    return Contents(folder, layers, True, *single.where(said_by, config, asked), single.model_name(config), config)
 
 
 def _layer(at: int, paths: list[Path], activation: Activation, empty: bool) -> Layer:
-    tensors = {}
+    tensors: dict[str, Stored] = {}
     for path in paths:
         for name, stored in open_tensors(path).items():
             if name in tensors:
@@ -60,14 +59,3 @@ def _layer(at: int, paths: list[Path], activation: Activation, empty: bool) -> L
     w_enc, b_enc, b_dec, w_dec, theta, w_skip = (tensors.get(name) for name in (*needed, *optional))
     theta = single.thresholds(paths[0], activation, theta)
     return Layer(w_enc, b_enc, w_dec, b_dec, theta, w_skip, rule=activation)
-
-
-def layer_files(transcoders: Transcoders, at: int, b_dec: Any, theta: Any) -> dict[str, dict[str, Any]]:
-    t = transcoders
-    named = {"W_enc": t.w_enc[at], "b_enc": t.b_enc[at], "b_dec": b_dec, "threshold": theta,
-             "W_skip": t.w_skip[at]}  # fmt: skip
-    held = {f"{name}_{at}": value for name, value in named.items() if value is not None}
-    found = {f"W_enc_{at}.safetensors": held} if held else {}
-    if t.w_dec[at] is not None:
-        found[f"W_dec_{at}.safetensors"] = {f"W_dec_{at}": t.w_dec[at]}
-    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
@@ -31,6 +32,7 @@ class Stored:
     shape: tuple[int, ...]
     dtype: torch.dtype
     stride: int
+    checksum: tuple[int, int] | None = None  # CRC-32 of what comes before it in an archive, and with it
 
     @classmethod
     def whole(cls, path: Path, name: str, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> Stored:
@@ -78,8 +80,16 @@ class Stored:
     def read(self) -> Tensor:
         """All of it, in memory of its own."""
         if not self.shape:
-            return Stored.whole(self.path, self.name, self.offset, (1,), self.dtype).read()[0]
-        return self.rows(0, self.shape[0])
+            return replace(self, shape=(1,), stride=self.dtype.itemsize).read()[0]
+        return self._whole(self.rows(0, self.shape[0]))
+
+    def _whole(self, t: Tensor) -> Tensor:
+        """The tensor, if it is what its archive says it is."""
+        if self.checksum is not None and t.numel():
+            found = zlib.crc32(t.view(-1).view(torch.uint8).numpy().data, self.checksum[0])
+            if found != self.checksum[1]:
+                raise ValueError(f"load: {self} must have the checksum {self.checksum[1]:08x}, got {found:08x}")
+        return t
 
     def chunks(self, bytes_each: int = _CHUNK) -> Iterator[Tensor]:
         """All of it in order, some rows at a time."""
@@ -95,7 +105,7 @@ class Stored:
         with self.path.open("rb") as file:
             held = mmap.mmap(file.fileno(), self.offset - begin + self.bytes, access=mmap.ACCESS_COPY, offset=begin)
         flat = torch.frombuffer(held, dtype=self.dtype, count=prod(self.shape), offset=self.offset - begin)
-        return flat.view(self.shape)
+        return self._whole(flat.view(self.shape))
 
 
 def read_at(file: int, into: memoryview, at: int, path: Path) -> None:
@@ -113,6 +123,19 @@ def open_safetensors(path: Path) -> dict[str, Stored]:
     except ValueError as error:
         raise ValueError(str(error).replace("FileRows:", "load:", 1)) from None
     return {name: _typed(path, name, *entry) for name, entry in found.items()}
+
+
+def safetensors_header(tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
+    """What comes before tensors that follow in this order; they begin at a multiple of 8 bytes."""
+    names = {dtype: name for name, dtype in KINDS.items()}
+    header, at = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        size = prod(shape) * dtype.itemsize
+        header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _typed(path: Path, name: str, offset: int, shape: tuple[int, ...], kind: str) -> Stored:

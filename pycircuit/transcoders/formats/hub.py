@@ -1,4 +1,4 @@
-"""Where a set of transcoders lies: a local folder, or `org/repo[/path][@revision]` on the hub, from its cache if there."""
+"""Where transcoders lie: a local folder, or `org/repo[/path][@revision]` on the hub, from its cache if it can be."""
 
 from __future__ import annotations
 
@@ -34,20 +34,48 @@ def split(text: str) -> tuple[str, str, str | None]:
 def _fetched(repository: str, inner: str, revision: str | None) -> Path:
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
-        raise ImportError(
-            f"load: {repository!r} is no folder here, and fetching it from the hub needs huggingface_hub; "
-            "pip install transformers"
-        ) from None
+        raise _needs_hub(repository) from None
     wanted = [f"{inner}/*"] if inner else None
     try:
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
-    except (LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise FileNotFoundError(
             f"load: path must be a folder or a hub id that can be reached or is cached, got {repository!r} "
-            f"(revision {revision or 'main'}): {str(error).splitlines()[0]}"
+            f"(revision {revision or 'main'}): {_line(error)}"
         ) from None
     if not (folder / inner).is_dir():
         raise FileNotFoundError(f"load: {repository} must hold the folder {inner!r}, got none of that name")
     return folder / inner
+
+
+def fetched_file(uri: str) -> Path:
+    """The file at hf://org/repo/path[?revision=...], or hf://org/repo@revision/path."""
+    where, _, query = uri.removeprefix("hf://").partition("?")
+    options = dict(part.partition("=")[::2] for part in query.split("&")) if query else {}
+    parts = where.split("/")
+    if len(parts) < 3 or "" in parts or ".." in parts or set(options) - {"revision"}:
+        raise ValueError(f"load: locations must be hf://org/repo/path?revision=..., got {uri!r}")
+    name, _, given = parts[1].partition("@")
+    repository, revision = f"{parts[0]}/{name}", options.get("revision") or given or None
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        raise _needs_hub(repository) from None
+    try:
+        return Path(hf_hub_download(repository, "/".join(parts[2:]), revision=revision))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise FileNotFoundError(f"load: {uri} must be reachable or cached, got {_line(error)}") from None
+
+
+def _needs_hub(repository: str) -> ImportError:
+    return ImportError(
+        f"load: {repository!r} is no folder here, and fetching it from the hub needs huggingface_hub; "
+        "pip install transformers"
+    )
+
+
+def _line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,42 @@ from .files import Stored
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What whoever loads knows better than the files. layers: of the model, where some may have no transcoder.
+
+    variant: parts of a path, with commas, where a folder holds several sets. reads, writes: as transcoders say them.
+    """
+
+    layers: int | None = None
+    variant: str | None = None
+    reads: str | None = None
+    writes: str | None = None
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is folded into the weights. Streams are read as x * gain_in + shift_in; what is written is multiplied by
+    gain_out, for each layer written to, and b_dec becomes b_dec * bias_gain + bias_shift.
+
+    by_norm: an entry is compared after it is multiplied by the norm of all its feature writes.
+    """
+
+    gain_in: Tensor | float | None = None
+    shift_in: Tensor | None = None
+    gain_out: Tensor | Sequence[float] | float | None = None
+    bias_gain: Tensor | float | None = None
+    bias_shift: Tensor | None = None
+    by_norm: bool = False
+
+
+@dataclass(frozen=True)
 class Layer:
     """The tensors of one layer where they lie; F features of width d.
 
     w_enc: [F, d], or [d, F] where `transposed`; w_dec: [F, d], or [F, slots, d] cross-layer, or a list of [F, d], one
-    for each layer written to. theta: [F]. w_skip: [d, d] used as x @ w_skip, or as x @ w_skip.T where `skip_back`.
-    rule: the activation where theta does not say it. All None: no transcoder here.
+    for each layer written to. theta: [F], or its logarithm, `log_theta`; below zero it counts as zero where `positive`.
+    w_skip: [d, d] used as x @ w_skip, or as x @ w_skip.T where `skip_back`. rule: the activation where theta does not
+    say it. All None: no transcoder here.
     """
 
     w_enc: Stored | None = None
@@ -35,6 +66,14 @@ class Layer:
     rule: Activation = ReLU()  # noqa: RUF009 - frozen
     transposed: bool = False
     skip_back: bool = False
+    positive: bool = False
+    log_theta: bool = False
+    fold: Fold = Fold()
+
+    @property
+    def size(self) -> int | None:
+        """The number of features; None without a transcoder."""
+        return None if self.w_enc is None else self.w_enc.shape[1 if self.transposed else 0]
 
     def stored(self) -> dict[str, Stored]:
         """Every tensor, the planes of a decoder one by one."""
@@ -68,6 +107,30 @@ def take(path: Path, tensors: dict[str, Stored], needed: Sequence[str], optional
             raise ValueError(f"load: {path}: tensors must be among {known}, got {name}, which would be ignored")
 
 
+def missing(folder: Path, at: int, name: str = "a file") -> FileNotFoundError:
+    return FileNotFoundError(
+        f"load: {folder} must hold {name} of layer {at}, got none; say layers= (the model's number of layers) where a "
+        "layer without a transcoder is meant"
+    )
+
+
+def same_everywhere(name: str, values: dict[Any, str]) -> str | None:
+    """The one value that all layers have; None without any."""
+    distinct = sorted(set(values.values()))
+    if len(distinct) > 1:
+        first = {value: where for where, value in reversed(values.items())}
+        got = " and ".join(f"{value} ({first[value]})" for value in distinct)
+        raise ValueError(f"load: {name} must be the same in every layer, got {got}")
+    return distinct[0] if distinct else None
+
+
+def scalar(stored: Stored) -> float:
+    """The number that a tensor of one entry holds."""
+    if prod(stored.shape) != 1:
+        raise ValueError(f"load: {stored} must hold one number, got shape {list(stored.shape)}")
+    return float(finite(stored, stored.read()).flatten()[0])
+
+
 def _shaped(stored: Stored | None, expected: tuple[int, ...], why: str) -> None:
     if stored is not None and tuple(stored.shape) != expected:
         raise ValueError(f"load: {stored} must have shape {list(expected)} ({why}), got {list(stored.shape)}")
@@ -75,13 +138,12 @@ def _shaped(stored: Stored | None, expected: tuple[int, ...], why: str) -> None:
 
 def check(contents: Contents) -> None:
     """Shapes against each other, before anything is read."""
-    first = next((layer.w_enc for layer in contents.layers if layer.w_enc is not None), None)
-    if first is None:
+    one = next((layer for layer in contents.layers if layer.w_enc is not None), None)
+    if one is None or one.w_enc is None:
         raise ValueError(f"load: {contents.path} must hold at least one layer with a transcoder, got none")
-    one = next(layer for layer in contents.layers if layer.w_enc is not None)
-    for stored in (first,):
-        if len(stored.shape) != 2:
-            raise ValueError(f"load: {stored} must have 2 dimensions, got shape {list(stored.shape)}")
+    first = one.w_enc
+    if len(first.shape) != 2:
+        raise ValueError(f"load: {first} must have 2 dimensions, got shape {list(first.shape)}")
     width = first.shape[0] if one.transposed else first.shape[1]
     for at, layer in enumerate(contents.layers):
         _check_layer(contents, at, layer, width, first)
@@ -100,8 +162,10 @@ def _check_layer(contents: Contents, at: int, layer: Layer, width: int, first: S
         raise ValueError(f"load: {layer.w_enc} must have 2 dimensions, got shape {list(layer.w_enc.shape)}")
     size = layer.w_enc.shape[1] if layer.transposed else layer.w_enc.shape[0]
     _shaped(layer.w_enc, (width, size) if layer.transposed else (size, width), why)
-    for name, stored in (("b_enc", layer.b_enc), ("w_dec", layer.w_dec)):
-        if stored is None:
+    if not size:
+        raise ValueError(f"load: {layer.w_enc} must have at least one feature, got shape {list(layer.w_enc.shape)}")
+    for name, part in (("b_enc", layer.b_enc), ("w_dec", layer.w_dec)):
+        if part is None:
             raise ValueError(f"load: {layer.w_enc.path} must hold {name} of layer {at}, got none")
     features = f"{layer.w_enc.name} has {size} features"
     _shaped(layer.b_enc, (size,), features)
@@ -130,50 +194,129 @@ def finite(stored: Stored, t: Tensor) -> Tensor:
         if bool(bad.any()):
             where = [int(i) for i in bad.nonzero()[0].tolist()] if t.ndim else []
             where[:1] = [begin + where[0]] if where else []
-            raise ValueError(
-                f"load: {stored} must hold finite numbers, got {float(t[tuple(where)])} at {where}; is the file damaged?"
-            )
+            got = float(t[tuple(where)])
+            raise ValueError(f"load: {stored} must hold finite numbers, got {got} at {where}; is the file damaged?")
     return t
 
 
-class _Reader:
+class Reader:
     """Tensors of a layer, read once, in the type and place asked for."""
 
-    def __init__(self, device: Any, dtype: torch.dtype | None, lazy: bool, cache: Cache) -> None:
-        self.device, self.dtype, self.lazy, self.cache = device, dtype, lazy, cache
+    def __init__(
+        self, layer: Layer, device: Any, dtype: torch.dtype | None, lazy: bool, cache: Cache | None = None
+    ) -> None:
+        self.layer, self.device, self.dtype, self.lazy = layer, device, dtype, lazy
+        self.cache = Cache(0) if cache is None else cache
+        self.norm = _norms(layer) if layer.fold.by_norm and self._compares() else None
 
-    def _placed(self, t: Tensor) -> Tensor:
-        return t.to(device=self.device, dtype=self.dtype)
+    def _compares(self) -> bool:
+        return self.layer.theta is not None or not isinstance(self.layer.rule, ReLU)
 
-    def small(self, stored: Stored | None) -> Tensor | None:
-        return None if stored is None else self._placed(finite(stored, stored.read()))
+    def _placed(self, t: Tensor, like: Stored) -> Tensor:
+        """like: whose type it has where none was asked for."""
+        return t.to(device=self.device, dtype=like.dtype if self.dtype is None else self.dtype)
 
-    def encoder(self, layer: Layer) -> Tensor | None:
+    def _scaled(self) -> bool:
+        """Whether values are in units of the norm of what they write."""
+        return self.norm is not None and self.layer.theta is None
+
+    def w_enc(self) -> Tensor | None:
         """[F, d]; straight from the file's pages where it lies there so."""
-        if layer.w_enc is None:
+        layer, stored = self.layer, self.layer.w_enc
+        if stored is None:
             return None
+        held = finite(stored, stored.mapped() if self.lazy else stored.read())
         if layer.transposed:
-            return self._placed(finite(layer.w_enc, layer.w_enc.read()).T.contiguous())
-        held = layer.w_enc.mapped() if self.lazy else layer.w_enc.read()
-        return self._placed(finite(layer.w_enc, held))
+            held = held.T.contiguous()
+        if layer.fold.gain_in is not None and not _is_one(layer.fold.gain_in):
+            held = held * torch.as_tensor(layer.fold.gain_in, dtype=torch.float64).to(_wide(held))
+        if self._scaled():
+            assert self.norm is not None
+            held = held * self.norm[:, None].to(_wide(held))
+        return self._placed(held, stored)
 
-    def decoder(self, layer: Layer) -> Any:
+    def b_enc(self) -> Tensor | None:
+        layer, stored = self.layer, self.layer.b_enc
+        if stored is None:
+            return None
+        held = finite(stored, stored.read())
+        if layer.fold.shift_in is not None and layer.w_enc is not None:
+            w_enc = layer.w_enc.read().double()
+            shift = layer.fold.shift_in.double().expand(w_enc.shape[0 if layer.transposed else 1])
+            held = held.double() + (shift @ w_enc if layer.transposed else w_enc @ shift)
+        if self._scaled():
+            assert self.norm is not None
+            held = held * self.norm
+        return self._placed(held, stored)
+
+    def b_dec(self) -> Tensor | None:
+        stored, fold = self.layer.b_dec, self.layer.fold
+        held = None if stored is None else finite(stored, stored.read())
+        if held is not None and fold.bias_gain is not None and not _is_one(fold.bias_gain):
+            held = held.double() * torch.as_tensor(fold.bias_gain, dtype=torch.float64)
+        like = stored or self.layer.w_enc
+        if fold.bias_shift is not None and like is not None:
+            width = like.shape[0] if held is not None or self.layer.transposed else like.shape[1]
+            held = fold.bias_shift.double().expand(width) + (0.0 if held is None else held)
+        return None if held is None or like is None else self._placed(held, like)
+
+    def w_dec(self) -> Any:
+        layer, fold = self.layer, self.layer.fold
         if layer.w_dec is None:
             return None
-        planes = [layer.w_dec] if isinstance(layer.w_dec, Stored) else list(layer.w_dec)
         stacked = not isinstance(layer.w_dec, Stored)
-        if self.lazy and all(p.dtype in LazyRows.DTYPES for p in planes) and len({p.dtype for p in planes}) == 1:
-            return LazyRows.of(planes, stacked, self.dtype, self.cache)
-        read = [self._placed(finite(p, p.read())) for p in planes]
-        return torch.stack(read, 1) if stacked else read[0]
+        planes = [layer.w_dec] if isinstance(layer.w_dec, Stored) else list(layer.w_dec)
+        gain = None if fold.gain_out is None or _is_one(fold.gain_out) else _gain(fold.gain_out)
+        share = _inverse(self.norm) if self._scaled() and self.norm is not None else None
+        types = {plane.dtype for plane in planes}
+        rows = LazyRows.of(planes, stacked, self.dtype, self.cache, gain, share)
+        if self.lazy and len(types) == 1 and types <= set(LazyRows.DTYPES):
+            return rows
+        return rows.rows(torch.arange(rows.shape[0])).to(device=self.device, dtype=rows.dtype)
 
-    def skip(self, layer: Layer) -> Tensor | None:
-        t = self.small(layer.w_skip)
-        return t.T.contiguous() if t is not None and layer.skip_back else t
+    def w_skip(self) -> Tensor | None:
+        stored = self.layer.w_skip
+        if stored is None:
+            return None
+        t = self._placed(finite(stored, stored.read()), stored)
+        return t.T.contiguous() if self.layer.skip_back else t
 
-    def rule(self, layer: Layer) -> Activation:
-        theta = self.small(layer.theta)
-        return layer.rule if theta is None else JumpReLU(theta)
+    def rule(self) -> Activation:
+        layer, stored = self.layer, self.layer.theta
+        if stored is None:
+            return layer.rule
+        theta = finite(stored, stored.read())
+        theta = theta.double().exp() if layer.log_theta else theta
+        theta = theta.clamp_min(0.0) if layer.positive else theta
+        if self.norm is not None:
+            theta = theta.double() / self.norm
+        wide = stored.dtype if theta.dtype == stored.dtype else _wide(torch.empty(0, dtype=stored.dtype))
+        return JumpReLU(theta.to(device=self.device, dtype=wide if self.dtype is None else self.dtype))
+
+
+def _wide(t: Tensor) -> torch.dtype:
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
+def _is_one(gain: Any) -> bool:
+    return bool((torch.as_tensor(gain, dtype=torch.float64) == 1.0).all())
+
+
+def _gain(gain: Any) -> Tensor:
+    """One for all, [d], or [slots, d] from a list with one for each slot."""
+    t = torch.as_tensor(gain, dtype=torch.float64)
+    return t[:, None] if t.ndim == 1 and isinstance(gain, list) else t
+
+
+def _inverse(norm: Tensor) -> Tensor:
+    return torch.where(norm > 0, 1.0 / norm, torch.zeros_like(norm))
+
+
+def _norms(layer: Layer) -> Tensor:
+    """Of everything each feature writes: [F] float64."""
+    planes = [layer.w_dec] if isinstance(layer.w_dec, Stored) else list(layer.w_dec or ())
+    total = [torch.cat([c.double().flatten(1).square().sum(1) for c in plane.chunks()]) for plane in planes]
+    return torch.stack(total).sum(0).sqrt()
 
 
 def assemble(
@@ -181,15 +324,16 @@ def assemble(
 ) -> Transcoders:
     """Transcoders of these files, decoders left in them where `lazy`."""
     check(contents)
-    reader, layers = _Reader(device, dtype, lazy, Cache(cache)), contents.layers
+    kept = Cache(cache)
+    readers = [Reader(layer, device, dtype, lazy, kept) for layer in contents.layers]
     made = CrossLayerTranscoder if contents.cross else PerLayerTranscoders
     return made(
-        [reader.encoder(layer) for layer in layers],
-        [reader.small(layer.b_enc) for layer in layers],
-        [reader.decoder(layer) for layer in layers],
-        [reader.small(layer.b_dec) for layer in layers],
-        [reader.rule(layer) for layer in layers],
-        [reader.skip(layer) for layer in layers],
+        [reader.w_enc() for reader in readers],
+        [reader.b_enc() for reader in readers],
+        [reader.w_dec() for reader in readers],
+        [reader.b_dec() for reader in readers],
+        [reader.rule() for reader in readers],
+        [reader.w_skip() for reader in readers],
         contents.reads,
         contents.writes,
     )

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from pycircuit.ops import Features, FileRows
 
-from .files import KINDS
+from .files import KINDS, safetensors_header
 
-_NAMES = {dtype: name for name, dtype in KINDS.items()}
 _CHUNK = 32 << 20  # bytes held at a time
 _KEY = "resume.json"
 
@@ -44,19 +43,14 @@ def _chunks(t: Tensor | FileRows) -> Iterator[Tensor]:
 def write_safetensors(path: Path, tensors: dict[str, Tensor | FileRows]) -> None:
     """Widest types first, so that every tensor lies on a multiple of its own size."""
     ordered = sorted(tensors.items(), key=lambda item: (-_dtype(item[1]).itemsize, item[0]))
-    header, at = {}, 0
     for name, t in ordered:
-        if _dtype(t) not in _NAMES:
+        if _dtype(t) not in KINDS.values():
             raise TypeError(f"save: {name} must be one of {', '.join(KINDS)}, got {_dtype(t)}")
-        size = prod(t.shape) * _dtype(t).itemsize
-        header[name] = {"dtype": _NAMES[_dtype(t)], "shape": list(t.shape), "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    header = safetensors_header({name: (_dtype(t), tuple(t.shape)) for name, t in ordered})
     fresh = path.with_name(f"{path.name}.partial")
     try:
         with fresh.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
+            file.write(header)
             for _, t in ordered:
                 _write(file, t)
             file.flush()

@@ -1,0 +1,71 @@
+"""Which of the sets that a folder holds is meant: one file for each layer."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from .parts import Asked, Layer, missing
+
+_DEEPEST = 6  # folders below the one that is named
+_MOST = 100_000  # files
+
+
+def tree(folder: Path, end: str) -> list[str]:
+    """Paths, relative and sorted, of files below a folder that end like this; an index of parts counts as its file."""
+    found: set[str] = set()
+    for where, folders, names in os.walk(folder):
+        inner = Path(where).relative_to(folder)
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        if len(inner.parts) >= _DEEPEST:
+            folders.clear()
+        for name in names:
+            name = name.removesuffix(".index.json") if name.endswith(".safetensors.index.json") else name
+            if name.endswith(end):
+                found.add((inner / name).as_posix())
+        if len(found) > _MOST:
+            raise ValueError(f"load: {folder} must hold at most {_MOST} files, got more; name a folder inside it")
+    return sorted(found)
+
+
+def one_each(folder: Path, names: list[str], pattern: re.Pattern[str], asked: Asked) -> dict[int, str]:
+    """The file of each layer, out of those whose path holds every part of `variant`."""
+    parts = () if asked.variant is None else tuple(asked.variant.split(","))
+    found: dict[int, list[str]] = {}
+    for name in names:
+        match = pattern.fullmatch(name)
+        if match is not None and all(_holds(name, part.strip()) for part in parts):
+            found.setdefault(int(match[1]), []).append(name)
+    if not found:
+        raise ValueError(f"load: variant must leave some of {_some(names)} of {folder}, got {asked.variant!r}")
+    for at, several in sorted(found.items()):
+        if len(several) > 1:
+            raise ValueError(
+                f"load: variant must leave one file for layer {at} of {folder}, got {len(several)}: {_some(several)}; "
+                "name parts of the path, such as variant='width_16k,average_l0_71'"
+            )
+    return {at: several[0] for at, several in found.items()}
+
+
+def _holds(name: str, part: str) -> bool:
+    """A part is a folder's whole name, or the end of one after an underscore."""
+    return any(piece == part or f"_{piece}_".find(f"_{part}_") >= 0 for piece in name.split("/"))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def in_order(folder: Path, found: Mapping[int, object], layer: Callable[[int], Layer], asked: Asked) -> list[Layer]:
+    """Every layer from 0 on; a layer that is not there is an error unless the number of layers was given."""
+    count = max(found) + 1 if asked.layers is None else asked.layers
+    beyond = [at for at in found if at >= count]
+    if beyond:
+        raise ValueError(f"load: layers must be at least {max(beyond) + 1}, {folder} holds so many, got {count}")
+    if asked.layers is None:
+        absent = next((at for at in range(count) if at not in found), None)
+        if absent is not None:
+            raise missing(folder, absent)
+    return [layer(at) if at in found else Layer() for at in range(count)]

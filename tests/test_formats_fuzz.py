@@ -1,0 +1,173 @@
+"""Damaged files of every format: an error that says so, or the numbers that are still there; never anything else.
+
+Deterministic, and bounded in time. Mutations that make another sound file (a 2 for a 3 in a TopK's k, two tensors of
+one shape under each other's names) are left out: nobody could tell.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from format_files import ROWS, write
+from test_formats import dense
+from torch import Tensor
+
+import pycircuit as pc
+from pycircuit.transcoders import formats
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# One of each layout and container; the other rows hold the same files with fewer or more tensors.
+NAMES = ("circuit_tracer", "crv", "listed", "circuit_tracer_cross", "gemma_scope", "gemma_scope_compressed",
+         "gemma_scope_2_affine", "gemma_scope_2_cross", "sparsify_skip", "saelens_jumprelu_skip", "llamascopium",
+         "llamascopium_cross", "crosslayer", "crosslayer_batchtopks")  # fmt: skip
+CASES = 150  # of each
+LONGEST = 2.0  # seconds a case may take, on a machine that is busy
+
+Mutation = Callable[[random.Random, bytes], bytes]
+
+
+def numbers(t: Any) -> list[Tensor]:
+    """Everything that was read, flat."""
+    every = [*t.w_enc, *t.b_enc, *[None if w is None else dense(w) for w in t.w_dec], *t.b_dec, *t.w_skip]
+    every += [r.theta for r in t.activation if isinstance(r, pc.JumpReLU)]
+    every += [torch.tensor([r.threshold]) for r in t.activation if isinstance(r, pc.BatchTopK)]
+    return [x.flatten() for x in every if x is not None]
+
+
+def changed(a: list[Tensor], b: list[Tensor]) -> int:
+    """How many numbers differ."""
+    if [len(x) for x in a] != [len(x) for x in b]:
+        return -1
+    return sum(int((x != y).sum()) for x, y in zip(a, b, strict=True))
+
+
+def flipped(rng: random.Random, data: bytes, begin: int, end: int, count: int) -> bytes:
+    out = bytearray(data)
+    for at in rng.sample(range(begin, end), min(count, end - begin)):
+        out[at] ^= rng.randrange(1, 256)
+    return bytes(out)
+
+
+def cut(rng: random.Random, data: bytes) -> bytes:
+    return data[: rng.randrange(len(data))]
+
+
+def longer(rng: random.Random, data: bytes) -> bytes:
+    return data + rng.randbytes(rng.randrange(1, 40))
+
+
+def body_of(data: bytes) -> int:
+    """Where the tensors of a safetensors file begin."""
+    return 8 + int(struct.unpack("<Q", data[:8])[0])
+
+
+def header(rng: random.Random, data: bytes) -> bytes:
+    return flipped(rng, data, 0, body_of(data), rng.choice((1, 1, 2, 8)))
+
+
+def body(rng: random.Random, data: bytes) -> bytes:
+    return flipped(rng, data, body_of(data), len(data), rng.choice((1, 4, 16)))
+
+
+def anywhere(rng: random.Random, data: bytes) -> bytes:
+    return flipped(rng, data, 0, len(data), rng.choice((1, 4, 16)))
+
+
+VALUES: list[Any] = [None, True, -1, 0, 2**31, 2**63, 1e308, "", "x", "../x", "I8", "F64", [], [0], [2**40] * 2, {}]
+
+
+def entry(rng: random.Random, data: bytes) -> bytes:
+    """One field of one tensor's entry, or its name, replaced; offsets and lengths stay consistent JSON."""
+    at = body_of(data)
+    said = json.loads(data[8:at])
+    name = rng.choice(sorted(said))
+    what = rng.choice(("dtype", "shape", "data_offsets", "name", "gone", "added", "reshaped"))
+    if what == "name":
+        said[name + rng.choice(("_", "\x00", "é"))] = said.pop(name)
+    elif what == "gone":
+        del said[name]
+    elif what == "added":
+        said["more"] = {"dtype": "F32", "shape": [0], "data_offsets": [len(data) - at] * 2}
+    elif what == "reshaped":
+        said[name]["shape"] = [*said[name]["shape"], 1]
+    else:
+        said[name][what] = rng.choice(VALUES)
+    text = json.dumps(said).encode()
+    return struct.pack("<Q", len(text)) + text + data[at:]
+
+
+def config(rng: random.Random, data: bytes) -> bytes:
+    """A value replaced, at any depth, or the text itself damaged."""
+    if rng.random() < 0.4:
+        return rng.choice((anywhere, cut, longer))(rng, data)
+    text = data.decode()
+    try:
+        said = json.loads(text)
+    except ValueError:
+        lines = text.splitlines()
+        at = rng.randrange(len(lines))
+        lines[at] = lines[at].split(":")[0] + ": " + json.dumps(rng.choice(VALUES))
+        return "\n".join(lines).encode()
+    where = said
+    while True:
+        key = rng.choice(list(where) if isinstance(where, dict) else range(len(where)))
+        inner = where[key]
+        if isinstance(inner, dict | list) and inner and rng.random() < 0.8:
+            where = inner
+            continue
+        where[key] = rng.choice(VALUES)
+        return json.dumps(said).encode()
+
+
+# container -> its mutations, and how many numbers each may change without an error
+def mutations(path: Path) -> list[Mutation]:
+    if path.suffix == ".safetensors":
+        return [header, body, cut, longer, entry, entry]
+    return [anywhere, cut, longer] if path.suffix == ".npz" else [config]
+
+
+def outcome(folder: Path, told: dict[str, Any]) -> Any:
+    """Transcoders, or the error, whose text says what is wrong with what."""
+    try:
+        return numbers(formats.load(folder, lazy=False, **told))
+    except (ValueError, TypeError, OSError) as error:
+        text = str(error)
+        assert text.startswith(("load: ", "PerLayerTranscoders: ", "CrossLayerTranscoder: ")), repr(error)
+        assert "\n" not in text and len(text) < 2000
+        return None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder, rng, told = tmp_path / "set", random.Random(name), ROWS[name].told
+    write(name, folder)
+    expected = numbers(formats.load(folder, lazy=False, **told))
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    refused = 0
+    for _ in range(CASES):
+        path = rng.choice(files)
+        whole = path.read_bytes()
+        change = rng.choice(mutations(path))
+        damaged = change(rng, whole)
+        path.write_bytes(damaged)
+        begin = time.perf_counter()
+        got = outcome(folder, told)
+        assert time.perf_counter() - begin < LONGEST, (path, change)
+        path.write_bytes(whole)
+        refused += got is None
+        if got is not None and change is not config:
+            flips = sum(a != b for a, b in zip(whole, damaged, strict=False)) if change is body else 0
+            assert 0 <= changed(got, expected) <= flips, (path.name, change.__name__)
+    assert CASES // 3 < refused < CASES
+    assert changed(numbers(formats.load(folder, lazy=False, **told)), expected) == 0
