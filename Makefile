@@ -59,7 +59,7 @@ lint: build .venv/.lint
 
 # Threads stay on their cores: a thread that moves loses its cache in the middle of a sample.
 bench: build
-	OMP_PROC_BIND=true $(BIN)/pytest benchmarks/test_ops.py benchmarks/test_trace.py -q --benchmark-enable --benchmark-disable-gc \
+	OMP_PROC_BIND=true $(BIN)/pytest benchmarks -q --benchmark-enable --benchmark-disable-gc \
 	  --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
 # The native op tests against a core that checks every access. Torch's own leaks are not ours to fail on.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import train_step
 
 from pycircuit.bench import machine, report, sections, trace
 from pycircuit.bench.runner import Options
@@ -14,12 +16,16 @@ from pycircuit.bench.session import Session
 HERE = Path(__file__).parent
 SESSION = Session(Options(budget=0.7))
 TRACES: list[trace.Traced] = []
+STEPS: list[dict[str, Any]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--json-results", default=str(HERE / "results" / "cpu.json"), help="where the JSON goes")
     parser.addoption(
         "--trace-results", default=str(HERE / "results" / "trace-cpu.json"), help="where traces' JSON goes"
+    )
+    parser.addoption(
+        "--train-results", default=str(HERE / "results" / "train-cpu.json"), help="where the training step's JSON goes"
     )
     parser.addoption("--markdown-results", default=str(HERE / "RESULTS.md"), help="where the tables go")
 
@@ -32,6 +38,11 @@ def session() -> Session:
 @pytest.fixture(scope="session")
 def traces() -> list[trace.Traced]:
     return TRACES
+
+
+@pytest.fixture(scope="session")
+def steps() -> list[dict[str, Any]]:
+    return STEPS
 
 
 @pytest.hookimpl(trylast=True)
@@ -50,3 +61,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         whole = {"machine": machine.facts(), "rates": machine.as_json(rates), "traces": [t.as_json() for t in TRACES]}
         Path(config.getoption("--trace-results")).write_text(json.dumps(whole, indent=1) + "\n")
         sections.put(markdown, "trace", text)
+    for step in STEPS:
+        text = train_step.markdown(step)
+        terminalreporter.write_line(text)
+        Path(config.getoption("--train-results")).write_text(json.dumps(step, indent=1) + "\n")
+        sections.put(markdown, "train", text)

@@ -21,10 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pycircuit.bench import machine
+from pycircuit.bench.trace import markdown_table
 from pycircuit.train import Recipe
 from pycircuit.train.learner import Learner
 
 FEATURES, TOP, WIDTH, BATCH = 8192, 32, 512, 1024
+NEEDS = "mebibytes beyond weights, moments, gradients and batch"
 
 
 def sparse(x: Tensor, y: Tensor, features: int) -> tuple[Callable[[], Tensor], list[Tensor]]:
@@ -110,7 +113,9 @@ def measured(form: str, features: int, batch: int) -> int:
 
 
 def report(rounds: int) -> dict[str, Any]:
+    others = machine.Others()
     times = timed(rounds)
+    taken = others.cores() or 0.0
     median = {name: statistics.median(t) for name, t in times.items()}
     needs = {
         f"{form}, F {features}, batch {batch}": measured(form, features, batch)
@@ -123,10 +128,31 @@ def report(rounds: int) -> dict[str, Any]:
         "range": {name: [round(1e3 * min(t), 1), round(1e3 * max(t), 1)] for name, t in times.items()},
         "ratio": round(median["dense"] / median["sparse"], 2),
         "load": os.getloadavg()[0],
-        "mebibytes beyond weights, moments, gradients and batch": {
-            name: round(n / 2**20, 1) for name, n in needs.items()
-        },
+        "others": round(taken, 2),
+        NEEDS: {name: round(n / 2**20, 1) for name, n in needs.items()},
     }
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The section of RESULTS.md."""
+    lines = []
+    for form in FORMS:
+        low, high = found["range"][form]
+        needs = [f"{n:.0f}" for name, n in found[NEEDS].items() if name.startswith(form)]
+        lines.append((form, f"{found['milliseconds'][form]:.1f}", f"{low:.1f} to {high:.1f}", *needs))
+    sizes = [name.partition(", ")[2] for name in found[NEEDS] if name.startswith("sparse")]
+    return "\n".join([
+        "# Training step",
+        "",
+        "Written by `make bench`; do not edit. Forward, backward and fused Adam of one layer's transcoder, ours",
+        f"(sparse) and plain PyTorch's with a dense encoder and decoder, in turn: {found['shape']}.",
+        "Both first take the same three steps, losses to 1e-4. MiB are beyond weights, moments, gradients and batch.",
+        "",
+        f"Dense over sparse: **{found['ratio']}x** (>= 3x: {'met' if found['ratio'] >= 3 else 'MISSED'}); load",
+        f"{found['load']:.1f}, others took {found['others']:.1f} cores meanwhile.",
+        "",
+        *markdown_table(("form", "median ms", "range ms", *(f"MiB at {size}" for size in sizes)), lines),
+    ]) + "\n"  # fmt: skip
 
 
 def main() -> None:

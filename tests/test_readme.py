@@ -10,22 +10,25 @@ import pytest
 from pycircuit.ops.registry import OPS
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
-EXAMPLES = [
-    pytest.param(block, id=f"{name}-{i}")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
+EXAMPLES = {
+    name: blocks
     for name in DOCUMENTS
-    for i, block in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.S))
-]
+    if (blocks := re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.S))
+}
 
 
 def test_readme_has_an_example() -> None:
-    assert any(param.id.startswith("README") for param in EXAMPLES)
+    assert "README.md" in EXAMPLES
 
 
-@pytest.mark.parametrize("block", EXAMPLES)
-def test_example_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a page one after another, as its reader would."""
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "example", "exec"), {"__name__": "__main__"})
+    names: dict[str, object] = {"__name__": "__main__"}
+    for number, block in enumerate(EXAMPLES[name]):
+        exec(compile(block, f"{name}, block {number}", "exec"), names)
 
 
 def test_readme_has_the_ops() -> None:
@@ -39,6 +42,6 @@ def test_targets_and_links_exist(name: str) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"`make ([a-z]+)", text)) <= targets
     for link in re.findall(r"\]\(([^)#]+)\)", text):
-        assert "://" in link or (ROOT / link).exists(), link
+        assert "://" in link or (ROOT / name).parent.joinpath(link).exists(), link
     for path in re.findall(r"`((?:csrc|kernels|pycircuit|tests|benchmarks|\.ci)/[\w./]*)`", text):
         assert (ROOT / path).exists(), path

@@ -111,10 +111,20 @@ def _token(model: ReplacementModel, frozen: FrozenModel, token: int, position: i
     return _output(frozen, _text(model, token), token, weight, position, vector)
 
 
+def _alone(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text without what the tokenizer puts around every prompt, such as the opening token."""
+    encoded, empty = tokenizer.encode(text), tokenizer.encode("")
+    ids, around = ([int(t) for t in getattr(e, "ids", e)] for e in (encoded, empty))
+    before = 0
+    while before < min(len(ids), len(around)) and ids[before] == around[before]:
+        before += 1
+    return ids[before : len(ids) - (len(around) - before)]
+
+
 def _given(model: ReplacementModel, local: LocalReplacement, target: Any, position: int) -> Target:
     frozen = local.model
     if isinstance(target, str):
-        ids = [] if model.tokenizer is None else model.tokens(target).tolist()
+        ids = [] if model.tokenizer is None else _alone(model.tokenizer, target)
         if len(ids) != 1:
             raise ValueError(f"attribute: targets must be single tokens, got {target!r} ({len(ids)} of them)")
         target = ids[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from pycircuit.ops import Activation, BatchTopK, JumpReLU, ReLU, TopK
 from pycircuit.transcoders import CrossLayerTranscoder, PerLayerTranscoders
 
 from .recipe import PENALISED, Recipe
-from .sparse import Entries, above, batch_top_k, decode, values
+from .sparse import Entries, above, batch_top_k, decode, smallest, values
 
 _FRESH = 0.2  # a new row's norm, as a share of the others': heard at its token, silent at most others
 _SMALL = 0.1  # norm of a decoder row at the start: one unit of variance is sqrt(width)
@@ -113,24 +114,25 @@ class Learner:
         return JumpReLU(self.log_theta[layer].detach().exp()) if kind == "jumprelu" else ReLU()
 
     @torch.no_grad()
-    def _find(self, layer: int, x: Tensor) -> Entries:
+    def _find(self, layer: int, x: Tensor, places: Tensor | None) -> Entries:
         w_enc, b_enc = self.w_enc[layer].detach().to(self.read), self.b_enc[layer].detach()
         if self.recipe.activation == "jumprelu":
             return above(x, w_enc, b_enc, self.log_theta[layer].detach().exp(), self.recipe.bandwidth)
         if self.recipe.activation != "batchtopk":
             return Entries.of(ops.encode(x, w_enc, b_enc, self.rule(layer)), self.recipe.features)
-        found = batch_top_k(x, w_enc, b_enc, self.recipe.k * len(x), 0.9 * self.cutoff[layer])
-        if len(found.pre):
-            least, before = float(found.pre.min()), self.cutoff[layer]
+        count = self.recipe.k * (len(x) if places is None else self.recipe.batch)
+        found = batch_top_k(x, w_enc, b_enc, count, 0.9 * self.cutoff[layer], places)
+        least, before = smallest(found.pre, places), self.cutoff[layer]
+        if isfinite(least):
             self.cutoff[layer] = least if before == 0 else 0.99 * before + 0.01 * least
         return found
 
-    def forward(self, x: Tensor) -> Found:
-        """x: [layers, positions, width], normalised."""
+    def forward(self, x: Tensor, places: Tensor | None = None) -> Found:
+        """x: [layers, positions, width], normalised. places: as in `batch_top_k`."""
         parts: list[list[Tensor]] = [[] for _ in range(self.depth)]
         entries, found = [], []
         for layer, rows in enumerate(x.to(self.read).unbind(0)):
-            here = self._find(layer, rows)
+            here = self._find(layer, rows, places)
             theta = self.log_theta[layer].exp() if self.log_theta else None
             w_enc, w_dec = self.w_enc[layer].to(self.read), self.w_dec[layer].to(self.read)
             value = values(rows, w_enc, self.b_enc[layer], here, theta, self.recipe.bandwidth)

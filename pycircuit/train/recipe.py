@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
+from typing import TypeVar
 
 from pycircuit.transcoders.types import READS, WRITES
 
@@ -11,7 +12,11 @@ KINDS = ("plt", "clt")
 ACTIVATIONS = ("relu", "jumprelu", "topk", "batchtopk")
 PENALISED = ("relu", "jumprelu")
 PRECISIONS = ("float32", "bfloat16")
-
+CHOICES: dict[str, tuple[str, ...]] = {
+    "kind": KINDS, "activation": ACTIVATIONS, "reads": READS, "writes": WRITES, "precision": PRECISIONS,
+}  # fmt: skip
+SAYS = "says"  # of a field: what it is, as the command line and the docs say it
+T = TypeVar("T")
 
 _BUFFER = 1 << 30  # bytes
 _MOST = 65536  # tokens
@@ -24,55 +29,48 @@ def _whole(name: str, value: object, least: int) -> None:
         raise ValueError(f"train: {name} must be at least {least}, got {value}")
 
 
+def _option(default: T, says: str) -> T:
+    made: T = field(default=default, metadata={SAYS: says})
+    return made
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What is trained, and how. Lengths are in steps of `batch` tokens.
 
-    kind: "plt" or "clt"; skip: a linear path beside the features. reads, writes: None takes the kind's own.
-    k: features a token (topk, and on average batchtopk). start: how many features a token starts with (relu, jumprelu).
-    sparsity: weight of the penalty, which grows linearly over the first `sparsity_rise` of the run:
-    tanh(sharpness * |decoder row| * value) for jumprelu, |decoder row| * value for relu.
-    bandwidth: how near its threshold an entry must be for a JumpReLU to learn from it, in units in which
-    pre-activations begin with variance one.
-    rate: Adam's; None takes 2e-4 * sqrt(16384 / features). It rises over `warmup` steps and falls to zero over the
-    last `decay` of the run.
-    revive: features silent for so many steps are given new rows, and looked at that often; 0 never.
-    buffer: tokens of activations held at one time and shuffled; None: 1 GiB of them, at most 65,536. context: longest
-    piece of a text.
-    precision: of the rows as a step reads them and of their gradients. "bfloat16" halves what is read; the weights
+    The penalty of jumprelu is tanh(sharpness * |decoder row| * value), that of relu |decoder row| * value. bandwidth
+    is in units in which pre-activations begin with variance one. precision "bfloat16" halves what is read; the weights
     themselves, Adam's moments and all sums stay as they are. Which features are active changes with it.
     """
 
-    features: int
-    steps: int = 1000
-    kind: str = "plt"
-    activation: str = "topk"
-    skip: bool = False
-    k: int = 32
-    start: int = 64
-    sparsity: float = 1e-3
-    sparsity_rise: float = 1.0
-    sharpness: float = 4.0
-    bandwidth: float = 1.0
-    batch: int = 1024
-    rate: float | None = None
-    warmup: int = 50
-    decay: float = 0.2
-    revive: int = 200
-    buffer: int | None = None
-    context: int = 256
-    seed: int = 0
-    reads: str | None = None
-    writes: str = "mlp_out"
-    precision: str = "float32"
+    features: int = field(metadata={SAYS: "features a layer"})
+    steps: int = _option(1000, "how many, of `batch` tokens")
+    kind: str = _option("plt", "plt: each layer's features write to it; clt: to it and every later one")
+    activation: str = _option("topk", " | ".join(ACTIVATIONS))
+    skip: bool = _option(False, "a linear path beside the features")
+    k: int = _option(32, "features a token (topk), or on average (batchtopk)")
+    start: int = _option(64, "features a token at the start (relu, jumprelu)")
+    sparsity: float = _option(1e-3, "weight of the penalty on features (relu, jumprelu)")
+    sparsity_rise: float = _option(1.0, "share of the run over which that weight grows from zero")
+    sharpness: float = _option(4.0, "inside the penalty's tanh (jumprelu)")
+    bandwidth: float = _option(1.0, "how near its threshold an entry must be for the threshold to learn (jumprelu)")
+    batch: int = _option(1024, "tokens a step")
+    rate: float | None = _option(None, "Adam's; None: 2e-4 * sqrt(16384 / features)")
+    warmup: int = _option(50, "steps over which the rate rises")
+    decay: float = _option(0.2, "last share of the run, over which the rate falls to zero")
+    revive: int = _option(200, "features silent for so many steps get new rows; 0: never")
+    buffer: int | None = _option(None, "tokens held and shuffled at a time; None: 1 GiB of them, at most 65,536")
+    context: int = _option(256, "longest piece of a text, in tokens")
+    seed: int = _option(0, "of weights and shuffling")
+    reads: str | None = _option(None, " | ".join(READS) + "; None: mlp_in for plt, resid_mid for clt")
+    writes: str = _option("mlp_out", " | ".join(WRITES))
+    precision: str = _option("float32", " | ".join(PRECISIONS) + ", of rows as a step reads them")
 
     def __post_init__(self) -> None:
-        choices = {"kind": KINDS, "activation": ACTIVATIONS, "reads": (*READS, None), "writes": WRITES,
-                   "precision": PRECISIONS}  # fmt: skip
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                known = ", ".join(str(a) for a in allowed if a is not None)
-                raise ValueError(f"train: {name} must be one of {known}, got {getattr(self, name)!r}")
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed and not (name == "reads" and value is None):
+                raise ValueError(f"train: {name} must be one of {', '.join(allowed)}, got {value!r}")
         if self.buffer is not None and type(self.batch) is int:
             _whole("buffer", self.buffer, self.batch)
         least = {"features": 1, "steps": 1, "k": 1, "start": 1, "batch": 1, "context": 2, "warmup": 0, "revive": 0}

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -144,22 +145,66 @@ def above(x: Tensor, w_enc: Tensor, b_enc: Tensor, theta: Tensor, bandwidth: flo
 
 
 @torch.no_grad()
-def batch_top_k(x: Tensor, w_enc: Tensor, b_enc: Tensor, count: int, guess: float) -> Entries:
+def batch_top_k(
+    x: Tensor, w_enc: Tensor, b_enc: Tensor, count: int, guess: float, places: Tensor | None = None
+) -> Entries:
     """The `count` largest pre-activations of the whole batch, positive ones only, ties to the earlier entry.
 
     guess: a threshold they are thought to pass, 0 for none. If too few do, one that they must pass is taken instead:
     the count-th largest among the few largest of each position, which is at most the count-th largest of all.
+    places: [positions], where in the batch they are, given where every process holds a part of it; the ranking is
+    over all of them, and each keeps its own.
     """
     found = Entries.of(ops.encode(x, w_enc, b_enc, BatchTopK(guess)), len(w_enc)) if guess > 0 else None
-    if found is None or len(found.pre) < count:
-        each = min(len(w_enc), 2 * -(-count // len(x)))
-        own = ops.encode(x, w_enc, b_enc, TopK(each)).value
-        bound = own.topk(count).values[-1] if len(own) >= count else own.new_zeros(())
-        below = float(torch.nextafter(bound, torch.zeros_like(bound)))
-        found = Entries.of(ops.encode(x, w_enc, b_enc, BatchTopK(below)), len(w_enc))
-    if len(found.pre) <= count:
+    if found is None or _everywhere(len(found.pre), places) < count:
+        found = _certain(x, w_enc, b_enc, count)
+    ranked, own = (found.pre, slice(None)) if places is None else _gathered(found, places)
+    if len(ranked) <= count:
         return found
-    best = found.pre.argsort(descending=True, stable=True)[:count]
-    chosen = torch.zeros_like(found.index, dtype=torch.bool)
+    best = ranked.argsort(descending=True, stable=True)[:count]
+    chosen = torch.zeros_like(ranked, dtype=torch.bool)
     chosen[best] = True
-    return found.keep(chosen)
+    return found.keep(chosen[own])
+
+
+def _certain(x: Tensor, w_enc: Tensor, b_enc: Tensor, count: int) -> Entries:
+    """The `count` largest of these positions are among them."""
+    each = min(len(w_enc), 2 * -(-count // max(1, len(x))))
+    own = ops.encode(x, w_enc, b_enc, TopK(each)).value
+    bound = own.topk(count).values[-1] if len(own) >= count else own.new_zeros(())
+    below = float(torch.nextafter(bound, torch.zeros_like(bound)))
+    return Entries.of(ops.encode(x, w_enc, b_enc, BatchTopK(below)), len(w_enc))
+
+
+def _everywhere(count: int, places: Tensor | None) -> int:
+    """Over all processes that share the batch."""
+    if places is None:
+        return count
+    total = torch.tensor([count], device=places.device)
+    dist.all_reduce(total)
+    return int(total)
+
+
+def _gathered(found: Entries, places: Tensor) -> tuple[Tensor, Tensor]:
+    """(every process's pre-activations in the batch's order, where in them this process's own are)."""
+    sizes = torch.zeros(dist.get_world_size() + 1, dtype=torch.int64, device=places.device)
+    sizes[dist.get_rank() + 1] = len(found.pre)
+    dist.all_reduce(sizes)
+    begin, end = (int(n) for n in sizes.cumsum(0)[dist.get_rank() :][:2])
+    total = int(sizes.sum())
+    pre, place = found.pre.new_zeros(total), places.new_zeros(total)
+    pre[begin:end], place[begin:end] = found.pre, places[found.at_positions(found.pre).position()]
+    for t in (pre, place):
+        dist.all_reduce(t)
+    order = place.argsort(stable=True)  # a position's entries are one process's, their features ascending
+    where = torch.empty_like(order)
+    where[order] = torch.arange(total, device=order.device)
+    return pre[order], where[begin:end]
+
+
+def smallest(t: Tensor, places: Tensor | None) -> float:
+    """Over all processes that share the batch; infinity where there is nothing."""
+    least = t.min() if len(t) else t.new_full((), torch.inf)
+    if places is not None:
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+    return float(least)

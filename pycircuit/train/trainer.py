@@ -66,11 +66,6 @@ class Trainer:
         self.recipe = recipe
         self.shared = dist.is_available() and dist.is_initialized()
         rank, world = (dist.get_rank(), dist.get_world_size()) if self.shared else (0, 1)
-        if world > 1 and recipe.activation == "batchtopk":
-            raise ValueError(
-                f"train: activation must be topk, jumprelu or relu with {world} processes: batchtopk ranks the whole "
-                "batch in one; got 'batchtopk'"
-            )
         self.source = source_of("train", model, recipe.read, recipe.writes, ignore_positions)
         weights = self.source.weights
         sequences = token_ids("train", texts, model, tokenizer, weights.vocabulary)
@@ -169,7 +164,7 @@ class Trainer:
         recipe, step = self.recipe, self.done
         if step == 0:
             self.learner.open(self._whole(x, places))
-        found = self.learner.forward(x)
+        found = self.learner.forward(x, places if self.shared else None)
         error = found.recon - y
         unexplained = error.square().sum((1, 2)) / (recipe.batch * x.shape[2])
         loss = unexplained.sum()

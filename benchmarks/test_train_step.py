@@ -1,0 +1,11 @@
+"""A training step next to plain PyTorch. Run it with `make bench`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import train_step
+
+
+def test_step_against_plain_pytorch(steps: list[dict[str, Any]]) -> None:
+    steps.append(train_step.report(rounds=15))

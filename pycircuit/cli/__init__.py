@@ -1,0 +1,90 @@
+"""The command line: `pycircuit attribute`, `pycircuit train` and the rest. Nothing else needs typer and rich."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+import pycircuit as pc
+
+from . import machine, steer, trace, training
+from .bundles import bundled
+from .machine import WRONG
+
+USAGE, STOPPED = 2, 130  # the arguments were wrong; Ctrl-C
+DEBUG = "--debug"
+UsageError: type[Exception] = typer.BadParameter.__base__  # type: ignore[assignment]  # typer may carry its own click
+PLAIN = (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError)  # their messages are sentences
+
+app = typer.Typer(pretty_exceptions_enable=False, help=pc.__doc__)
+bench_app = typer.Typer(
+    invoke_without_command=True,
+    help="Measure the ops on this machine, or compare two runs.",
+    epilog="Example: pycircuit bench --op encode --json mine.json",
+)
+
+# Every command with an example of its use, in the order of the help.
+COMMANDS: dict[Callable[..., None], str] = {
+    trace.attribute: "pycircuit attribute demo 'the capital of the state containing dallas is' --plot dallas.svg",
+    steer.intervene: "pycircuit intervene demo 'the capital of the state containing dallas is' --ablate 1/4/25",
+    steer.generate: "pycircuit generate demo 'the capital of texas is' --set '1/*/25=4.0' --max-new-tokens 8",
+    trace.estimate: "pycircuit estimate demo 'the capital of the state containing dallas is' --memory 2GiB",
+    training.train: "pycircuit train smollm2 --texts prose.txt --features 4096 --out transcoders",
+    training.evaluate: "pycircuit evaluate smollm2 --transcoders transcoders --texts other.txt --plot figure.svg",
+    machine.demo: "pycircuit demo",
+    machine.doctor: "pycircuit doctor --json",
+}
+for command, example in COMMANDS.items():
+    app.command(epilog=f"Example: {example}")(bundled(command))
+app.add_typer(bench_app, name="bench")
+bench_app.callback()(machine.bench)
+bench_app.command(epilog="Example: pycircuit bench compare mine.json theirs.json")(machine.compare)
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")] = False,
+) -> None:
+    if version:
+        print(pc.__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main() -> None:
+    """Errors are one sentence and an exit code; the traceback is for --debug, which may stand anywhere."""
+    words = sys.argv[1:]
+    options = words[: words.index("--")] if "--" in words else words
+    debug = DEBUG in options
+    arguments = [word for word in options if word != DEBUG] + words[len(options) :]
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = STOPPED
+    except BrokenPipeError:  # `pycircuit doctor | head -1`: whoever read us has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        if debug:
+            raise
+        print(f"pycircuit: {_sentence(error)}", file=sys.stderr)
+        code = USAGE if isinstance(error, UsageError | ValueError | TypeError | OSError) else WRONG
+    sys.exit(code or 0)
+
+
+def _sentence(error: Exception) -> str:
+    """In one line: a library's message may have several."""
+    if isinstance(error, UsageError):
+        return f"{error.format_message()} See `pycircuit --help`."  # type: ignore[attr-defined]
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, PLAIN) and str(error):
+        return " ".join(str(error).split())
+    return f"{type(error).__name__}: {error}; run it again with `pycircuit {DEBUG}` for the traceback"

@@ -1,0 +1,192 @@
+"""Options that several commands have, and how what is written in them is read."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+import pycircuit as pc
+from pycircuit.ops.registry import IMPLEMENTATIONS
+
+from . import texts
+
+MODELS = ("demo", "smollm2")  # known by name
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+Spot = tuple[int, int | slice | None, int]  # layer, position (None: all), feature
+_SPOT = re.compile(r"(\d+)/(\*|-?\d+|-?\d*:-?\d*)/(\d+)")
+_FEATURE = re.compile(r"(\d+)/(-?\d+)/(\d+)")
+
+
+def among(*known: str) -> Callable[[str], list[str]]:
+    """For a shell's completion."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in known if name.startswith(incomplete)]
+
+    return complete
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Prompt = Annotated[str | None, typer.Argument(help="Text; - reads it from standard input.")]
+Prompts = Annotated[
+    Path | None, typer.Option("--prompts", help="Many: .txt with one a line, .jsonl, or token ids in .npy.")
+]
+Ids = Annotated[bool, typer.Option("--ids", help="The prompt is token ids, as in 5,17,42.")]
+Texts = Annotated[
+    list[Path] | None,
+    typer.Option("--texts", help="A file, or several: .txt is one text, .jsonl one a line, .npy and .safetensors ids."),
+]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="LAYER/POSITION/FEATURE=VALUE: the value a feature takes. Position: 3, -1, 5:, 2:7, *."),
+]
+Scaling = Annotated[
+    list[str] | None, typer.Option("--scale", help="LAYER/POSITION/FEATURE=FACTOR: its value times a factor.")
+]
+Ablation = Annotated[list[str] | None, typer.Option("--ablate", help="LAYER/POSITION/FEATURE: it becomes zero.")]
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where a command computes, and with what."""
+
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.", show_default="cpu")] = None
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help=" | ".join(DTYPES) + ", of the model's weights.", show_default="float32", autocompletion=among(*DTYPES)
+        ),
+    ] = None
+    threads: Annotated[int | None, typer.Option(help="Of the processor, at the most.", min=1)] = None
+    implementation: Annotated[
+        str | None,
+        typer.Option(
+            help=" | ".join(IMPLEMENTATIONS) + ", forced; see pycircuit doctor.", autocompletion=among(*IMPLEMENTATIONS)
+        ),
+    ] = None
+
+    @contextmanager
+    def running(self) -> Iterator[torch.dtype | None]:
+        """Threads and implementation as they were asked for; the type of the model's weights."""
+        if self.dtype not in (None, *DTYPES):
+            raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        _silence()
+        before = torch.get_num_threads()
+        with pc.use(self.implementation):
+            torch.set_num_threads(self.threads or before)
+            try:
+                yield None if self.dtype is None else getattr(torch, self.dtype)
+            finally:
+                torch.set_num_threads(before)
+
+
+def _silence() -> None:
+    """Bars and advice of transformers say nothing about what was asked for."""
+    if find_spec("transformers") is not None:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Which model a command works on."""
+
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="demo, smollm2, a folder, or a name on the Hugging Face hub.", autocompletion=among(*MODELS)
+        ),
+    ]
+    transcoders: Annotated[
+        str | None, typer.Option("--transcoders", "-t", help="A folder or a hub name; demo has its own.")
+    ] = None
+
+    @contextmanager
+    def opened(self, running: Running) -> Iterator[pc.ReplacementModel]:
+        with running.running() as dtype:
+            yield pc.load(self.model, self.transcoders, device=running.device, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Steering:
+    """Interventions."""
+
+    setting: Setting = None
+    scaling: Scaling = None
+    ablation: Ablation = None
+
+    def interventions(self) -> list[pc.Intervention]:
+        """In the order set, scale, ablate."""
+        made = []
+        for given in self.setting or ():
+            where, value = _equal("--set", given)
+            made.append(pc.Intervention(*where, value=value))
+        for given in self.scaling or ():
+            where, factor = _equal("--scale", given)
+            made.append(pc.Intervention(*where, factor=factor))
+        return made + [pc.Intervention(*spot("--ablate", given), value=0.0) for given in self.ablation or ()]
+
+
+def _equal(name: str, given: str) -> tuple[Spot, float]:
+    where, _, number = given.partition("=")
+    try:
+        return spot(name, where), float(number)
+    except ValueError as wrong:
+        if str(wrong).startswith(name):
+            raise
+        raise ValueError(f"{name} must be LAYER/POSITION/FEATURE=NUMBER, got {given!r}") from None
+
+
+def spot(name: str, given: str) -> Spot:
+    """3/5/412, or with * or a slice for the position."""
+    found = _SPOT.fullmatch(given)
+    if found is None:
+        raise ValueError(f"{name} must be LAYER/POSITION/FEATURE such as 3/5/412, 3/*/412 or 3/5:/412, got {given!r}")
+    layer, position, feature = found.groups()
+    if position == "*":
+        return int(layer), None, int(feature)
+    ends = [int(end) if end else None for end in position.split(":")]
+    return int(layer), slice(*ends) if ":" in position else int(position), int(feature)
+
+
+def target(given: str) -> Any:
+    """`id:8941` is a token's id, 3/5/412 a feature, anything else the text of a token."""
+    feature = _FEATURE.fullmatch(given)
+    if feature is not None:
+        return pc.Feature(*(int(number) for number in feature.groups()))
+    number = given.removeprefix("id:")
+    return int(number) if number != given and number.isdigit() else given
+
+
+def prompts_of(prompt: str | None, many: Path | None, ids: bool) -> list[Any]:
+    """The one prompt, or those of a file: texts or lists of token ids."""
+    if (prompt is None) == (many is None):
+        raise ValueError("one of PROMPT and --prompts must be given, got " + ("neither" if prompt is None else "both"))
+    if prompt is None:
+        assert many is not None
+        found = texts.read([many], by_line=True)
+    else:
+        found = [sys.stdin.read().rstrip("\n") if prompt == "-" else prompt]
+    return [texts.token_ids(text) if ids and isinstance(text, str) else text for text in found]
+
+
+def layers_of(given: str | None) -> range | None:
+    """3-7, both ends included, or one layer."""
+    if given is None:
+        return None
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", given)
+    if found is None or int(found[2] or found[1]) < int(found[1]):
+        raise ValueError(f"--layers must be the first and the last layer, as in 3-7, got {given!r}")
+    return range(int(found[1]), int(found[2] or found[1]) + 1)

@@ -1,0 +1,221 @@
+"""`pycircuit attribute` and `pycircuit estimate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import pycircuit as pc
+from pycircuit.graph.prune import Pruned, thresholds
+
+from .console import console, emit
+from .options import AsJson, Ids, Opening, Prompt, Prompts, Quiet, Running, prompts_of, target
+
+STRONGEST = 10  # features named in the JSON
+
+MaxFeatures = Annotated[
+    int | None, typer.Option(help="Features with a row of their own, the most influential ones.", show_default="all")
+]
+MaxTargets = Annotated[int, typer.Option(help="Likeliest next tokens, at the most.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="What the trace may take beside the model, as in 8GiB.", show_default="most of what is free"),
+]
+
+
+@dataclass(frozen=True)
+class Tracing:
+    """What is traced, and within which bounds."""
+
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            help="The text of a token, id:8941, or a feature as 3/5/412; or several.",
+            show_default="the likeliest",
+        ),
+    ] = None
+    position: Annotated[
+        list[int] | None, typer.Option(help="Where outputs are read; or several.", show_default="the last")
+    ] = None
+    probability: Annotated[float, typer.Option(help="Of the likeliest next tokens that are traced, together.")] = 0.95
+    max_targets: MaxTargets = 10
+    max_features: MaxFeatures = None
+    memory: Memory = None
+    round_size: Annotated[
+        int | None, typer.Option(help="Features chosen at a time.", show_default="an eighth of --max-features")
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Of pc.attribute."""
+        return {
+            "targets": [target(given) for given in self.targets] if self.targets else None,
+            "position": self.position or -1,
+            "probability": self.probability,
+            "max_targets": self.max_targets,
+            "max_features": self.max_features,
+            "memory": self.memory,
+            "round_size": self.round_size,
+        }
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What becomes of a graph."""
+
+    save: Annotated[Path | None, typer.Option(help="The whole graph, as safetensors.")] = None
+    to_json: Annotated[Path | None, typer.Option(help="The pruned graph, for circuit-tracer's page.")] = None
+    plot: Annotated[Path | None, typer.Option(help="The pruned graph, as SVG.")] = None
+    slug: Annotated[str | None, typer.Option(help="The graph's name on the page.", show_default="the file's")] = None
+    scan: Annotated[str | None, typer.Option(help="The set of transcoders, for the page's labels.")] = None
+    node_threshold: Annotated[float, typer.Option(help="Share of the influence in the nodes that are kept.")] = 0.8
+    edge_threshold: Annotated[float, typer.Option(help="Share of the influence in the edges that are kept.")] = 0.98
+
+    def check(self, many: bool) -> None:
+        """Before anything is computed. many: the paths are folders."""
+        thresholds("attribute", self.node_threshold, self.edge_threshold)
+        if many and self.slug:
+            raise ValueError("--slug must name one graph, got --prompts; each is named after its number")
+        for name, path in (("--save", self.save), ("--to-json", self.to_json), ("--plot", self.plot)):
+            if path is not None and not (path if many else path.parent).is_dir():
+                what = "be a folder that exists with --prompts" if many else "be in a folder that exists"
+                raise ValueError(f"{name} must {what}, got {path}")
+            if path is not None and not many and path.is_dir():
+                raise ValueError(f"{name} must be a file, got the folder {path}")
+
+    def write(self, graph: pc.Graph, pruned: Pruned, number: int | None) -> dict[str, str]:
+        """The files by what they are. number: of many graphs."""
+        written = {}
+        if self.save is not None:
+            graph.save(path := _file(self.save, number, ".safetensors"))
+            written["save"] = str(path)
+        if self.to_json is not None:
+            path = _file(self.to_json, number, ".json")
+            graph.to_json(path, self.slug, self.node_threshold, self.edge_threshold, self.scan)
+            written["to_json"] = str(path)
+        if self.plot is not None:
+            pruned.graph.plot(path := _file(self.plot, number, ".svg"))
+            written["plot"] = str(path)
+        return written
+
+
+def _file(path: Path, number: int | None, ending: str) -> Path:
+    return path if number is None else path / f"{number:04d}{ending}"
+
+
+def attribute(
+    opening: Opening,
+    prompt: Prompt = None,
+    prompts: Prompts = None,
+    ids: Ids = False,
+    *,
+    tracing: Tracing,
+    checkpoint: Annotated[Path | None, typer.Option(help="A folder; the same command goes on from there.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Of many prompts, those traced at a time.", min=1)] = None,
+    outputs: Outputs,
+    running: Running,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """The graph of a prompt: what each feature, error and token does to the next token and to other features.
+
+    With --prompts, the paths of --save, --to-json and --plot are folders.
+    """
+    asked, arguments, many = prompts_of(prompt, prompts, ids), tracing.arguments(), prompts is not None
+    outputs.check(many)
+    if many and checkpoint is not None:
+        raise ValueError("--checkpoint must go with one PROMPT, got --prompts")
+    with opening.opened(running) as model:
+        if not many:
+            graph = pc.attribute(model, asked[0], checkpoint=checkpoint, progress=not quiet, **arguments)
+            _report(graph, outputs, None, as_json)
+            if graph.provenance["interrupted"]:
+                raise KeyboardInterrupt
+            return
+        graphs = pc.attribute_many(model, asked, workers=workers, progress=not quiet, **arguments)
+        for number, graph in enumerate(graphs, 1):
+            _report(graph, outputs, number, as_json)
+
+
+def _report(graph: pc.Graph, outputs: Outputs, number: int | None, as_json: bool) -> None:
+    """One graph: its files, then its tree or one line of JSON."""
+    pruned = graph.prune(outputs.node_threshold, outputs.edge_threshold)
+    written = outputs.write(graph, pruned, number)
+    if as_json:
+        emit({**summary(graph, pruned), "files": written}, indent=None if number else 1)
+        return
+    scores, show = graph.scores(), console()
+    show.print(pruned.graph.tree(), markup=False, highlight=False)
+    show.print(
+        f"{len(graph.features)} features, {graph.rows.count} rows, {graph.rows.entries} edges; pruned to "
+        f"{int(pruned.node_mask.sum())} nodes and {int(pruned.edge_mask.sum())} edges; replacement score "
+        f"{scores.replacement:.3f}, completeness {scores.completeness:.3f}; law {graph.certificate:.1e} off; "
+        f"{sum(graph.timings.values()):.2f} s",
+        highlight=False,
+    )
+    for path in written.values():
+        show.print(path, markup=False, highlight=False)
+
+
+def summary(graph: pc.Graph, pruned: Pruned) -> dict[str, Any]:
+    """What a script asks of a graph first."""
+    targets = [graph.describe(graph.target_node(i)) for i in range(len(graph.targets))]
+    return {
+        "prompt": graph.prompt,
+        "tokens": list(graph.tokens.text),
+        "targets": targets,
+        "features": len(graph.features),
+        "rows": graph.rows.count,
+        "edges": graph.rows.entries,
+        "pruned": {"nodes": int(pruned.node_mask.sum()), "edges": int(pruned.edge_mask.sum())},
+        "strongest": _strongest(graph, pruned),
+        "scores": graph.scores()._asdict(),
+        "certificate": graph.certificate,
+        "timings": graph.timings,
+        "interrupted": bool(graph.provenance["interrupted"]),
+    }
+
+
+def _strongest(graph: pc.Graph, pruned: Pruned) -> list[dict[str, Any]]:
+    """The features of most influence."""
+    influence = pruned.influence[: graph.first_error]
+    best = influence.topk(min(STRONGEST, len(influence)))
+    found = []
+    for node, share in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+        about = graph.describe(node)
+        label = graph.labels.get((about["layer"], about["feature"]), "")
+        found.append({**about, "influence": share, "label": label})
+    return found
+
+
+def estimate(
+    opening: Opening,
+    prompt: Prompt = None,
+    prompts: Prompts = None,
+    ids: Ids = False,
+    max_features: MaxFeatures = None,
+    memory: Memory = None,
+    max_targets: MaxTargets = 10,
+    *,
+    running: Running,
+    as_json: AsJson = False,
+) -> None:
+    """Memory and time of a trace before any of it is spent."""
+    asked = prompts_of(prompt, prompts, ids)
+    with opening.opened(running) as model:
+        found = [pc.estimate(model, one, max_features, memory, max_targets) for one in asked]
+    if as_json:
+        written = [{**asdict(one), "bytes": one.bytes} for one in found]
+        emit(written if prompts is not None else written[0])
+        return
+    _print(found)
+
+
+def _print(found: Sequence[pc.Estimate]) -> None:
+    show = console()
+    for one in found:
+        show.print(str(one), markup=False, highlight=False)

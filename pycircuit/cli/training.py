@@ -1,0 +1,191 @@
+"""`pycircuit train` and `pycircuit evaluate`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, asdict, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import torch
+import torch.distributed as dist
+import typer
+
+import pycircuit as pc
+from pycircuit.graph.files import write_text
+from pycircuit.load import language_model
+from pycircuit.train import Recipe, Trainer
+from pycircuit.train.presets import PRESETS, Preset
+from pycircuit.train.recipe import CHOICES, SAYS
+from pycircuit.transcoders import formats
+from pycircuit.transcoders.formats.writing import destination
+
+from . import texts
+from .bundles import Bundle, option
+from .console import console, emit
+from .options import MODELS, AsJson, Opening, Quiet, Running, Texts, among
+from .trace import MaxFeatures
+
+CURVES, RECORD = "training.svg", "training.json"  # beside the weights
+
+PresetName = Annotated[
+    str | None,
+    typer.Option("--preset", help=" | ".join(PRESETS) + ": recipe, model and texts.", autocompletion=among(*PRESETS)),
+]
+Context = Annotated[int, typer.Option(help="Longest piece of a text, in tokens.")]
+
+
+def _recipe_options() -> Bundle:
+    """One option a field of the recipe; None where it is not given."""
+    hints = get_type_hints(Recipe)
+
+    def made(f: Field[Any]) -> Any:
+        shown = None if f.default in (MISSING, None) else str(f.default)
+        words = f.metadata[SAYS].replace("None", "not given")
+        says = words[0].upper() + words[1:] + "."
+        known = among(*CHOICES.get(f.name, ()))
+        given = typer.Option(help=says, show_default=shown or False, autocompletion=known)
+        return option(f.name, Annotated[hints[f.name] | None, given], None)
+
+    return Bundle([made(f) for f in fields(Recipe)])
+
+
+def train(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="demo, smollm2, a folder, or a hub name.", autocompletion=among(*MODELS), show_default="the preset's"
+        ),
+    ] = None,
+    text_files: Texts = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder, which gets the transcoders.")] = None,
+    preset: PresetName = None,
+    *,
+    recipe: Annotated[dict[str, Any], _recipe_options()],
+    running: Running,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A file, removed at the end.", show_default="OUT.checkpoint")
+    ] = None,
+    every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 100,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Transcoders for a model, from texts. Stopped on the way, the same command goes on where it was."""
+    known = _preset(preset)
+    followed = _recipe(known, {name: value for name, value in recipe.items() if value is not None})
+    if out is None:
+        raise ValueError("--out must be given: the folder that gets the transcoders, got none")
+    destination("train", out)
+    name = model or (known.model if known else None)
+    if name is None:
+        raise ValueError("one of MODEL and --preset must be given, got neither")
+    read = _texts(text_files, known, held_out=False)
+    path = out.with_name(f"{out.name}.checkpoint") if checkpoint is None else checkpoint
+    with running.running() as dtype, _together(running.device) as (device, first):
+        hf_model, tokenizer = _language_model(name, device, dtype)
+        trainer = Trainer(hf_model, read, followed, tokenizer)
+        made = trainer.run(path, every, not quiet)
+    if not first:
+        return
+    formats.save(made, out, model=name)
+    trainer.history.plot(out / CURVES)
+    last = _last(trainer)
+    about = {"model": name, "recipe": asdict(followed), "last": last}
+    write_text(out / RECORD, json.dumps(about, indent=1) + "\n")
+    path.unlink(missing_ok=True)
+    if as_json:
+        emit({"out": str(out), **about})
+        return
+    console().print(
+        f"{out}: {made!r}; variance explained {_mean(last['variance']):.3f}, L0 {_mean(last['active']):.1f}, "
+        f"dead {100 * _mean(last['dead']):.1f}%; curves in {out / CURVES}",
+        markup=False, highlight=False,
+    )  # fmt: skip
+
+
+@contextmanager
+def _together(device: str | None) -> Iterator[tuple[str | None, bool]]:
+    """(where this process computes, whether it is the one that writes); under torchrun there are several."""
+    if not dist.is_torchelastic_launched():
+        yield device, True
+        return
+    on_gpus = (device or "cpu").startswith("cuda")
+    dist.init_process_group("nccl" if on_gpus else "gloo")
+    try:
+        yield f"cuda:{os.environ['LOCAL_RANK']}" if on_gpus else device, dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def _preset(name: str | None) -> Preset | None:
+    if name is not None and name not in PRESETS:
+        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    return PRESETS[name] if name else None
+
+
+def _recipe(preset: Preset | None, given: dict[str, Any]) -> Recipe:
+    """The preset's, with what is given in its place."""
+    whole = {**(asdict(preset.recipe) if preset else {}), **given}
+    if "features" not in whole:
+        raise ValueError("--features must be given where there is no --preset, got none")
+    return Recipe(**whole)
+
+
+def _texts(files: list[Path] | None, preset: Preset | None, held_out: bool) -> list[Any]:
+    if files:
+        return texts.read(files)
+    if preset is None:
+        raise ValueError("one of --texts and --preset must be given, got neither")
+    return preset.texts(held_out)
+
+
+def _language_model(name: str, device: str | None, dtype: torch.dtype | None) -> tuple[Any, Any]:
+    """(a transformers model, its tokenizer)."""
+    if name == "demo":
+        box = pc.load(name, device=device, dtype=dtype)
+        return box.hf_model, box.tokenizer
+    return language_model(name, torch.device(device or "cpu"), dtype or torch.float32)
+
+
+def _last(trainer: Trainer) -> dict[str, Any]:
+    """Of the last step; lists have one entry a layer."""
+    h = trainer.history
+    return {
+        "loss": float(h.loss[-1]),
+        "variance": h.variance[-1].tolist(),
+        "active": h.active[-1].tolist(),
+        "dead": h.dead[-1].tolist(),
+    }
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def evaluate(
+    opening: Opening,
+    text_files: Texts = None,
+    preset: PresetName = None,
+    context: Context = 256,
+    graphs: Annotated[int, typer.Option(help="How many of the texts are traced for their scores.", min=0)] = 0,
+    max_features: MaxFeatures = None,
+    *,
+    running: Running,
+    plot: Annotated[Path | None, typer.Option(help="The figure, as SVG.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What transcoders are worth on texts they were not trained on (those a preset keeps back, with --preset)."""
+    read = _texts(text_files, _preset(preset), held_out=True)
+    if plot is not None and not plot.parent.is_dir():
+        raise ValueError(f"--plot must be in a folder that exists, got {plot}")
+    with opening.opened(running) as model:
+        found = pc.evaluate(model, model.transcoders, read, context=context, graphs=graphs, max_features=max_features)
+    if plot is not None:
+        found.plot(plot)
+    if as_json:
+        emit(found.as_dict())
+        return
+    console().print(str(found), markup=False, highlight=False, soft_wrap=True)
