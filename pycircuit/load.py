@@ -27,7 +27,8 @@ def load(model: str | os.PathLike[str], transcoders: Any = None, device: Any = N
     """A ReplacementModel: `load("demo")`, `load("smollm2", transcoders=...)` or `load(folder or hub id, ...)`.
 
     transcoders: a folder or hub id `org/repo[/path][@revision]` of any format that formats.load reads, or transcoders
-    in memory. dtype: of the model, None for float32, and of the transcoders, None for as they are stored.
+    in memory; "demo" brings its own, "clt" and "plt". dtype: of the model, None for float32, and of the transcoders,
+    None for as they are stored.
     """
     if not isinstance(model, str | os.PathLike):
         kind = type(model).__name__
@@ -72,17 +73,15 @@ def _device(device: Any) -> torch.device:
 
 
 def _demo(transcoders: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    if transcoders is not None:
-        raise ValueError("load: transcoders must be None for 'demo', which brings its own, got some")
-    return importlib.import_module("pycircuit.demo").load_box(device=device, dtype=dtype)
+    from .demo import load_box
+
+    return load_box("clt" if transcoders is None else transcoders, device, dtype)
 
 
 def language_model(name: str | os.PathLike[str], device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     """(a transformers model in evaluation mode, its tokenizer or None) of "smollm2", a folder or a hub id."""
-    try:
-        import transformers
-    except ImportError:
-        raise ImportError("load: a model needs transformers; pip install 'pycircuit[models]'") from None
+    import transformers
+
     folder = smollm2() if name == "smollm2" else name
     revision = None
     if isinstance(folder, str) and not Path(folder).is_dir():

@@ -138,9 +138,9 @@ def test_bench_fails_on_a_wrong_answer(run, tmp_path: Path, monkeypatch) -> None
     assert all(r.failed and not r.times for r in report.load(kept).results)
 
 
-def test_demo(run) -> None:
+def test_tour(run) -> None:
     assert list(tour.STOPS) == list(OPS) and {name for name, _ in tour.STOPS.values()} <= {r.name for r in ROWS}
-    done = run("demo")
+    done = run("bench", "tour")
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     for op in OPS:

@@ -66,20 +66,11 @@ def test_wrong_arguments(folders: tuple[Path, Path], tmp_path: Path) -> None:
         pc.load(model, "./absent")
     with pytest.raises(NotADirectoryError, match=r"load: path must be a folder, got the file"):
         pc.load(model, held / "config.yaml")
-    with pytest.raises(ValueError, match=r"load: transcoders must be None for 'demo'"):
+    with pytest.raises(ValueError, match=r"load: transcoders of 'demo' must be one of clt, plt"):
         pc.load("demo", held)
     (tmp_path / "empty").mkdir()
     with pytest.raises((OSError, ValueError), match=r"load: model must be 'demo', 'smollm2', or a folder"):
         pc.load(tmp_path / "empty", held)
-
-
-def test_demo_is_the_box(monkeypatch: pytest.MonkeyPatch) -> None:
-    import types
-
-    box = types.ModuleType("pycircuit.demo")
-    box.load_box = lambda device, dtype: ("box", device, dtype)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pycircuit.demo", box)
-    assert pc.load("demo", dtype="float64") == ("box", torch.device("cpu"), torch.float64)
 
 
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None) -> Path:

@@ -20,7 +20,7 @@ from pycircuit.ops.dispatch import native_isas
 from pycircuit.ops.registry import OPS
 
 ROOT = Path(__file__).parents[1]
-NEEDS = ("torch", "numpy", "typer", "rich", "safetensors", "psutil", "pyyaml")
+NEEDS = ("torch", "numpy", "typer", "rich", "safetensors", "psutil", "pyyaml", "transformers")
 # What the tests have and a user may not: it must be missing in the environment for the tests to mean anything.
 ABSENT = ("triton", "pytest", "hypothesis", "pybind11")
 

@@ -35,13 +35,14 @@ COMMANDS: dict[Callable[..., None], str] = {
     trace.estimate: "pycircuit estimate demo 'the capital of the state containing dallas is' --memory 2GiB",
     training.train: "pycircuit train smollm2 --texts prose.txt --features 4096 --out transcoders",
     training.evaluate: "pycircuit evaluate smollm2 --transcoders transcoders --texts other.txt --plot figure.svg",
-    machine.demo: "pycircuit demo",
+    machine.demo: "pycircuit demo --plot dallas.svg",
     machine.doctor: "pycircuit doctor --json",
 }
 for command, example in COMMANDS.items():
     app.command(epilog=f"Example: {example}")(bundled(command))
 app.add_typer(bench_app, name="bench")
 bench_app.callback()(machine.bench)
+bench_app.command("tour", epilog="Example: pycircuit bench tour")(machine.tour_ops)
 bench_app.command(epilog="Example: pycircuit bench compare mine.json theirs.json")(machine.compare)
 
 

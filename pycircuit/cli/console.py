@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 
-def console() -> Console:
-    """As wide as the terminal; into a pipe, as wide as the text."""
-    return Console() if sys.stdout.isatty() else Console(width=200)
+def console(stderr: bool = False) -> Console:
+    """As wide as the terminal; into a pipe, as wide as the text. stderr: where standard output is for machines."""
+    out = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr) if out.isatty() else Console(stderr=stderr, width=200)
 
 
 def table(*header: str) -> Table:

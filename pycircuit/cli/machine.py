@@ -36,7 +36,22 @@ def doctor(as_json: AsJson = False) -> None:
     show.print(rows)
 
 
-def demo() -> None:
+def demo(
+    city: Annotated[str, typer.Option(help="The city asked about.")] = "Dallas",
+    other: Annotated[str, typer.Option(help="A city of the state that is put in its place.")] = "Oakland",
+    svg: Annotated[Path | None, typer.Option("--plot", help="Where the picture goes; none is drawn without.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The model in the box: a question of two hops, its circuit, and the swap that proves it."""
+    from pycircuit.demo.show import run
+
+    show = console(stderr=as_json)
+    found = run(show, city, other, svg)
+    if as_json:
+        emit(found)
+
+
+def tour_ops() -> None:
     """Every op once on a realistic input: its time, its share of this machine's floor, and what ran."""
     show, others = console(), 0.0
     rates = machine.measure(machine.all_threads(), seconds=0.1)

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from pycircuit.graph.tree import lines
 from pycircuit.trace import attribute
 
 from .box import load_box
 from .facts import facts
 from .swap import swap, two_hop
+
+STYLES = {"target": "bold green", "path": "bold yellow", "token": "cyan", "error": "dim"}
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +57,9 @@ def _circuit(console: Console, graph: Graph) -> None:
         f"pre-activation within {graph.certificate:.0e}; {pruned.graph.rows.entries} edges carry the influence.\n",
         highlight=False,
     )
-    console.print(graph.tree(), highlight=False, markup=False)
+    for line in lines(graph, 0, 5, 3, 0.02):
+        console.print(line.text, style=STYLES.get(line.style), highlight=False, markup=False)
+    console.print("weight, share of the row, feature and where it is active; ◀ the strongest path", style="dim")
 
 
 def _swapped(console: Console, model: ReplacementModel, prompt: str, city: str, other: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -108,7 +109,7 @@ def _edges(pruned: Pruned, boxes: list[_Box], path: Sequence[int]) -> None:
     box_of = {node: at for at, box in enumerate(boxes) for node in box.nodes}
     row = {node: r for r, node in enumerate(graph.row_node.tolist())}
     starts = graph.rows.row_ptr.tolist()
-    links = set(zip(path[:-1], path[1:], strict=True))
+    links = set(itertools.pairwise(path))
     for node, at in box_of.items():
         if node not in row:
             continue
@@ -184,7 +185,7 @@ def _path_boxes(boxes: list[_Box], path: list[int]) -> set[tuple[int, int]]:
     """(source, target) boxes of each step of the path."""
     box_of = {node: at for at, box in enumerate(boxes) for node in box.nodes}
     steps = [box_of[node] for node in path if node in box_of]
-    return {(a, b) for a, b in zip(steps[:-1], steps[1:], strict=True) if a != b}
+    return {(a, b) for a, b in itertools.pairwise(steps) if a != b}
 
 
 def _curves(boxes: list[_Box], path: set[tuple[int, int]]) -> list[str]:

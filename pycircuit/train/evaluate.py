@@ -215,6 +215,15 @@ class _Sums:
         )
 
 
+@torch.no_grad()
+def replaced_logits(model: ReplacementModel, ids: Tensor) -> Tensor:
+    """Of the replacement model, errors left out. ids: [prompts, positions], of one length -> [.., vocabulary]."""
+    found, t = _Replaced(model.transcoders, model.ignore_positions), model.transcoders
+    with hooked(model.hf_model, model.family, model.weights, t.reads, t.writes, found.read, found.write):
+        logits: Tensor = model.hf_model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
 class _Replaced:
     """Hooks of one forward: every MLP's output becomes its reconstruction, past the ignored positions."""
 
