@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -31,9 +33,20 @@ def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         exec(compile(block, f"{name}, block {number}", "exec"), names)
 
 
-def test_readme_has_the_ops() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.M)
+def test_page_has_the_ops() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/embedding.md").read_text(), re.M)
     assert tuple(rows) == tuple(OPS)
+
+
+def test_readme_has_the_figures_that_were_measured() -> None:
+    """Medians of the committed run: the peer's, ours and their ratio."""
+    shapes = json.loads((ROOT / "benchmarks/results/peers-cpu.json").read_text())["shapes"]
+    text = (ROOT / "README.md").read_text()
+    for shape in ("small", "medium", "long"):
+        peer, ours = (statistics.median(case["times"]) for case in shapes[shape]["cases"][:2])
+        row = re.search(rf"\| {peer:.2f} s.* {ours:.2f} s.* ([\d.]+)x \|", text)
+        assert row and float(row[1]) == round(peer / ours, 1), shape
+    assert f"{statistics.median(shapes['long4k']['cases'][0]['times']):.2f} s, " in text
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
