@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def test_with_mlps_held_the_model_moves_by_its_edges(family: str, kind: str) -> 
     """Features, errors and tokens, on every row, to float64."""
     model = replacement(family, kind, torch.float64)
     graph = pc.attribute(model, PROMPT, position=[-1, 4], max_targets=3, progress=False)
-    report = pc.validate(model, graph, samples=30, factor=-0.5)
+    report = pc.validate(model, graph, samples=30, factor=-0.5, kinds=["feature", "error", "token"])
     assert report.kinds["feature"] + report.kinds["error"] + report.kinds["token"] == 30 == len(report.nodes)
     assert min(report.kinds.values()) >= 9
     held = [a for a in report.agreements if a.freeze == "all"]
@@ -79,9 +80,11 @@ def test_where_transcoders_are_the_mlps_all_is_explained() -> None:
     found = small.overall("attention")
     assert small.kinds == {"feature": 15, "error": 0, "token": 9}  # every token
     assert found.explained > 1 - 1e-5 and found.correlation > 1 - 1e-5 and found.error < 1e-3
-    whole = pc.validate(model, graph, samples=24, kinds=["feature"])
-    assert whole.overall("all").explained > 1 - 1e-12
-    assert 0 < whole.overall("attention").explained < 1 - 1e-6  # ablation does switch some
+    free = small.overall("none")  # patterns and denominators move too, which the graph does not know
+    assert 0.3 < free.explained < 1 - 1e-4
+    whole = pc.validate(model, graph, samples=24)
+    assert whole.kinds == {"feature": 24, "error": 0, "token": 0} and whole.overall("all").explained > 1 - 1e-12
+    assert 0.5 < whole.overall("attention").explained < 1 - 1e-6  # ablation does switch some
 
 
 def test_a_wrong_graph_is_found_out() -> None:
@@ -104,8 +107,9 @@ def test_the_report_is_kept_and_saved(tmp_path: Path) -> None:
     assert pc.validate(model, graph, samples=9, seed=3) == report
     assert pc.validate(model, graph, samples=9, seed=4).nodes != report.nodes
     text = str(report)
-    assert "direct effects, MLPs held:" in text and "whole effects, MLPs running:" in text
-    assert text.count("\n") == 4 + len(report.agreements) and "9 " not in text.splitlines()[0].replace("9 f", "")
+    assert text.startswith("9 features, each times 0\ndirect effects, everything held:\n")
+    assert "whole effects, MLPs running:" in text and "whole effects, nothing held:" in text
+    assert text.count("\n") == 6 + len(report.agreements)
 
 
 def test_a_pruned_graph_and_one_with_few_rows() -> None:
@@ -119,6 +123,17 @@ def test_a_pruned_graph_and_one_with_few_rows() -> None:
     given = pc.attribute(model, PROMPT, targets=[direction, 3], max_features=0, progress=False)
     report = pc.validate(model, given, samples=8)
     assert report.overall("all").explained > 1 - 1e-12 and report.overall("all").pairs == 8  # the token's row alone
+
+
+def test_effects_that_are_not_finite_are_counted_apart() -> None:
+    """With denominators held, nothing bounds what MLPs make of a huge change: it may grow beyond float32."""
+    model = replacement("llama", "plt", torch.float32)
+    graph = pc.attribute(model, PROMPT, max_targets=3, progress=False)
+    report = pc.validate(model, graph, samples=8, factor=1e30)
+    found = report.overall("attention")
+    assert found.lost > 0 and json.dumps(report.as_dict(), allow_nan=False)
+    assert report.overall("all").lost == 0 and report.overall("all").explained > 1 - 1e-6
+    assert found.pairs + found.lost == report.overall("all").pairs
 
 
 def test_arguments() -> None:
@@ -136,5 +151,5 @@ def test_arguments() -> None:
     for kinds in ("feature", ["features"], []):
         with pytest.raises(ValueError, match=r"^validate: kinds must be a list of feature, error, token, got"):
             pc.validate(model, graph, kinds=kinds)
-    with pytest.raises(ValueError, match=r"^overall: freeze must be one of all, attention, got 'none'"):
-        pc.validate(model, graph, samples=2).overall("none")
+    with pytest.raises(ValueError, match=r"^overall: freeze must be one of all, attention, none, got 'patterns'"):
+        pc.validate(model, graph, samples=2).overall("patterns")

@@ -91,7 +91,7 @@ def plain(model: ReplacementModel, ids: Tensor, patterns: bool) -> Plain:
     stored = patterns and model.stores_patterns(len(ids))
     with _called(model) as calls:
         captured: Captured = capture(
-            model.hf_model, model.family, model.weights, ids, {reads, writes, "resid_in"}, stored, settle=False
+            model.hf_model, model.family, model.weights, ids, (reads, writes, "resid_in"), stored, settle=False
         )
     streams, frozen = captured.streams, captured.model
     state = State(model, 0, streams[reads], frozen.final_norm.forward(frozen.final_stream))

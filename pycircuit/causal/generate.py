@@ -139,7 +139,7 @@ class _Decoder:
         open_, cache, begin, tokens = set(range(self.prompts)), None, 0, self.ids
         hooks = hooked(
             model.hf_model, model.family, model.weights, model.transcoders.reads, model.transcoders.writes,
-            lambda layer, x: self.steering.read(layer, x), lambda layer, y: self.steering.write(layer, y),
+            lambda layer, x: self.steering.read(layer, x), self._write,
         )  # fmt: skip
         with hooks:
             for _ in range(self.count):
@@ -168,6 +168,9 @@ class _Decoder:
         model = self.model
         entries = entries_of(places, model.weights.unembedding_mean)
         return Steering(model.transcoders, entries, self._original, range(0), range(model.depth))
+
+    def _write(self, layer: int, y: Tensor) -> Tensor | None:
+        return self.steering.write(layer, y) if layer in self.steering.pending else None
 
     def _original(self, layer: int, e: Entries, x: Tensor) -> Tensor:
         if not self.twins:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pycircuit.model.replacement import ReplacementModel
 from pycircuit.ops import Features, checks
+from pycircuit.trace import Feature
 
 from .forward import BATCH_POSITIONS, Changed, Plain, State, plain
 from .intervention import Hold, Intervention, feature_of, interventions_of, positions_of
@@ -63,7 +64,7 @@ class Intervened:
     def effect(self, features: Any, preactivation: bool = False) -> Tensor:
         """How much each feature's activation changed: [n].
 
-        features: (layer, position, feature) of each, a list or a tensor such as rows of graph.features.
+        features: (layer, position, feature) or pc.Feature of each, or a tensor such as rows of graph.features.
         preactivation: the change of what the encoder gives before its activation function.
         """
         wanted = self._checked(features)
@@ -87,6 +88,8 @@ class Intervened:
         op, model, count = "effect", self.after.model, len(self.after.final)
         found = []
         for one in features.tolist() if isinstance(features, Tensor) else features:
+            if isinstance(one, Feature):
+                one = (one.layer, one.position, one.index)
             if not isinstance(one, Sequence) or len(one) != 3:
                 raise TypeError(f"{op}: features must be (layer, position, feature) each, got {one!r}")
             layer, feature = (checks.whole(op, name, one[i], 0) for name, i in (("layer", 0), ("feature", 2)))
@@ -111,7 +114,8 @@ def intervene(
 ) -> Intervened:
     """Run the prompt with features changed; see `ReplacementModel.intervene`."""
     found = interventions_of("intervene", "interventions", interventions, model)
-    return _run("intervene", model, prompt, [found], freeze, layers)[0]
+    result: Intervened = _run("intervene", model, prompt, [found], freeze, layers, None)[0]
+    return result
 
 
 def intervene_many(
@@ -120,37 +124,44 @@ def intervene_many(
     variants: Sequence[Sequence[Intervention]],
     freeze: str = "attention",
     layers: range | None = None,
-) -> list[Intervened]:
+    each: Callable[[Intervened], Any] | None = None,
+) -> list[Any]:
     """Each variant is a list of interventions; see `ReplacementModel.intervene_many`."""
     op = "intervene_many"
     if not isinstance(variants, Sequence):
         raise TypeError(f"{op}: variants must be a list of lists of pc.Intervention, got {type(variants).__name__}")
+    if each is not None and not callable(each):
+        raise TypeError(f"{op}: each must be a function of a pc.Intervened, got {type(each).__name__}")
     found = [interventions_of(op, f"variants[{i}]", one, model) for i, one in enumerate(variants)]
     if not found:
         raise ValueError(f"{op}: variants must have at least one entry, got none")
-    return _run(op, model, prompt, found, freeze, layers)
+    return _run(op, model, prompt, found, freeze, layers, each)
 
 
 def _run(
-    op: str, model: ReplacementModel, prompt: Prompt, variants: list[tuple[Intervention, ...]], freeze: str, layers: Any
-) -> list[Intervened]:
+    op: str,
+    model: ReplacementModel,
+    prompt: Prompt,
+    variants: list[tuple[Intervention, ...]],
+    freeze: str,
+    layers: range | None,
+    each: Callable[[Intervened], Any] | None,
+) -> list[Any]:
     hold = Hold.of(op, freeze, layers, model.depth)
     ids = model.tokens(prompt)
     where = [_where(op, model, one, len(ids), hold) for one in variants]
-    order = sorted(range(len(variants)), key=lambda i: earliest(variants[i]))
-    step = max(1, BATCH_POSITIONS // len(ids))
-    states: list[State | None] = [None] * len(variants)
     with model.running:
-        start = plain(model, ids, patterns=any(hold.patterns(layer) for layer in range(model.depth)))
-        for begin in range(0, len(order), step):
-            batch = order[begin : begin + step]
-            for at, state in zip(batch, _batch(start, [where[i] for i in batch], hold), strict=True):
-                states[at] = state
-    return [
-        Intervened(one, hold.freeze, layers, start.state, state)
-        for one, state in zip(variants, states, strict=True)
-        if state is not None
-    ]
+        start = plain(model, ids, patterns=hold.freeze != "none" or layers is not None)
+    order = sorted(range(len(variants)), key=lambda i: earliest(variants[i]))  # those that begin alike run together
+    step, results = max(1, BATCH_POSITIONS // len(ids)), [None] * len(variants)  # type: tuple[int, list[Any]]
+    for begin in range(0, len(order), step):
+        batch = order[begin : begin + step]
+        with model.running:
+            states = _batch(start, [where[i] for i in batch], hold)
+        for at, state in zip(batch, states, strict=True):
+            result = Intervened(variants[at], hold.freeze, layers, start.state, state)
+            results[at] = result if each is None else each(result)
+    return results
 
 
 Where = list[tuple[Intervention, range]]

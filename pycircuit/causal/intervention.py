@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isinf
 from typing import Any
@@ -138,7 +138,3 @@ class Hold:
     def norms(self, layer: int) -> bool:
         """The final norm counts as one layer more."""
         return self.freeze in ("all", "attention") or (self.freeze == "none" and layer in self.layers)
-
-    def within(self) -> Iterator[int]:
-        """Layers whose patterns are held."""
-        return (layer for layer in range(self.depth) if self.patterns(layer))

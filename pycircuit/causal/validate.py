@@ -32,14 +32,14 @@ def validate(
     samples: int = 32,
     seed: int = 0,
     factor: float = 0.0,
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] = KINDS[:1],
 ) -> Faithfulness:
     """Change sampled nodes of a graph in the model it is of, and compare every row above them with what it foretells.
 
-    Each node is multiplied by `factor` (0: ablated) on its own. With MLPs held the change of a row must be its edge,
-    exactly; with MLPs running it should be the edge and all paths through features that have rows, which is where
-    transcoders show what they miss. samples: how many nodes, an even number of each of `kinds` as far as there are.
-    The report is kept as `graph.faithfulness`, which saving keeps too.
+    Each node is multiplied by `factor` (0: ablated) on its own. With everything held the change of a row must be its
+    edge, exactly; with MLPs running, and then in the model as it is, it should be the edge and all paths through
+    features that have rows, which is where transcoders show what they miss. samples: how many nodes, as many of each
+    of `kinds` ("feature", "error", "token") as there are. The report is kept as `graph.faithfulness`, and saved.
     """
     samples, seed = checks.whole(OP, "samples", samples, 1), checks.whole(OP, "seed", seed, 0)
     factor = checks.number(OP, "factor", factor)
@@ -48,7 +48,8 @@ def validate(
     _belongs(model, graph)
     nodes = _sample(graph, samples, seed, kinds)
     direct = _edges(graph, nodes)
-    foretold = {"all": direct, "attention": _through_features(graph, direct)}
+    whole = _through_features(graph, direct)
+    foretold = {"all": direct, "attention": whole, "none": whole}
     rows = _Rows(model, graph)
     source = np.array([_layer(graph, node) for node in nodes])
     agreements = []
@@ -234,15 +235,21 @@ def _compare(
 
 
 def _agreement(freeze: str, distance: int | None, measured: np.ndarray, foretold: np.ndarray) -> Agreement:
-    off, size = np.abs(measured - foretold), np.abs(measured)
-    moved = bool(size.any())
-    a, b = measured - measured.mean(), foretold - foretold.mean()
+    finite = np.isfinite(measured)
+    lost = len(measured) - int(finite.sum())
+    measured, foretold = measured[finite], foretold[finite]
+    size = float(np.abs(measured).sum())
+    if not size:
+        return Agreement(freeze, distance, len(measured), lost, None, None, None)
+    off, scale = measured - foretold, np.abs(measured).max()  # squares of large changes would not be finite
+    a, b = ((x - x.mean()) / scale for x in (measured, foretold))
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     return Agreement(
         freeze,
         distance,
         len(measured),
+        lost,
         float(a @ b) / norms if norms > 0 else None,
-        float(off.sum() / size.sum()) if moved else None,
-        float(1 - (off**2).sum() / (size**2).sum()) if moved else None,
+        float(np.abs(off).sum()) / size,
+        1 - float(((off / scale) ** 2).sum() / ((measured / scale) ** 2).sum()),
     )

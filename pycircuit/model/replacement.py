@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -149,14 +149,17 @@ class ReplacementModel:
         variants: Sequence[Sequence[Intervention]],
         freeze: str = "attention",
         layers: range | None = None,
-    ) -> list[Intervened]:
-        """`intervene` for each of several lists of interventions, run together.
+        each: Callable[[Intervened], Any] | None = None,
+    ) -> list[Any]:
+        """`intervene` for each of several lists of interventions, run together, in batches.
 
-        The prompt itself runs once, and of the variants only what is not below their first intervened layer.
+        The prompt itself runs once, and of the variants only what is not below the batch's first intervened layer.
+        each: called with every result as soon as it is there; what it returns is kept in the result's place, so that
+        thousands of variants need the memory of one batch.
         """
         from pycircuit.causal import intervene_many
 
-        return intervene_many(self, prompt, variants, freeze, layers)
+        return intervene_many(self, prompt, variants, freeze, layers, each)
 
     def generate(
         self,
