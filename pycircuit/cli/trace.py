@@ -132,21 +132,21 @@ def attribute(
     with opening.opened(running) as model:
         if not many:
             graph = pc.attribute(model, asked[0], checkpoint=checkpoint, progress=not quiet, **arguments)
-            _report(graph, outputs, None, as_json)
+            _report(asked[0], graph, outputs, None, as_json)
             if graph.provenance["interrupted"]:
                 raise KeyboardInterrupt
             return
         graphs = pc.attribute_many(model, asked, workers=workers, progress=not quiet, **arguments)
-        for number, graph in enumerate(graphs, 1):
-            _report(graph, outputs, number, as_json)
+        for number, (text, graph) in enumerate(zip(asked, graphs, strict=True), 1):
+            _report(text, graph, outputs, number, as_json)
 
 
-def _report(graph: pc.Graph, outputs: Outputs, number: int | None, as_json: bool) -> None:
+def _report(prompt: Any, graph: pc.Graph, outputs: Outputs, number: int | None, as_json: bool) -> None:
     """One graph: its files, then its tree or one line of JSON."""
     pruned = graph.prune(outputs.node_threshold, outputs.edge_threshold)
     written = outputs.write(graph, pruned, number)
     if as_json:
-        emit({**summary(graph, pruned), "files": written}, indent=None if number else 1)
+        emit({"prompt": prompt, **summary(graph, pruned), "files": written}, indent=None if number else 1)
         return
     scores, show = graph.scores(), console()
     show.print(pruned.graph.tree(), markup=False, highlight=False)
@@ -165,7 +165,6 @@ def summary(graph: pc.Graph, pruned: Pruned) -> dict[str, Any]:
     """What a script asks of a graph first."""
     targets = [graph.describe(graph.target_node(i)) for i in range(len(graph.targets))]
     return {
-        "prompt": graph.prompt,
         "tokens": list(graph.tokens.text),
         "targets": targets,
         "features": len(graph.features),
