@@ -287,11 +287,12 @@ def test_attribute_tells_and_writes(run: Run, world: World, tmp_path: Path) -> N
 
 def test_attribute_shows_a_tree(run: Run, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT + "\n"))
-    done = run("attribute", *world.opening, "-", "--max-features", 20)
+    done = run("attribute", *world.opening, "-", "--max-features", 20, "--depth", 4, "--branches", 2)
     assert done.code == 0, done.err
     graph = pc.attribute(pc.load(world.model, world.transcoders), PROMPT, max_features=20, progress=False)
-    tree = graph.prune().graph.tree()
-    assert done.out.startswith(tree.rstrip("\n")) and "replacement score" in done.out[len(tree.rstrip()) :]
+    tree = graph.tree(depth=4, branches=2)
+    assert done.out.startswith(tree + "\n") and "replacement score" in done.out[len(tree) :]
+    assert len(tree.splitlines()) > 3 and graph.tree() != tree
 
 
 def test_attribute_takes_targets_and_positions(run: Run, world: World) -> None:
