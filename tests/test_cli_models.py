@@ -32,6 +32,7 @@ from pycircuit.trace.rows import Found
 from pycircuit.train import Recipe, Trainer
 from pycircuit.train.presets import PRESETS, SPEECHES, speeches
 from pycircuit.train.recipe import SAYS
+from pycircuit.transcoders import formats
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -267,7 +268,12 @@ def test_attribute_tells_and_writes(run: Run, world: World, tmp_path: Path) -> N
         len(graph.features), graph.rows.count, graph.rows.entries,
     )  # fmt: skip
     assert told["pruned"] == {"nodes": int(pruned.node_mask.sum()), "edges": int(pruned.edge_mask.sum())}
-    assert told["tokens"] == ["w1", *PROMPT.split()] and not told["interrupted"] and told["certificate"] < 1e-5
+    assert (
+        told["prompt"] == PROMPT
+        and told["tokens"] == ["w1", *PROMPT.split()]
+        and not told["interrupted"]
+        and told["certificate"] < 1e-5
+    )
     assert told["scores"]["completeness"] == pytest.approx(graph.scores().completeness, rel=1e-5)
     first = told["strongest"][0]
     node = graph.feature_node(first["layer"], first["position"], first["feature"])
@@ -281,11 +287,12 @@ def test_attribute_tells_and_writes(run: Run, world: World, tmp_path: Path) -> N
 
 def test_attribute_shows_a_tree(run: Run, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT + "\n"))
-    done = run("attribute", *world.opening, "-", "--max-features", 20)
+    done = run("attribute", *world.opening, "-", "--max-features", 20, "--depth", 4, "--branches", 2)
     assert done.code == 0, done.err
     graph = pc.attribute(pc.load(world.model, world.transcoders), PROMPT, max_features=20, progress=False)
-    tree = graph.prune().graph.tree()
-    assert done.out.startswith(tree.rstrip("\n")) and "replacement score" in done.out[len(tree.rstrip()) :]
+    tree = graph.tree(depth=4, branches=2)
+    assert done.out.startswith(tree + "\n") and "replacement score" in done.out[len(tree) :]
+    assert len(tree.splitlines()) > 3 and graph.tree() != tree
 
 
 def test_attribute_takes_targets_and_positions(run: Run, world: World) -> None:
@@ -426,6 +433,29 @@ def test_generate(run: Run, world: World, tmp_path: Path) -> None:
     assert [one["tokens"] for one in both] == model.generate([PROMPT, [1, 4, 5]], **how)
     assert len(run("generate", *world.opening, "--prompts", prompts).out.splitlines()) == 2
     assert "top_p must be above 0" in run("generate", *world.opening, PROMPT, "--top-p", 2).err
+
+
+# Transcoders on disk
+
+
+def test_inspect_and_convert(run: Run, world: World, tmp_path: Path) -> None:
+    told = json.loads(run("inspect", world.transcoders, "--json").out)
+    assert told == formats.inspect(world.transcoders).json() and told["features"] == [48, 48, 48]
+    assert "circuit-tracer, per layer" in run("inspect", world.transcoders, "--headers").out
+    done = run("convert", world.transcoders, tmp_path / "other", "--to", "pycircuit", "--dtype", "float64", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out) == {
+        "source": str(world.transcoders), "target": str(tmp_path / "other"), "to": "pycircuit",
+    }  # fmt: skip
+    first, second = formats.load(world.transcoders), formats.load(tmp_path / "other")
+    assert second.w_enc[0].dtype == torch.float64
+    for ours, theirs in zip(first.w_enc, second.w_enc, strict=True):
+        assert torch.equal(ours.double(), theirs)
+    again = run("convert", world.transcoders, tmp_path / "other")
+    assert again.code == 2 and "must be a new folder" in again.err
+    assert run("convert", world.transcoders, tmp_path / "x", "--to", "frob").code == 2
+    assert run("convert", world.transcoders, tmp_path / "x", "--dtype", "frob").code == 2
+    assert run("inspect", tmp_path).code == 2
 
 
 # Help, completion, what is written in options

@@ -11,7 +11,7 @@ import typer
 
 import pycircuit as pc
 
-from . import machine, steer, trace, training
+from . import machine, shelf, steer, trace, training
 from .bundles import bundled
 from .machine import WRONG
 
@@ -29,12 +29,14 @@ bench_app = typer.Typer(
 
 # Every command with an example of its use, in the order of the help.
 COMMANDS: dict[Callable[..., None], str] = {
-    trace.attribute: "pycircuit attribute demo 'the capital of the state containing dallas is' --plot dallas.svg",
-    steer.intervene: "pycircuit intervene demo 'the capital of the state containing dallas is' --ablate 1/4/25",
-    steer.generate: "pycircuit generate demo 'the capital of texas is' --set '1/*/25=4.0' --max-new-tokens 8",
-    trace.estimate: "pycircuit estimate demo 'the capital of the state containing dallas is' --memory 2GiB",
+    trace.attribute: "pycircuit attribute demo 'the capital of the state containing Dallas is' --plot dallas.svg",
+    steer.intervene: "pycircuit intervene demo 'the capital of the state containing Dallas is' --ablate 1/4/25",
+    steer.generate: "pycircuit generate demo 'the capital of the state of Texas is' --set '1/*/25=4.0'",
+    trace.estimate: "pycircuit estimate demo 'the capital of the state containing Dallas is' --memory 2GiB",
     training.train: "pycircuit train smollm2 --texts prose.txt --features 4096 --out transcoders",
     training.evaluate: "pycircuit evaluate smollm2 --transcoders transcoders --texts other.txt --plot figure.svg",
+    shelf.inspect: "pycircuit inspect transcoders --json",
+    shelf.convert: "pycircuit convert mntss/gemma-scope-transcoders mine --to saelens --dtype float32",
     machine.demo: "pycircuit demo --plot dallas.svg",
     machine.doctor: "pycircuit doctor --json",
 }

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,11 +91,10 @@ class Running:
 
 def _silence() -> None:
     """Bars and advice of transformers say nothing about what was asked for."""
-    if find_spec("transformers") is not None:
-        from transformers.utils import logging
+    from transformers.utils import logging
 
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ class Opening:
         ),
     ]
     transcoders: Annotated[
-        str | None, typer.Option("--transcoders", "-t", help="A folder or a hub name; demo has its own.")
+        str | None, typer.Option("--transcoders", "-t", help="A folder or a hub name; demo has its own, clt and plt.")
     ] = None
 
     @contextmanager

@@ -75,6 +75,9 @@ class Outputs:
     node_threshold: Annotated[float, typer.Option(help="Share of the influence in the nodes that are kept.")] = 0.8
     edge_threshold: Annotated[float, typer.Option(help="Share of the influence in the edges that are kept.")] = 0.98
 
+    depth: Annotated[int, typer.Option(help="Levels of the tree on the terminal.", min=1)] = 5
+    branches: Annotated[int, typer.Option(help="Inputs of a node shown in it.", min=1)] = 3
+
     def check(self, many: bool) -> None:
         """Before anything is computed. many: the paths are folders."""
         thresholds("attribute", self.node_threshold, self.edge_threshold)
@@ -87,7 +90,7 @@ class Outputs:
             if path is not None and not many and path.is_dir():
                 raise ValueError(f"{name} must be a file, got the folder {path}")
 
-    def write(self, graph: pc.Graph, pruned: Pruned, number: int | None) -> dict[str, str]:
+    def write(self, graph: pc.Graph, number: int | None) -> dict[str, str]:
         """The files by what they are. number: of many graphs."""
         written = {}
         if self.save is not None:
@@ -98,7 +101,8 @@ class Outputs:
             graph.to_json(path, self.slug, self.node_threshold, self.edge_threshold, self.scan)
             written["to_json"] = str(path)
         if self.plot is not None:
-            pruned.graph.plot(path := _file(self.plot, number, ".svg"))
+            path = _file(self.plot, number, ".svg")
+            graph.plot(path, self.node_threshold, self.edge_threshold)
             written["plot"] = str(path)
         return written
 
@@ -132,24 +136,24 @@ def attribute(
     with opening.opened(running) as model:
         if not many:
             graph = pc.attribute(model, asked[0], checkpoint=checkpoint, progress=not quiet, **arguments)
-            _report(graph, outputs, None, as_json)
+            _report(asked[0], graph, outputs, None, as_json)
             if graph.provenance["interrupted"]:
                 raise KeyboardInterrupt
             return
         graphs = pc.attribute_many(model, asked, workers=workers, progress=not quiet, **arguments)
-        for number, graph in enumerate(graphs, 1):
-            _report(graph, outputs, number, as_json)
+        for number, (text, graph) in enumerate(zip(asked, graphs, strict=True), 1):
+            _report(text, graph, outputs, number, as_json)
 
 
-def _report(graph: pc.Graph, outputs: Outputs, number: int | None, as_json: bool) -> None:
+def _report(prompt: Any, graph: pc.Graph, outputs: Outputs, number: int | None, as_json: bool) -> None:
     """One graph: its files, then its tree or one line of JSON."""
     pruned = graph.prune(outputs.node_threshold, outputs.edge_threshold)
-    written = outputs.write(graph, pruned, number)
+    written = outputs.write(graph, number)
     if as_json:
-        emit({**summary(graph, pruned), "files": written}, indent=None if number else 1)
+        emit({"prompt": prompt, **summary(graph, pruned), "files": written}, indent=None if number else 1)
         return
     scores, show = graph.scores(), console()
-    show.print(pruned.graph.tree(), markup=False, highlight=False)
+    show.print(graph.tree(depth=outputs.depth, branches=outputs.branches), markup=False, highlight=False)
     show.print(
         f"{len(graph.features)} features, {graph.rows.count} rows, {graph.rows.entries} edges; pruned to "
         f"{int(pruned.node_mask.sum())} nodes and {int(pruned.edge_mask.sum())} edges; replacement score "
@@ -165,7 +169,6 @@ def summary(graph: pc.Graph, pruned: Pruned) -> dict[str, Any]:
     """What a script asks of a graph first."""
     targets = [graph.describe(graph.target_node(i)) for i in range(len(graph.targets))]
     return {
-        "prompt": graph.prompt,
         "tokens": list(graph.tokens.text),
         "targets": targets,
         "features": len(graph.features),
@@ -187,8 +190,7 @@ def _strongest(graph: pc.Graph, pruned: Pruned) -> list[dict[str, Any]]:
     found = []
     for node, share in zip(best.indices.tolist(), best.values.tolist(), strict=True):
         about = graph.describe(node)
-        label = graph.labels.get((about["layer"], about["feature"]), "")
-        found.append({**about, "influence": share, "label": label})
+        found.append({"label": "", **about, "influence": share})
     return found
 
 

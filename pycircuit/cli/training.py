@@ -116,6 +116,7 @@ def _together(device: str | None) -> Iterator[tuple[str | None, bool]]:
     dist.init_process_group("nccl" if on_gpus else "gloo")
     try:
         yield f"cuda:{os.environ['LOCAL_RANK']}" if on_gpus else device, dist.get_rank() == 0
+        dist.barrier()  # none leaves while another still listens
     finally:
         dist.destroy_process_group()
 
