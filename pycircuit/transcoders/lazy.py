@@ -146,6 +146,11 @@ class LazyRows(FileRows):
         self.cache.put(self, features, compact, rows)
         return compact, rows
 
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """Rows of these features, in any order: [len(index), (slots,) width], as of a tensor."""
+        used, back = index.unique(sorted=True, return_inverse=True)
+        return self.rows(used).to(index.device, self.dtype)[back]
+
     def rows(self, used: Tensor) -> Tensor:
         """Rows of these features, which rise: [distinct, (slots,) width], as stored where nothing multiplies them."""
         out = torch.empty(len(used), *self.shape[1:], dtype=self.stored)
@@ -177,6 +182,9 @@ class Slot(FileRows):
     @property
     def dtype(self) -> torch.dtype:
         return self.owner.dtype
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return self.owner[index][:, self.at]
 
     def gather(self, features: Features) -> tuple[Features, Tensor]:
         compact, rows = self.owner.gather(features)

@@ -165,3 +165,66 @@ def test_sparsify(tmp_path: Path, skip: bool) -> None:
         acts[at].scatter_(1, index, top)
         written[at] = one.decode(top, index) + (x[at] @ one.W_skip.mT if skip else 0.0)
     agree(formats.load(tmp_path), acts, written)
+
+
+def scopium_settings(rule: str, by_norm: bool, norm: str) -> dict[str, Any]:
+    return {"d_model": WIDTH, "expansion_factor": SIZE / WIDTH, "act_fn": rule, "top_k": 5, "norm_activation": norm,
+            "sparsity_include_decoder_norm": by_norm}  # fmt: skip
+
+
+def saved(one: Any, folder: Path, norms: dict[str, float]) -> None:
+    one.set_dataset_average_activation_norm(norms)
+    one.save_pretrained(folder)
+    one.cfg.save_hyperparameters(folder)
+
+
+def scaled(one: Any, x: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What its hook points are multiplied by."""
+    return one.normalize_activations(x, return_scale_factor=True)[1]
+
+
+@pytest.mark.parametrize("norm", ["inference", "dataset-wise"])
+@pytest.mark.parametrize("by_norm", [False, True])
+@pytest.mark.parametrize("rule", ["relu", "jumprelu", "topk"])
+@torch.no_grad()
+def test_llamascopium_per_layer(tmp_path: Path, rule: str, by_norm: bool, norm: str) -> None:
+    sae = pytest.importorskip("llamascopium.models.sae", reason="llamascopium is not installed")
+    x, written, acts = streams(), torch.zeros(LAYERS, POSITIONS, WIDTH), torch.zeros(LAYERS, POSITIONS, SIZE)
+    for at in range(LAYERS):
+        hooks = [f"blocks.{at}.ln2.hook_normalized", f"blocks.{at}.hook_mlp_out"]
+        said = scopium_settings(rule, by_norm, norm)
+        one = sae.SparseAutoEncoder(sae.SAEConfig(hook_point_in=hooks[0], hook_point_out=hooks[1], **said))
+        one = filled(one, at).eval()
+        saved(one, tmp_path / f"layer{at}_transcoder", dict(zip(hooks, (3.0, 7.0), strict=True)))
+        by = scaled(one, {hooks[0]: x[at], hooks[1]: x[at]})
+        acts[at] = one.encode(x[at] * by[hooks[0]])
+        written[at] = one.decode(acts[at]) / by[hooks[1]]
+        if by_norm and rule == "topk":
+            acts[at] *= one.decoder_norm()
+    ours = formats.load(tmp_path)
+    assert (ours.reads, ours.writes) == ("mlp_normed", "mlp_out")
+    agree(ours, acts, written)
+
+
+@pytest.mark.parametrize("norm", ["inference", "dataset-wise"])
+@pytest.mark.parametrize("by_norm", [False, True])
+@pytest.mark.parametrize("rule", ["relu", "jumprelu", "topk"])
+@torch.no_grad()
+def test_llamascopium_cross_layer(tmp_path: Path, rule: str, by_norm: bool, norm: str) -> None:
+    clt = pytest.importorskip("llamascopium.models.clt", reason="llamascopium is not installed")
+    x, hooks = (
+        streams(),
+        [[f"blocks.{at}.{name}" for at in range(LAYERS)] for name in ("hook_resid_mid", "hook_mlp_out")],
+    )
+    said = scopium_settings(rule, by_norm, norm)
+    one = clt.CrossLayerTranscoder(clt.CLTConfig(hook_points_in=hooks[0], hook_points_out=hooks[1], **said))
+    one = filled(one, 0).eval()
+    saved(one, tmp_path, dict(zip([*hooks[0], *hooks[1]], (3.0, 5.0, 2.0, 7.0, 0.5, 4.0), strict=True)))
+    by = scaled(one, {name: x[0] for side in hooks for name in side})
+    gains = [torch.stack([by[name].reshape(()) for name in side])[:, None, None] for side in hooks]
+    acts = one.encode((x * gains[0]).transpose(0, 1))
+    written = one.decode(acts) / gains[1]
+    values = acts.transpose(0, 1)
+    if by_norm and rule == "topk":
+        values = values * one.decoder_norm_per_feature()[:, None]
+    agree(formats.load(tmp_path), values, written)
