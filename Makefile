@@ -85,12 +85,18 @@ sanitize: build
 PEERS := .venv-peers/bin
 PEERS_PIP := $(PEERS)/pip install -q --disable-pip-version-check -c .venv-peers/constraints.txt
 
+# Whose transcoder files ours are compared with, beside what they import; each asks for much more than that.
+LIBRARIES := babe cattrs docstring-parser eai-sparsify json-repair llamascopium more-itertools natsort nltk \
+  plotly plotly-express pydantic-settings pymongo python-dotenv sae-lens schedulefree simple-parsing \
+  tenacity
+
 .venv-peers/.tools: constraints.txt constraints-peers.txt
 	$(PYTHON) -m venv .venv-peers
 	sed -n 's/^\([^#= ]*\)==.*/^\1==/p' constraints-peers.txt | grep -v -f - constraints.txt > .venv-peers/constraints.txt
 	cat constraints-peers.txt >> .venv-peers/constraints.txt
 	$(PEERS_PIP) torch
 	$(PEERS_PIP) circuit-tracer scipy scikit-build-core pybind11 cmake ninja
+	$(PEERS_PIP) --no-deps $(LIBRARIES)
 	@touch $@
 
 # A build folder of its own: the two environments' CMake caches differ.

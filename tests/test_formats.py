@@ -749,6 +749,17 @@ def test_many_rows_are_read_by_threads(tmp_path: Path, monkeypatch: pytest.Monke
     assert rows.rows(used[:0]).shape == (0, *rows.shape[1:])
 
 
+def test_rows_by_number(tmp_path: Path) -> None:
+    """In any order and more than once, as of a tensor."""
+    t = write("llamascopium_cross", tmp_path / "set")
+    got, index = formats.load(tmp_path / "set"), torch.tensor([5, 2, 5, 0])
+    assert torch.equal(got.w_dec[1][index], t.w_dec[1][index])
+    assert torch.equal(got.decoder(1, 2)[index], t.decoder(1, 2)[index])
+    assert got.decoder(0, 2).shape == t.decoder(0, 2).shape
+    with pytest.raises(ValueError, match=r"must be one of 2 slots, got 2"):
+        got.w_dec[1].slot(2)
+
+
 def test_a_file_that_shrinks_is_seen(tmp_path: Path) -> None:
     write("circuit_tracer", tmp_path / "set")
     got = formats.load(tmp_path / "set")
@@ -789,3 +800,16 @@ def test_memory_of_a_graph(tmp_path: Path) -> None:
     (lazy, features), (memory, same_features) = (map(int, line.split()) for line in out)
     assert features == same_features == LAYERS * 8 * 20
     assert lazy < 0.25 * held < 0.9 * held < memory
+
+
+@pytest.mark.parametrize("name", ["gemma_scope", "gemma_scope_2", "saelens_jumprelu", "crosslayer"])
+def test_a_threshold_below_zero_is_that_of_a_relu(tmp_path: Path, name: str) -> None:
+    """Their JumpReLUs come after a ReLU; circuit-tracer's does not."""
+    for row, least in ((name, 0.0), ("circuit_tracer", -0.5)):
+        t = made(**ROWS[row].holds)
+        for at in range(LAYERS):
+            t.activation[at] = pc.JumpReLU(torch.full((SIZE,), -0.5))
+        (tmp_path / row).mkdir()
+        ROWS[row].write(tmp_path / row, t)
+        rules = formats.load(tmp_path / row, **ROWS[row].told).activation
+        assert [float(rule.theta.min()) for rule in rules] == [least] * LAYERS

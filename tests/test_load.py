@@ -50,6 +50,26 @@ def test_transcoders_in_memory(folders: tuple[Path, Path]) -> None:
     assert isinstance(model.transcoders, pc.CrossLayerTranscoder) and model.transcoders.w_enc[0].dtype == torch.float64
 
 
+def word_tokenizer(folder: Path) -> None:
+    """Words "0", "1", ... up to the model's vocabulary."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.WordLevel({str(n): n for n in range(tiny_models.VOCABULARY)}, unk_token="0"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="0").save_pretrained(folder)
+
+
+def test_tokenizer_comes_along(folders: tuple[Path, Path]) -> None:
+    word_tokenizer(folders[0])
+    model = pc.load(*folders)
+    graph = pc.attribute(model, "3 1 4 1 5", max_features=0, progress=False)
+    assert graph.tokens.ids.tolist() == [3, 1, 4, 1, 5]
+    (folders[0] / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"load: model must have a tokenizer that transformers can open, got"):
+        pc.load(*folders)
+
+
 def test_wrong_arguments(folders: tuple[Path, Path], tmp_path: Path) -> None:
     model, held = folders
     with pytest.raises(TypeError, match=r"load: model must be 'demo', 'smollm2', a folder or a hub id, got LlamaFor"):

@@ -146,6 +146,11 @@ class LazyRows(FileRows):
         self.cache.put(self, features, compact, rows)
         return compact, rows
 
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """Rows of these features, in any order: [len(index), (slots,) width], as of a tensor."""
+        used, back = index.unique(sorted=True, return_inverse=True)
+        return self.rows(used).to(index.device, self.dtype)[back]
+
     def rows(self, used: Tensor) -> Tensor:
         """Rows of these features, which rise: [distinct, (slots,) width], as stored where nothing multiplies them."""
         out = torch.empty(len(used), *self.shape[1:], dtype=self.stored)
@@ -177,6 +182,9 @@ class Slot(FileRows):
     @property
     def dtype(self) -> torch.dtype:
         return self.owner.dtype
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return self.owner[index][:, self.at]
 
     def gather(self, features: Features) -> tuple[Features, Tensor]:
         compact, rows = self.owner.gather(features)
@@ -232,10 +240,15 @@ def _fill(file: int, plane: Plane, buffers: list[memoryview], at: int) -> None:
             buffers[0] = buffers[0][count:]
 
 
+def is_finite(t: Tensor) -> bool:
+    """Whether no entry is NaN or infinite: a sum that is finite says so in one pass over the memory."""
+    wide = torch.float64 if t.dtype == torch.float64 else torch.float32
+    return bool(t.sum(dtype=wide).isfinite()) or bool(t.isfinite().all())
+
+
 def _check_finite(plane: Plane, used: Tensor, rows: Tensor) -> None:
-    bad = ~rows.flatten(1).isfinite().all(1) if len(rows) else rows.new_zeros(0, dtype=torch.bool)
-    if bool(bad.any()):
-        row = int(used[bad.nonzero()[0, 0]])
+    if not is_finite(rows):
+        row = int(used[(~rows.flatten(1).isfinite().all(1)).nonzero()[0, 0]])
         raise ValueError(
             f"load: {plane.path}: {plane.name} must hold finite numbers, got NaN or infinity in row {row}; "
             "is the file damaged?"

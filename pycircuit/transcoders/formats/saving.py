@@ -19,6 +19,7 @@ from .parts import Contents, Reader, describe
 from .writing import write_folder
 
 LAYOUTS = ("circuit-tracer", "pycircuit", "saelens")
+_SAELENS = "6.0.0"  # whose configuration it is; without it they take it for an older one
 
 
 class Weights(NamedTuple):
@@ -189,6 +190,7 @@ def _saelens(
         "reshape_activations": "none",
         "metadata": {
             "model_name": model, "hook_name": f"blocks.{at}.{read}", "hook_name_out": f"blocks.{at}.{write}",
+            "sae_lens_version": _SAELENS,
         },
     }  # fmt: skip
     return {f"layer_{at}/sae_weights.safetensors": held}, config
