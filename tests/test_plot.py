@@ -100,7 +100,7 @@ def test_plot(tmp_path: Path, count: int, positions: int, seed: int) -> None:
     shapes, (width, height), root = boxes(out)
     assert len(shapes) >= positions
     for x, y, w, h in shapes:
-        assert 0 <= x and x + w <= width and 0 <= y and y + h <= height
+        assert x >= 0 and x + w <= width and y >= 0 and y + h <= height
     for (ax, ay, aw, ah), (bx, by, bw, bh) in itertools.combinations(shapes, 2):
         assert ax + aw <= bx or bx + bw <= ax or ay + ah <= by or by + bh <= ay, "boxes overlap"
     path = strongest(graph, 0)
