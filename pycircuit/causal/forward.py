@@ -125,7 +125,7 @@ class Changed:
     rows: int
     first: int
     read: Tensor = field(init=False)
-    windows: dict[int, int] = field(default_factory=dict)
+    windows: dict[int, tuple[Tensor, int]] = field(default_factory=dict)  # a mask that lives keeps its id
 
     def run(self) -> list[State]:
         """One state a row. Layers below `first` do not run; the model must not be running elsewhere."""
@@ -181,9 +181,9 @@ class Changed:
         return out.to(query.dtype)
 
     def _window(self, mask: Tensor) -> int:
-        if id(mask) not in self.windows:  # layers of a kind share one mask, which the recorded calls keep
-            self.windows[id(mask)] = window_of(mask[0, 0])
-        return self.windows[id(mask)]
+        if id(mask) not in self.windows:  # layers of a kind share one mask
+            self.windows[id(mask)] = (mask, window_of(mask[0, 0]))
+        return self.windows[id(mask)][1]
 
 
 def _mixed(attention: Attention, value: Tensor) -> Tensor:
