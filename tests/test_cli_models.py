@@ -27,7 +27,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 import pycircuit as pc
 from pycircuit import cli
 from pycircuit.cli import texts
-from pycircuit.cli.options import layers_of, spot, target
+from pycircuit.cli.changes import Steering, spot
+from pycircuit.cli.options import layers_of, target
 from pycircuit.trace.rows import Found
 from pycircuit.train import Recipe, Trainer
 from pycircuit.train.presets import PRESETS, SPEECHES, speeches
@@ -414,6 +415,24 @@ def test_intervene_prints_a_table(run: Run, world: World) -> None:
     assert gone.code == 2 and "layer" in gone.err
 
 
+def test_features_by_their_label(run: Run, world: World) -> None:
+    model = pc.load(world.model, world.transcoders)
+    model.labels = {(1, 7): "Texas", (0, 3): "Texas", (2, 5): "a = b"}
+    changes = Steering(["a = b=4"], ["Texas=2.5"], ["Texas", "0/*/1"]).changes()
+    assert [made for change in changes for made in change.on(model)] == [
+        pc.Intervention(2, None, 5, value=4.0),
+        pc.Intervention(0, None, 3, factor=2.5),
+        pc.Intervention(1, None, 7, factor=2.5),
+        pc.Intervention(0, None, 3, value=0.0),
+        pc.Intervention(1, None, 7, value=0.0),
+        pc.Intervention(0, None, 1, value=0.0),
+    ]
+    with pytest.raises(ValueError, match="or a label of the model's, got 'Texa'; there is Texas"):
+        Steering(ablation=["Texa"]).changes()[0].on(model)
+    done = run("intervene", *world.opening, PROMPT, "--ablate", "Texas")
+    assert done.code == 2 and "or a label of the model's, got 'Texas'\n" in done.err
+
+
 def test_generate(run: Run, world: World, tmp_path: Path) -> None:
     layer, _, feature = active(world)
     steered = ("--set", f"{layer}/*/{feature}=60", "--max-new-tokens", 6)
@@ -557,9 +576,9 @@ NO_TEXTS = ("train", "m", "--out", "new", "--features", 40)
         (("attribute", "./gone", "text", "-t", "./gone"), "./gone"),
         (("estimate", "m", "text"), "load: transcoders must be a folder"),
         (("intervene", "m", "text"), "one of --set, --scale and --ablate must be given"),
-        (("intervene", "m", "text", "--set", "3/5/4"), "--set must be LAYER/POSITION/FEATURE=NUMBER, got '3/5/4'"),
+        (("intervene", "m", "text", "--set", "3/5/4"), "FEATURE=NUMBER or LABEL=NUMBER, got '3/5/4'"),
         (("intervene", "m", "text", "--set", "3:5:4=1"), "--set must be LAYER/POSITION/FEATURE such as 3/5/412"),
-        (("intervene", "m", "text", "--scale", "3/5/4=x"), "--scale must be LAYER/POSITION/FEATURE=NUMBER"),
+        (("intervene", "m", "text", "--scale", "3/5/4=x"), "--scale must be LAYER/POSITION/FEATURE=NUMBER or LABEL"),
         (("intervene", "m", "text", "--ablate", "3/5"), "--ablate must be LAYER/POSITION/FEATURE such as"),
         (("intervene", "m", "text", "--ablate", "3/5/4", "--layers", "7-3"), "--layers must be the first and"),
         (("intervene", "m", "text", "--ablate", "3/5/4", "--freeze", "x"), "--freeze must be one of all, attention"),

@@ -30,8 +30,8 @@ bench_app = typer.Typer(
 # Every command with an example of its use, in the order of the help.
 COMMANDS: dict[Callable[..., None], str] = {
     trace.attribute: "pycircuit attribute demo 'the capital of the state containing Dallas is' --plot dallas.svg",
-    steer.intervene: "pycircuit intervene demo 'the capital of the state containing Dallas is' --ablate 1/4/25",
-    steer.generate: "pycircuit generate demo 'the capital of the state of Texas is' --set '1/*/25=4.0'",
+    steer.intervene: "pycircuit intervene demo 'the capital of the state containing Dallas is' --ablate Texas",
+    steer.generate: "pycircuit generate demo 'the capital of the state of Texas is' --set California=6",
     trace.estimate: "pycircuit estimate demo 'the capital of the state containing Dallas is' --memory 2GiB",
     training.train: "pycircuit train smollm2 --texts prose.txt --features 4096 --out transcoders",
     training.evaluate: "pycircuit evaluate smollm2 --transcoders transcoders --texts other.txt --plot figure.svg",

@@ -20,8 +20,6 @@ from . import texts
 
 MODELS = ("demo", "smollm2")  # known by name
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-Spot = tuple[int, int | slice | None, int]  # layer, position (None: all), feature
-_SPOT = re.compile(r"(\d+)/(\*|-?\d+|-?\d*:-?\d*)/(\d+)")
 _FEATURE = re.compile(r"(\d+)/(-?\d+)/(\d+)")
 
 
@@ -45,14 +43,6 @@ Texts = Annotated[
     list[Path] | None,
     typer.Option("--texts", help="A file, or several: .txt is one text, .jsonl one a line, .npy and .safetensors ids."),
 ]
-Setting = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="LAYER/POSITION/FEATURE=VALUE: the value a feature takes. Position: 3, -1, 5:, 2:7, *."),
-]
-Scaling = Annotated[
-    list[str] | None, typer.Option("--scale", help="LAYER/POSITION/FEATURE=FACTOR: its value times a factor.")
-]
-Ablation = Annotated[list[str] | None, typer.Option("--ablate", help="LAYER/POSITION/FEATURE: it becomes zero.")]
 
 
 @dataclass(frozen=True)
@@ -115,48 +105,6 @@ class Opening:
     def opened(self, running: Running) -> Iterator[pc.ReplacementModel]:
         with running.running() as dtype:
             yield pc.load(self.model, self.transcoders, device=running.device, dtype=dtype)
-
-
-@dataclass(frozen=True)
-class Steering:
-    """Interventions."""
-
-    setting: Setting = None
-    scaling: Scaling = None
-    ablation: Ablation = None
-
-    def interventions(self) -> list[pc.Intervention]:
-        """In the order set, scale, ablate."""
-        made = []
-        for given in self.setting or ():
-            where, value = _equal("--set", given)
-            made.append(pc.Intervention(*where, value=value))
-        for given in self.scaling or ():
-            where, factor = _equal("--scale", given)
-            made.append(pc.Intervention(*where, factor=factor))
-        return made + [pc.Intervention(*spot("--ablate", given), value=0.0) for given in self.ablation or ()]
-
-
-def _equal(name: str, given: str) -> tuple[Spot, float]:
-    where, _, number = given.partition("=")
-    try:
-        return spot(name, where), float(number)
-    except ValueError as wrong:
-        if str(wrong).startswith(name):
-            raise
-        raise ValueError(f"{name} must be LAYER/POSITION/FEATURE=NUMBER, got {given!r}") from None
-
-
-def spot(name: str, given: str) -> Spot:
-    """3/5/412, or with * or a slice for the position."""
-    found = _SPOT.fullmatch(given)
-    if found is None:
-        raise ValueError(f"{name} must be LAYER/POSITION/FEATURE such as 3/5/412, 3/*/412 or 3/5:/412, got {given!r}")
-    layer, position, feature = found.groups()
-    if position == "*":
-        return int(layer), None, int(feature)
-    ends = [int(end) if end else None for end in position.split(":")]
-    return int(layer), slice(*ends) if ":" in position else int(position), int(feature)
 
 
 def target(given: str) -> Any:

@@ -10,8 +10,9 @@ import typer
 import pycircuit as pc
 from pycircuit.causal.intervention import FREEZE
 
+from .changes import Change, Steering, spot
 from .console import console, emit, table
-from .options import AsJson, Ids, Opening, Prompt, Prompts, Running, Steering, among, layers_of, prompts_of, spot
+from .options import AsJson, Ids, Opening, Prompt, Prompts, Running, among, layers_of, prompts_of
 
 
 def intervene(
@@ -34,14 +35,14 @@ def intervene(
 ) -> None:
     """Set, scale or ablate features, and see the next token's probabilities before and after."""
     (asked,) = prompts_of(prompt, None, ids)
-    changes, within = steering.interventions(), layers_of(layers)
+    changes, within = steering.changes(), layers_of(layers)
     watched = [_watched(given) for given in effects or ()]
     if not changes:
         raise ValueError("intervene: one of --set, --scale and --ablate must be given, got none")
     if freeze not in FREEZE:
         raise ValueError(f"--freeze must be one of {', '.join(FREEZE)}, got {freeze!r}")
     with opening.opened(running) as model:
-        result = model.intervene(asked, changes, freeze=freeze, layers=within)
+        result = model.intervene(asked, _on(model, changes), freeze=freeze, layers=within)
         before, after = result.probabilities_before, result.probabilities
         most = torch.maximum(before, after).topk(min(top, len(after))).indices
         most = most[after[most].argsort(descending=True, stable=True)]
@@ -58,6 +59,10 @@ def intervene(
         emit({"prompt": asked, "freeze": freeze, "layers": layers, "tokens": tokens, "effects": named})
         return
     _print(tokens, named)
+
+
+def _on(model: pc.ReplacementModel, changes: list[Change]) -> list[pc.Intervention]:
+    return [made for change in changes for made in change.on(model)]
 
 
 def _watched(given: str) -> tuple[int, int, int]:
@@ -96,11 +101,11 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Let the model go on, with features set, scaled or ablated on the way (position 5: steers what follows too)."""
-    asked, steer = prompts_of(prompt, prompts, ids), steering.interventions()
+    asked, steer = prompts_of(prompt, prompts, ids), steering.changes()
     with opening.opened(running) as model:
         found = model.generate(
-            asked, steer=steer, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            seed=seed,
+            asked, steer=_on(model, steer), max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+            top_p=top_p, seed=seed,
         )  # fmt: skip
         written = [_written(model, one, ids) for one, ids in zip(asked, found, strict=True)]
     if as_json:
