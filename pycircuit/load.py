@@ -118,7 +118,7 @@ def _holds(folder: str, name: str, how: dict[str, str]) -> bool:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        return bool(hf_hub_download(folder, name, **how))
+        return bool(hf_hub_download(folder, name, revision=how.get("revision")))
     except (EntryNotFoundError, LocalEntryNotFoundError):
         return False
 
