@@ -59,7 +59,7 @@ def steering(model: pc.ReplacementModel) -> list[pc.Intervention]:
         pc.Intervention(c[0], slice(None), c[2], 0),
         pc.Intervention(c[0], slice(2, None, 2), c[2] + 1, 3.0),
         pc.Intervention(d[0], slice(11, None), d[2], -4.0),
-        pc.Intervention(d[0], slice(2, 12), d[2], 4.0),
+        pc.Intervention(d[0], slice(2, 12), d[2], factor=-3),  # of a layer that the others change
         pc.Intervention(a[0], 4, a[2], factor=3),
     ]
 
