@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import xml.etree.ElementTree as Xml
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,21 @@ def test_supernodes() -> None:
     mass = graph.influence()
     sums = [float(mass[list(nodes)].sum()) for _, nodes in groups]
     assert sums == sorted(sums, reverse=True)
+
+
+def test_json_has_labels_and_supernodes(tmp_path: Path) -> None:
+    graph = labelled(count=60)
+    graph.to_json(tmp_path / "g.json", node_threshold=1, edge_threshold=1)
+    written = json.loads((tmp_path / "g.json").read_text())
+    nodes = {node["node_id"]: node for node in written["nodes"]}
+    groups = written["qParams"]["supernodes"]
+    assert [(label, len(ids)) for label, *ids in groups] == [(g.name, len(g.nodes)) for g in graph.supernodes(1, 1)]
+    named = 0
+    for label, *ids in groups:
+        clerps = {nodes[i]["clerp"] for i in ids}
+        assert clerps == ({label} if label in graph.labels.values() else {""})
+        named += label in graph.labels.values()
+    assert 0 < named < len(groups)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -185,6 +201,18 @@ def test_plot_of_only_errors(tmp_path: Path) -> None:
     graph.plot(tmp_path / "g.svg", 1, 1)
     root = check(graph, tmp_path / "g.svg")
     assert [t.text for t in root.iter(f"{SVG}text")].count("error") == 2
+
+
+def test_plot_draws_all_of_a_path(tmp_path: Path) -> None:
+    """A chain of five features, and room for one."""
+    matrix = torch.zeros(12, 12, dtype=torch.float64)
+    for at in range(1, 5):
+        matrix[at, at - 1] = 1
+    matrix[0, 10] = matrix[11, 4] = 1
+    graph = assemble(matrix, [[layer, 0, layer] for layer in range(5)], 5, 1, [0.5])
+    graph.plot(tmp_path / "g.svg", max_nodes=1)
+    root = check(graph, tmp_path / "g.svg")
+    assert sum(p.get("stroke") == "#e07b00" for p in root.iter(f"{SVG}path")) == 6
 
 
 def test_plot_leaves_out_and_says_so(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def plot(
 
 
 def _boxes(pruned: Pruned, most: int, path: set[int], together: bool) -> tuple[list[Box], int]:
-    """Tokens and targets, and of the others the most influential; how many others there are."""
+    """Tokens and targets, all of the path, and of the others the most influential; how many others there are."""
     graph, influence = pruned.whole, pruned.influence
     groups: dict[object, list[int]] = {}
     for node in sorted({*pruned.node_mask.nonzero()[:, 0].tolist(), *path}):
@@ -60,7 +60,7 @@ def _boxes(pruned: Pruned, most: int, path: set[int], together: bool) -> tuple[l
     inner = [g for g in groups.values() if g[0] < graph.first_token]
     inner.sort(key=lambda g: (-len(path & set(g)), -float(influence[g].sum())))
     ends = [g for g in groups.values() if g[0] >= graph.first_token]
-    chosen = [*inner[:most], *ends]
+    chosen = [*inner[: max(most, sum(not path.isdisjoint(g) for g in inner))], *ends]
     return [_box(graph, nodes, float(influence[nodes].sum())) for nodes in chosen], len(inner)
 
 
