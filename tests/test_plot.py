@@ -13,7 +13,7 @@ import torch
 from graphs import assemble, random_graph
 
 from pycircuit.graph import Graph, Tokens
-from pycircuit.graph.layout import measure, shorten
+from pycircuit.graph.layout import Box, measure, place, route, shorten
 from pycircuit.graph.tree import lines, name, strongest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -192,6 +192,21 @@ def test_plot_sums_groups(tmp_path: Path) -> None:
         "one ×2 to t0 50%: +2.000, 100% of what is drawn", "w0 to one ×2: +6.000, 100% of what is drawn",
     ]  # fmt: skip
     assert len(said[False]) == 4 and any("-1.000, 25%" in text for text in said[False])
+
+
+def test_curves_end_at_their_boxes() -> None:
+    """Below, beside and above what they feed: each curve leaves and enters at an edge of its box, none runs through."""
+
+    def box(node: int, row: int, *sources: int) -> Box:
+        return Box([node], "feature", f"f{node}", "", row, 0, 1.0 / (1 + node), dict.fromkeys(sources, 1.0))
+
+    boxes = [box(0, 1, 1, 2, 3), box(1, 0), box(2, 1), box(3, 2)]
+    where = place(boxes, 3)
+    for source, target, ((x0, y0), _, _, (x1, y1)) in route(boxes, where.width):
+        a, b = boxes[source], boxes[target]
+        assert a.x < x0 < a.x + a.width and b.x < x1 < b.x + b.width
+        expected = {1: (a.y, b.y + b.height), 2: (a.y, b.y), 3: (a.y + a.height, b.y)}[source]
+        assert (y0, y1) == expected
 
 
 def test_plot_of_only_errors(tmp_path: Path) -> None:

@@ -148,11 +148,14 @@ def route(boxes: Sequence[Box], width: float) -> list[Curve]:
     sides = np.array([(b.x - 3, b.x + b.width + 3, b.y - 3, b.y + b.height + 3) for b in boxes]).reshape(-1, 4)
     out = []
     for link in links:
-        start = (leave[link], boxes[link[0]].y)
-        end = (enter[link], boxes[link[1]].y + boxes[link[1]].height)
-        # Within a cell or a layer of labelled groups an input may stand beside or above what it feeds.
+        source, target = boxes[link[0]], boxes[link[1]]
+        # Groups span layers: what feeds one may stand beside or above it. Curves go up, else over the top, else down.
+        rises, falls = source.y >= target.y + target.height, source.y + source.height <= target.y
+        start = (leave[link], source.y + source.height if falls else source.y)
+        end = (enter[link], target.y + target.height if rises else target.y)
         bend = max(20.0, 0.42 * abs(start[1] - end[1]))
-        ways = [(start, (start[0] + s, start[1] - bend), (end[0] + s, end[1] + bend), end) for s in _SHIFTS]
+        out_y, in_y = start[1] + bend * (1 if falls else -1), end[1] + bend * (1 if rises else -1)
+        ways = [(start, (start[0] + s, out_y), (end[0] + s, in_y), end) for s in _SHIFTS]
         crossed = _crossings(np.array(ways), np.delete(sides, link, axis=0), width)
         out.append(Curve(*link, ways[int(crossed.argmin())]))
     return out
