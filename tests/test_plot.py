@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
 import xml.etree.ElementTree as Xml
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from graphs import assemble, random_graph
 
 from pycircuit.graph import Graph, Tokens
-from pycircuit.graph.tree import lines, strongest
+from pycircuit.graph.layout import Box, measure, place, route, shorten
+from pycircuit.graph.tree import lines, name, strongest
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -44,16 +48,31 @@ def test_supernodes() -> None:
     groups = graph.supernodes(1, 1)
     members = [node for group in groups for node in group.nodes]
     assert groups and len(members) == len(set(members))
-    for name, nodes in groups:
+    for label, nodes in groups:
         features = graph.features[list(nodes)].tolist()
-        if name in graph.labels.values():
-            assert {graph.labels[layer, f] for layer, _, f in features} == {name}
+        if label in graph.labels.values():
+            assert {graph.labels[layer, f] for layer, _, f in features} == {label}
             assert len({position for _, position, _ in features}) == 1
         else:
             assert len({(layer, f) for layer, _, f in features}) == 1
     mass = graph.influence()
     sums = [float(mass[list(nodes)].sum()) for _, nodes in groups]
     assert sums == sorted(sums, reverse=True)
+
+
+def test_json_has_labels_and_supernodes(tmp_path: Path) -> None:
+    graph = labelled(count=60)
+    graph.to_json(tmp_path / "g.json", node_threshold=1, edge_threshold=1)
+    written = json.loads((tmp_path / "g.json").read_text())
+    nodes = {node["node_id"]: node for node in written["nodes"]}
+    groups = written["qParams"]["supernodes"]
+    assert [(label, len(ids)) for label, *ids in groups] == [(g.name, len(g.nodes)) for g in graph.supernodes(1, 1)]
+    named = 0
+    for label, *ids in groups:
+        clerps = {nodes[i]["clerp"] for i in ids}
+        assert clerps == ({label} if label in graph.labels.values() else {""})
+        named += label in graph.labels.values()
+    assert 0 < named < len(groups)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -64,17 +83,18 @@ def test_tree_holds_the_strongest_path(seed: int) -> None:
         (p for at in range(1, graph.positions) for p in graph.paths(graph.token_node(at), graph.target_node(0))),
         key=lambda p: p.strength,
     )
-    assert path is not None and path.strength == best.strength
+    assert path is not None and path == best
     found = lines(graph, 0, 9, 2, 0.0)
     assert found[0].style == "target" and found[0].text.startswith("t0")
-    marked = [line.text for line in found if line.style == "path"]
-    assert len(marked) >= len(path.nodes) - 1 and all("◀" in text for text in marked)
+    for depth in (9, 2, 1):
+        marked = [line.text for line in lines(graph, 0, depth, 2, 0.0) if line.style == "path"]
+        assert all(text.endswith("◀") for text in marked)
+        for text, node in zip(marked, path.nodes[-2::-1], strict=True):  # one chain, target to token
+            assert name(graph, node)[:20] in text
     assert all(len(line.text) < 110 and line.text.isprintable() for line in found)
 
 
 def test_tree_of_nothing() -> None:
-    import torch
-
     empty = assemble(torch.zeros(3, 3), [], 1, 1, [0.5])
     assert empty.tree() == "t0  0.500"
     with pytest.raises(ValueError, match="target must be"):
@@ -85,38 +105,156 @@ def test_tree_of_nothing() -> None:
         empty.tree(least=2)
 
 
-def boxes(path: Path) -> tuple[list[tuple[float, ...]], tuple[float, float], Xml.Element]:
-    root = Xml.fromstring(path.read_text())
+@pytest.mark.parametrize("seed", range(4))
+def test_tree_unfolds_a_node_once(seed: int) -> None:
+    """Every node with inputs has them once below it, wherever the depth ends; no line but these is marked."""
+    graph = labelled(seed, count=60)
+    found = [line.text for line in lines(graph, 0, 9, 3, 0.0)]
+    depth = [(len(text) - len(text.lstrip("│ └├"))) // 3 for text in found]
+    for at, text in enumerate(found[:-1]):
+        if "(above)" in text or "(see ◀)" in text or "“" in text or "errors" in text:
+            assert depth[at + 1] <= depth[at]
+    assert all("  ◀" not in line.text for line in lines(graph, 0, 9, 3, 0.0) if line.style != "path")
+
+
+def floats(element: Xml.Element, *names: str) -> tuple[float, ...]:
+    return tuple(float(element.get(name, "nan")) for name in names)
+
+
+def boxes(path: Path) -> tuple[list[tuple[float, ...]], tuple[float, ...], Xml.Element]:
+    root = Xml.fromstring(path.read_text(encoding="utf-8"))
     rects = [r for group in root.iter(f"{SVG}g") for r in group.iter(f"{SVG}rect")]
-    shapes = [tuple(float(r.get(k)) for k in ("x", "y", "width", "height")) for r in rects]
-    return shapes, (float(root.get("width")), float(root.get("height"))), root
+    return [floats(r, "x", "y", "width", "height") for r in rects], floats(root, "width", "height"), root
 
 
-@pytest.mark.parametrize(("count", "positions", "seed"), [(30, 3, 0), (120, 6, 1), (0, 2, 2), (200, 60, 3), (5, 1, 4)])
-def test_plot(tmp_path: Path, count: int, positions: int, seed: int) -> None:
-    graph = labelled(seed, count=count, positions=positions)
-    out = tmp_path / "g.svg"
-    graph.plot(out)
+def spans(root: Xml.Element) -> list[tuple[float, float, float, float]]:
+    """(left, right, top, bottom) of every text."""
+    out = []
+    for text in root.iter(f"{SVG}text"):
+        x, y, size = floats(text, "x", "y", "font-size")
+        wide = measure(text.text or "", size)
+        left = x - wide / 2 if text.get("text-anchor") == "middle" else x
+        out.append((left, left + wide, y - 0.8 * size, y + 0.25 * size))
+    return out
+
+
+def check(graph: Graph, out: Path) -> Xml.Element:
+    """Nothing overlaps, nothing stands outside, the strongest path is drawn."""
     shapes, (width, height), root = boxes(out)
-    assert len(shapes) >= positions
     for x, y, w, h in shapes:
         assert x >= 0 and x + w <= width and y >= 0 and y + h <= height
     for (ax, ay, aw, ah), (bx, by, bw, bh) in itertools.combinations(shapes, 2):
         assert ax + aw <= bx or bx + bw <= ax or ay + ah <= by or by + bh <= ay, "boxes overlap"
+    texts = spans(root)
+    assert all(a >= 0 and b <= width and c >= 0 and d <= height for a, b, c, d in texts)
+    for one, two in itertools.combinations(texts, 2):
+        assert one[1] <= two[0] or two[1] <= one[0] or one[3] <= two[2] or two[3] <= one[2], "texts overlap"
     path = strongest(graph, 0)
     orange = [p for p in root.iter(f"{SVG}path") if p.get("stroke") == "#e07b00"]
-    assert path is None or 1 <= len(orange) <= len(path.nodes) - 1
-    graph.plot(tmp_path / "again.svg")
-    assert out.read_text() == (tmp_path / "again.svg").read_text()
+    assert len(orange) <= len(path.nodes) - 1 if path else not orange
+    assert path is None or orange
+    return root
+
+
+@pytest.mark.parametrize(("count", "positions", "seed"), [(30, 3, 0), (120, 6, 1), (0, 2, 2), (200, 60, 3), (5, 1, 4)])
+@pytest.mark.parametrize("thresholds", [(0.8, 0.98), (1, 1)])
+def test_plot(tmp_path: Path, count: int, positions: int, seed: int, thresholds: tuple[float, float]) -> None:
+    graph = labelled(seed, count=count, positions=positions)
+    for group in (True, False):
+        graph.plot(tmp_path / "g.svg", *thresholds, group=group)
+        check(graph, tmp_path / "g.svg")
+        graph.plot(tmp_path / "again.svg", *thresholds, group=group)
+        assert (tmp_path / "g.svg").read_bytes() == (tmp_path / "again.svg").read_bytes()
+
+
+def test_plot_draws_the_path_of_paths(tmp_path: Path) -> None:
+    graph = random_graph(count=40)
+    graph.plot(tmp_path / "g.svg", group=False)
+    _, _, root = boxes(tmp_path / "g.svg")
+    titles = [p.find(f"{SVG}title") for p in root.iter(f"{SVG}path") if p.get("stroke") == "#e07b00"]
+    path = strongest(graph, 0)
+    assert path is not None and len(titles) == len(path.nodes) - 1
+    said = " ".join(title.text or "" for title in titles if title is not None)
+    assert all(f": {weight:+.3f}," in said for weight in path.weights)
+
+
+def test_plot_sums_groups(tmp_path: Path) -> None:
+    """Two features of one label feed the target by 3 and -1, and take 2 and 4 from the token: one box, +2 and +6."""
+    matrix = torch.zeros(5, 5, dtype=torch.float64)
+    matrix[4, 0], matrix[4, 1], matrix[0, 3], matrix[1, 3] = 3, -1, 2, 4
+    graph = replace(assemble(matrix, [[0, 0, 1], [0, 0, 2]], 1, 1, [0.5]), labels={(0, 1): "one", (0, 2): "one"})
+    said = {}
+    for group in (True, False):
+        graph.plot(tmp_path / "g.svg", 1, 1, group=group)
+        root = check(graph, tmp_path / "g.svg")
+        said[group] = [t.text or "" for p in root.iter(f"{SVG}path") for t in p.iter(f"{SVG}title")]
+    assert sorted(said[True]) == [
+        "one ×2 to t0 50%: +2.000, 100% of what is drawn", "w0 to one ×2: +6.000, 100% of what is drawn",
+    ]  # fmt: skip
+    assert len(said[False]) == 4 and any("-1.000, 25%" in text for text in said[False])
+
+
+def test_curves_end_at_their_boxes() -> None:
+    """Below, beside and above what they feed: each curve leaves and enters at an edge of its box, none runs through."""
+
+    def box(node: int, row: int, *sources: int) -> Box:
+        return Box([node], "feature", f"f{node}", "", row, 0, 1.0 / (1 + node), dict.fromkeys(sources, 1.0))
+
+    boxes = [box(0, 1, 1, 2, 3), box(1, 0), box(2, 1), box(3, 2)]
+    where = place(boxes, 3)
+    for source, target, ((x0, y0), _, _, (x1, y1)) in route(boxes, where.width):
+        a, b = boxes[source], boxes[target]
+        assert a.x < x0 < a.x + a.width and b.x < x1 < b.x + b.width
+        expected = {1: (a.y, b.y + b.height), 2: (a.y, b.y), 3: (a.y + a.height, b.y)}[source]
+        assert (y0, y1) == expected
+
+
+def test_plot_of_only_errors(tmp_path: Path) -> None:
+    matrix = torch.zeros(7, 7)
+    matrix[6, 0], matrix[6, 1] = 1, -2
+    graph = assemble(matrix, [], 2, 2, [0.5])
+    graph.plot(tmp_path / "g.svg", 1, 1)
+    root = check(graph, tmp_path / "g.svg")
+    assert [t.text for t in root.iter(f"{SVG}text")].count("error") == 2
+
+
+def test_plot_draws_all_of_a_path(tmp_path: Path) -> None:
+    """A chain of five features, and room for one."""
+    matrix = torch.zeros(12, 12, dtype=torch.float64)
+    for at in range(1, 5):
+        matrix[at, at - 1] = 1
+    matrix[0, 10] = matrix[11, 4] = 1
+    graph = assemble(matrix, [[layer, 0, layer] for layer in range(5)], 5, 1, [0.5])
+    graph.plot(tmp_path / "g.svg", max_nodes=1)
+    root = check(graph, tmp_path / "g.svg")
+    assert sum(p.get("stroke") == "#e07b00" for p in root.iter(f"{SVG}path")) == 6
+
+
+def test_plot_leaves_out_and_says_so(tmp_path: Path) -> None:
+    graph = random_graph(count=60)
+    graph.plot(tmp_path / "g.svg", 1, 1, max_nodes=4)
+    root = check(graph, tmp_path / "g.svg")
+    inner = int(graph.prune(1, 1).node_mask[: graph.first_token].sum())
+    drawn = len(boxes(tmp_path / "g.svg")[0]) - graph.positions - len(graph.targets)
+    said = [t.text for t in root.iter(f"{SVG}text")]
+    assert 0 < drawn <= 4 and f"{inner - drawn} weaker boxes not drawn" in said
 
 
 def test_plot_of_odd_text(tmp_path: Path) -> None:
     graph = labelled(count=40)
-    odd = Tokens(graph.tokens.ids, ["<bos>", ' "a&b"\n', "\x00\x1b"])
-    replace(graph, tokens=odd).plot(tmp_path / "g.svg", max_nodes=5)
-    root = Xml.parse(tmp_path / "g.svg").getroot()
-    said = [t.text for t in root.iter(f"{SVG}text")]
-    assert "<bos>" in said and '"a&b"·' in said and any("not drawn" in t for t in said)
+    odd = Tokens(graph.tokens.ids, ["<bos>", ' "a&b"\n', "\x00\x1b\ud800\uffff"])
+    graph = replace(graph, tokens=odd)
+    graph.plot(tmp_path / "g.svg", max_nodes=5)
+    said = [t.text for t in check(graph, tmp_path / "g.svg").iter(f"{SVG}text")]
+    assert "<bos>" in said and '"a&b"·' in said and "····" in said
+
+
+def test_long_texts_are_shortened() -> None:
+    assert shorten("short", 12, 100) == "short" and shorten("", 12, 0) == ""
+    for text in ("a name that is far too long", "漢字" * 20, "W" * 50):
+        found = shorten(text, 12, 100)
+        assert found.endswith("…") and measure(found, 12) <= 100 and text.startswith(found[:-1])
+        assert measure(found[:-1] + text[len(found) - 1 : len(found) + 1] + "…", 12) > 100
 
 
 def test_plot_errors(tmp_path: Path) -> None:
@@ -124,3 +262,5 @@ def test_plot_errors(tmp_path: Path) -> None:
         random_graph().plot(tmp_path / "absent" / "g.svg")
     with pytest.raises(ValueError, match="plot: max_nodes must be"):
         random_graph().plot(tmp_path / "g.svg", max_nodes=0)
+    with pytest.raises(TypeError, match="plot: group must be True or False, got str"):
+        random_graph().plot(tmp_path / "g.svg", group="yes")  # type: ignore[arg-type]

@@ -224,12 +224,15 @@ class Graph:
         edge_threshold: float = 0.98,
         max_nodes: int = 40,
         target: int = 0,
+        group: bool = True,
     ) -> None:
-        """Write a picture, SVG: tokens as columns, layers as rows, targets on top, supernodes as one box each.
+        """Write a picture, SVG: tokens as columns, layers as rows, targets on top.
 
         Of what pruning keeps the max_nodes most influential boxes are drawn; the strongest path to `target` is marked.
+        group: features of one label at one position are one box, which stands at the lowest layer of theirs and
+        has the sums of their weights.
         """
-        drawing.plot(self, path, node_threshold, edge_threshold, max_nodes, target)
+        drawing.plot(self, path, node_threshold, edge_threshold, max_nodes, target, group)
 
     def subgraph(self, node_mask: Any, edge_mask: Any = None) -> Graph:
         """The graph of the nodes in node_mask: [nodes], and of the edges in edge_mask: [entries].

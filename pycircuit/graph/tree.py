@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pycircuit.ops import checks
@@ -54,40 +56,55 @@ def lines(graph: Graph, target: int, depth: int, branches: int, least: float) ->
     top = graph.target_node(target)
     weight = float(graph.targets.weights[target])
     path = strongest(graph, target)
-    tree = _Tree(graph, branches, least, set() if path is None else set(path.nodes))
+    tree = _Tree(graph, branches, least, () if path is None else path.nodes)
     out = [Line(f"{name(graph, top)}  {weight:.3f}", "target")]
     return out + tree.below(top, "", depth)
 
 
 class _Tree:
-    def __init__(self, graph: Graph, branches: int, least: float, path: set[int]) -> None:
-        self.graph, self.branches, self.least, self.path = graph, branches, least, path
+    def __init__(self, graph: Graph, branches: int, least: float, path: Sequence[int]) -> None:
+        self.graph, self.branches, self.least = graph, branches, least
+        self.path, self.links = set(path), set(itertools.pairwise(path))
         self.row = {node: r for r, node in enumerate(graph.row_node.tolist())}
         self.shown: set[int] = set()
 
     def below(self, node: int, indent: str, depth: int) -> list[Line]:
-        """The lines of a node's inputs."""
-        if depth == 0 or node not in self.row:
+        """The lines of a node's inputs; past the depth those of the path alone."""
+        if node not in self.row or (depth <= 0 and node not in self.path):
             return []
-        chosen, errors = self._inputs(node)
+        chosen, errors = self._inputs(node, depth > 0)
         out: list[Line] = []
         for at, (source, weight, share) in enumerate(chosen):
             last = at == len(chosen) - 1 and errors is None
-            mark = "  ◀" if source in self.path and node in self.path else ""
-            again = " (above)" if source in self.shown and source in self.row else ""
-            label = name(self.graph, source)[:_WIDTH]
-            text = f"{indent}{'└─' if last else '├─'} {weight:+7.2f} {100 * share:3.0f}%  {label}{again}{mark}"
+            marked = (source, node) in self.links
+            seen = self._seen(source, marked)
+            text = f"{indent}{'└─' if last else '├─'} {weight:+7.2f} {100 * share:3.0f}%  {self._name(source)}{seen}"
             token = source >= self.graph.first_token
-            out.append(Line(text, "path" if mark else "token" if token else "node"))
-            if not again:
-                self.shown.add(source)
+            style = "path" if marked else "token" if token else "node"
+            out.append(Line(text + ("  ◀" if marked else ""), style))
+            if not seen:
+                if depth > 1:
+                    self.shown.add(source)
                 out += self.below(source, indent + ("   " if last else "│  "), depth - 1)
         if errors is not None:
             out.append(Line(f"{indent}└─ {errors[0]:+7.2f} {100 * errors[1]:3.0f}%  errors", "error"))
         return out
 
-    def _inputs(self, node: int) -> tuple[list[tuple[int, float, float]], tuple[float, float] | None]:
-        """The strongest inputs and the one on the path: (node, weight, share of the row); the sum of all errors."""
+    def _seen(self, source: int, marked: bool) -> str:
+        """Where a node is unfolded, if not here: the path's nodes are so in the path alone, which stays one chain."""
+        if marked or source not in self.row:
+            return ""
+        return " (see ◀)" if source in self.path else " (above)" if source in self.shown else ""
+
+    def _name(self, node: int) -> str:
+        text = name(self.graph, node)
+        return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
+
+    def _inputs(self, node: int, whole: bool) -> tuple[list[tuple[int, float, float]], tuple[float, float] | None]:
+        """The strongest inputs and the one on the path: (node, weight, share of the row); the sum of all errors.
+
+        whole: False for the path's alone.
+        """
         graph = self.graph
         columns, weights = graph.rows.row(self.row[node])
         size = weights.double().abs()
@@ -97,10 +114,9 @@ class _Tree:
         share = size / mass
         is_error = (columns >= graph.first_error) & (columns < graph.first_token)
         order = [i for i in share.argsort(descending=True, stable=True).tolist() if not is_error[i]]
-        kept = [i for i in order[: self.branches] if share[i] >= self.least]
-        if node in self.path:
-            kept += [i for i in order if int(columns[i]) in self.path and i not in kept]
+        kept = [i for i in order[: self.branches] if share[i] >= self.least] if whole else []
+        kept += [i for i in order if (int(columns[i]), node) in self.links and i not in kept]
         chosen = [(int(columns[i]), float(weights[i]), float(share[i])) for i in kept]
         missed = float(share[is_error].sum())
-        errors = (float(weights[is_error].sum()), missed) if missed >= self.least else None
+        errors = (float(weights[is_error].sum()), missed) if whole and missed >= max(self.least, 1e-12) else None
         return chosen, errors
