@@ -38,15 +38,14 @@ def doctor(as_json: AsJson = False) -> None:
 
 def demo(
     city: Annotated[str, typer.Option(help="The city asked about.")] = "Dallas",
-    other: Annotated[str, typer.Option(help="A city of the state that is put in its place.")] = "Oakland",
     svg: Annotated[Path | None, typer.Option("--plot", help="Where the picture goes; none is drawn without.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The model in the box: a question of two hops, its circuit, and the swap that proves it."""
+    """The model in the box: a question of two hops, its circuit, and what happens without its features."""
     from pycircuit.demo.show import run
 
     show = console(stderr=as_json)
-    found = run(show, city, other, svg)
+    found = run(show, city, svg)
     if as_json:
         emit(found)
 

@@ -73,7 +73,8 @@ def verify(box: Path = BOX) -> None:
     """Every file is the one that was committed."""
     if not (box / SUMS).is_file():
         raise FileNotFoundError(f"load: the box must be installed with the package, got no {SUMS}; reinstall pycircuit")
-    written = dict(reversed(line.split("  ", 1)) for line in (box / SUMS).read_text().splitlines())  # type: ignore[misc]
+    lines = (line.split("  ", 1) for line in (box / SUMS).read_text().splitlines())
+    written = {name: digest for digest, name in lines}
     found = digests(box)
     wrong = sorted(name for name in written | found if written.get(name) != found.get(name))
     if wrong:

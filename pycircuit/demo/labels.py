@@ -43,8 +43,10 @@ def subjects(facts: Facts) -> dict[str, str]:
 
 def places(facts: Facts, statements: Sequence[Statement], words: Sequence[Sequence[str]]) -> Places:
     """words: the tokens of each statement, <bos> left out."""
-    about, known = subjects(facts), dict[str, int]()
-    position, pairs = [], []
+    about = subjects(facts)
+    known: dict[str, int] = {}
+    position: list[int] = []
+    pairs: list[tuple[int, int]] = []
     for statement, tokens in zip(statements, words, strict=True):
         subject = next(at for at, word in enumerate(tokens) if word in about)
         for at, word in enumerate(tokens):
@@ -70,7 +72,7 @@ def names(activation: Tensor, where: Places) -> list[str | None]:
     place, concept = where.concept.unbind(1)
     ones = torch.ones(len(place))
     size = (len(where.names), len(where.position))
-    member = torch.sparse_coo_tensor(torch.stack([concept, place]), ones, size).coalesce()
+    member = torch.sparse_coo_tensor(torch.stack([concept, place]), ones, size, check_invariants=True).coalesce()
     total = activation.sum(0)
     share = torch.sparse.mm(member, activation) / total.clamp_min(1e-9)
     reach = torch.sparse.mm(member, (activation > 0).float()) / torch.bincount(concept)[:, None]

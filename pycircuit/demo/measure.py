@@ -1,22 +1,16 @@
-"""What the box is worth: what its model knows, what its transcoders explain, whether a swap does its work."""
+"""What the box is worth: what its model knows, what its transcoders explain, whether it says the same with them."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pycircuit.graph.tree import strongest
-from pycircuit.trace import attribute
-
-from .facts import Facts, Statement
-from .swap import swap, two_hop
+from .facts import Statement
 
 if TYPE_CHECKING:
-    from pycircuit.graph import Graph
     from pycircuit.model import ReplacementModel
 
 
@@ -48,33 +42,3 @@ def accuracy(model: ReplacementModel, statements: Sequence[Statement]) -> dict[s
 def agreement(model: ReplacementModel, statements: Sequence[Statement]) -> float:
     """Share of prompts that the replacement model completes as the model does."""
     return float((answers(model, statements) == answers(model, statements, replaced=True)).float().mean())
-
-
-def labelled_path(graph: Graph) -> list[str]:
-    """What lies on the strongest path to the first target, from the token up: labels, or what names a node."""
-    path = strongest(graph, 0)
-    found = [graph.describe(node) for node in (path.nodes if path else ())]
-    return [str(a.get("label") or f"L{a['layer']}/{a.get('feature', 'error')}") for a in found]
-
-
-def dallas(model: ReplacementModel) -> Graph:
-    return attribute(model, two_hop("Dallas"), progress=False)
-
-
-def swaps(model: ReplacementModel, facts: Facts, pairs: int = 50, seed: int = 0) -> list[dict[str, Any]]:
-    """Pairs of states, a city of each drawn at random: what is said when the features of one stand in for the other."""
-    draw, cities = random.Random(seed), dict[str, list[str]]()
-    for city, state in facts.state.items():
-        cities.setdefault(state, []).append(city)
-    out = []
-    for _ in range(pairs):
-        first, second = draw.sample(sorted(facts.capital), 2)
-        here, there = draw.choice(cities[first]), draw.choice(cities[second])
-        changes = swap(model, two_hop(here), first, two_hop(there), second)
-        said = ""
-        if changes:
-            result = model.intervene(two_hop(here), changes, freeze="attention")
-            said = model.tokenizer.decode(int(result.probabilities.argmax()))
-        wanted = facts.capital[second]
-        out.append({"from": here, "to": there, "changed": len(changes), "said": said, "wanted": wanted})
-    return out

@@ -1,4 +1,4 @@
-"""`pycircuit demo`: a question of two hops, its circuit as a tree and a picture, and the swap that proves it."""
+"""`pycircuit demo`: a question of two hops, its circuit as a tree and a picture, and a test of it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pycircuit.graph.tree import lines
 from pycircuit.trace import attribute
 
 from .box import load_box
-from .facts import facts
-from .swap import swap, two_hop
+from .facts import TWO_HOP, facts
 
+ABLATED = 8
 STYLES = {"target": "bold green", "path": "bold yellow", "token": "cyan", "error": "dim"}
 
 if TYPE_CHECKING:
@@ -30,24 +30,23 @@ def likeliest(model: ReplacementModel, probabilities: Tensor, count: int = 3) ->
     return ", ".join(f"{model.tokenizer.decode(token)} {100 * share:.1f}%" for token, share in pairs)
 
 
-def run(console: Console, city: str = "Dallas", other: str = "Oakland", svg: Path | None = None) -> dict[str, Any]:
-    """Everything, said on the console. Both cities must be among the box's facts; svg: where the picture goes."""
-    known = facts()
-    for name, value in (("city", city), ("other", other)):
-        if value not in known.state:
-            raise ValueError(f"demo: {name} must be a city the box knows, got {value!r}")
+def run(console: Console, city: str = "Dallas", svg: Path | None = None) -> dict[str, Any]:
+    """Everything, said on the console. city: one of the box's facts; svg: where the picture goes."""
+    if city not in facts().state:
+        raise ValueError(f"demo: city must be a city the box knows, got {city!r}")
     model = load_box()
     parameters = sum(p.numel() for p in model.hf_model.parameters())
     features = sum(model.transcoders.size(layer) for layer in range(model.depth))
     console.print(f"A Llama of {model.depth} layers and {parameters / 1e6:.1f}M parameters, {features} features.")
-    prompt = two_hop(city)
+    prompt = TWO_HOP.format(city)
     graph = attribute(model, prompt, progress=False)
     console.print(f"\n[bold]{prompt}[/bold] ...", highlight=False)
     _circuit(console, graph)
     if svg is not None:
         graph.plot(svg)
         console.print(f"\nThe picture: {svg}", highlight=False)
-    return _swapped(console, model, prompt, city, other)
+    _ablated(console, model, graph)
+    return {"prompt": prompt, "answer": graph.targets.labels[0], "certificate": graph.certificate}
 
 
 def _circuit(console: Console, graph: Graph) -> None:
@@ -62,19 +61,16 @@ def _circuit(console: Console, graph: Graph) -> None:
     console.print("weight, share of the row, feature and where it is active; ◀ the strongest path", style="dim")
 
 
-def _swapped(console: Console, model: ReplacementModel, prompt: str, city: str, other: str) -> dict[str, Any]:
-    known = facts()
-    concept, instead = known.state[city], known.state[other]
-    changes = swap(model, prompt, concept, two_hop(other), instead)
-    result = model.intervene(prompt, changes, freeze="attention")
-    console.print(f"\nNow {concept}'s features off and {instead}'s on ({len(changes)} of {_active(model, prompt)}):")
+def _ablated(console: Console, model: ReplacementModel, graph: Graph) -> None:
+    """The most influential features of the last position off, and what is said then."""
+    from pycircuit.causal import Intervention
+
+    last = graph.positions - 1
+    influence = graph.influence()[: graph.first_error].masked_fill(graph.features[:, 1] != last, 0)
+    chosen = graph.features[influence.topk(min(ABLATED, len(influence))).indices].tolist()
+    result = model.intervene(
+        graph.tokens.ids, [Intervention(layer, p, f, value=0.0) for layer, p, f in chosen], freeze="none"
+    )
+    console.print(f"\nThe {len(chosen)} most influential features of the last token off, all else runs:")
     console.print(f"  before  {likeliest(model, result.probabilities_before)}", highlight=False)
     console.print(f"  after   {likeliest(model, result.probabilities)}", highlight=False)
-    return {
-        "before": likeliest(model, result.probabilities_before, 1),
-        "after": likeliest(model, result.probabilities, 1),
-    }
-
-
-def _active(model: ReplacementModel, prompt: str) -> int:
-    return sum(features.count for features in model.activations([prompt])[0])

@@ -13,7 +13,7 @@ from pycircuit.demo.box import load_model
 from pycircuit.demo.facts import Facts
 from pycircuit.transcoders import formats
 
-RECIPE = {"features": 768, "steps": 4000, "k": 16, "batch": 1024, "activation": "topk", "revive": 200, "context": 16}
+RECIPE = {"features": 768, "steps": 1000, "k": 16, "batch": 1024, "activation": "topk", "revive": 200, "context": 16}
 
 
 def main() -> None:
