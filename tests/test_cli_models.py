@@ -158,28 +158,6 @@ def test_train_goes_on_after_a_stop(run: Run, world: World, tmp_path: Path, monk
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.slow
-def test_train_under_torchrun(world: World, tmp_path: Path) -> None:
-    """Two processes share every batch, one of them writes."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "pycircuit",
-    ]
-    asked = [str(part) for part in training(world.model, world.texts, tmp_path / "set")]
-    done = subprocess.run([*command, *asked, "--json"], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["last"]["loss"] == pytest.approx(json.loads(world.trained)["last"]["loss"], rel=1e-4)
-    one, two = (pc.load(world.model, folder).transcoders for folder in (world.transcoders, tmp_path / "set"))
-    for ours, theirs in zip(one.w_enc, two.w_enc, strict=True):
-        assert (ours - theirs).norm() < 1e-2 * ours.norm()
-
-
 def test_preset(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert PRESETS["smollm2"].recipe.kind == "plt"

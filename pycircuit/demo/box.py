@@ -16,7 +16,7 @@ from .facts import BOX, Facts
 from .tokenizer import Names
 
 KINDS = ("clt", "plt")
-SUMS = "sha256.txt"
+SUMS = "SHA256SUMS"
 
 
 def load_box(kind: str = "clt", device: Any = None, dtype: torch.dtype | None = None, box: Path = BOX) -> Any:
