@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields
