@@ -126,6 +126,6 @@ def test_demo_of_a_city_it_does_not_know() -> None:
 
 def test_half_precision_box(model) -> None:
     half = pc.load("demo", dtype=torch.bfloat16)
-    assert half.hf_model.dtype == torch.bfloat16 and half.tokens("the capital of Texas is").tolist() == [
-        *model.tokens("the capital of Texas is").tolist()
-    ]
+    assert half.hf_model.dtype == torch.bfloat16 and half.labels == model.labels
+    found = pc.attribute(half, facts.TWO_HOP.format("Dallas"), progress=False)
+    assert found.certificate < 1e-5 and found.targets.labels[0] == "Austin"

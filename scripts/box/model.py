@@ -28,6 +28,7 @@ BATCH, RATE, DECAY, WARM = 512, 2e-3, 0.3, 50
 # Without its MLPs the model is to know nothing: otherwise answers go straight from embeddings to logits, by attention
 # alone, past everything a feature could show.
 SILENT = 0.3
+# How much faster the last norm's gain learns: embeddings are short, and logits get their size from it.
 LOUDER = 10
 
 

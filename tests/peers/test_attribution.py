@@ -32,14 +32,6 @@ ROW = 1e-4
 ACTIVE, POSITIONS = 6, 13
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @cache
 def models(family: str, kind: str, dtype: str) -> tuple[Any, Any]:
     given = (family, KINDS[kind], SIZES[family], TYPES[dtype], ACTIVE)

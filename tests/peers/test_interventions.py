@@ -36,14 +36,6 @@ ACTIVE, POSITIONS, CLOSE = 6, 13, 1e-4
 CASES = [(family, kind) for family in pair.CONFIGS for kind in KINDS]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @cache
 def models(family: str, kind: str) -> tuple[Any, Any]:
     given = (family, KINDS[kind], SIZES[family], torch.float32, ACTIVE)
