@@ -53,7 +53,7 @@ box: build .venv/.box
 	$(BIN)/python scripts/box/facts.py $(BOX)/facts.json
 	$(BIN)/python scripts/box/model.py $(BOX)
 	$(BIN)/python scripts/box/transcoders.py $(BOX) clt
-	$(BIN)/python scripts/box/transcoders.py $(BOX) plt --steps 600
+	$(BIN)/python scripts/box/transcoders.py $(BOX) plt --steps 800
 	$(BIN)/python scripts/box/labels.py $(BOX)
 
 test: build

@@ -18,7 +18,7 @@ from .facts import Facts, Statement
 if TYPE_CHECKING:
     from pycircuit.model import ReplacementModel
 
-LEAST = 0.6  # share of a feature's activation that lies at its concept
+LEAST = 0.5  # share of a feature's activation that lies at its concept
 REACH = 0.2  # how much it counts that the concept's other places are active: a feature may be for a few of its cities
 
 

@@ -15,6 +15,7 @@ from pycircuit.transcoders import CrossLayerTranscoder, PerLayerTranscoders
 from .recipe import PENALISED, Recipe
 from .sparse import Entries, above, batch_top_k, decode, smallest, values
 
+_ROUNDS = 64  # of drawing rows from tokens
 _FRESH = 0.2  # a new row's norm, as a share of the others': heard at its token, silent at most others
 _SMALL = 0.1  # norm of a decoder row at the start: one unit of variance is sqrt(width)
 
@@ -104,11 +105,41 @@ class Learner:
             else:
                 self.b_enc[layer].fill_(-float(level))
 
+    @torch.no_grad()
+    def sow(self, x: Tensor, y: Tensor) -> None:
+        """Rows that read one token each and write what is written there. x, y: [layers, positions, width].
+
+        The farther what is written lies from all drawn so far, the likelier a token is drawn, some of them at a time.
+        """
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        for layer in range(self.depth):
+            target = y[layer : layer + self.slots(layer)].transpose(0, 1).flatten(1)
+            square = target.square().sum(1)
+            far, drawn = square, []
+            for some in torch.arange(self.recipe.features).tensor_split(min(self.recipe.features, _ROUNDS)):
+                weight = far.double().cpu() + 1e-300  # something to choose from, if all of it is drawn
+                at = torch.multinomial(weight, len(some), replacement=True, generator=generator).to(x.device)
+                drawn.append(at)
+                apart = square[:, None] + square[at] - 2 * (target @ target[at].T)
+                far = torch.minimum(far, apart.min(1).values.clamp_min(0))
+            at = torch.cat(drawn)
+            length = x[layer, at].norm(dim=1).clamp_min(1e-6)[:, None]
+            self.w_enc[layer].copy_(x[layer, at] / length)
+            self.w_dec[layer].copy_(y[layer : layer + self.slots(layer), at] / length)
+
+    @torch.no_grad()
+    def fit(self, x: Tensor, y: Tensor) -> None:
+        """Scale what is written to each layer, so that it comes as near to y as it can."""
+        recon = self.forward(x).recon
+        scale = (recon * y).sum((1, 2)) / recon.square().sum((1, 2)).clamp_min(1e-12)
+        for layer in range(self.depth):
+            self.w_dec[layer].mul_(scale[layer : layer + self.slots(layer), None, None])
+
     def rule(self, layer: int) -> Activation:
         """The activation as it is saved."""
         kind = self.recipe.activation
         if kind == "topk":
-            return TopK(self.recipe.k)
+            return TopK(self.recipe.k_at(layer))
         if kind == "batchtopk":
             return BatchTopK(self.cutoff[layer])
         return JumpReLU(self.log_theta[layer].detach().exp()) if kind == "jumprelu" else ReLU()
@@ -120,7 +151,7 @@ class Learner:
             return above(x, w_enc, b_enc, self.log_theta[layer].detach().exp(), self.recipe.bandwidth)
         if self.recipe.activation != "batchtopk":
             return Entries.of(ops.encode(x, w_enc, b_enc, self.rule(layer)), self.recipe.features)
-        count = self.recipe.k * (len(x) if places is None else self.recipe.batch)
+        count = self.recipe.k_at(layer) * (len(x) if places is None else self.recipe.batch)
         found = batch_top_k(x, w_enc, b_enc, count, 0.9 * self.cutoff[layer], places)
         least, before = smallest(found.pre, places), self.cutoff[layer]
         if isfinite(least):

