@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,19 +20,33 @@ _TOLERANCE_HALF = 2e-2
 
 def frozen(model: Any, ids: Tensor) -> LocalReplacement:
     """The prompt on their model. ids: [positions]."""
-    ours = ReplacementModel(model._module, transcoders_of(model), ignore_positions=model.zero_positions.stop)
-    seen: list[Tensor] = []
-    embedding = ours.hf_model.get_input_embeddings()
-    handle = embedding.register_forward_hook(lambda _, args, out: seen.append(out.detach()[0]))
-    try:
-        local = ours.freeze(ids)
-    finally:
-        handle.remove()
+    with _bare(model._module):
+        ours = ReplacementModel(model._module, transcoders_of(model), ignore_positions=model.zero_positions.stop)
+        seen: list[Tensor] = []
+        embedding = ours.hf_model.get_input_embeddings()
+        handle = embedding.register_forward_hook(lambda _, args, out: seen.append(out.detach()[0]))
+        try:
+            local = ours.freeze(ids)
+        finally:
+            handle.remove()
     errors = local.errors
     errors[:, : local.ignore_positions] = 0  # theirs drops them
     features = tuple(map(without_zeros, local.features))
     vectors = model.embed_weight.detach()[ids].to(local.model.dtype)
     return replace(local, features=features, model=_embedded(local.model, seen[0], vectors, ours.weights.stored))
+
+
+@contextmanager
+def _bare(model: Any) -> Iterator[None]:
+    """The transformers model without what nnsight puts around each forward: what a trace of its own asked for inside
+    a module, such as another attention function, would answer in ours."""
+    wrapped = [m for m in model.modules() if {"__nnsight_forward__", "forward"} <= vars(m).keys()]
+    held = [(m, m.__dict__.pop("forward")) for m in wrapped]
+    try:
+        yield
+    finally:
+        for module, forward in held:
+            module.forward = forward
 
 
 def _embedded(frozen_model: Any, out: Tensor, vectors: Tensor, stored: torch.dtype) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pycircuit.model.capture import Captured, disagreement, relative
 from pycircuit.model.families import FamilyError
