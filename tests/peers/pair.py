@@ -106,6 +106,23 @@ def _gemma3(size: Size) -> Any:
     )  # fmt: skip
 
 
+def _qwen3(size: Size) -> Any:
+    return transformers.Qwen3Config(
+        vocab_size=size.vocabulary, hidden_size=size.width, intermediate_size=size.mlp,
+        num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
+        head_dim=size.head_width, max_position_embeddings=size.longest, rms_norm_eps=1e-6,
+    )  # fmt: skip
+
+
+def _gpt_oss(size: Size) -> Any:
+    return transformers.GptOssConfig(
+        vocab_size=size.vocabulary, hidden_size=size.width, intermediate_size=size.mlp,
+        num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
+        head_dim=size.head_width, max_position_embeddings=size.longest, num_local_experts=4, num_experts_per_tok=2,
+        sliding_window=4, layer_types=_windows(size.layers, "sliding_attention", "full_attention"),
+    )  # fmt: skip
+
+
 def _gpt2(size: Size) -> Any:
     return transformers.GPT2Config(
         vocab_size=size.vocabulary, n_embd=size.width, n_layer=size.layers, n_head=size.heads,
@@ -139,7 +156,7 @@ def _peer_config(family: str, size: Size, dtype: torch.dtype) -> HookedTransform
 
 
 CONFIGS: dict[str, Callable[[Size], Any]] = {"llama": _llama, "gemma2": _gemma2, "gpt2": _gpt2}
-ALONE = {"gemma3": _gemma3}  # not in TransformerLens here
+ALONE = {"gemma3": _gemma3, "qwen3": _qwen3, "gpt_oss": _gpt_oss}  # not in TransformerLens here
 CONVERT = {
     "llama": weight_conversions.convert_llama_weights,
     "gemma2": weight_conversions.convert_gemma_weights,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -55,11 +55,12 @@ def attribute(
         checks.whole("attribute", "max_feature_nodes", max_feature_nodes, 0)
     if offload not in OFFLOADS:
         raise ValueError(f"attribute: offload must be 'cpu', 'disk' or None, got {offload!r}")
+    freeze = _backend(model)
     show, handles = Progress(bool(verbose)), []  # type: tuple[Progress, list[Any]]
     with torch.no_grad():
-        ids = model.ensure_tokenized(prompt) if _known(model) else None
+        ids = model.ensure_tokenized(prompt)
         show.step("forward", 0, len(ids), "positions")
-        local = _frozen(model, ids)
+        local = freeze(model, ids)
         targets = _targets(model, local, attribution_targets, max_n_logits, desired_logit_prob)
         try:
             if offload is not None:
@@ -72,23 +73,20 @@ def attribute(
     return graph
 
 
-def _known(model: Any) -> bool:
-    """Whether the model is one of circuit-tracer's, or an error."""
+def _backend(model: Any) -> Callable[[Any, Tensor], LocalReplacement]:
+    """What freezes a prompt on a model of circuit-tracer's."""
     library("graph")
-    if getattr(model, "backend", None) not in ("transformerlens", "nnsight"):
+    backend = getattr(model, "backend", None)
+    if backend == "transformerlens":
+        from .transformer_lens import frozen
+    elif backend == "nnsight":
+        from .nnsight import frozen
+    else:
         raise TypeError(
             "attribute: model must be a circuit_tracer.ReplacementModel with the transformerlens or the nnsight "
             f"backend, got {type(model).__name__}; pc.attribute takes a pc.ReplacementModel"
         )
-    return True
-
-
-def _frozen(model: Any, ids: Tensor) -> LocalReplacement:
-    if model.backend == "nnsight":
-        from .nnsight import frozen
-    else:
-        from .transformer_lens import frozen
-    return frozen(model, ids)
+    return frozen
 
 
 def _targets(model: Any, local: LocalReplacement, asked: Any, most: int, probability: float) -> Any:

@@ -17,6 +17,8 @@ from pycircuit.trace.rows import Found
 from pycircuit.trace.store import Part, Store
 from pycircuit.trace.targets import Target
 
+_AT_ONCE = 256  # rows
+
 
 @dataclass(frozen=True, eq=False)
 class Adjacency:
@@ -57,13 +59,12 @@ class _Whole(Store):
 class _Rows(Found):
     """Rows of a trace, dense."""
 
-    def begin(self, rows: int, into: Tensor | None, tile_bytes: int, show: Progress) -> None:
-        self.start(Plan(0, True, False, None, tile_bytes), show, None, rows)
-        self.plan = Plan(0, True, into is None, None, tile_bytes)
-        self.store = _Whole(self, rows, into)
+    def begin(self, rows: int, into: Tensor | None, show: Progress) -> None:
+        plan = Plan(memory=0, stored=True, dense=into is None, keep=None, tile_bytes=_tile_bytes(self.local))
+        self.start(plan, show, None, rows, _Whole(self, rows, into))
 
     def nodes_at(self, begin: int, end: int) -> Tensor:
-        """The nodes of rows begin .. end, which may be under way, where no feature is left out: on the CPU."""
+        """The nodes of rows begin .. end, of which some may be under way, where every feature has one: on the CPU."""
         outputs = torch.tensor(self.order) + self.sweep.columns.count
         return torch.cat([outputs, *(nodes.cpu() for nodes in self._nodes)])[begin:end]
 
@@ -79,10 +80,10 @@ def adjacency(
     nodes = columns.count - total + wanted + outputs
     _fits(local, nodes, 0 if wanted == total else (wanted + outputs) * columns.count)
     matrix = torch.zeros(nodes, nodes)
-    found.begin(wanted + outputs, matrix if wanted == total else None, _tile_bytes(local), show)
+    found.begin(wanted + outputs, matrix if wanted == total else None, show)
     found.add_targets()
+    every = torch.arange(total, device=found.layer.device)
     while (left := wanted - found.expanded) > 0:
-        every = torch.arange(total, device=found.layer.device)
         found.add_features(every if wanted == total else found.most_influential(min(left, round_size)))
     chosen = found.nodes().cpu()
     selected = chosen.sort().values
@@ -100,8 +101,10 @@ def _place(found: _Rows, chosen: Tensor, selected: Tensor, matrix: Tensor) -> No
     rows[torch.searchsorted(selected, chosen)] = torch.arange(len(chosen)) + outputs
     rows[torch.tensor(found.order) + len(matrix) - outputs] = torch.arange(outputs)
     kept = torch.cat([selected, torch.arange(columns.features, columns.count)]).to(block.device)
-    for at in [*range(len(selected)), *range(len(matrix) - outputs, len(matrix))]:
-        matrix[at, : len(kept)] = block[rows[at]][kept].to(matrix)
+    filled = torch.cat([torch.arange(len(selected)), torch.arange(len(matrix) - outputs, len(matrix))])
+    for some in filled.split(_AT_ONCE):
+        taken = rows[some].to(block.device)
+        matrix[some, : len(kept)] = block[taken[:, None], kept].to(matrix)
 
 
 def _tile_bytes(local: LocalReplacement) -> int:

@@ -80,7 +80,7 @@ def frozen(model: Any, ids: Tensor) -> LocalReplacement:
     lens, transcoders = read(model), transcoders_of(model)
     transcoders.check(lens)
     _probe(model, lens, ids[:8])
-    captured = capture(
+    captured, _ = capture(
         model, lens, ids, {"reads": model.feature_input_hook, "writes": model.original_feature_output_hook}
     )
     x, errors, ignore = captured.streams["reads"], captured.streams["writes"], model.zero_positions.stop
@@ -146,24 +146,29 @@ def _layer(block: Any, wide: torch.dtype) -> tuple[dict[str, Any], dict[str, Nor
     }, norms
 
 
-def capture(model: Any, lens: Lens, ids: Tensor, record: dict[str, str]) -> Captured:
-    """One forward on one copy. record: the streams to keep, and at which hook of a block each is."""
+def capture(
+    model: Any, lens: Lens, ids: Tensor, record: dict[str, str], whole: bool = False
+) -> tuple[Captured, Tensor]:
+    """One forward on one copy, and what comes out of it: of its last norm, or, of the `whole` model, logits.
+
+    record: the streams to keep, and at which hook of a block each is.
+    """
     shape = (lens.depth, len(ids), lens.width)
     streams = {name: torch.empty(shape, dtype=lens.dtype, device=lens.device) for name in record}
     recorder = _Recorder(lens, streams)
-    last = lens.depth
-    keep = ["blocks.0.hook_resid_pre", "ln_final.hook_scale"]
+    keep = ["blocks.0.hook_resid_pre", f"blocks.{lens.depth - 1}.hook_resid_post", "ln_final.hook_scale"]
     for at, (_, norms) in enumerate(lens.layers):
         keep += [f"blocks.{at}.attn.hook_pattern", *(f"blocks.{at}.{NORMS[name]}.hook_scale" for name in norms)]
     hooks = [recorder.keep(name) for name in keep]
-    hooks += [recorder.stream(name, at, record[name]) for name in record for at in range(last)]
+    hooks += [recorder.stream(name, at, record[name]) for name in record for at in range(lens.depth)]
     with model.hooks(fwd_hooks=hooks):
-        final = model.forward(ids[None], stop_at_layer=last)
-        model.ln_final(final)
-    return Captured(_assembled(model, lens, ids, recorder.held, final[0].detach().to(lens.dtype)), streams)
+        out = model.forward(ids[None], stop_at_layer=None if whole else lens.depth)
+        if not whole:
+            out = model.ln_final(out)
+    return Captured(_assembled(model, lens, ids, recorder.held), streams), out[0].detach().to(lens.dtype)
 
 
-def _assembled(model: Any, lens: Lens, ids: Tensor, held: dict[str, Tensor], final: Tensor) -> FrozenModel:
+def _assembled(model: Any, lens: Lens, ids: Tensor, held: dict[str, Tensor]) -> FrozenModel:
     layers = tuple(_frozen_layer(model, at, lens, held) for at in range(lens.depth))
     first, embeddings = held["blocks.0.hook_resid_pre"], model.W_E.detach()[ids].to(lens.dtype)
     rest = first - embeddings
@@ -172,7 +177,7 @@ def _assembled(model: Any, lens: Lens, ids: Tensor, held: dict[str, Tensor], fin
         embeddings=embeddings,
         position_part=rest if bool(rest.any()) else None,
         layers=layers,
-        final_stream=final,
+        final_stream=held[f"blocks.{lens.depth - 1}.hook_resid_post"],
         final_norm=_frozen_norm(lens.final_norm, held["ln_final.hook_scale"], "ln_final"),
         unembedding=lens.unembedding,
         unembedding_bias=lens.unembedding_bias,
@@ -209,8 +214,7 @@ def _frozen_norm(norm: Norm, scale: Tensor, name: str) -> FrozenNorm:
 def _probe(model: Any, lens: Lens, ids: Tensor) -> None:
     """The law before anything else: the frozen model must come to what their model comes to, part by part."""
     parts, logits = _TOLERANCE.get(model.W_E.dtype, _TOLERANCE_HALF)
-    captured = capture(model, lens, ids, CHECKED)
-    expected = model.forward(ids[None])[0].detach().to(lens.dtype)
+    captured, expected = capture(model, lens, ids, CHECKED, whole=True)
     found = {name: (worst, parts) for name, worst in disagreement(captured).items()}
     found["logits"] = (relative(captured.model.logits(), expected), logits)
     wrong = [f"{name} {worst:.2g} off" for name, (worst, tolerance) in found.items() if not worst <= tolerance]
