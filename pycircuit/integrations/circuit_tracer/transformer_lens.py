@@ -188,7 +188,7 @@ def _assembled(model: Any, lens: Lens, ids: Tensor, held: dict[str, Tensor]) -> 
 
 def _frozen_layer(model: Any, at: int, lens: Lens, held: dict[str, Tensor]) -> FrozenLayer:
     weights, norms = lens.layers[at]
-    frozen_norms = {
+    frozen_norms: dict[str, Any] = {
         name: None if name not in norms else _frozen_norm(norms[name], held[f"blocks.{at}.{theirs}.hook_scale"], theirs)
         for name, theirs in NORMS.items()
     }
