@@ -16,7 +16,6 @@ import torch
 import transformers
 from circuit_tracer import attribute as peer_attribute
 from circuit_tracer.graph import Graph as PeerGraph
-from circuit_tracer.replacement_model.replacement_model_nnsight import NNSightReplacementModel
 from circuit_tracer.replacement_model.replacement_model_transformerlens import TransformerLensReplacementModel
 from circuit_tracer.transcoder import SingleLayerTranscoder, TranscoderSet
 from circuit_tracer.transcoder.activation_functions import JumpReLU as PeerJumpReLU
@@ -263,6 +262,8 @@ def lazy_transcoders(whole: Any, folder: Path, encoder: bool, decoder: bool) -> 
 
 def nnsight_of(model: Any, transcoders: Any, size: Size) -> Any:
     """The peer's replacement model around a transformers model, by its other backend."""
+    from circuit_tracer.replacement_model.replacement_model_nnsight import NNSightReplacementModel
+
     model.config.architectures = [type(model).__name__]
     out = NNSightReplacementModel(model, tokenizer=Tokenizer(size.vocabulary), dispatch=True)
     out._hf_config = model.config
@@ -275,12 +276,13 @@ def peer_of(family: str, model: Any, kind: Kind, weights: dict[str, Any], size: 
     return lens_of(family, model, peer_transcoders(kind, weights, size, dtype), size, dtype)
 
 
-def lens_of(family: str, model: Any, transcoders: Any, size: Size, dtype: torch.dtype) -> Any:
+def lens_of(family: str, model: Any, transcoders: Any, size: Size, dtype: torch.dtype, fold: bool = False) -> Any:
+    """The same with the peer's own transcoders. fold: gains and biases of norms into the weights they feed."""
     config = _peer_config(family, size, dtype)
     out = TransformerLensReplacementModel(config)
     with torch.no_grad():
         state = CONVERT[family](model, config)
-    as_they_are = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False}
+    as_they_are = {"fold_ln": fold, "center_writing_weights": False, "center_unembed": False}
     out.load_and_process_state_dict(state, **as_they_are, fold_value_biases=False)
     out._configure_replacement_model(transcoders)
     out.tokenizer = Tokenizer(size.vocabulary)

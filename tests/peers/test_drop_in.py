@@ -26,7 +26,7 @@ from circuit_tracer.utils import create_graph_files
 from torch import Tensor
 
 from pycircuit.integrations import circuit_tracer as drop_in
-from pycircuit.integrations.circuit_tracer import accelerate, attribute, rows, transcoders
+from pycircuit.integrations.circuit_tracer import accelerate, attribute, rows, transcoders, transformer_lens
 from pycircuit.ops import FileRows
 from pycircuit.trace import MemoryBoundError
 
@@ -118,6 +118,43 @@ def test_the_same_graph(where: str, kind: str, lazy: str, folder: Path) -> None:
         assert len(theirs.active_features) > 100
         assert (len(theirs.selected_features) == MOST) == (settings is SOME)
         same(ours, theirs)
+
+
+@pytest.mark.parametrize(("where", "kind"), [("lens llama", "plt"), ("lens gemma2", "clt"), ("lens gpt2", "clt")])
+def test_the_same_with_patterns_recomputed(where: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for prompts whose patterns are too large to keep: rotary, windows and a cap, learned positions."""
+    theirs, stored = both(where, kind)
+    recomputed, layers = transformer_lens._recomputed, set()
+
+    def counted(model: Any, at: int, held: Any) -> Any:
+        layers.add(at)
+        return recomputed(model, at, held)
+
+    monkeypatch.setattr(transformer_lens, "PATTERN_BYTES", 0)
+    monkeypatch.setattr(transformer_lens, "_recomputed", counted)
+    ours = pair.by(attribute, plain(where, kind), ids(), **SOME)
+    assert layers == set(range(SIZE.layers))
+    same(ours, stored, 1e-5)
+    same(ours, theirs)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_same_with_norms_folded_into_weights(family: str) -> None:
+    size, kind = SIZES.get(family, SIZE), KINDS["plt"]
+    held = pair.peer_transcoders(kind, pair.transcoder_weights(kind, size, torch.float32, ACTIVE), size, torch.float32)
+    model = pair.lens_of(family, pair.language_model(family, size, torch.float32), held, size, torch.float32, fold=True)
+    assert type(model.ln_final).__name__.endswith("Pre") and not hasattr(model.blocks[0].ln1, "w")
+    same(pair.by(attribute, model, ids(), **SOME), pair.trace_peer(model, ids(), **SOME))
+
+
+def test_the_same_where_several_positions_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As theirs does for the chat models of Gemma 3."""
+    for where in ("lens llama", "nnsight llama"):
+        model = made(where, "plt")
+        model.zero_positions = slice(0, 4)
+        theirs = pair.trace_peer(model, ids(), **SOME)
+        assert int(theirs.active_features[:, 1].min()) == 4
+        same(pair.by(attribute, model, ids(), **SOME), theirs)
 
 
 @pytest.mark.parametrize("kind", ["plt_topk_skip", "clt"])

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycircuit.model.capture import Captured, disagreement, relative
+from pycircuit.model.capture import Captured, attend, disagreement, relative
 from pycircuit.model.families import FamilyError
 from pycircuit.model.frozen import FrozenLayer, FrozenModel, FrozenNorm
-from pycircuit.model.replacement import LocalReplacement
+from pycircuit.model.replacement import PATTERN_BYTES, LocalReplacement
 from pycircuit.model.weights import Norm, output_back, value_back
-from pycircuit.ops import StoredAttention
+from pycircuit.ops import RecomputedAttention, StoredAttention
 
 from .transcoders import transcoders_of, without_zeros
 
@@ -79,10 +79,10 @@ def frozen(model: Any, ids: Tensor) -> LocalReplacement:
     """The prompt on their model. ids: [positions]."""
     lens, transcoders = read(model), transcoders_of(model)
     transcoders.check(lens)
-    _probe(model, lens, ids[:8])
-    captured, _ = capture(
-        model, lens, ids, {"reads": model.feature_input_hook, "writes": model.original_feature_output_hook}
-    )
+    stored = _stores(model, lens, len(ids))
+    _probe(model, lens, ids[:8], stored)
+    record = {"reads": model.feature_input_hook, "writes": model.original_feature_output_hook}
+    captured, _ = capture(model, lens, ids, record, stored)
     x, errors, ignore = captured.streams["reads"], captured.streams["writes"], model.zero_positions.stop
     features = tuple(without_zeros(transcoders.encode(at, x[at], ignore)) for at in range(lens.depth))
     transcoders.add_to(errors, features, x, ignore, sign=-1.0)
@@ -101,7 +101,7 @@ def read(model: Any) -> Lens:
     unembedding = model.unembed.W_U.detach().T
     return Lens(
         tuple(_layer(block, wide) for block in model.blocks),
-        _norm("ln_final", model.ln_final, wide),
+        _norm("ln_final", model.ln_final, model.W_E, wide),
         unembedding,
         model.unembed.b_U.detach().to(wide),
         unembedding.mean(0, dtype=wide),
@@ -110,12 +110,12 @@ def read(model: Any) -> Lens:
     )
 
 
-def _norm(name: str, of: Any, wide: torch.dtype) -> Norm:
-    """One of TransformerLens' norms; the folded ones have no gain."""
+def _norm(name: str, of: Any, like: Tensor, wide: torch.dtype) -> Norm:
+    """One of TransformerLens' norms; the folded ones have no gain. like: [..., width], where the model is."""
     kind = type(of).__name__
     if kind not in ("RMSNorm", "RMSNormPre", "LayerNorm", "LayerNormPre"):
         raise FamilyError(f"attribute: {name} must be an RMSNorm or a LayerNorm, folded or not, got {kind}")
-    gain = of.w.detach().to(wide) if hasattr(of, "w") else torch.ones((), dtype=wide)
+    gain = of.w.detach().to(wide) if hasattr(of, "w") else like.new_ones(like.shape[-1], dtype=wide)
     bias = of.b.detach().to(wide) if hasattr(of, "b") else None
     return Norm(gain, bias, kind.startswith("Layer"), of.eps)
 
@@ -130,8 +130,14 @@ def _layer(block: Any, wide: torch.dtype) -> tuple[dict[str, Any], dict[str, Nor
     grouped = hasattr(attention, "_W_V")  # heads that share a key; W_V then repeats them
     w_v, b_v = (attention._W_V, attention._b_V) if grouped else (attention.W_V, attention.b_V)
     norms = {
-        ours: _norm(theirs, getattr(block, theirs), wide) for ours, theirs in NORMS.items() if hasattr(block, theirs)
+        ours: _norm(theirs, getattr(block, theirs), attention.W_O, wide)
+        for ours, theirs in NORMS.items()
+        if hasattr(block, theirs)
     }
+    if attention.W_O.ndim != 3:
+        raise FamilyError(
+            f"attribute: W_O must have a dimension of heads, got {list(attention.W_O.shape)}; is it 4-bit?"
+        )
     value = w_v.detach().to(wide).transpose(1, 2).flatten(0, 1)
     output = attention.W_O.detach().to(wide).flatten(0, 1).T
     return {
@@ -147,18 +153,19 @@ def _layer(block: Any, wide: torch.dtype) -> tuple[dict[str, Any], dict[str, Nor
 
 
 def capture(
-    model: Any, lens: Lens, ids: Tensor, record: dict[str, str], whole: bool = False
+    model: Any, lens: Lens, ids: Tensor, record: dict[str, str], stored: bool, whole: bool = False
 ) -> tuple[Captured, Tensor]:
     """One forward on one copy, and what comes out of it: of its last norm, or, of the `whole` model, logits.
 
-    record: the streams to keep, and at which hook of a block each is.
+    record: the streams to keep, and at which hook of a block each is. stored: keep patterns, otherwise query and key.
     """
     shape = (lens.depth, len(ids), lens.width)
     streams = {name: torch.empty(shape, dtype=lens.dtype, device=lens.device) for name in record}
     recorder = _Recorder(lens, streams)
     keep = ["blocks.0.hook_resid_pre", f"blocks.{lens.depth - 1}.hook_resid_post", "ln_final.hook_scale"]
     for at, (_, norms) in enumerate(lens.layers):
-        keep += [f"blocks.{at}.attn.hook_pattern", *(f"blocks.{at}.{NORMS[name]}.hook_scale" for name in norms)]
+        keep += [f"blocks.{at}.{NORMS[name]}.hook_scale" for name in norms]
+        keep += [f"blocks.{at}.attn.{name}" for name in (["hook_pattern"] if stored else _query_and_key(model))]
     hooks = [recorder.keep(name) for name in keep]
     hooks += [recorder.stream(name, at, record[name]) for name in record for at in range(lens.depth)]
     with model.hooks(fwd_hooks=hooks):
@@ -192,13 +199,41 @@ def _frozen_layer(model: Any, at: int, lens: Lens, held: dict[str, Tensor]) -> F
         name: None if name not in norms else _frozen_norm(norms[name], held[f"blocks.{at}.{theirs}.hook_scale"], theirs)
         for name, theirs in NORMS.items()
     }
-    pattern = held[f"blocks.{at}.attn.hook_pattern"]
+    pattern = held.get(f"blocks.{at}.attn.hook_pattern")
     return FrozenLayer(
         **weights,
         **frozen_norms,
-        attention=StoredAttention(pattern, weights["kv_heads"]),
+        attention=_recomputed(model, at, held) if pattern is None else StoredAttention(pattern, weights["kv_heads"]),
         parallel=bool(model.cfg.parallel_attn_mlp),
     )
+
+
+def _query_and_key(model: Any) -> list[str]:
+    """Where in attention they are as they meet."""
+    rotary = model.cfg.positional_embedding_type == "rotary"
+    return ["hook_rot_q", "hook_rot_k"] if rotary else ["hook_q", "hook_k"]
+
+
+def _stores(model: Any, lens: Lens, positions: int) -> bool:
+    """Whether patterns of all layers together are small, or depend on more than query and key."""
+    heads = sum(weights["heads"] for weights, _ in lens.layers)
+    small = heads * positions**2 * lens.dtype.itemsize <= PATTERN_BYTES
+    return small or model.cfg.positional_embedding_type not in ("rotary", "standard")
+
+
+def _recomputed(model: Any, at: int, held: dict[str, Tensor]) -> RecomputedAttention:
+    owner, cfg = model.blocks[at].attn, model.cfg
+    query, key = (held[f"blocks.{at}.attn.{name}"].transpose(0, 1).contiguous() for name in _query_and_key(model))
+    found = RecomputedAttention(
+        query=query,
+        key=key,
+        log_sum_exp=query.new_empty(query.shape[:2]),
+        scale=1.0 / float(owner.attn_scale),
+        softcap=max(0.0, float(cfg.attn_scores_soft_cap)),
+        window=int(cfg.window_size) if owner.attn_type == "local" else 0,
+    )
+    attend(found, key[..., :0], None)  # for its log_sum_exp alone
+    return found
 
 
 def _frozen_norm(norm: Norm, scale: Tensor, name: str) -> FrozenNorm:
@@ -211,10 +246,10 @@ def _frozen_norm(norm: Norm, scale: Tensor, name: str) -> FrozenNorm:
     return FrozenNorm(scale[:, 0], norm.gain, norm.bias, norm.center)
 
 
-def _probe(model: Any, lens: Lens, ids: Tensor) -> None:
+def _probe(model: Any, lens: Lens, ids: Tensor, stored: bool) -> None:
     """The law before anything else: the frozen model must come to what their model comes to, part by part."""
     parts, logits = _TOLERANCE.get(model.W_E.dtype, _TOLERANCE_HALF)
-    captured, expected = capture(model, lens, ids, CHECKED, whole=True)
+    captured, expected = capture(model, lens, ids, CHECKED, stored, whole=True)
     found = {name: (worst, parts) for name, worst in disagreement(captured).items()}
     found["logits"] = (relative(captured.model.logits(), expected), logits)
     wrong = [f"{name} {worst:.2g} off" for name, (worst, tolerance) in found.items() if not worst <= tolerance]
