@@ -135,9 +135,8 @@ def _layer(block: Any, wide: torch.dtype) -> tuple[dict[str, Any], dict[str, Nor
         if hasattr(block, theirs)
     }
     if attention.W_O.ndim != 3:
-        raise FamilyError(
-            f"attribute: W_O must have a dimension of heads, got {list(attention.W_O.shape)}; is it 4-bit?"
-        )
+        got = list(attention.W_O.shape)
+        raise FamilyError(f"attribute: W_O must have shape [heads, head width, width], got {got}; is it in 4 bits?")
     value = w_v.detach().to(wide).transpose(1, 2).flatten(0, 1)
     output = attention.W_O.detach().to(wide).flatten(0, 1).T
     return {
