@@ -110,7 +110,8 @@ def _place(found: _Rows, chosen: Tensor, selected: Tensor, matrix: Tensor) -> No
 def _tile_bytes(local: LocalReplacement) -> int:
     frozen, size = local.model, local.model.embeddings.element_size()
     wide = max(one.w_o.shape[1] + one.w_v.shape[0] + one.heads for one in frozen.layers)
-    return max(TILE_BYTES, TILE_TARGETS * size * frozen.positions * (frozen.width + wide))
+    one = size * frozen.positions * (frozen.width + wide)  # of a target of full length
+    return max(one, min(max(TILE_BYTES, TILE_TARGETS * one), free_bytes(frozen.device) // 8))
 
 
 def _fits(local: LocalReplacement, nodes: int, ranked: int) -> None:
