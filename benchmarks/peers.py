@@ -22,11 +22,12 @@ import pycircuit as pc
 from pycircuit.bench import machine, memory, models, sections, trace
 from pycircuit.bench.shapes import SHAPES, Shape
 from pycircuit.bench.trace import Traced
+from pycircuit.integrations import circuit_tracer
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests" / "peers"))
 
-PEER, THREADS, INTERVAL = "circuit-tracer", 2, 4  # INTERVAL: the peer's update_interval
+PEER, DROP_IN, THREADS, INTERVAL = "circuit-tracer", "drop-in", 2, 4  # INTERVAL: the peer's update_interval
 ROW = 1e-4  # of a row's norm
 COMMON = 0.99  # of the features chosen, and of those active: float32 decides ties
 MEMORY_4K = 6e9
@@ -35,7 +36,8 @@ TINY = Shape("tiny", 3, 64, 4, 4, 16, 256, 8, 32, 48, "cpu")
 
 @dataclass(frozen=True)
 class Plan:
-    """batches: the peer's, its best first; least: ratios to the peer asked for, one a batch."""
+    """batches: the peer's, its best first; least: ratios to the peer asked for, one a batch; drop_in: that of its own
+    `attribute` to ours on its own model, at its best batch."""
 
     shape: Shape
     batches: tuple[int, ...]
@@ -44,13 +46,14 @@ class Plan:
     rate: float | None = None
     memory: float | None = None
     phase: float | None = None
+    drop_in: float | None = None
 
 
 PLANS = {
     plan.shape.name: plan
     for plan in (
-        Plan(TINY, (4, 256)),
-        Plan(SHAPES["small"], (16, 256), (5, 20), reference=2, rate=0.45, phase=0.2),
+        Plan(TINY, (4, 256), drop_in=0),
+        Plan(SHAPES["small"], (16, 256), (5, 20), reference=2, rate=0.45, phase=0.2, drop_in=5),
         Plan(SHAPES["medium"], (32,), (8,), reference=2, rate=0.5),
         Plan(SHAPES["long"], (8,), (10,), memory=0.25),
         Plan(SHAPES["long4k"], ()),
@@ -82,7 +85,9 @@ def run_case(case: Case, out: Path) -> None:
     shape = PLANS[case.shape].shape
     torch.set_num_threads(THREADS)
     load = machine.load()
-    found, rows = (_peer if case.what == PEER else _ours)(case, shape, Traced(case.shape, case.name, THREADS))
+    found, rows = (_peer if case.what in (PEER, DROP_IN) else _ours)(
+        case, shape, Traced(case.shape, case.name, THREADS)
+    )
     found.load = load
     np.savez(out, **rows, found=json.dumps(found.as_json()))
 
@@ -152,7 +157,10 @@ def _peer(case: Case, shape: Shape, found: Traced) -> tuple[Traced, dict[str, An
     ids = models.prompt(shape.positions)
 
     def once(tokens: torch.Tensor = ids, most: int = shape.targets, batch: int = case.batch) -> Any:
-        return pair.trace_peer(model, tokens, batch_size=batch, update_interval=INTERVAL, max_feature_nodes=most)
+        settings = {"batch_size": batch, "update_interval": INTERVAL, "max_feature_nodes": most}
+        if case.what == DROP_IN:
+            return circuit_tracer.attribute(tokens, model, **settings)
+        return pair.trace_peer(model, tokens, **settings)
 
     once(ids[:8], 8, 8)
     graph = _measure(found, once, 3, 15)
@@ -245,6 +253,9 @@ def compare(plan: Plan, rate: float, prefix: list[str]) -> Compared:
         if batch == plan.batches[0]:
             plain = run("reference", batch)
             agreements[plain.name] = agreement(rows[plain], rows[ours])
+            if plan.drop_in is not None:
+                swapped = run(DROP_IN, batch)
+                agreements[swapped.name] = agreement(rows[swapped], rows[theirs])
         del rows[theirs]
     if not plan.batches:
         run("native", 0)
@@ -283,6 +294,10 @@ def _verdicts(found: Compared, rate: float) -> list[str]:
             _verdict(f"{ours.what} over reference", plain.median / ours.median, plan.reference, "{:.2f}x")
             + _unsure(plain, ours)
         )
+    if plan.drop_in is not None:
+        theirs, swapped = (cases[Case(name, what, first).name] for what in (PEER, DROP_IN))
+        ratio = theirs.median / swapped.median
+        out.append(_verdict(f"{DROP_IN} over {PEER}", ratio, plan.drop_in, "{:.1f}x") + _unsure(theirs, swapped))
     if plan.rate is not None:
         out.append(
             _verdict(f"{ours.what}, sweep of the matrix rate", ours.of_rate(rate) or 0, plan.rate, "{:.0%}")
@@ -334,6 +349,7 @@ def markdown(found: list[Compared], rates: machine.Rates) -> str:
         "ratio is given only where both chose the same features (99%: float32 decides ties) and their rows agree to",
         "1e-4 of the norm (the reference's are held against the native ones). So that they can be compared ours leaves",
         "out the errors of the first position, as the peer does; the certificate is of another run with all of them.",
+        "*drop-in*: the peer's own model and transcoders, and its `Graph`, by pycircuit.integrations.circuit_tracer.",
         "Peak memory is what the first timed run reached, in all and over what was resident before it. *sweep of",
         "matrix rate*: causal-cone operations without and with the first hop, over the best matrix rate measured here.",
         "",

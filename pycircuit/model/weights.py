@@ -155,14 +155,14 @@ def _projections(layer: nn.Module, row: Family, config: Any, dtype: torch.dtype)
     }
 
 
-def _back_v(norm: Norm | None, w_v: Tensor) -> Tensor:
+def value_back(norm: Norm | None, w_v: Tensor) -> Tensor:
     if norm is None:
         return w_v
     scaled = w_v * norm.gain
     return scaled - scaled.mean(1, keepdim=True) if norm.center else scaled
 
 
-def _back_o(norm: Norm | None, w_o: Tensor) -> Tensor:
+def output_back(norm: Norm | None, w_o: Tensor) -> Tensor:
     if norm is None:
         return w_o
     return norm.gain[:, None] * (w_o - w_o.mean(0) if norm.center else w_o)
@@ -176,8 +176,8 @@ def _layer(layer: nn.Module, row: Family, config: Any, dtype: torch.dtype) -> La
         post_attention_norm=after,
         mlp_norm=_norm(layer, row.mlp_norm, row, dtype),
         post_mlp_norm=_norm(layer, row.post_mlp_norm, row, dtype),
-        back_v=_back_v(before, projections["w_v"]),
-        back_o=_back_o(after, projections["w_o"]),
+        back_v=value_back(before, projections["w_v"]),
+        back_o=output_back(after, projections["w_o"]),
         **projections,
     )
 

@@ -39,10 +39,12 @@ class Found:
         self._biases: list[Tensor] = []
         self.packing = 0.0  # seconds
 
-    def start(self, plan: Plan, show: Progress, checkpoint: Checkpoint | None, rows: int) -> None:
+    def start(
+        self, plan: Plan, show: Progress, checkpoint: Checkpoint | None, rows: int, store: Store | None = None
+    ) -> None:
         self.plan, self.show, self.checkpoint, self.total = plan, show, checkpoint, rows
         self.tile_bytes = plan.tile_bytes
-        self.store = Store(self.sweep.columns, self.value, rows, plan.dense, plan.keep)
+        self.store = Store(self.sweep.columns, self.value, rows, plan.dense, plan.keep) if store is None else store
         show.step("sweep", 0, rows)
 
     @property
@@ -135,7 +137,7 @@ class Found:
         weight = self.value.new_zeros(len(order))
         weight[:outputs] = torch.tensor([self.targets[t].weight for t in self.order])
         influence = self.store.influence(order, node, weight)[: len(self.layer)]
-        influence[nodes] = -1
+        influence[nodes] = -torch.inf
         return torch.sort(influence, descending=True, stable=True).indices[:count]
 
     def row_node(self) -> Tensor:

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,6 +21,8 @@ from circuit_tracer.transcoder import SingleLayerTranscoder, TranscoderSet
 from circuit_tracer.transcoder.activation_functions import JumpReLU as PeerJumpReLU
 from circuit_tracer.transcoder.activation_functions import TopK as PeerTopK
 from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder as PeerCrossLayer
+from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
+from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
 from torch import Tensor
 from transformer_lens import HookedTransformerConfig
 from transformer_lens.pretrained import weight_conversions
@@ -92,6 +95,33 @@ def _gemma2(size: Size) -> Any:
     )  # fmt: skip
 
 
+def _gemma3(size: Size) -> Any:
+    return transformers.Gemma3TextConfig(
+        vocab_size=size.vocabulary, hidden_size=size.width, intermediate_size=size.mlp,
+        num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
+        head_dim=size.head_width, max_position_embeddings=size.longest, rms_norm_eps=1e-6,
+        query_pre_attn_scalar=size.head_width, sliding_window=4,
+        layer_types=_windows(size.layers, "sliding_attention", "full_attention"),
+    )  # fmt: skip
+
+
+def _qwen3(size: Size) -> Any:
+    return transformers.Qwen3Config(
+        vocab_size=size.vocabulary, hidden_size=size.width, intermediate_size=size.mlp,
+        num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
+        head_dim=size.head_width, max_position_embeddings=size.longest, rms_norm_eps=1e-6,
+    )  # fmt: skip
+
+
+def _gpt_oss(size: Size) -> Any:
+    return transformers.GptOssConfig(
+        vocab_size=size.vocabulary, hidden_size=size.width, intermediate_size=size.mlp,
+        num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
+        head_dim=size.head_width, max_position_embeddings=size.longest, num_local_experts=4, num_experts_per_tok=2,
+        sliding_window=4, layer_types=_windows(size.layers, "sliding_attention", "full_attention"),
+    )  # fmt: skip
+
+
 def _gpt2(size: Size) -> Any:
     return transformers.GPT2Config(
         vocab_size=size.vocabulary, n_embd=size.width, n_layer=size.layers, n_head=size.heads,
@@ -125,6 +155,7 @@ def _peer_config(family: str, size: Size, dtype: torch.dtype) -> HookedTransform
 
 
 CONFIGS: dict[str, Callable[[Size], Any]] = {"llama": _llama, "gemma2": _gemma2, "gpt2": _gpt2}
+ALONE = {"gemma3": _gemma3, "qwen3": _qwen3, "gpt_oss": _gpt_oss}  # not in TransformerLens here
 CONVERT = {
     "llama": weight_conversions.convert_llama_weights,
     "gemma2": weight_conversions.convert_gemma_weights,
@@ -134,7 +165,9 @@ CONVERT = {
 
 def language_model(family: str, size: Size, dtype: torch.dtype, seed: int = 0) -> Any:
     """A transformers model: no bias is zero, no norm's gain is one."""
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[family](size), attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_config(
+        {**CONFIGS, **ALONE}[family](size), attn_implementation="eager"
+    )
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -143,7 +176,7 @@ def language_model(family: str, size: Size, dtype: torch.dtype, seed: int = 0) -
                 embedding = any(part in name for part in ("wte", "wpe", "embed"))
                 parameter.copy_(noise if embedding else 1.5 * noise / size.width**0.5)
             else:
-                gain = float(name.endswith("weight") and family != "gemma2")
+                gain = float(name.endswith("weight") and not family.startswith("gemma"))
                 parameter.copy_(gain + 0.4 * noise)
     return model.to(dtype).eval()
 
@@ -214,15 +247,44 @@ def peer_model(family: str, kind: Kind, size: Size, dtype: torch.dtype, active: 
     return peer_of(family, language_model(family, size, dtype), kind, weights, size, dtype)
 
 
+def lazy_transcoders(whole: Any, folder: Path, encoder: bool, decoder: bool) -> Any:
+    """The peer's transcoders saved by the peer, and loaded again with the weights asked for left in their files."""
+    whole.to_safetensors(str(folder))
+    where = {name: getattr(whole, name) for name in ("feature_input_hook", "feature_output_hook")}
+    how = {"dtype": whole.b_dec.dtype if hasattr(whole, "b_dec") else whole[0].dtype}
+    how |= {"lazy_encoder": encoder, "lazy_decoder": decoder, "scan": "tiny"}
+    if isinstance(whole, PeerCrossLayer):
+        return load_clt(str(folder), **where, **how)
+    return load_transcoder_set(
+        {at: str(folder / f"layer_{at}.safetensors") for at in range(len(whole))}, **where, **how
+    )
+
+
+def nnsight_of(model: Any, transcoders: Any, size: Size) -> Any:
+    """The peer's replacement model around a transformers model, by its other backend."""
+    from circuit_tracer.replacement_model.replacement_model_nnsight import NNSightReplacementModel
+
+    model.config.architectures = [type(model).__name__]
+    out = NNSightReplacementModel(model, tokenizer=Tokenizer(size.vocabulary), dispatch=True)
+    out._hf_config = model.config
+    out._configure_replacement_model(transcoders)
+    return out
+
+
 def peer_of(family: str, model: Any, kind: Kind, weights: dict[str, Any], size: Size, dtype: torch.dtype) -> Any:
     """The peer's replacement model with the weights of a transformers model and of our transcoders."""
+    return lens_of(family, model, peer_transcoders(kind, weights, size, dtype), size, dtype)
+
+
+def lens_of(family: str, model: Any, transcoders: Any, size: Size, dtype: torch.dtype, fold: bool = False) -> Any:
+    """The same with the peer's own transcoders. fold: gains and biases of norms into the weights they feed."""
     config = _peer_config(family, size, dtype)
     out = TransformerLensReplacementModel(config)
     with torch.no_grad():
         state = CONVERT[family](model, config)
-    as_they_are = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False}
+    as_they_are = {"fold_ln": fold, "center_writing_weights": False, "center_unembed": False}
     out.load_and_process_state_dict(state, **as_they_are, fold_value_biases=False)
-    out._configure_replacement_model(peer_transcoders(kind, weights, size, dtype))
+    out._configure_replacement_model(transcoders)
     out.tokenizer = Tokenizer(size.vocabulary)
     return out
 
@@ -248,12 +310,17 @@ def trace_ours(model: Any, ids: Tensor, **how: Any) -> pc.Graph:
 
 def trace_peer(model: Any, ids: Tensor, **how: Any) -> PeerGraph:
     """In the model's own type: the peer's edge matrix takes torch's default. Its hooks make torch warn."""
+    return by(peer_attribute, model, ids, **how)
+
+
+def by(attribute: Callable[..., PeerGraph], model: Any, ids: Any, **how: Any) -> PeerGraph:
+    """The same by any function of that signature."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(model.cfg.dtype)
+    torch.set_default_dtype(model.unembed_proj.dtype)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Full backward hook is firing")
-            return peer_attribute(ids, model, **how)
+            return attribute(ids, model, **how)
     finally:
         torch.set_default_dtype(before)
 

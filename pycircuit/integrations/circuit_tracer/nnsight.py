@@ -1,0 +1,69 @@
+"""A replacement model of circuit-tracer's nnsight backend, frozen on one prompt: it keeps the transformers model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pycircuit.model.replacement import LocalReplacement, ReplacementModel
+
+from .transcoders import transcoders_of, without_zeros
+
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}  # transformers scales embeddings in float32 at the most
+_TOLERANCE_HALF = 2e-2
+
+
+def frozen(model: Any, ids: Tensor) -> LocalReplacement:
+    """The prompt on their model. ids: [positions]."""
+    with _bare(model._module):
+        ours = ReplacementModel(model._module, transcoders_of(model), ignore_positions=model.zero_positions.stop)
+        seen: list[Tensor] = []
+        embedding = ours.hf_model.get_input_embeddings()
+        handle = embedding.register_forward_hook(lambda _, args, out: seen.append(out.detach()[0]))
+        try:
+            local = ours.freeze(ids)
+        finally:
+            handle.remove()
+    errors = local.errors
+    errors[:, : local.ignore_positions] = 0  # theirs drops them
+    features = tuple(map(without_zeros, local.features))
+    vectors = model.embed_weight.detach()[ids].to(local.model.dtype)
+    return replace(local, features=features, model=_embedded(local.model, seen[0], vectors, ours.weights.stored))
+
+
+@contextmanager
+def _bare(model: Any) -> Iterator[None]:
+    """The transformers model without what nnsight puts around each forward: what a trace of its own asked for inside
+    a module, such as another attention function, would answer in ours."""
+    wrapped = [m for m in model.modules() if {"__nnsight_forward__", "forward"} <= vars(m).keys()]
+    held = [(m, m.__dict__.pop("forward")) for m in wrapped]
+    try:
+        yield
+    finally:
+        for module, forward in held:
+            module.forward = forward
+
+
+def _embedded(frozen_model: Any, out: Tensor, vectors: Tensor, stored: torch.dtype) -> Any:
+    """Token nodes as theirs: rows of the embedding's weight, read where the embedding's output is.
+
+    What is done to that output on the way to the first layer is at the most a factor. Where the embedding itself
+    scales its rows (Gemma 3), theirs is not scaled, and so its token edges are smaller than the law asks.
+    """
+    first, out = frozen_model.first_stream(), out.to(frozen_model.dtype)
+    factor = float((first * out).sum() / out.square().sum())
+    off = float((first - factor * out).abs().max() / first.abs().max())
+    if off > _TOLERANCE.get(stored, _TOLERANCE_HALF):
+        raise ValueError(
+            "attribute: what enters the first layer must be the embedding's output, scaled or not, got something "
+            f"{off:.1g} off: circuit-tracer's token edges of this model have no meaning that could be reproduced"
+        )
+    vectors = vectors * factor
+    rest = first - vectors
+    same = float(rest.abs().max() / first.abs().max()) <= _TOLERANCE.get(stored, _TOLERANCE_HALF)
+    return frozen_model if same else replace(frozen_model, embeddings=vectors, position_part=rest)

@@ -1,0 +1,119 @@
+"""circuit-tracer's transcoders as ours, on the same memory; what it leaves in files stays there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pycircuit.ops import Activation, Features, FileRows, JumpReLU, ReLU, TopK
+from pycircuit.transcoders import CrossLayerTranscoder, PerLayerTranscoders
+from pycircuit.transcoders.formats.files import Stored, open_tensors
+from pycircuit.transcoders.formats.hooks import READ_NAMES, WRITE_NAMES
+from pycircuit.transcoders.lazy import Cache, LazyRows
+from pycircuit.transcoders.types import Transcoders
+
+CACHE = 4 << 30  # bytes of decoder rows that are kept while their features are in use
+RELUS = (nn.functional.relu, torch.relu)
+_READS = {theirs: ours for ours, theirs in READ_NAMES.items()}
+_WRITES = {theirs: ours for ours, theirs in WRITE_NAMES.items()}
+
+
+def transcoders_of(model: Any) -> Transcoders:
+    """The transcoders of their replacement model."""
+    held = model.transcoders
+    theirs = getattr(held, "_module", held)  # nnsight wraps modules
+    reads = _named("feature_input_hook", theirs.feature_input_hook, _READS)
+    writes = _named("feature_output_hook", theirs.feature_output_hook, _WRITES)
+    if hasattr(theirs, "transcoders"):
+        return _per_layer(list(theirs.transcoders), reads, writes)
+    if hasattr(theirs, "clt_path"):
+        return _cross_layer(theirs, reads, writes)
+    raise TypeError(
+        "attribute: transcoders must be a circuit_tracer TranscoderSet or CrossLayerTranscoder, got "
+        f"{type(theirs).__name__}"
+    )
+
+
+def _named(argument: str, hook: str, names: dict[str, str]) -> str:
+    if hook not in names:
+        raise ValueError(
+            f"attribute: {argument} of the transcoders must be one of {', '.join(names)}, got {hook!r}, of which "
+            "pycircuit does not know where in a layer it is"
+        )
+    return names[hook]
+
+
+def activation(rule: Any, layer: int) -> Activation:
+    """Their activation function, by what it does."""
+    kind = type(rule).__name__
+    if kind == "JumpReLU":
+        theta = rule.threshold.detach()
+        theta = theta[layer].reshape(-1) if theta.ndim == 3 else theta  # cross-layer: [layers, 1, features]
+        return JumpReLU(float(theta) if theta.numel() == 1 else theta)
+    if kind == "TopK":
+        return TopK(int(rule.k), keep_negative=True)
+    if rule in RELUS or isinstance(rule, nn.ReLU):
+        return ReLU()
+    raise TypeError(f"attribute: activation_function must be ReLU, JumpReLU or TopK, got {kind} in layer {layer}")
+
+
+def _per_layer(theirs: list[Any], reads: str, writes: str) -> Transcoders:
+    cache = Cache(CACHE)
+    w_enc, w_dec = [], []
+    for one in theirs:
+        stored = open_tensors(Path(one.transcoder_path)) if one.lazy_encoder or one.lazy_decoder else {}
+        w_enc.append(_mapped(stored["W_enc"], one) if one.lazy_encoder else one.W_enc.detach())
+        w_dec.append(_rows(stored["W_dec"], one, cache) if one.lazy_decoder else one.W_dec.detach())
+    return PerLayerTranscoders(
+        w_enc,
+        [one.b_enc.detach() for one in theirs],
+        w_dec,
+        [one.b_dec.detach() for one in theirs],
+        [activation(one.activation_function, at) for at, one in enumerate(theirs)],
+        [None if one.W_skip is None else one.W_skip.detach().T for one in theirs],  # theirs is x @ W_skip.T
+        reads,
+        writes,
+    )
+
+
+def _cross_layer(theirs: Any, reads: str, writes: str) -> Transcoders:
+    cache, layers = Cache(CACHE), range(theirs.n_layers)
+
+    def stored(kind: str, at: int) -> Stored:
+        name = f"{kind}_{at}"
+        return open_tensors(Path(theirs.clt_path) / f"{name}.safetensors")[name]
+
+    lazy_encoder, lazy_decoder = theirs.lazy_encoder, theirs.lazy_decoder
+    return CrossLayerTranscoder(
+        [_mapped(stored("W_enc", at), theirs) if lazy_encoder else theirs.W_enc[at].detach() for at in layers],
+        [theirs.b_enc[at].detach() for at in layers],
+        [_rows(stored("W_dec", at), theirs, cache) if lazy_decoder else theirs.W_dec[at].detach() for at in layers],
+        [theirs.b_dec[at].detach() for at in layers],
+        [activation(theirs.activation_function, at) for at in layers],
+        None if theirs.W_skip is None else [theirs.W_skip[at].detach() for at in layers],
+        reads,
+        writes,
+    )
+
+
+def _mapped(stored: Stored, owner: Any) -> Tensor:
+    """An encoder on its file's pages, unless their type cannot say what is stored there."""
+    held = stored.mapped()
+    exact = torch.promote_types(held.dtype, owner.dtype) == owner.dtype != torch.float64
+    return held.to(device=owner.device, dtype=held.dtype if exact else owner.dtype)
+
+
+def _rows(stored: Stored, owner: Any, cache: Cache) -> FileRows:
+    return LazyRows.of([stored], False, owner.dtype, cache)
+
+
+def without_zeros(features: Features) -> Features:
+    """The features whose activation is not zero: theirs go through a sparse tensor, which keeps no zero."""
+    kept = features.value != 0
+    if bool(kept.all()):
+        return features
+    before = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
+    return Features(before[features.row_ptr], features.index[kept], features.value[kept])

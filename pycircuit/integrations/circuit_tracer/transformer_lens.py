@@ -1,0 +1,260 @@
+"""A replacement model of circuit-tracer's TransformerLens backend, frozen on one prompt: read where its hooks are.
+
+TransformerLens keeps weights of its own, folded and reshaped as it was told, and names everything a frozen model
+needs: patterns, denominators and streams are recorded in one forward, so no family needs a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pycircuit.model.capture import Captured, attend, disagreement, relative
+from pycircuit.model.families import FamilyError
+from pycircuit.model.frozen import FrozenLayer, FrozenModel, FrozenNorm
+from pycircuit.model.replacement import PATTERN_BYTES, LocalReplacement
+from pycircuit.model.weights import Norm, output_back, value_back
+from pycircuit.ops import RecomputedAttention, StoredAttention
+
+from .transcoders import transcoders_of, without_zeros
+
+NORMS = {"attention_norm": "ln1", "post_attention_norm": "ln1_post", "mlp_norm": "ln2", "post_mlp_norm": "ln2_post"}
+CHECKED = {
+    "resid_in": "hook_resid_pre", "attention_out": "hook_attn_out", "mlp_in": "mlp.hook_in",
+    "mlp_raw": "mlp.hook_out", "mlp_out": "hook_mlp_out",
+}  # fmt: skip
+_TOLERANCE = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-4, 1e-3)}  # parts, logits
+_TOLERANCE_HALF = (0.05, 0.25)
+
+
+@dataclass(frozen=True, eq=False)
+class Lens:
+    """Their model's weights as a frozen model holds them: of each layer its projections, and its norms by name."""
+
+    layers: tuple[tuple[dict[str, Any], dict[str, Norm]], ...]
+    final_norm: Norm
+    unembedding: Tensor
+    unembedding_bias: Tensor | None
+    unembedding_mean: Tensor
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def depth(self) -> int:
+        return len(self.layers)
+
+    @property
+    def width(self) -> int:
+        return self.unembedding.shape[1]
+
+
+@dataclass(eq=False)
+class _Recorder:
+    """What one forward leaves behind."""
+
+    lens: Lens
+    streams: dict[str, Tensor]
+    held: dict[str, Tensor] = field(default_factory=dict)
+
+    def keep(self, name: str) -> tuple[str, Callable[..., Tensor]]:
+        def act(value: Tensor, hook: Any) -> Tensor:
+            self.held[name] = value.detach()[0].to(self.lens.dtype)
+            return value
+
+        return name, act
+
+    def stream(self, name: str, at: int, hook_name: str) -> tuple[str, Callable[..., Tensor]]:
+        def act(value: Tensor, hook: Any) -> Tensor:
+            self.streams[name][at] = value.detach()[0]
+            return value
+
+        return f"blocks.{at}.{hook_name}", act
+
+
+def frozen(model: Any, ids: Tensor) -> LocalReplacement:
+    """The prompt on their model. ids: [positions]."""
+    lens, transcoders = read(model), transcoders_of(model)
+    transcoders.check(lens)
+    stored = _stores(model, lens, len(ids))
+    _probe(model, lens, ids[:8], stored)
+    record = {"reads": model.feature_input_hook, "writes": model.original_feature_output_hook}
+    captured, _ = capture(model, lens, ids, record, stored)
+    x, errors, ignore = captured.streams["reads"], captured.streams["writes"], model.zero_positions.stop
+    features = tuple(without_zeros(transcoders.encode(at, x[at], ignore)) for at in range(lens.depth))
+    transcoders.add_to(errors, features, x, ignore, sign=-1.0)
+    errors[:, :ignore] = 0  # theirs drops them
+    return LocalReplacement(captured.model, transcoders, features, errors, ignore)
+
+
+def read(model: Any) -> Lens:
+    """Their weights; only the value projection, turned, and what a norm's gain multiplies are copies."""
+    devices = {p.device for p in model.parameters()}
+    if len(devices) != 1:
+        got = ", ".join(sorted(map(str, devices)))
+        raise ValueError(f"attribute: model must be on one device, got {got}; load it with n_devices=1")
+    stored = model.W_E.dtype
+    wide = torch.float64 if stored == torch.float64 else torch.float32
+    unembedding = model.unembed.W_U.detach().T
+    return Lens(
+        tuple(_layer(block, wide) for block in model.blocks),
+        _norm("ln_final", model.ln_final, model.W_E, wide),
+        unembedding,
+        model.unembed.b_U.detach().to(wide),
+        unembedding.mean(0, dtype=wide),
+        wide,
+        devices.pop(),
+    )
+
+
+def _norm(name: str, of: Any, like: Tensor, wide: torch.dtype) -> Norm:
+    """One of TransformerLens' norms; the folded ones have no gain. like: [..., width], where the model is."""
+    kind = type(of).__name__
+    if kind not in ("RMSNorm", "RMSNormPre", "LayerNorm", "LayerNormPre"):
+        raise FamilyError(f"attribute: {name} must be an RMSNorm or a LayerNorm, folded or not, got {kind}")
+    gain = of.w.detach().to(wide) if hasattr(of, "w") else like.new_ones(like.shape[-1], dtype=wide)
+    bias = of.b.detach().to(wide) if hasattr(of, "b") else None
+    return Norm(gain, bias, kind.startswith("Layer"), of.eps)
+
+
+def _bias(held: Tensor, wide: torch.dtype) -> Tensor | None:
+    """[n]; none where TransformerLens holds zeros for a model without."""
+    return held.detach().to(wide).flatten() if bool(held.any()) else None
+
+
+def _layer(block: Any, wide: torch.dtype) -> tuple[dict[str, Any], dict[str, Norm]]:
+    attention = block.attn
+    grouped = hasattr(attention, "_W_V")  # heads that share a key; W_V then repeats them
+    w_v, b_v = (attention._W_V, attention._b_V) if grouped else (attention.W_V, attention.b_V)
+    norms = {
+        ours: _norm(theirs, getattr(block, theirs), attention.W_O, wide)
+        for ours, theirs in NORMS.items()
+        if hasattr(block, theirs)
+    }
+    if attention.W_O.ndim != 3:
+        got = list(attention.W_O.shape)
+        raise FamilyError(f"attribute: W_O must have shape [heads, head width, width], got {got}; is it in 4 bits?")
+    value = w_v.detach().to(wide).transpose(1, 2).flatten(0, 1)
+    output = attention.W_O.detach().to(wide).flatten(0, 1).T
+    return {
+        "w_v": value,
+        "b_v": _bias(b_v, wide),
+        "w_o": output,
+        "b_o": _bias(attention.b_O, wide),
+        "back_v": value_back(norms["attention_norm"], value),
+        "back_o": output_back(norms.get("post_attention_norm"), output),
+        "heads": attention.W_O.shape[0],
+        "kv_heads": w_v.shape[0],
+    }, norms
+
+
+def capture(
+    model: Any, lens: Lens, ids: Tensor, record: dict[str, str], stored: bool, whole: bool = False
+) -> tuple[Captured, Tensor]:
+    """One forward on one copy, and what comes out of it: of its last norm, or, of the `whole` model, logits.
+
+    record: the streams to keep, and at which hook of a block each is. stored: keep patterns, otherwise query and key.
+    """
+    shape = (lens.depth, len(ids), lens.width)
+    streams = {name: torch.empty(shape, dtype=lens.dtype, device=lens.device) for name in record}
+    recorder = _Recorder(lens, streams)
+    keep = ["blocks.0.hook_resid_pre", f"blocks.{lens.depth - 1}.hook_resid_post", "ln_final.hook_scale"]
+    for at, (_, norms) in enumerate(lens.layers):
+        keep += [f"blocks.{at}.{NORMS[name]}.hook_scale" for name in norms]
+        keep += [f"blocks.{at}.attn.{name}" for name in (["hook_pattern"] if stored else _query_and_key(model))]
+    hooks = [recorder.keep(name) for name in keep]
+    hooks += [recorder.stream(name, at, record[name]) for name in record for at in range(lens.depth)]
+    with model.hooks(fwd_hooks=hooks):
+        out = model.forward(ids[None], stop_at_layer=None if whole else lens.depth)
+        if not whole:
+            out = model.ln_final(out)
+    return Captured(_assembled(model, lens, ids, recorder.held), streams), out[0].detach().to(lens.dtype)
+
+
+def _assembled(model: Any, lens: Lens, ids: Tensor, held: dict[str, Tensor]) -> FrozenModel:
+    layers = tuple(_frozen_layer(model, at, lens, held) for at in range(lens.depth))
+    first, embeddings = held["blocks.0.hook_resid_pre"], model.W_E.detach()[ids].to(lens.dtype)
+    rest = first - embeddings
+    return FrozenModel(
+        tokens=ids,
+        embeddings=embeddings,
+        position_part=rest if bool(rest.any()) else None,
+        layers=layers,
+        final_stream=held[f"blocks.{lens.depth - 1}.hook_resid_post"],
+        final_norm=_frozen_norm(lens.final_norm, held["ln_final.hook_scale"], "ln_final"),
+        unembedding=lens.unembedding,
+        unembedding_bias=lens.unembedding_bias,
+        unembedding_mean=lens.unembedding_mean,
+        final_softcap=max(0.0, float(model.cfg.output_logits_soft_cap)),  # -1 for none
+    )
+
+
+def _frozen_layer(model: Any, at: int, lens: Lens, held: dict[str, Tensor]) -> FrozenLayer:
+    weights, norms = lens.layers[at]
+    frozen_norms: dict[str, Any] = {
+        name: None if name not in norms else _frozen_norm(norms[name], held[f"blocks.{at}.{theirs}.hook_scale"], theirs)
+        for name, theirs in NORMS.items()
+    }
+    pattern = held.get(f"blocks.{at}.attn.hook_pattern")
+    return FrozenLayer(
+        **weights,
+        **frozen_norms,
+        attention=_recomputed(model, at, held) if pattern is None else StoredAttention(pattern, weights["kv_heads"]),
+        parallel=bool(model.cfg.parallel_attn_mlp),
+    )
+
+
+def _query_and_key(model: Any) -> list[str]:
+    """Where in attention they are as they meet."""
+    rotary = model.cfg.positional_embedding_type == "rotary"
+    return ["hook_rot_q", "hook_rot_k"] if rotary else ["hook_q", "hook_k"]
+
+
+def _stores(model: Any, lens: Lens, positions: int) -> bool:
+    """Whether patterns of all layers together are small, or depend on more than query and key."""
+    heads = sum(weights["heads"] for weights, _ in lens.layers)
+    small = heads * positions**2 * lens.dtype.itemsize <= PATTERN_BYTES
+    return small or model.cfg.positional_embedding_type not in ("rotary", "standard")
+
+
+def _recomputed(model: Any, at: int, held: dict[str, Tensor]) -> RecomputedAttention:
+    owner, cfg = model.blocks[at].attn, model.cfg
+    query, key = (held[f"blocks.{at}.attn.{name}"].transpose(0, 1).contiguous() for name in _query_and_key(model))
+    found = RecomputedAttention(
+        query=query,
+        key=key,
+        log_sum_exp=query.new_empty(query.shape[:2]),
+        scale=1.0 / float(owner.attn_scale),
+        softcap=max(0.0, float(cfg.attn_scores_soft_cap)),
+        window=int(cfg.window_size) if owner.attn_type == "local" else 0,
+    )
+    attend(found, key[..., :0], None)  # for its log_sum_exp alone
+    return found
+
+
+def _frozen_norm(norm: Norm, scale: Tensor, name: str) -> FrozenNorm:
+    """scale: [positions, 1], as their hook has it."""
+    if scale.ndim != 2:
+        raise FamilyError(
+            f"attribute: {name} must see the stream once, got {scale.ndim - 1} dimensions before its width; turn off "
+            "use_attn_in and use_split_qkv_input"
+        )
+    return FrozenNorm(scale[:, 0], norm.gain, norm.bias, norm.center)
+
+
+def _probe(model: Any, lens: Lens, ids: Tensor, stored: bool) -> None:
+    """The law before anything else: the frozen model must come to what their model comes to, part by part."""
+    parts, logits = _TOLERANCE.get(model.W_E.dtype, _TOLERANCE_HALF)
+    captured, expected = capture(model, lens, ids, CHECKED, stored, whole=True)
+    found = {name: (worst, parts) for name, worst in disagreement(captured).items()}
+    found["logits"] = (relative(captured.model.logits(), expected), logits)
+    wrong = [f"{name} {worst:.2g} off" for name, (worst, tolerance) in found.items() if not worst <= tolerance]
+    if wrong:
+        raise FamilyError(
+            f"attribute: {model.cfg.original_architecture or model.cfg.model_name} must be built as pycircuit knows "
+            f"TransformerLens models to be (attention, then the MLP, or both at once, each with its norms), got "
+            f"{', '.join(wrong)} on {len(ids)} tokens; try the nnsight backend, or pc.attribute"
+        )

@@ -1,0 +1,529 @@
+"""circuit-tracer's own models, by its `attribute` and by ours: the same `Graph`, and whatever is made of it."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import json
+import re
+import sys
+import types
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import circuit_tracer
+import pair
+import pytest
+import torch
+from circuit_tracer import attribute as peer_attribute
+from circuit_tracer.attribution.targets import CustomTarget
+from circuit_tracer.graph import Graph, compute_graph_scores, prune_graph
+from circuit_tracer.utils import create_graph_files
+from torch import Tensor
+
+from pycircuit.integrations import circuit_tracer as drop_in
+from pycircuit.integrations.circuit_tracer import accelerate, attribute, rows, transcoders, transformer_lens
+from pycircuit.ops import FileRows
+from pycircuit.trace import MemoryBoundError
+
+SIZE = pair.Size()
+SIZES = {"gpt2": replace(SIZE, kv_heads=SIZE.heads)}  # of the others SIZE
+KINDS = {
+    "plt": pair.Kind(),
+    "plt_topk_skip": pair.Kind(rule="topk", skip=True),
+    "plt_normed": pair.Kind(reads="mlp_normed"),
+    "clt": pair.Kind(cross=True, reads="resid_mid"),
+    "clt_relu_skip": pair.Kind(cross=True, reads="resid_mid", rule="relu", skip=True),
+}
+LAZY = {"": None, "lazy": (True, True), "lazy decoder": (False, True)}
+CASES = [
+    *((f"{backend} llama", kind, "") for backend in ("lens", "nnsight") for kind in KINDS if kind != "plt_normed"),
+    *((f"{b} llama", kind, lazy) for b in ("lens", "nnsight") for kind in ("plt", "clt") for lazy in LAZY if lazy),
+    ("lens gemma2", "plt_normed", ""), ("lens gpt2", "plt_topk_skip", ""), ("lens gpt2", "clt", ""),
+    ("nnsight gemma2", "plt_normed", ""), ("nnsight gemma2", "clt", ""), ("nnsight gemma3", "plt", ""),
+]  # fmt: skip
+EVERY = pytest.mark.parametrize(("where", "kind", "lazy"), CASES)
+FEW = pytest.mark.parametrize("where", ["lens llama", "nnsight llama"])
+ROW = 1e-4
+ACTIVE, POSITIONS, MOST = 6, 13, 60
+SOME = {"batch_size": 8, "update_interval": 2, "max_feature_nodes": MOST}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("transcoders")
+
+
+def made(where: str, kind: str, files: Path | None = None, lazy: str = "", dtype: torch.dtype = torch.float32) -> Any:
+    backend, family = where.split()
+    size = SIZES.get(family, SIZE)
+    held = pair.peer_transcoders(KINDS[kind], pair.transcoder_weights(KINDS[kind], size, dtype, ACTIVE), size, dtype)
+    if files is not None and LAZY[lazy] is not None:
+        held = pair.lazy_transcoders(held, files / f"{where} {kind} {lazy}", *LAZY[lazy])
+    language = pair.language_model(family, size, dtype)
+    if backend == "nnsight":
+        return pair.nnsight_of(language, held, size)
+    return pair.lens_of(family, language, held, size, dtype)
+
+
+@cache
+def plain(where: str, kind: str = "plt") -> Any:
+    return made(where, kind)
+
+
+def ids() -> Tensor:
+    return pair.prompt(POSITIONS, SIZE.vocabulary)
+
+
+@cache
+def both(where: str, kind: str = "plt") -> tuple[Graph, Graph]:
+    """Theirs and ours, of 60 features."""
+    model = plain(where, kind)
+    return pair.trace_peer(model, ids(), **SOME), pair.by(attribute, model, ids(), **SOME)
+
+
+def off(ours: Tensor, theirs: Tensor) -> float:
+    """The largest distance of two rows over the norm of the peer's; rows without edges must be zero in both."""
+    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+    norm = theirs.norm(dim=1)
+    assert not ours[norm == 0].any()
+    return float(((ours - theirs).norm(dim=1)[norm > 0] / norm[norm > 0]).max())
+
+
+def same(ours: Graph, theirs: Graph, close: float = ROW) -> None:
+    """Every attribute of a graph: what is named or counted equal, what is measured close."""
+    assert ours.__dict__.keys() == theirs.__dict__.keys()
+    for name in ("active_features", "selected_features", "input_tokens"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+        assert getattr(ours, name).dtype == getattr(theirs, name).dtype
+    for name in ("input_string", "logit_targets", "vocab_size", "scan", "n_pos", "cfg"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    for name in ("activation_values", "logit_probabilities"):
+        assert torch.allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-4, atol=1e-6), name
+        assert getattr(ours, name).dtype == getattr(theirs, name).dtype
+    assert off(ours.adjacency_matrix, theirs.adjacency_matrix) < close
+
+
+@EVERY
+def test_the_same_graph(where: str, kind: str, lazy: str, folder: Path) -> None:
+    """Of all features, and of the most influential in rounds."""
+    model = made(where, kind, folder, lazy)
+    for settings in ({"batch_size": 16}, SOME):
+        theirs = pair.trace_peer(model, ids(), **settings)
+        ours = pair.by(attribute, model, ids(), **settings)
+        assert len(theirs.active_features) > 100
+        assert (len(theirs.selected_features) == MOST) == (settings is SOME)
+        same(ours, theirs)
+
+
+@pytest.mark.parametrize(("where", "kind"), [("lens llama", "plt"), ("lens gemma2", "clt"), ("lens gpt2", "clt")])
+def test_the_same_with_patterns_recomputed(where: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for prompts whose patterns are too large to keep: rotary, windows and a cap, learned positions."""
+    theirs, stored = both(where, kind)
+    recomputed, layers = transformer_lens._recomputed, set()
+
+    def counted(model: Any, at: int, held: Any) -> Any:
+        layers.add(at)
+        return recomputed(model, at, held)
+
+    monkeypatch.setattr(transformer_lens, "PATTERN_BYTES", 0)
+    monkeypatch.setattr(transformer_lens, "_recomputed", counted)
+    ours = pair.by(attribute, plain(where, kind), ids(), **SOME)
+    assert layers == set(range(SIZE.layers))
+    same(ours, stored, 1e-5)
+    same(ours, theirs)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_same_with_norms_folded_into_weights(family: str) -> None:
+    size, kind = SIZES.get(family, SIZE), KINDS["plt"]
+    held = pair.peer_transcoders(kind, pair.transcoder_weights(kind, size, torch.float32, ACTIVE), size, torch.float32)
+    model = pair.lens_of(family, pair.language_model(family, size, torch.float32), held, size, torch.float32, fold=True)
+    assert type(model.ln_final).__name__.endswith("Pre") and not hasattr(model.blocks[0].ln1, "w")
+    same(pair.by(attribute, model, ids(), **SOME), pair.trace_peer(model, ids(), **SOME))
+
+
+def test_the_same_where_several_positions_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As theirs does for the chat models of Gemma 3."""
+    for where in ("lens llama", "nnsight llama"):
+        model = made(where, "plt")
+        model.zero_positions = slice(0, 4)
+        theirs = pair.trace_peer(model, ids(), **SOME)
+        assert int(theirs.active_features[:, 1].min()) == 4
+        same(pair.by(attribute, model, ids(), **SOME), theirs)
+
+
+@pytest.mark.parametrize("kind", ["plt_topk_skip", "clt"])
+def test_in_float64_the_same_to_rounding(kind: str) -> None:
+    model = made("lens gpt2", kind, dtype=torch.float64)
+    ours, theirs = pair.by(attribute, model, ids(), **SOME), pair.trace_peer(model, ids(), **SOME)
+    assert theirs.adjacency_matrix.dtype == torch.float64
+    same(ours, theirs, 1e-10)
+    assert attribute(ids(), model, **SOME).adjacency_matrix.dtype == torch.float32  # theirs takes torch's default too
+
+
+@FEW
+def test_half_precision_is_traced_as_closely_as_theirs(where: str) -> None:
+    """Against a float32 model of the same rounded weights, on what is active in all three: patterns in half precision
+    move the edges of both by a few percent."""
+    exact, half = made(where, "plt"), made(where, "plt", dtype=torch.bfloat16)
+    held = getattr(exact.transcoders, "_module", exact.transcoders)
+    with torch.no_grad():
+        for parameter in (*getattr(exact, "_module", exact).parameters(), *held.parameters()):
+            parameter.copy_(parameter.to(torch.bfloat16))
+    how = {"batch_size": 16, "attribution_targets": torch.tensor([7, 3])}
+    graphs = attribute(ids(), exact, **how), attribute(ids(), half, **how), peer(half, **how)
+    assert graphs[1].activation_values.dtype == graphs[2].activation_values.dtype == torch.bfloat16
+    assert graphs[1].adjacency_matrix.dtype == graphs[2].adjacency_matrix.dtype == torch.float32
+    at = [{tuple(f): i for i, f in enumerate(graph.active_features.tolist())} for graph in graphs]
+    common = sorted(set(at[0]) & set(at[1]) & set(at[2]))
+    assert len(common) > 0.9 * len(at[0])
+    edges = [graph.adjacency_matrix[-2:, [of[f] for f in common]] for graph, of in zip(graphs, at, strict=True)]
+    assert off(edges[1], edges[0]) < 0.06 and off(edges[2], edges[0]) < 0.06
+
+
+def peer(model: Any, **how: Any) -> Graph:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Full backward hook is firing")
+        return peer_attribute(ids(), model, **how)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        torch.tensor([7, 3, 11]),
+        ["5", "9"],
+        [
+            ("5 - 9", 0.75, torch.linspace(-1, 1, SIZE.width)),
+            CustomTarget("x", -0.25, torch.ones(SIZE.width).cumsum(0)),
+        ],
+    ],
+    ids=["tensor", "strings", "directions"],
+)
+@FEW
+def test_the_same_for_targets_of_any_form(where: str, targets: Any) -> None:
+    settings = {**SOME, "attribution_targets": targets}
+    same(pair.by(attribute, plain(where), ids(), **settings), pair.trace_peer(plain(where), ids(), **settings))
+
+
+@pytest.mark.parametrize("prompt", [ids(), ids()[None], ids().tolist(), [0, 5]], ids=["1d", "2d", "list", "two"])
+def test_the_same_for_any_share_of_probability_and_any_prompt(prompt: Any) -> None:
+    for settings in ({"max_n_logits": 3, "desired_logit_prob": 0.99}, {"desired_logit_prob": 0.3}):
+        ours = pair.by(attribute, plain("lens llama"), prompt, **SOME, **settings)
+        same(ours, pair.trace_peer(plain("lens llama"), prompt, **SOME, **settings))
+
+
+def test_the_same_without_any_feature() -> None:
+    model = made("lens llama", "plt")
+    with torch.no_grad():
+        for one in model.transcoders:
+            one.activation_function.threshold.fill_(1e6)
+    ours, theirs = pair.by(attribute, model, ids()), pair.trace_peer(model, ids(), batch_size=8)
+    assert not len(theirs.active_features)
+    same(ours, theirs)
+
+
+@FEW
+def test_the_same_nodes_edges_and_scores(where: str) -> None:
+    theirs, ours = both(where)
+    for node, edge in ((0.8, 0.98), (0.95, 0.99)):
+        kept = prune_graph(ours, node, edge), prune_graph(theirs, node, edge)
+        assert torch.equal(kept[0].node_mask, kept[1].node_mask) and kept[0].node_mask.any()
+        assert torch.equal(kept[0].edge_mask, kept[1].edge_mask)
+        assert torch.allclose(kept[0].cumulative_scores, kept[1].cumulative_scores, atol=1e-5)
+    assert compute_graph_scores(ours) == pytest.approx(compute_graph_scores(theirs), rel=1e-5)
+
+
+@pytest.fixture
+def local_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Local:
+        @staticmethod
+        def from_pretrained(_: Any) -> pair.Tokenizer:
+            return pair.Tokenizer(SIZE.vocabulary)
+
+    monkeypatch.setattr(sys.modules[create_graph_files.__module__], "AutoTokenizer", Local)
+
+
+def written(graph: Graph, folder: Path) -> dict[str, Any]:
+    create_graph_files(graph, "tiny", str(folder), scan="tiny", node_threshold=0.97, edge_threshold=0.99)
+    return json.loads((folder / "tiny.json").read_text())
+
+
+def alike(ours: Any, theirs: Any) -> None:
+    """Files of the same structure and, to float32, of the same values."""
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        for key in theirs:
+            alike(ours[key], theirs[key])
+    elif isinstance(theirs, list):
+        assert len(ours) == len(theirs)
+        for pair_of in zip(ours, theirs, strict=True):
+            alike(*pair_of)
+    elif isinstance(theirs, float):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    else:
+        assert ours == theirs
+
+
+@FEW
+@pytest.mark.usefixtures("local_tokenizer")
+def test_the_same_files(where: str, tmp_path: Path) -> None:
+    theirs, ours = both(where)
+    files = written(ours, tmp_path / "ours"), written(theirs, tmp_path / "theirs")
+    assert len(files[1]["nodes"]) > 30 and len(files[1]["links"]) > 100
+    for whole in files:  # those below a digit's noise may change places
+        whole["nodes"].sort(key=lambda n: n["node_id"] + n["feature_type"])
+        whole["links"].sort(key=lambda e: (e["source"], e["target"], e["weight"]))
+    alike(*files)
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    _, ours = both("lens llama")
+    ours.to_pt(str(tmp_path / "graph.pt"))
+    again = Graph.from_pt(str(tmp_path / "graph.pt"))
+    same(again, ours, 1e-12)
+    assert torch.equal(again.adjacency_matrix, ours.adjacency_matrix)
+
+
+TUTORIAL = """
+from circuit_tracer.graph import Graph, compute_graph_scores, prune_graph
+from circuit_tracer.utils import create_graph_files
+
+graph = attribute(
+    prompt=prompt, model=model, max_n_logits=5, desired_logit_prob=0.9, batch_size=8, max_feature_nodes=40,
+    offload=None, verbose=False,
+)
+graph.to_pt(folder + "/graph.pt")
+create_graph_files(folder + "/graph.pt", slug="tiny", scan="tiny", output_path=folder, node_threshold=0.97)
+kept = prune_graph(Graph.from_pt(folder + "/graph.pt"), node_threshold=0.97)
+features = len(graph.selected_features)
+strongest = int(kept.cumulative_scores[:features].argmin())
+layer, position, feature = graph.active_features[graph.selected_features[strongest]].tolist()
+value = graph.activation_values[graph.selected_features[strongest]]
+before, _ = model.get_activations(graph.input_tokens)
+after, _ = model.feature_intervention(graph.input_tokens, [(layer, position, feature, -2 * value)])
+scores = compute_graph_scores(graph)
+"""
+
+
+@FEW
+@pytest.mark.usefixtures("local_tokenizer")
+def test_their_tutorial_by_one_changed_line(where: str, tmp_path: Path) -> None:
+    found = []
+    for at, line in enumerate(
+        ("from circuit_tracer import attribute", "from pycircuit.integrations.circuit_tracer import attribute")
+    ):
+        names: dict[str, Any] = {"prompt": ids(), "model": plain(where), "folder": str(tmp_path / str(at))}
+        Path(names["folder"]).mkdir()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Full backward hook is firing")
+            exec(compile(line + TUTORIAL, "tutorial", "exec"), names)
+        found.append(names)
+    theirs, ours = found
+    assert ours["attribute"] is attribute and theirs["attribute"] is peer_attribute
+    assert [ours[n] for n in ("layer", "position", "feature")] == [theirs[n] for n in ("layer", "position", "feature")]
+    assert torch.equal(ours["kept"].node_mask, theirs["kept"].node_mask)
+    assert ours["scores"] == pytest.approx(theirs["scores"], rel=1e-5)
+    assert torch.allclose(ours["after"], theirs["after"], atol=1e-4)
+    assert not torch.allclose(ours["after"], ours["before"], atol=1e-2)
+
+
+def test_the_same_arguments_and_defaults() -> None:
+    parameters = [inspect.signature(f).parameters.values() for f in (attribute, peer_attribute)]
+    assert [(p.name, p.kind, p.default) for p in parameters[0]] == [(p.name, p.kind, p.default) for p in parameters[1]]
+
+
+@FEW
+def test_a_model_is_as_it_was(where: str) -> None:
+    """Nothing is left on it: its own attribute gives the very same graph after ours."""
+    model = made(where, "clt")
+    before = pair.trace_peer(model, ids(), **SOME)
+    attribute(ids(), model, **SOME)
+    after = pair.trace_peer(model, ids(), **SOME)
+    assert torch.equal(before.adjacency_matrix, after.adjacency_matrix)
+
+
+@pytest.mark.parametrize("offload", ["cpu", "disk"])
+@FEW
+def test_offloaded_modules_come_back(where: str, offload: Any) -> None:
+    model = made(where, "plt_topk_skip")
+    plainly, offloaded = attribute(ids(), model, **SOME), attribute(ids(), model, **SOME, offload=offload)
+    assert torch.equal(plainly.adjacency_matrix, offloaded.adjacency_matrix)
+    assert {p.device.type for p in getattr(model, "_module", model).parameters()} == {"cpu"}
+    assert torch.equal(attribute(ids(), model, **SOME).adjacency_matrix, plainly.adjacency_matrix)
+
+
+def test_progress_is_seen_when_asked_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pycircuit.progress._BETWEEN", {True: 0.0, False: 0.0})
+    attribute(ids(), plain("lens llama"), **SOME)
+    assert not capsys.readouterr().err
+    attribute(ids(), plain("lens llama"), **SOME, verbose=True)
+    assert "sweep: 0 of" in capsys.readouterr().err
+
+
+# Weights
+
+
+@pytest.mark.parametrize("kind", ["plt_topk_skip", "clt_relu_skip"])
+@FEW
+def test_their_transcoders_are_not_copied(where: str, kind: str) -> None:
+    model = plain(where, kind)
+    ours, held = transcoders.transcoders_of(model), getattr(model.transcoders, "_module", model.transcoders)
+    own = {p.untyped_storage().data_ptr() for p in held.parameters()}
+    for entries in (ours.w_enc, ours.b_enc, ours.w_dec, ours.b_dec, ours.w_skip):
+        assert {t.untyped_storage().data_ptr() for t in entries} <= own
+
+
+@pytest.mark.parametrize("kind", ["plt", "clt"])
+def test_what_is_in_files_stays_there(kind: str, tmp_path: Path) -> None:
+    ours = transcoders.transcoders_of(made("lens llama", kind, tmp_path, "lazy"))
+    assert all(isinstance(t, FileRows) for t in ours.w_dec)
+    pages = Path("/proc/self/maps").read_text()
+    assert pages.count(str(tmp_path)) >= SIZE.layers  # encoders are read from their files' pages
+    del ours
+    gc.collect()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+def test_a_zero_activation_is_no_feature() -> None:
+    """Theirs goes through a sparse tensor: a TopK's entry of exactly zero is not there."""
+    model = made("lens llama", "plt_topk_skip")
+    with torch.no_grad():
+        for one in model.transcoders:
+            one.W_enc[::2], one.b_enc[::2] = 0, 0
+            one.activation_function.k = 20
+    theirs, ours = pair.trace_peer(model, ids(), **SOME), pair.by(attribute, model, ids(), **SOME)
+    assert len(theirs.active_features) < 20 * SIZE.layers * (POSITIONS - 1)
+    same(ours, theirs)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "circuit-tracer.md"
+
+
+@FEW
+def test_the_page_runs(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = PAGE.read_text()
+    blocks = re.findall(r"```py\n(.*?)```", text, re.S)
+    names: dict[str, Any] = {"model": plain(where), "prompt": ids(), "__name__": "a_users_page"}
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"block {number}", "exec"), names)
+    assert len(blocks) == 2 and Graph.from_pt("graph.pt").selected_features.numel() == 40
+    table = "".join(line.split("|")[1] for line in text.splitlines() if line.startswith("| `"))
+    assert re.findall(r"`(\w+)`", table) == [p for p in ORDER if p != "model"]
+    assert sorted(ORDER) == sorted(inspect.signature(attribute).parameters)
+
+
+# The page's order of the arguments.
+ORDER = (
+    "prompt", "model", "attribution_targets", "max_n_logits", "desired_logit_prob", "max_feature_nodes", "batch_size",
+    "update_interval", "offload", "verbose",
+)  # fmt: skip
+
+
+# What is refused
+
+
+def test_refusals() -> None:
+    model = plain("lens llama")
+    cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (ValueError, "batch_size must be at least 1", {"batch_size": 0}),
+        (TypeError, "batch_size must be an int", {"batch_size": 1.5}),
+        (ValueError, "update_interval must be at least 1", {"update_interval": 0}),
+        (ValueError, "max_feature_nodes must be zero or positive", {"max_feature_nodes": -1}),
+        (ValueError, "offload must be 'cpu', 'disk' or None", {"offload": "gpu"}),
+        (ValueError, "vec must have shape", {"attribution_targets": [("x", 1.0, torch.ones(3))]}),
+        (ValueError, "cannot be empty", {"attribution_targets": []}),
+    ]
+    for kind, message, settings in cases:
+        with pytest.raises(kind, match=message):
+            attribute(ids(), model, **settings)
+    with pytest.raises(TypeError, match="model must be a circuit_tracer"):
+        attribute(ids(), torch.nn.Linear(2, 2))
+
+
+def test_an_unknown_activation_or_hook_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made("lens llama", "plt")
+    monkeypatch.setattr(model.transcoders, "feature_input_hook", "hook_resid_post")
+    with pytest.raises(ValueError, match=r"feature_input_hook .* 'hook_resid_post'"):
+        attribute(ids(), model)
+    monkeypatch.undo()
+    model.transcoders[1].activation_function = torch.nn.GELU()
+    with pytest.raises(TypeError, match="got GELU in layer 1"):
+        attribute(ids(), model)
+
+
+def test_a_model_that_is_built_otherwise_is_refused() -> None:
+    """Its parts are put to the test first: here attention's output is changed on its way to the stream."""
+    model = made("lens llama", "plt")
+    model.blocks[1].hook_attn_out.add_hook(lambda acts, hook: 2 * acts, is_permanent=True)
+    with pytest.raises(ValueError, match=r"attention .* off"):
+        attribute(ids(), model)
+
+
+def test_their_matrix_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "free_bytes", lambda _: 1000)
+    with pytest.raises(MemoryBoundError, match="lower max_feature_nodes"):
+        attribute(ids(), plain("lens llama"))
+
+
+def test_without_circuit_tracer_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drop_in.attribution, "find_spec", lambda _: None)
+    for call in (lambda: attribute(ids(), None), accelerate):
+        with pytest.raises(ImportError, match="pip install circuit-tracer"):
+            call()
+
+
+# accelerate()
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
+    """A module that imported the function by name, twice."""
+    module = types.ModuleType("a_users_script")
+    exec("from circuit_tracer import attribute\nfrom circuit_tracer import attribute as run", module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    yield module
+
+
+def test_accelerate_replaces_every_name_and_gives_it_back(script: types.ModuleType) -> None:
+    theirs = sys.modules["circuit_tracer.attribution.attribute"]
+    with accelerate():
+        ours = circuit_tracer.attribute
+        assert ours is theirs.attribute is script.attribute is script.run is not peer_attribute_of(script)
+        assert globals()["peer_attribute"] is ours  # this module's name, too
+        graph = script.run(ids(), plain("lens llama"), **SOME)
+        exec("from circuit_tracer import attribute as late", script.__dict__)
+    assert circuit_tracer.attribute is theirs.attribute is script.attribute is script.run is script.late
+    assert script.attribute is peer_attribute and theirs.attribute.__module__ == theirs.__name__
+    assert torch.equal(graph.adjacency_matrix, attribute(ids(), plain("lens llama"), **SOME).adjacency_matrix)
+
+
+def peer_attribute_of(script: types.ModuleType) -> Any:
+    """circuit-tracer's own, whatever names are bound to."""
+    return script.attribute.__wrapped__
+
+
+def test_accelerate_nests_repeats_and_ends_with_an_error(script: types.ModuleType) -> None:
+    own = script.attribute
+    first, second = accelerate(), accelerate()
+    assert script.attribute is not own and script.attribute.__wrapped__ is own
+    first.restore()
+    first.restore()  # a second call does nothing
+    assert script.attribute is not own
+    second.restore()
+    assert script.attribute is own is circuit_tracer.attribute
+    with pytest.raises(KeyError), accelerate(), accelerate():
+        raise KeyError
+    assert script.attribute is own is circuit_tracer.attribute
+
+
+def test_accelerate_leaves_our_own_name_alone(script: types.ModuleType) -> None:
+    mine = drop_in.attribute
+    with accelerate():
+        script.mine = mine
+    assert script.mine is mine is drop_in.attribute is not script.attribute
