@@ -1,0 +1,1 @@
+"""Other libraries on our operations; each is imported when it is used."""
