@@ -191,6 +191,17 @@ class Slot(FileRows):
         return compact, rows[:, self.at]
 
 
+def kept_bytes(decoders: Sequence[Any], distinct: Sequence[int]) -> int:
+    """Of decoder rows while features are in use that use `distinct` rows of each layer's decoder.
+
+    Above the cache's bound a layer's rows are read again each time, and are there beside what it holds.
+    """
+    lazy = [(d, count) for d, count in zip(decoders, distinct, strict=True) if isinstance(d, LazyRows)]
+    sizes = [count * prod(d.shape[1:]) * d.dtype.itemsize for d, count in lazy]
+    most = sum({id(d.cache): d.cache.most for d, _ in lazy}.values())
+    return sum(sizes) if sum(sizes) <= most else most + max(sizes)
+
+
 def _read(plane: Plane, used: list[int], out: Tensor) -> None:
     """out: [len(used), ...], its rows contiguous each; several threads where there is much to read."""
     size = prod(plane.shape[1:]) * plane.dtype.itemsize

@@ -20,6 +20,7 @@ from . import (
     gemma_scope,
     gemma_scope_2,
     gemma_scope_2_cross,
+    hooks,
     listed,
     llamascopium,
     saelens,
@@ -120,7 +121,7 @@ def load(
     and the rows of a prompt's active features are read when they are needed; `cache` bytes of them are kept.
     layers: the model's number of layers, where some may have no transcoder; without it a missing layer is an error.
     variant: parts of a path, with commas, that say which of several sets is meant. reads, writes: as of
-    pc.PerLayerTranscoders, where the files do not say it or are wrong.
+    pc.PerLayerTranscoders, or the name of a hook, where the files do not say it or are wrong.
     """
     _check_dtype("load", dtype)
     kept, seen = size_of(cache), recognise(path)
@@ -136,9 +137,11 @@ def _check_dtype(op: str, dtype: torch.dtype | None) -> None:
 def asked(layers: int | None, variant: str | None, reads: str | None, writes: str | None) -> Asked:
     if layers is not None and (type(layers) is not int or layers < 1):
         raise ValueError(f"load: layers must be a whole number of at least 1, got {layers!r}")
+    reads = hooks.READS.get(hooks.short(reads), reads)
+    writes = hooks.WRITES.get(hooks.short(writes), writes)
     for name, value, allowed in (("reads", reads, READS), ("writes", writes, WRITES)):
         if value is not None and value not in allowed:
-            raise ValueError(f"load: {name} must be one of {', '.join(allowed)}, got {value!r}")
+            raise ValueError(f"load: {name} must be one of {', '.join(allowed)}, or a hook's name, got {value!r}")
     return Asked(layers, variant, reads, writes)
 
 
