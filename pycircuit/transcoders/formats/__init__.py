@@ -42,7 +42,7 @@ CACHE = 4 << 30  # bytes of decoder rows kept
 
 @dataclass(frozen=True)
 class Format:
-    """A way to lay transcoders out in a folder.
+    """A way to lay transcoders out in a folder. files: what it is known by, in words.
 
     sees(folder): what there is to see of it, in words, or None; reads no tensor. read(folder, asked): what the files
     say, as `Contents`.
@@ -51,21 +51,52 @@ class Format:
     name: str
     sees: Callable[[Path], str | None]
     read: Callable[[Path, Asked], Contents]
+    files: str = ""
 
 
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
-        Format("circuit-tracer, files elsewhere", listed.sees, listed.read),
-        Format("circuit-tracer, per layer", circuit_tracer.sees, circuit_tracer.read),
-        Format("circuit-tracer, cross-layer", circuit_tracer_cross.sees, circuit_tracer_cross.read),
-        Format("crosslayer-transcoder", crosslayer_transcoder.sees, crosslayer_transcoder.read),
-        Format("Llama-Scope-2", llamascopium.sees, llamascopium.read),
-        Format("SAELens", saelens.sees, saelens.read),
-        Format("sparsify", sparsify.sees, sparsify.read),
-        Format("GemmaScope 2, cross-layer", gemma_scope_2_cross.sees, gemma_scope_2_cross.read),
-        Format("GemmaScope 2, per layer", gemma_scope_2.sees, gemma_scope_2.read),
-        Format("GemmaScope 1", gemma_scope.sees, gemma_scope.read),
+        Format(
+            "circuit-tracer, files elsewhere",
+            listed.sees,
+            listed.read,
+            "config.yaml with transcoders:, a list of hf:// locations or paths",
+        ),
+        Format(
+            "circuit-tracer, per layer",
+            circuit_tracer.sees,
+            circuit_tracer.read,
+            "config.yaml of a transcoder_set, layer_*.safetensors",
+        ),
+        Format(
+            "circuit-tracer, cross-layer",
+            circuit_tracer_cross.sees,
+            circuit_tracer_cross.read,
+            "config.yaml of a cross_layer_transcoder, W_enc_*.safetensors, W_dec_*.safetensors",
+        ),
+        Format(
+            "crosslayer-transcoder",
+            crosslayer_transcoder.sees,
+            crosslayer_transcoder.read,
+            "config.yaml of a model with its class, checkpoint.safetensors",
+        ),
+        Format(
+            "Llama-Scope-2",
+            llamascopium.sees,
+            llamascopium.read,
+            "config.json with a sae_type, sae_weights.safetensors",
+        ),
+        Format("SAELens", saelens.sees, saelens.read, "cfg.json, sae_weights.safetensors"),
+        Format("sparsify", sparsify.sees, sparsify.read, "*.mlp/cfg.json, *.mlp/sae.safetensors"),
+        Format(
+            "GemmaScope 2, cross-layer",
+            gemma_scope_2_cross.sees,
+            gemma_scope_2_cross.read,
+            "params_layer_*.safetensors",
+        ),
+        Format("GemmaScope 2, per layer", gemma_scope_2.sees, gemma_scope_2.read, "layer_*_width_*/params.safetensors"),
+        Format("GemmaScope 1", gemma_scope.sees, gemma_scope.read, "layer_*/.../params.npz"),
     )
 }
 
@@ -101,7 +132,8 @@ def recognise(path: str | os.PathLike[str]) -> Recognised:
             return Recognised(folder, row, saw)
     names = sorted(p.name for p in folder.iterdir())
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") or "nothing"
-    raise ValueError(f"load: {folder} must hold one of: {'; '.join(FORMATS)}; got a folder with {shown}")
+    known = "; ".join(f"{row.name} ({row.files})" if row.files else row.name for row in FORMATS.values())
+    raise ValueError(f"load: {folder} must hold one of: {known}; got a folder with {shown}")
 
 
 def load(
