@@ -819,6 +819,21 @@ def test_rows_by_number(tmp_path: Path) -> None:
         got.w_dec[1].slot(2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_finite(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """The largest numbers are; NaN and infinities of either sign are not, wherever they are."""
+    monkeypatch.setattr(lazy_rows, "_CHECKED", 8)
+    limits = torch.finfo(dtype)
+    t = torch.tensor([limits.max, limits.min, limits.tiny, -0.0, 1.0] * 6, dtype=dtype).view(10, 3)
+    for whole in (t, t[:, :2], t[::2], t.flatten(), t[0, 0], t[:0]):
+        assert lazy_rows.is_finite(whole)
+    for bad in (torch.nan, -torch.nan, torch.inf, -torch.inf):
+        for at in (0, 7, 29):
+            damaged = t.clone().flatten()
+            damaged[at] = bad
+            assert not lazy_rows.is_finite(damaged) and not lazy_rows.is_finite(damaged.view(10, 3))
+
+
 def test_a_file_that_shrinks_is_seen(tmp_path: Path) -> None:
     write("circuit_tracer", tmp_path / "set")
     got = formats.load(tmp_path / "set")
