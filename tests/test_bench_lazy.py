@@ -40,6 +40,7 @@ def test_what_is_measured(tmp_path: Path, bench: ModuleType) -> None:
     assert found["features"] == len(graph.features) > 20
     used = {(layer, feature) for layer, _, feature in graph.features.tolist()}
     assert found["rows"] == sum((3 - layer) * 32 * 2 for layer, _ in used)
+    assert 0 <= found["own"] < found["peak"] + (8 << 20)
     lazy, whole, apart = bench.measure_time(tmp_path)
     assert lazy > 0 and whole > 0 and apart < 1e-6
     ours, plain = bench.measure_cold(tmp_path)
