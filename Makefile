@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt pyproject.toml constraints.txt
 MODULES := $(shell find pycircuit kernels -name '*.py' | sort)
 
-.PHONY: demo test test-peers test-real lint bench bench-peers box gpu sanitize build clean
+.PHONY: demo test test-peers test-real lint bench bench-lazy bench-peers box gpu sanitize build clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -75,6 +75,10 @@ lint: build .venv/.lint
 bench: build
 	OMP_PROC_BIND=true $(BIN)/pytest benchmarks -q --benchmark-enable --benchmark-disable-gc \
 	  --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+
+# A cross-layer transcoder left in its files: memory, time and cold reads. Some minutes, 2 GB of disk.
+bench-lazy: build
+	$(BIN)/python benchmarks/lazy.py
 
 # The native op tests against a core that checks every access. Torch's own leaks are not ours to fail on.
 sanitize: build

@@ -24,13 +24,27 @@ TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "voc
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def load(model: str | os.PathLike[str], transcoders: Any = None, device: Any = None, dtype: Any = None) -> Any:
+def load(
+    model: str | os.PathLike[str],
+    transcoders: Any = None,
+    device: Any = None,
+    dtype: Any = None,
+    *,
+    variant: str | None = None,
+    reads: str | None = None,
+    writes: str | None = None,
+    cache: int | str | None = None,
+) -> Any:
     """A ReplacementModel: `load("demo")`, `load("smollm2", transcoders=...)` or `load(folder or hub id, ...)`.
 
     transcoders: a folder or hub id `org/repo[/path][@revision]` of any format that formats.load reads, or transcoders
     in memory; "demo" brings its own, "clt" and "plt". dtype: of the model, None for float32, and of the transcoders,
-    None for as they are stored.
+    None for as they are stored. variant: which of the sets that a folder holds, as parts of its path; reads, writes:
+    where transcoders read and write, as a hook's name or as pc.PerLayerTranscoders says it, where their files do not
+    tell; cache: bytes of decoder rows kept, such as "4GiB".
     """
+    told = {"variant": variant, "reads": reads, "writes": writes, "cache": cache}
+    told = {name: value for name, value in told.items() if value is not None}
     if not isinstance(model, str | os.PathLike):
         kind = type(model).__name__
         raise TypeError(
@@ -38,6 +52,8 @@ def load(model: str | os.PathLike[str], transcoders: Any = None, device: Any = N
             "a model in memory goes to pc.ReplacementModel(model, transcoders)"
         )
     kept, where = _dtype(dtype), _device(device)
+    if told and (model == "demo" or not isinstance(transcoders, str | os.PathLike)):
+        raise ValueError(f"load: {next(iter(told))} must be left out but for transcoders in files, got {told}")
     if model == "demo":
         return _demo(transcoders, where, kept)
     if transcoders is None:
@@ -49,7 +65,9 @@ def load(model: str | os.PathLike[str], transcoders: Any = None, device: Any = N
         known = "a folder, a hub id, pc.PerLayerTranscoders or pc.CrossLayerTranscoder"
         raise TypeError(f"load: transcoders must be {known}, got {type(transcoders).__name__}")
     folder = smollm2() if model == "smollm2" else model
-    held = formats.load(transcoders, where, kept) if isinstance(transcoders, str | os.PathLike) else transcoders
+    held = transcoders
+    if not isinstance(held, Transcoders):
+        held = formats.load(held, where, kept, **told)  # type: ignore[arg-type]
     held = held.to(device=where) if kept is None else held.to(device=where, dtype=kept)
     language, tokenizer = language_model(folder, where, torch.float32 if kept is None else kept)
     return ReplacementModel(language, held, tokenizer)

@@ -20,6 +20,7 @@ import tiny_models
 import torch
 import transformers
 import typer
+from format_files import write
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -261,6 +262,15 @@ def test_attribute_tells_and_writes(run: Run, world: World, tmp_path: Path) -> N
     page = json.loads(files["to_json"].read_text())["metadata"]
     assert page["slug"] == "mine" and page["node_threshold"] == 0.7
     assert ElementTree.parse(files["plot"]).getroot().tag.endswith("svg")
+
+
+def test_transcoders_whose_files_do_not_say_all(run: Run, world: World, tmp_path: Path) -> None:
+    write("crosslayer", tmp_path / "cross")
+    asked = ("estimate", world.model, "--transcoders", tmp_path / "cross", PROMPT)
+    failed = run(*asked, "--writes", "mlp_out")
+    assert failed.code != 0 and "reads must be given for" in " ".join(failed.err.split())
+    done = run(*asked, "--reads", "blocks.0.hook_resid_mid", "--writes", "hook_mlp_out", "--cache", "1MiB")
+    assert done.code == 0 and "decoder rows" in done.out
 
 
 def test_attribute_shows_a_tree(run: Run, world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ from torch import Tensor
 import pycircuit as pc
 from pycircuit.transcoders import formats
 from pycircuit.transcoders import lazy as lazy_rows
-from pycircuit.transcoders.formats import files, npz, saving
+from pycircuit.transcoders.formats import files, npz, saving, turned
 from pycircuit.transcoders.lazy import LazyRows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -642,7 +642,7 @@ def test_places_that_no_file_says(tmp_path: Path) -> None:
     write("crosslayer", tmp_path / "set")
     with pytest.raises(ValueError, match=r"load: reads must be given for .* whose files do not say it, got None"):
         formats.load(tmp_path / "set")
-    with pytest.raises(ValueError, match=r"load: writes must be one of mlp_out, mlp_raw, got 'out'"):
+    with pytest.raises(ValueError, match=r"load: writes must be one of mlp_out, mlp_raw, or a hook's name, got 'out'"):
         formats.load(tmp_path / "set", reads="mlp_in", writes="out")
     write("circuit_tracer", tmp_path / "other")
     assert formats.load(tmp_path / "other", reads="mlp_normed").reads == "mlp_normed"
@@ -725,6 +725,65 @@ def test_the_cache_is_bounded_and_forgets(tmp_path: Path) -> None:
     assert cache.held == 0
 
 
+@pytest.mark.parametrize("cache", ["1 GiB", 15_000, 0])
+def test_the_estimate_counts_rows_left_in_files(tmp_path: Path, cache: Any) -> None:
+    """As many bytes as a trace keeps; where they are read again, those of the widest layer beside the cache."""
+    write("circuit_tracer_cross", tmp_path / "set")
+    held = formats.load(tmp_path / "set", cache=cache)
+    model, ids = pc.ReplacementModel(tiny_models.build("llama"), held), tiny_models.prompt(9)
+    said = pc.estimate(model, ids, max_features=5).plan.needs["decoder rows"]
+    kept = held.w_dec[0].cache
+    local = model.freeze(ids)
+    sizes = [len(f.index.unique()) * (LAYERS - at) * WIDTH * 4 for at, f in enumerate(local.features)]
+    assert sum(sizes) > 15_000
+    if cache == "1 GiB":
+        assert said == kept.held == sum(sizes)
+    else:
+        assert kept.held <= cache and said == cache + max(sizes)
+    plain = pc.ReplacementModel(tiny_models.build("llama"), formats.load(tmp_path / "set", lazy=False))
+    less = pc.estimate(plain, ids, max_features=5)
+    assert "decoder rows" not in less.plan.needs
+    with pytest.raises(MemoryError, match="attribute: memory must be at least"):
+        pc.attribute(model, ids, max_features=5, memory=1000, progress=False)
+
+
+@pytest.mark.parametrize("name", ["gemma_scope", "gemma_scope_2", "saelens_skip", "llamascopium_cross", "crosslayer"])
+def test_encoders_stored_the_other_way_are_turned_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Into a file of the cache, whose pages then serve; a file that changed is turned anew."""
+    monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(turned, "LEAST", 1)
+    monkeypatch.setattr(turned, "_STEP", 7 * WIDTH * 4)
+    expected, row = write(name, tmp_path / "set"), ROWS[name]
+    for _ in range(2):
+        got = formats.load(tmp_path / "set", **row.told)
+        same(got, expected)
+        same_activity(got, expected)
+        kept = sorted((tmp_path / "cache" / "encoders").iterdir())
+        assert len(kept) == LAYERS and all(p.suffix == ".safetensors" for p in kept)
+    same(formats.load(tmp_path / "set", lazy=False, **row.told), expected)
+    same(formats.load(tmp_path / "set", dtype=torch.float64, **row.told), expected.to(torch.float64))
+    assert sorted((tmp_path / "cache" / "encoders").iterdir()) == kept
+    first = next(p for p in sorted((tmp_path / "set").rglob("*")) if p.suffix in (".npz", ".safetensors"))
+    os.utime(first, ns=(1, 1))
+    same(formats.load(tmp_path / "set", **row.told), expected)
+    assert len(list((tmp_path / "cache" / "encoders").iterdir())) > LAYERS
+
+
+def test_an_encoder_that_is_not_finite_is_refused_turned_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(turned, "LEAST", 1)
+    write("gemma_scope_2", tmp_path / "set")
+    path = next((tmp_path / "set").rglob("*.safetensors"))
+    weights = load_file(path)["w_enc"]
+    weights[3, 5] = torch.nan
+    edit(path, w_enc=weights)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"params\.safetensors.*must hold finite numbers, got nan at \[5, 3\]"):
+            formats.load(tmp_path / "set")
+
+
 def test_threads_share_rows(tmp_path: Path) -> None:
     expected = write("gemma_scope_2_cross", tmp_path / "set")
     got = formats.load(tmp_path / "set", cache=20_000)
@@ -758,6 +817,21 @@ def test_rows_by_number(tmp_path: Path) -> None:
     assert got.decoder(0, 2).shape == t.decoder(0, 2).shape
     with pytest.raises(ValueError, match=r"must be one of 2 slots, got 2"):
         got.w_dec[1].slot(2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_finite(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """The largest numbers are; NaN and infinities of either sign are not, wherever they are."""
+    monkeypatch.setattr(lazy_rows, "_CHECKED", 8)
+    limits = torch.finfo(dtype)
+    t = torch.tensor([limits.max, limits.min, limits.tiny, -0.0, 1.0] * 6, dtype=dtype).view(10, 3)
+    for whole in (t, t[:, :2], t[::2], t.flatten(), t[0, 0], t[:0]):
+        assert lazy_rows.is_finite(whole)
+    for bad in (torch.nan, -torch.nan, torch.inf, -torch.inf):
+        for at in (0, 7, 29):
+            damaged = t.clone().flatten()
+            damaged[at] = bad
+            assert not lazy_rows.is_finite(damaged) and not lazy_rows.is_finite(damaged.view(10, 3))
 
 
 def test_a_file_that_shrinks_is_seen(tmp_path: Path) -> None:

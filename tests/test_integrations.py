@@ -1,13 +1,43 @@
-"""pycircuit inside other tools, where the tool is not installed. What needs it is in tests/peers."""
+"""What integrations say without the library they are for. What needs it is in tests/peers."""
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
+import torch
 
-from pycircuit.integrations import circuit_tracer
+from pycircuit.integrations import circuit_tracer, sae_lens, sparsify
 from pycircuit.integrations.circuit_tracer import attribution
+from pycircuit.integrations.handle import Accelerated
+
+
+@pytest.mark.parametrize(("module", "package"), [(sae_lens, "sae-lens"), (sparsify, "eai-sparsify")])
+def test_absent_libraries(monkeypatch: pytest.MonkeyPatch, module: Any, package: str) -> None:
+    monkeypatch.setitem(sys.modules, module.__name__.rsplit(".", 1)[1], None)
+    for function, arguments in ((module.accelerate, ()), (module.encode, (torch.zeros(2),))):
+        with pytest.raises(ImportError, match=rf"{function.__name__}: {package} must be installed, .*; pip install"):
+            function(torch.nn.Linear(2, 2), *arguments)
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.at = 0
+
+    def step(self) -> int:
+        return self.at + 1
+
+
+def test_methods_are_replaced_and_put_back() -> None:
+    counter, calls = Counter(), []
+    counter.at = 3
+    with Accelerated(counter, {"step": lambda self: self.at + 10}, lambda: calls.append(1)) as handle:
+        assert counter.step() == 13 and Counter().step() == 1
+        with pytest.raises(ValueError, match=r"accelerate: Counter must have its own step, got one that was replaced"):
+            Accelerated(counter, {"step": lambda self: 0})
+    handle.undo()
+    assert counter.step() == 4 and calls == [1]
 
 
 def test_circuit_tracer_is_imported_when_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

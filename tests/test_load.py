@@ -50,6 +50,26 @@ def test_transcoders_in_memory(folders: tuple[Path, Path]) -> None:
     assert isinstance(model.transcoders, pc.CrossLayerTranscoder) and model.transcoders.w_enc[0].dtype == torch.float64
 
 
+def test_places_that_the_files_do_not_say(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Under the name of a hook or ours; a set among several; the size of the cache."""
+    write("crosslayer", tmp_path / "cross")
+    with pytest.raises(ValueError, match=r"load: reads must be given for .*cross, whose files do not say it, got None"):
+        pc.load(folders[0], tmp_path / "cross", writes="mlp_out")
+    for reads in ("resid_mid", "hook_resid_mid", "blocks.0.hook_resid_mid"):
+        model = pc.load(folders[0], tmp_path / "cross", reads=reads, writes="hook_mlp_out", cache="1 MiB")
+        held = model.transcoders
+        assert (held.reads, held.writes, held.w_dec[0].cache.most) == ("resid_mid", "mlp_out", 1 << 20)
+    with pytest.raises(ValueError, match=r"load: reads must be one of .*, or a hook's name, got 'hook_resid_post'"):
+        pc.load(folders[0], tmp_path / "cross", reads="hook_resid_post", writes="mlp_out")
+    write("gemma_scope_2", tmp_path / "scope")
+    assert pc.load(folders[0], tmp_path / "scope", variant="16k").transcoders.depth == 3
+    with pytest.raises(ValueError, match=r"load: variant must leave some of .* got '1m'"):
+        pc.load(folders[0], tmp_path / "scope", variant="1m")
+    for model, transcoders in ((folders[0], made(True)), ("demo", None)):
+        with pytest.raises(ValueError, match=r"load: reads must be left out but for transcoders in files, got"):
+            pc.load(model, transcoders, reads="mlp_in")
+
+
 def word_tokenizer(folder: Path) -> None:
     """Words "0", "1", ... up to the model's vocabulary."""
     import transformers

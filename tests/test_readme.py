@@ -7,9 +7,11 @@ import re
 import statistics
 from pathlib import Path
 
+import formats_table
 import pytest
 
 from pycircuit.ops.registry import OPS
+from pycircuit.transcoders.formats import turned
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
@@ -58,3 +60,11 @@ def test_targets_and_links_exist(name: str) -> None:
         assert "://" in link or (ROOT / name).parent.joinpath(link).exists(), link
     for path in re.findall(r"`((?:csrc|kernels|pycircuit|tests|benchmarks|\.ci)/[\w./]*)`", text):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to see where memory lies")
+def test_readme_has_the_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they load here; where it differs, `python tests/formats_table.py` writes it anew."""
+    monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(turned, "LEAST", 0)
+    assert formats_table.on_the_page() == formats_table.table(tmp_path)

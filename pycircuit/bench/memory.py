@@ -22,6 +22,11 @@ def resident() -> int | None:
     return _bytes("VmRSS")
 
 
+def own() -> int | None:
+    """What is resident without pages of files, which the system may drop."""
+    return _bytes("RssAnon")
+
+
 def peak() -> int | None:
     """The most since the process started, or since `restart_peak`."""
     return _bytes("VmHWM")

@@ -100,11 +100,16 @@ class Opening:
     transcoders: Annotated[
         str | None, typer.Option("--transcoders", "-t", help="A folder or a hub name; demo has its own, clt and plt.")
     ] = None
+    variant: Annotated[str | None, typer.Option(help="Which of several sets: parts of a path, with commas.")] = None
+    reads: Annotated[str | None, typer.Option(help="Where transcoders read, if files do not say: a hook.")] = None
+    writes: Annotated[str | None, typer.Option(help="Where they write.")] = None
+    cache: Annotated[str | None, typer.Option(help="Bytes of decoder rows kept, such as 4GiB.")] = None
 
     @contextmanager
     def opened(self, running: Running) -> Iterator[pc.ReplacementModel]:
+        told = {"variant": self.variant, "reads": self.reads, "writes": self.writes, "cache": self.cache}
         with running.running() as dtype:
-            yield pc.load(self.model, self.transcoders, device=running.device, dtype=dtype)
+            yield pc.load(self.model, self.transcoders, device=running.device, dtype=dtype, **told)
 
 
 def target(given: str) -> Any:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pycircuit.ops import checks
 
+from . import circuit_tracer, export, influence, storage
 from . import convert as converting
-from . import export, influence, storage
 from . import paths as strongest
 from . import plot as drawing
 from . import prune as pruning
@@ -154,8 +154,11 @@ class Graph:
         """Relative violation of the conservation law, row by row: [rows] float64.
 
         |edges + dropped + bias - preactivation| over the sum of the absolute values of all these terms, so that
-        rows whose large terms cancel are measured by the terms, not by the small number they add up to.
+        rows whose large terms cancel are measured by the terms, not by the small number they add up to. NaN for a
+        graph from a file that does not say what its rows should add up to.
         """
+        if self.provenance.get("law") == "unknown":
+            return torch.full((self.rows.count,), torch.nan, dtype=torch.float64)
         expected, weight = _array(self.preactivation), self.rows.weight.numpy()
         off = _array(self.dropped) + _array(self.bias) - expected
         scale = _array(self.dropped_mass) + np.abs(_array(self.bias)) + np.abs(expected)
@@ -267,6 +270,24 @@ class Graph:
         for labels; provenance["scan"] by default, "local" where there is none.
         """
         export.to_json(self, path, slug, node_threshold, edge_threshold, scan)
+
+    @classmethod
+    def from_circuit_tracer(cls, path: str | os.PathLike[str], tokenizer: Any = None) -> Graph:
+        """Read a `.pt` graph that circuit-tracer saved; nothing in it is run. GraphFileError for anything else.
+
+        tokenizer: what turns ids into text; without it a token's text is its number. The file does not say what rows
+        should add up to, so `certificate` is NaN, and it has edges from selected features only.
+        """
+        return circuit_tracer.load(cls, path, tokenizer)
+
+    def to_circuit_tracer(
+        self, path: str | os.PathLike[str], tokenizer_name: str | None = None, scan: str | None = None
+    ) -> None:
+        """Write a `.pt` graph for circuit-tracer's Graph.from_pt: nodes x nodes, features that have rows selected.
+
+        tokenizer_name, scan: the tokenizer and the transcoders that its page looks for; None: those of the provenance.
+        """
+        circuit_tracer.save(self, path, tokenizer_name, scan)
 
     def to_networkx(self) -> Any:
         """A networkx.DiGraph, edges from source to target with `weight`; node attributes as in `describe`."""

@@ -14,9 +14,9 @@ from torch import Tensor
 from pycircuit.graph import Graph, Targets, Tokens
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel
 from pycircuit.progress import Progress, Report
+from pycircuit.transcoders.lazy import kept_bytes
 
 from .checkpoint import Checkpoint, digest
-from .columns import Columns
 from .plan import Plan, Work, decide, parse_bytes
 from .rows import Found
 from .targets import Target, check, choose, positions_of
@@ -84,14 +84,16 @@ def _plan(model: ReplacementModel, positions: int, bound: int | None) -> Plan:
     return decide(model, Work(positions, 0, 1, 1, model.depth, False), bound)
 
 
-def _work(columns: Columns, layers: Tensor, positions: Tensor, targets: Sequence[Target], rows: int) -> Work:
+def _work(found: Found, targets: Sequence[Target], rows: int) -> Work:
     """Rows of the targets and of `rows` features; of those the ones that see most are taken."""
-    depth = columns.layers
+    columns, layers, positions = found.sweep.columns, found.layer, found.position
+    depth, local = columns.layers, found.local
+    kept = kept_bytes(local.transcoders.w_dec, [len(f.index.unique()) for f in local.features])
     sizes = columns.cone_sizes(layers, positions)
     seen = int(sizes.topk(rows).values.sum()) if rows else 0
     own = [columns.cone_sizes(torch.tensor([t.layer]), torch.tensor([t.position])) for t in targets]
     entries = seen + int(torch.cat(own).sum())
-    return Work(columns.positions, len(layers), rows + len(targets), entries, depth, 0 < rows < len(layers))
+    return Work(columns.positions, len(layers), rows + len(targets), entries, depth, 0 < rows < len(layers), kept)
 
 
 def _run(
@@ -109,7 +111,7 @@ def _run(
     found = Found(local, targets)
     total = len(found.layer)
     wanted = total if max_features is None else min(max_features, total)
-    plan = decide(model, _work(found.sweep.columns, found.layer, found.position, targets, wanted), bound)
+    plan = decide(model, _work(found, targets, wanted), bound)
     folder = None if checkpoint is None else _checkpoint(checkpoint, found, targets, wanted, round_size, plan)
     if folder is not None:
         plan = Plan(**folder.run["plan"])

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from pycircuit.model.replacement import ReplacementModel
+from pycircuit.ops import Features
+from pycircuit.transcoders.lazy import kept_bytes
 
 from .columns import Columns
 from .plan import Plan, Work, decide, parse_bytes, readable
@@ -71,7 +73,8 @@ def estimate(
     check(max_features, 1.0, max_targets, None)
     bound, ids = parse_bytes(memory), model.tokens(prompt)
     decide(model, Work(len(ids), 0, 1, 1, model.depth, False), bound)
-    columns = _columns(model, ids)
+    found = model.activations([ids[:_SAMPLE]])[0]
+    columns = _columns(model, ids, found)
     total = columns.features
     wanted = total if max_features is None else min(max_features, total)
     layer, position = _places(columns)
@@ -79,16 +82,26 @@ def estimate(
     ends = columns.cone_sizes(torch.full((max_targets,), model.depth), torch.full((max_targets,), len(ids) - 1))
     entries = int(sizes.topk(wanted).values.sum()) + int(ends.sum())
     ranked = 0 < wanted < total
-    plan = decide(model, Work(len(ids), total, wanted + max_targets, entries, model.depth, ranked), bound)
+    kept = kept_bytes(model.transcoders.w_dec, _distinct(model, columns, found))
+    plan = decide(model, Work(len(ids), total, wanted + max_targets, entries, model.depth, ranked, kept), bound)
     work = _operations(model, len(ids), layer, position, sizes, wanted)
     seconds = work / (_SHARE * _rate(model))
     sampled = min(len(ids), _SAMPLE)
     return Estimate(len(ids), sampled, total, wanted + max_targets, columns.count, plan, work, seconds)
 
 
-def _columns(model: ReplacementModel, ids: Tensor) -> Columns:
+def _distinct(model: ReplacementModel, columns: Columns, found: Sequence[Features]) -> list[int]:
+    """How many features of each layer are active anywhere: those of the sample, growing with the prompt at the most."""
+    every = columns.before[:, -1] - columns.before[:, 0]
+    counts = []
+    for at, f in enumerate(found):
+        here = len(f.index.unique())
+        counts.append(min(model.transcoders.size(at), -(-here * int(every[at]) // max(1, f.count))))
+    return counts
+
+
+def _columns(model: ReplacementModel, ids: Tensor, found: Sequence[Features]) -> Columns:
     """Of the whole prompt, the sample's counts going on at their mean with some room."""
-    found = model.activations([ids[:_SAMPLE]])[0]
     before = torch.stack([f.row_ptr for f in found]).cpu().numpy()
     left = len(ids) - before.shape[1] + 1
     seen = max(1, before.shape[1] - 1 - model.ignore_positions)

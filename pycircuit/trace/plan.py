@@ -58,7 +58,7 @@ def readable(size: float) -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """The size of a trace. entries: of all its rows together, at the most."""
+    """The size of a trace. entries: of all its rows together, at the most; decoders: bytes of rows left in files."""
 
     positions: int
     features: int
@@ -66,6 +66,7 @@ class Work:
     entries: int
     layers: int
     ranked: bool
+    decoders: int = 0
 
     @property
     def columns(self) -> int:
@@ -144,6 +145,8 @@ def decide(model: ReplacementModel, work: Work, memory: int | None) -> Plan:
     needs = Needs(model, work)
     stored = needs.patterns() <= min(PATTERN_BYTES, bound // 4)
     fixed = {"forward": needs.forward(), "attention": needs.attention(stored), "features": needs.features()}
+    if work.decoders:
+        fixed["decoder rows"] = work.decoders
     left = bound - sum(fixed.values())
     tile = max(needs.one_target(), min(max(TILE_BYTES, TILE_TARGETS * needs.one_target()), left // 8))
     fixed["tile"] = 2 * tile

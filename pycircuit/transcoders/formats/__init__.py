@@ -20,6 +20,7 @@ from . import (
     gemma_scope,
     gemma_scope_2,
     gemma_scope_2_cross,
+    hooks,
     listed,
     llamascopium,
     saelens,
@@ -41,7 +42,7 @@ CACHE = 4 << 30  # bytes of decoder rows kept
 
 @dataclass(frozen=True)
 class Format:
-    """A way to lay transcoders out in a folder.
+    """A way to lay transcoders out in a folder. files: what it is known by, in words.
 
     sees(folder): what there is to see of it, in words, or None; reads no tensor. read(folder, asked): what the files
     say, as `Contents`.
@@ -50,21 +51,52 @@ class Format:
     name: str
     sees: Callable[[Path], str | None]
     read: Callable[[Path, Asked], Contents]
+    files: str = ""
 
 
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
-        Format("circuit-tracer, files elsewhere", listed.sees, listed.read),
-        Format("circuit-tracer, per layer", circuit_tracer.sees, circuit_tracer.read),
-        Format("circuit-tracer, cross-layer", circuit_tracer_cross.sees, circuit_tracer_cross.read),
-        Format("crosslayer-transcoder", crosslayer_transcoder.sees, crosslayer_transcoder.read),
-        Format("Llama-Scope-2", llamascopium.sees, llamascopium.read),
-        Format("SAELens", saelens.sees, saelens.read),
-        Format("sparsify", sparsify.sees, sparsify.read),
-        Format("GemmaScope 2, cross-layer", gemma_scope_2_cross.sees, gemma_scope_2_cross.read),
-        Format("GemmaScope 2, per layer", gemma_scope_2.sees, gemma_scope_2.read),
-        Format("GemmaScope 1", gemma_scope.sees, gemma_scope.read),
+        Format(
+            "circuit-tracer, files elsewhere",
+            listed.sees,
+            listed.read,
+            "config.yaml with transcoders:, a list of hf:// locations or paths",
+        ),
+        Format(
+            "circuit-tracer, per layer",
+            circuit_tracer.sees,
+            circuit_tracer.read,
+            "config.yaml of a transcoder_set, layer_*.safetensors",
+        ),
+        Format(
+            "circuit-tracer, cross-layer",
+            circuit_tracer_cross.sees,
+            circuit_tracer_cross.read,
+            "config.yaml of a cross_layer_transcoder, W_enc_*.safetensors, W_dec_*.safetensors",
+        ),
+        Format(
+            "crosslayer-transcoder",
+            crosslayer_transcoder.sees,
+            crosslayer_transcoder.read,
+            "config.yaml of a model with its class, checkpoint.safetensors",
+        ),
+        Format(
+            "Llama-Scope-2",
+            llamascopium.sees,
+            llamascopium.read,
+            "config.json with a sae_type, sae_weights.safetensors",
+        ),
+        Format("SAELens", saelens.sees, saelens.read, "cfg.json, sae_weights.safetensors"),
+        Format("sparsify", sparsify.sees, sparsify.read, "*.mlp/cfg.json, *.mlp/sae.safetensors"),
+        Format(
+            "GemmaScope 2, cross-layer",
+            gemma_scope_2_cross.sees,
+            gemma_scope_2_cross.read,
+            "params_layer_*.safetensors",
+        ),
+        Format("GemmaScope 2, per layer", gemma_scope_2.sees, gemma_scope_2.read, "layer_*_width_*/params.safetensors"),
+        Format("GemmaScope 1", gemma_scope.sees, gemma_scope.read, "layer_*/.../params.npz"),
     )
 }
 
@@ -100,7 +132,8 @@ def recognise(path: str | os.PathLike[str]) -> Recognised:
             return Recognised(folder, row, saw)
     names = sorted(p.name for p in folder.iterdir())
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") or "nothing"
-    raise ValueError(f"load: {folder} must hold one of: {'; '.join(FORMATS)}; got a folder with {shown}")
+    known = "; ".join(f"{row.name} ({row.files})" if row.files else row.name for row in FORMATS.values())
+    raise ValueError(f"load: {folder} must hold one of: {known}; got a folder with {shown}")
 
 
 def load(
@@ -120,7 +153,7 @@ def load(
     and the rows of a prompt's active features are read when they are needed; `cache` bytes of them are kept.
     layers: the model's number of layers, where some may have no transcoder; without it a missing layer is an error.
     variant: parts of a path, with commas, that say which of several sets is meant. reads, writes: as of
-    pc.PerLayerTranscoders, where the files do not say it or are wrong.
+    pc.PerLayerTranscoders, or the name of a hook, where the files do not say it or are wrong.
     """
     _check_dtype("load", dtype)
     kept, seen = size_of(cache), recognise(path)
@@ -136,9 +169,11 @@ def _check_dtype(op: str, dtype: torch.dtype | None) -> None:
 def asked(layers: int | None, variant: str | None, reads: str | None, writes: str | None) -> Asked:
     if layers is not None and (type(layers) is not int or layers < 1):
         raise ValueError(f"load: layers must be a whole number of at least 1, got {layers!r}")
+    reads = hooks.READS.get(hooks.short(reads), reads)
+    writes = hooks.WRITES.get(hooks.short(writes), writes)
     for name, value, allowed in (("reads", reads, READS), ("writes", writes, WRITES)):
         if value is not None and value not in allowed:
-            raise ValueError(f"load: {name} must be one of {', '.join(allowed)}, got {value!r}")
+            raise ValueError(f"load: {name} must be one of {', '.join(allowed)}, or a hook's name, got {value!r}")
     return Asked(layers, variant, reads, writes)
 
 

@@ -33,14 +33,19 @@ def layer_of(name: str) -> int | None:
     return None if found is None else int(found[1])
 
 
+def short(name: Any) -> Any:
+    """A hook's name without its layer."""
+    return _LAYER.sub("", name) if isinstance(name, str) else name
+
+
 def _known(said_by: Path, key: str, value: Any, names: dict[str, str], argument: str) -> str:
-    short = _LAYER.sub("", value) if isinstance(value, str) else value
-    if not isinstance(short, str) or short not in names:
+    known = short(value)
+    if not isinstance(known, str) or known not in names:
         raise ValueError(
             f"load: {said_by}: {key} must be one of {', '.join(names)}, got {value!r}; "
             f"say {argument}= where you know better"
         )
-    return names[short]
+    return names[known]
 
 
 def reads(said_by: Path, key: str, value: Any) -> str:

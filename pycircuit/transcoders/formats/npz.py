@@ -5,7 +5,6 @@ An .npz is a zip of .npy files, each a short header and the numbers. Nothing in 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 import zipfile
@@ -18,7 +17,7 @@ from typing import IO
 import numpy as np
 import torch
 
-from .cache import cache_folder
+from .cache import made_once
 from .files import Stored, open_safetensors, safetensors_header
 
 _KINDS = {"<f8": torch.float64, "<f4": torch.float32, "<f2": torch.float16}
@@ -102,17 +101,7 @@ def _data_begin(path: Path, member: zipfile.ZipInfo) -> int:
 
 def _unpacked(path: Path, members: list[zipfile.ZipInfo], arrays: list[Stored]) -> dict[str, Stored]:
     """The same arrays in a safetensors file of the cache, which is written once."""
-    state = path.stat()
-    key = hashlib.sha256(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:32]
-    kept = cache_folder() / "npz" / f"{key}.safetensors"
-    if not kept.is_file():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        fresh = kept.with_name(f".{kept.name}.{os.getpid()}.partial")
-        try:
-            _unpack(path, members, arrays, fresh)
-            fresh.replace(kept)
-        finally:
-            fresh.unlink(missing_ok=True)
+    kept = made_once("npz", path, "", lambda fresh: _unpack(path, members, arrays, fresh))
     return open_safetensors(kept)
 
 

@@ -15,6 +15,7 @@ from pycircuit.ops import Activation, BatchTopK, JumpReLU, ReLU, TopK
 from pycircuit.transcoders.lazy import Cache, LazyRows, is_finite
 from pycircuit.transcoders.types import CrossLayerTranscoder, PerLayerTranscoders, Transcoders
 
+from . import turned
 from .files import Stored
 
 
@@ -217,10 +218,13 @@ class Reader:
         return self.norm is not None and self.layer.theta is None
 
     def w_enc(self) -> Tensor | None:
-        """[F, d]; straight from the file's pages where it lies there so."""
+        """[F, d]; pages of the file, or of one in the cache that lies so, where no number changes."""
         layer, stored = self.layer, self.layer.w_enc
         if stored is None:
             return None
+        if self._from_cache(stored):
+            stored = turned.turned(stored)
+            return finite(stored, stored.mapped())
         held = finite(stored, stored.mapped() if self.lazy else stored.read())
         if layer.transposed:
             held = held.T.contiguous()
@@ -230,6 +234,13 @@ class Reader:
             assert self.norm is not None
             held = held * self.norm[:, None].to(_wide(held))
         return self._placed(held, stored)
+
+    def _from_cache(self, stored: Stored) -> bool:
+        """Whether an encoder stored as [d, F] is worth a file of its own, and none of its numbers changes."""
+        gain = self.layer.fold.gain_in
+        same = self.dtype in (None, stored.dtype) and torch.device(self.device or "cpu").type == "cpu"
+        same = same and not self._scaled() and (gain is None or _is_one(gain))
+        return self.lazy and self.layer.transposed and same and stored.bytes >= turned.LEAST
 
     def b_enc(self) -> Tensor | None:
         layer, stored = self.layer, self.layer.b_enc

@@ -1,0 +1,77 @@
+"""circuit-tracer's saved graphs, read by us, and ours, read by it: there and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from circuit_tracer.attribution.targets import CustomTarget
+from circuit_tracer.graph import Graph as PeerGraph
+from circuit_tracer.graph import compute_graph_scores, prune_graph
+from circuit_tracer.utils.create_graph_files import create_nodes
+from pair import Kind, Size, Tokenizer, our_model, peer_model, prompt, selected, trace_ours, trace_peer
+
+import pycircuit as pc
+
+SIZE, ACTIVE, K = Size(), 6, 30
+FIELDS = ("adjacency_matrix", "active_features", "logit_probabilities", "input_tokens", "selected_features",
+          "activation_values")  # fmt: skip
+
+
+def theirs(kind: Kind, **how: Any) -> PeerGraph:
+    graph = trace_peer(peer_model("llama", kind, SIZE, torch.float32, ACTIVE), prompt(9, SIZE.vocabulary),
+                       max_feature_nodes=K, batch_size=8, verbose=False, **how)  # fmt: skip
+    graph.scan = "org/tiny"
+    return graph
+
+
+def same(got: PeerGraph, expected: PeerGraph) -> None:
+    for name in FIELDS:
+        a, b = getattr(got, name), getattr(expected, name)
+        assert torch.equal(a, b.to(a.dtype)), name
+    for name in ("input_string", "logit_targets", "vocab_size", "scan"):
+        assert getattr(got, name) == getattr(expected, name), name
+    for name in ("n_layers", "d_model", "d_vocab", "model_name", "tokenizer_name", "n_key_value_heads"):
+        assert getattr(got.cfg, name) == getattr(expected.cfg, name), name
+
+
+@pytest.mark.parametrize("kind", [Kind(), Kind(cross=True, reads="resid_mid")], ids=["plt", "clt"])
+def test_theirs_there_and_back(tmp_path: Path, kind: Kind) -> None:
+    """Read by us and written again their graph is what it was; what it says is what we say of it."""
+    peer = theirs(kind)
+    peer.to_pt(str(tmp_path / "theirs.pt"))
+    ours = pc.Graph.from_circuit_tracer(tmp_path / "theirs.pt", Tokenizer(SIZE.vocabulary))
+    ours.to_circuit_tracer(tmp_path / "back.pt")
+    same(PeerGraph.from_pt(str(tmp_path / "back.pt")), peer)
+    scores, pruned, (node_mask, edge_mask, _) = ours.scores(), ours.prune(), prune_graph(peer)
+    torch.testing.assert_close(torch.tensor(list(scores)), torch.tensor(compute_graph_scores(peer)))
+    kept = torch.cat([peer.selected_features, torch.arange(ours.first_error, ours.nodes)])
+    assert torch.equal(pruned.node_mask[kept], node_mask) and int(pruned.edge_mask.sum()) == int(edge_mask.sum())
+
+
+def test_of_directions(tmp_path: Path) -> None:
+    """Targets that are no tokens."""
+    ways = [CustomTarget("one", 0.7, torch.randn(SIZE.width)), CustomTarget("two", 0.3, torch.randn(SIZE.width))]
+    peer = theirs(Kind(), attribution_targets=ways)
+    peer.to_pt(str(tmp_path / "theirs.pt"))
+    ours = pc.Graph.from_circuit_tracer(tmp_path / "theirs.pt")
+    assert ours.targets.labels == ["one", "two"] and ours.targets.ids.tolist() == [-1, -1]
+    ours.to_circuit_tracer(tmp_path / "back.pt")
+    same(PeerGraph.from_pt(str(tmp_path / "back.pt")), peer)
+
+
+def test_ours_in_their_hands(tmp_path: Path) -> None:
+    """A graph of ours: their Graph, prune and scores work on it, and agree."""
+    kind = Kind()
+    model = our_model("llama", kind, SIZE, torch.float32, ACTIVE)
+    graph = trace_ours(model, prompt(9, SIZE.vocabulary), max_features=K)
+    graph.to_circuit_tracer(tmp_path / "ours.pt", tokenizer_name="org/tokenizer", scan="org/tiny")
+    read, ours = PeerGraph.from_pt(str(tmp_path / "ours.pt")), selected(graph)
+    assert read.cfg.tokenizer_name == "org/tokenizer" and read.cfg.n_layers == SIZE.layers
+    assert len(read.selected_features) == K == len(ours.features)
+    torch.testing.assert_close(torch.tensor(list(ours.scores())), torch.tensor(compute_graph_scores(read)))
+    pruned, (node_mask, _, cumulative) = ours.prune(), prune_graph(read)
+    assert torch.equal(pruned.node_mask, node_mask)
+    assert len(create_nodes(read, node_mask, model.tokenizer, cumulative)) == int(node_mask.sum())

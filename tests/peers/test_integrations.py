@@ -1,0 +1,329 @@
+"""SAELens's transcoders and sparsify's coders on our operations, next to their own results and gradients."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
+
+import pytest
+import torch
+from torch import Tensor
+
+import pycircuit as pc
+from pycircuit.integrations import sae_lens, sparsify
+
+WIDTH, WRITTEN, SIZE, K = 12, 10, 40, 5
+KINDS = ("Transcoder", "SkipTranscoder", "JumpReLUTranscoder", "JumpReLUSkipTranscoder")
+
+
+def filled(module: Any, seed: int = 0) -> Any:
+    """Every parameter random; some thresholds are below zero."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(torch.randn(p.shape, generator=g, dtype=torch.float64) / 3)
+    return module
+
+
+def transcoder(kind: str, dtype: str = "float64", **more: Any) -> Any:
+    theirs = pytest.importorskip("sae_lens.saes.transcoder", reason="sae-lens is not installed")
+    said = {"d_in": WIDTH, "d_sae": SIZE, "d_out": WIDTH if "Skip" in kind else WRITTEN, "dtype": dtype,
+            "apply_b_dec_to_input": False, **more}  # fmt: skip
+    return filled(getattr(theirs, kind)(getattr(theirs, f"{kind}Config").from_dict(said)))
+
+
+def coder(dtype: torch.dtype = torch.float64, **said: Any) -> Any:
+    theirs = pytest.importorskip("sparsify", reason="eai-sparsify is not installed")
+    return filled(theirs.SparseCoder(WIDTH, theirs.SparseCoderConfig(num_latents=SIZE, k=K, **said), dtype=dtype))
+
+
+def streams(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 9) -> Tensor:
+    return torch.randn(*shape, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def weighed(out: Tensor, seed: int) -> Tensor:
+    """A sum in which every entry counts differently."""
+    g = torch.Generator().manual_seed(seed)
+    return (out.double() * torch.randn(out.shape, generator=g, dtype=torch.float64)).sum()
+
+
+def results(module: Any, run: Callable[[Any, Tensor], tuple[Tensor, ...]], x: Tensor) -> dict[str, Tensor | None]:
+    """What comes out, and the gradients of the input and of every parameter."""
+    x = x.clone().requires_grad_()
+    module.zero_grad(set_to_none=True)
+    outs = run(module, x)
+    sum((weighed(out, n) for n, out in enumerate(outs)), torch.zeros(())).backward()
+    found: dict[str, Tensor | None] = {f"out {n}": out.detach() for n, out in enumerate(outs)}
+    return {**found, "x": x.grad, **{name: p.grad for name, p in module.named_parameters()}}
+
+
+def same(got: dict[str, Tensor | None], expected: dict[str, Tensor | None], tolerance: float = 1e-10) -> None:
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        ours = got[name]
+        if value is None:
+            assert ours is None, name
+        elif ours is None:  # a gradient of nothing, which theirs fills with zeros
+            assert not value.any(), name
+        else:
+            assert (ours.dtype, ours.shape) == (value.dtype, value.shape), name
+            torch.testing.assert_close(ours, value, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+    assert any(v is not None and v.abs().sum() > 0 for v in expected.values())
+
+
+WAYS: dict[str, Callable[[Any, Tensor], tuple[Tensor, ...]]] = {
+    "encode": lambda t, x: (t.encode(x),),
+    "forward": lambda t, x: (t(x),),
+    "forward_with_activations": lambda t, x: t.forward_with_activations(x),
+    "through": lambda t, x: (t.decode(t.encode(x)),),
+    "decode": lambda t, x: (t.decode(x),),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_saelens(kind: str, way: str) -> None:
+    """decode: of activations that are an input themselves, with the gradient of those that are zero."""
+    for mode, shape in ((True, (7,)), (False, (2, 3)), (False, ())):
+        t = transcoder(kind).train(mode)
+        x = streams(*shape)
+        if way == "decode":
+            x = t.encode(x).detach()
+        expected = results(t, WAYS[way], x)
+        with sae_lens.accelerate(t):
+            got = results(t, WAYS[way], x)
+            assert pc.last_run().op in ("encode", "decode", "edge_scores")
+        same(got, expected)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "constant_norm_rescale"])
+def test_saelens_normalizes_what_it_reads(norm: str) -> None:
+    t = transcoder("SkipTranscoder", normalize_activations=norm)
+    expected = results(t, WAYS["forward"], streams(5))
+    with sae_lens.accelerate(t):
+        same(results(t, WAYS["forward"], streams(5)), expected)
+
+
+def test_saelens_in_float32() -> None:
+    t, x = transcoder("JumpReLUSkipTranscoder", "float32"), streams(9, dtype=torch.float32)
+    expected = {way: results(t, WAYS[way], x) for way in ("encode", "forward")}
+    with sae_lens.accelerate(t):
+        for way, value in expected.items():
+            same(results(t, WAYS[way], x), value, 2e-6)
+
+
+def no_further(module: Any, x: Tensor, patch: Callable[[Any], Any]) -> None:
+    """In bfloat16: the type stays, and ours is as near to float64 as theirs is."""
+    exact = results(copy.deepcopy(module).to(torch.float64), WAYS["forward"], x.double())
+    theirs = results(module, WAYS["forward"], x)
+    with patch(module):
+        ours = results(module, WAYS["forward"], x)
+    for name, truth in exact.items():
+        a, b = ours[name], theirs[name]
+        if truth is not None and a is not None and b is not None:
+            assert a.dtype == b.dtype == torch.bfloat16
+            assert (a - truth).norm() <= 1.1 * (b - truth).norm() + 1e-9, name
+
+
+def test_saelens_in_bfloat16() -> None:
+    t = transcoder("JumpReLUSkipTranscoder", "bfloat16")
+    no_further(t, streams(9, dtype=torch.bfloat16), sae_lens.accelerate)
+
+
+def test_saelens_functions_without_a_patch() -> None:
+    t, x = transcoder("JumpReLUTranscoder"), streams(4)
+    acts = t.encode(x)
+    torch.testing.assert_close(sae_lens.encode(t, x), acts)
+    torch.testing.assert_close(sae_lens.decode(t, acts), t.decode(acts))
+    torch.testing.assert_close(sae_lens.forward(t, x), t(x))
+    assert "encode" not in vars(t)
+
+
+def test_saelens_hooks_run() -> None:
+    """On inputs, activations and results; none can see pre-activations."""
+    t, x = transcoder("SkipTranscoder"), streams(6)
+    for name in ("hook_sae_input", "hook_sae_acts_post", "hook_sae_recons"):
+        getattr(t, name).add_hook(lambda value, hook: value * 1.5)
+    expected = {way: results(t, WAYS[way], x) for way in ("encode", "forward", "through")}
+    with sae_lens.accelerate(t):
+        for way, value in expected.items():
+            same(results(t, WAYS[way], x), value)
+        with pytest.raises(ValueError, match=r"encode: hook_sae_acts_pre must have no hook, got one"):
+            t.run_with_cache(x)
+    t.run_with_cache(x)
+
+
+def test_saelens_is_saved_and_copied_as_ever(tmp_path: Path) -> None:
+    t, x = transcoder("JumpReLUTranscoder"), streams(6)
+    expected = t(x)
+    with sae_lens.accelerate(t):
+        t.save_model(tmp_path)
+        twin = copy.deepcopy(t)
+        with torch.no_grad():
+            twin.W_dec.mul_(2.0)
+        assert not torch.allclose(twin(x), expected)
+        torch.testing.assert_close(t(x), expected)
+        with pytest.raises(ValueError, match=r"accelerate: JumpReLUTranscoder must have its own encode, got one that"):
+            sae_lens.accelerate(t)
+    again = type(t).load_from_disk(tmp_path)
+    torch.testing.assert_close(again(x), expected)
+
+
+def test_saelens_is_put_back() -> None:
+    t, x = transcoder("Transcoder"), streams(6)
+    expected, before = t(x), t.W_enc
+    handle = sae_lens.accelerate(t)
+    assert t.W_enc is before and before.T.is_contiguous() and t.encode.__func__ is sae_lens.encode
+    handle.undo()
+    handle.undo()
+    assert before.is_contiguous() and not {"encode", "decode", "forward"} & vars(t).keys()
+    assert torch.equal(t(x), expected) and not t._state_dict_hooks
+
+
+def test_saelens_learns_alike() -> None:
+    """Some steps of Adam, with and without."""
+    ways = {}
+    for fast in (False, True):
+        t = transcoder("SkipTranscoder")
+        handle = sae_lens.accelerate(t) if fast else None
+        adam = torch.optim.Adam(t.parameters(), 1e-2)
+        for step in range(5):
+            adam.zero_grad()
+            (t(streams(8, seed=step)) - streams(8, seed=step + 100)).square().mean().backward()
+            adam.step()
+        if handle is not None:
+            handle.undo()
+        ways[fast] = t.state_dict()
+    same(ways[True], ways[False], 1e-8)
+
+
+def test_what_saelens_forms_are_refused() -> None:
+    t = transcoder("Transcoder")
+    with pytest.raises(TypeError, match=r"accelerate: transcoder must be one of SAELens's Transcoder, .* got Linear"):
+        sae_lens.accelerate(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"must end with the 40 features of W_dec, got shape \[3\]"):
+        sae_lens.decode(t, torch.zeros(3))
+    with pytest.raises(ValueError, match=r"encode: pre-activations must not be NaN"):
+        sae_lens.encode(t, torch.full((1, WIDTH), torch.nan, dtype=torch.float64))
+    t.activation_fn = torch.nn.GELU()
+    with pytest.raises(ValueError, match=r"accelerate: transcoder.activation_fn must be the ReLU .* got GELU"):
+        sae_lens.accelerate(t)
+    assert "encode" not in vars(t)
+
+
+CODERS: dict[str, dict[str, Any]] = {
+    "transcoder": {"transcode": True},
+    "skip": {"transcode": True, "skip_connection": True},
+    "autoencoder": {"normalize_decoder": False},
+    "multi": {"transcode": True, "multi_topk": True},
+}
+
+
+def trained(c: Any, x: Tensor) -> tuple[Tensor, ...]:
+    """Everything that their forward gives for a target, with dead latents."""
+    dead = torch.zeros(SIZE, dtype=torch.bool)
+    dead[::3] = True
+    out = c(x, streams(len(x), seed=4), dead_mask=dead)
+    return out.sae_out, out.fvu, out.auxk_loss, out.multi_topk_fvu
+
+
+def encoded(c: Any, x: Tensor) -> tuple[Tensor, ...]:
+    """The same latents in one order."""
+    found = c.encode(x)
+    index, order = found.top_indices.sort(-1)
+    return found.top_acts.gather(-1, order), index.double() + 0 * found.top_acts, found.pre_acts.detach() + 0 * x.sum()
+
+
+CODER_WAYS: dict[str, Callable[[Any, Tensor], tuple[Tensor, ...]]] = {
+    "encode": encoded, "forward": lambda c, x: (c(x).sae_out,), "trained": trained,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", CODER_WAYS)
+@pytest.mark.parametrize("kind", CODERS)
+def test_sparsify(kind: str, way: str) -> None:
+    c, x = coder(**CODERS[kind]), streams(7)
+    expected = results(c, CODER_WAYS[way], x)
+    with sparsify.accelerate(c):
+        same(results(c, CODER_WAYS[way], x), expected)
+    assert not {"encode", "decode"} & vars(c).keys()
+    same(results(c, CODER_WAYS[way], x), expected)
+
+
+def test_sparsify_in_float32() -> None:
+    c, x = coder(torch.float32, transcode=True, skip_connection=True), streams(6, dtype=torch.float32)
+    expected = results(c, CODER_WAYS["forward"], x)
+    with sparsify.accelerate(c):
+        same(results(c, CODER_WAYS["forward"], x), expected, 2e-6)
+
+
+def test_sparsify_in_bfloat16() -> None:
+    c, x = coder(torch.bfloat16, transcode=True, skip_connection=True), streams(6, dtype=torch.bfloat16)
+    written, theirs = sparsify.decode(c, *sparsify.encode(c, x)[:2]), c.decode(*c.encode(x)[:2])
+    assert written.dtype == theirs.dtype == torch.bfloat16
+    torch.testing.assert_close(written, theirs, rtol=0.05, atol=0.05)
+
+
+def test_sparsify_functions_without_a_patch() -> None:
+    """Also of latents in their order, and over more dimensions than theirs takes."""
+    c, x = coder(transcode=True), streams(6)
+    theirs = c.encode(x)
+    got = sparsify.encode(c, x)
+    assert type(got) is type(theirs)
+    torch.testing.assert_close(sparsify.decode(c, theirs.top_acts, theirs.top_indices), c.decode(*theirs[:2]))
+    torch.testing.assert_close(sparsify.decode(c, *got[:2]), c.decode(*theirs[:2]))
+    deep = sparsify.encode(c, x.view(2, 3, WIDTH))
+    assert deep.top_acts.shape == (2, 3, K) and deep.pre_acts.shape == (2, 3, SIZE)
+    torch.testing.assert_close(sparsify.decode(c, *deep[:2]).view(6, WIDTH), c.decode(*theirs[:2]))
+
+
+def test_sparsify_with_too_few_positive_latents() -> None:
+    """Zeros for the rest, at latents of their own, which learn from them as theirs do."""
+    c, x = coder(transcode=True), streams(6)
+    with torch.no_grad():
+        c.encoder.bias.fill_(-1.2)
+    theirs, got = c.encode(x), sparsify.encode(c, x)
+    assert 0 < (theirs.top_acts > 0).sum() < theirs.top_acts.numel()
+    torch.testing.assert_close(got.top_acts.sort(-1).values, theirs.top_acts.sort(-1).values)
+    assert all(len(set(row)) == K for row in got.top_indices.tolist())
+    torch.testing.assert_close(sparsify.decode(c, *got[:2]), c.decode(*theirs[:2]))
+    silent = got.top_acts == 0
+    got.top_acts.sum().backward()
+    counts = torch.bincount(got.top_indices.flatten(), minlength=SIZE)
+    assert torch.equal(c.encoder.bias.grad, counts.double()) and silent.any()
+
+
+def test_sparsify_pre_activations_are_made_when_looked_at() -> None:
+    c, x = coder(transcode=True), streams(6)
+    expected = c.encode(x).pre_acts.detach()
+    pre = sparsify.encode(c, x).pre_acts
+    assert pre._made is None and isinstance(pre, Tensor)
+    assert pre.shape == expected.shape and torch.equal(torch.cat([pre, pre]), torch.cat([expected] * 2))
+    assert (pre.numpy() == expected.numpy()).all()
+    later = sparsify.encode(c, x).pre_acts
+    with torch.no_grad():
+        c.encoder.weight.mul_(2.0)
+    with pytest.raises(ValueError, match=r"encode: pre_acts must be looked at before x or the weights change"):
+        later.sum()
+
+
+def test_what_sparsify_forms_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"accelerate: coder must be sparsify's SparseCoder, got Linear"):
+        sparsify.accelerate(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"accelerate: cfg.activation must be topk, got 'groupmax', which pycircuit"):
+        sparsify.accelerate(coder(activation="groupmax"))
+    c = coder(transcode=True)
+    with pytest.raises(ValueError, match=r"must have one shape \[..., k\], got \[2\] and \[3\]"):
+        sparsify.decode(c, torch.zeros(2), torch.zeros(3, dtype=torch.int64))
+    c.cfg.k = SIZE + 1
+    with pytest.raises(ValueError, match=r"encode: cfg.k must be from 1 to the 40 latents, got 41"):
+        sparsify.encode(c, streams(2))
+    c.W_dec = None
+    with pytest.raises(ValueError, match=r"decode: coder must have a decoder, got W_dec=None"):
+        sparsify.decode(c, torch.zeros(2), torch.zeros(2, dtype=torch.int64))
