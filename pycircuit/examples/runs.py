@@ -44,8 +44,9 @@ class Runs:
             lengths = np.concatenate([f.row_ptr.diff().cpu().numpy() for f in parts])
             index, value = (np.concatenate([getattr(f, n).cpu().numpy() for f in parts]) for n in ("index", "value"))
             if not np.isfinite(value).all():
-                wrong = index[~np.isfinite(value)][0]
-                raise ValueError(f"write_examples: activations must be finite, got none of feature {wrong} of {layer=}")
+                at = int(np.isfinite(value).argmin())
+                got = f"{value[at]} of feature {index[at]} in layer {layer}"
+                raise ValueError(f"write_examples: activations must be finite, got {got}")
             token = np.repeat(np.arange(begin, begin + len(lengths)), lengths)
             kept = self.wanted[layer][index] & (value != 0)
             self._held[layer].append((index[kept], token[kept], value[kept]))
