@@ -366,16 +366,16 @@ def test_a_graph_of_the_demo_finds_its_features(run: Run, tmp_path: Path) -> Non
 
 def test_command_with_no_texts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo takes its own statements, others are asked for some."""
-    whole, asked = pc.write_examples, []
+    whole, asked, sizes = pc.write_examples, [], 0
 
     def few(model: Any, texts: list[str], *args: Any, **options: Any) -> Path:
+        nonlocal sizes
         asked.append(texts)
+        sizes = sum(model.transcoders.size(layer) for layer in range(model.depth))
         return whole(model, texts[::400], *args, **options)
 
     monkeypatch.setattr(pc, "write_examples", few)
     code, out, err = run("examples", "demo", "--out", tmp_path, "--quiet")
-    transcoders = pc.load("demo").transcoders
-    sizes = sum(transcoders.size(layer) for layer in range(transcoders.depth))
     assert asked == [[s.prompt for s in facts.facts().statements()]]
     assert (code, err) == (0, "") and f"{sizes} features" in out and "--scan ./data/features/local" in out
     assert len(list((tmp_path / "features" / "local").iterdir())) == sizes

@@ -15,7 +15,7 @@ import numpy as np
 
 from pycircuit.ops import Features
 
-HELD = 1 << 23  # activations in memory, about 24 bytes each
+HELD = 1 << 23  # activations in memory, about 20 bytes each as they come and 50 as a block is sorted
 BLOCK = 512  # features read together, at the most: their decoder rows are read with them
 
 
