@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from . import graph, ops
 from .causal import Intervened, Intervention, validate
+from .examples import write_examples
 from .graph import Graph
 from .load import load
 from .model import Family, FamilyError, ReplacementModel, register_family
@@ -48,4 +49,5 @@ __all__ = [
     "train",
     "use",
     "validate",
+    "write_examples",
 ]

@@ -11,7 +11,7 @@ import typer
 
 import pycircuit as pc
 
-from . import machine, shelf, steer, trace, training
+from . import examples, machine, shelf, steer, trace, training
 from .bundles import bundled
 from .machine import WRONG
 
@@ -35,6 +35,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     trace.estimate: "pycircuit estimate demo 'the capital of the state containing Dallas is' --memory 2GiB",
     training.train: "pycircuit train smollm2 --texts prose.txt --features 4096 --out transcoders",
     training.evaluate: "pycircuit evaluate smollm2 --transcoders transcoders --texts other.txt --plot figure.svg",
+    examples.examples: "pycircuit examples smollm2 --transcoders transcoders --texts prose.txt --out graphs",
     shelf.inspect: "pycircuit inspect transcoders --json",
     shelf.convert: "pycircuit convert mntss/gemma-scope-transcoders mine --to saelens --dtype float32",
     machine.demo: "pycircuit demo --plot dallas.svg",

@@ -64,11 +64,16 @@ def _node(graph: Graph, node: int, cumulative: float) -> dict[str, Any]:
     return entry | (names(about) if names else _target(graph, node - graph.first_target, about))
 
 
+def feature_id(layer: int, feature: int) -> int:
+    """One number for the two; the page also looks for the feature's file by it."""
+    return (layer + feature) * (layer + feature + 1) // 2 + feature
+
+
 def _feature(about: dict[str, Any]) -> dict[str, Any]:
     layer, feature, position = about["layer"], about["feature"], about["position"]
     return {
         "node_id": f"{layer}_{feature}_{position}",
-        "feature": (layer + feature) * (layer + feature + 1) // 2 + feature,
+        "feature": feature_id(layer, feature),
         "layer": str(layer),
         "feature_type": "cross layer transcoder",
         "jsNodeId": f"{layer}_{feature}-0",

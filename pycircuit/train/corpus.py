@@ -44,7 +44,7 @@ def token_ids(op: str, texts: Texts, model: Any, tokenizer: Any, vocabulary: int
             encoded = tokenizer.encode(text)
             text = getattr(encoded, "ids", encoded)
         ids = torch.as_tensor(text)
-        if ids.ndim != 1 or ids.is_floating_point():
+        if ids.ndim != 1 or (len(ids) and ids.is_floating_point()):  # of no numbers at all the type says nothing
             raise TypeError(f"{op}: text {number} must be a string or a list of token ids, got shape {list(ids.shape)}")
         ids = ids.cpu().long()
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:

@@ -16,12 +16,13 @@ from typing import Any
 import pair
 import pytest
 import torch
-from circuit_tracer.frontend import graph_models
+from circuit_tracer.frontend import feature_models, graph_models
 from circuit_tracer.utils import create_graph_files as peer_files
 
 import pycircuit as pc
 
 SIZE = pair.Size()
+GIVEN = ("llama", pair.Kind(), SIZE, torch.float32, 6)
 NODE, EDGE = 0.97, 0.99  # of a graph this small the usual thresholds leave no feature
 MODULES = Path(".venv-peers/browser/node_modules")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -36,10 +37,9 @@ threading.Event().wait()
 @pytest.fixture(scope="module")
 def graphs() -> tuple[pc.Graph, Any]:
     """Ours and the peer's of the same features."""
-    given = ("llama", pair.Kind(), SIZE, torch.float32, 6)
     ids = pair.prompt(13, SIZE.vocabulary)
-    ours = pair.trace_ours(pair.our_model(*given), ids, max_features=60, round_size=64)
-    theirs = pair.trace_peer(pair.peer_model(*given), ids, batch_size=16, max_feature_nodes=60)
+    ours = pair.trace_ours(pair.our_model(*GIVEN), ids, max_features=60, round_size=64)
+    theirs = pair.trace_peer(pair.peer_model(*GIVEN), ids, batch_size=16, max_feature_nodes=60)
     return pair.selected(ours), theirs
 
 
@@ -92,21 +92,67 @@ def test_their_server_hands_out_our_graph(graphs: tuple[pc.Graph, Any], address:
     assert status == 200 and b"graph-metadata.json" in body
 
 
-def test_their_page_draws_our_graph(folder: Path, address: str) -> None:
-    """In a real browser; the page leaves out nodes beyond the threshold, as of the peer's own files."""
+def opened(url: str) -> dict[str, Any]:
+    """What a real browser shows."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None or not MODULES.is_dir():
         pytest.skip("needs npm, and chromium or Chrome")
     script = Path(__file__).with_name("browser") / "open.mjs"
-    done = subprocess.run(
-        ["node", str(script), f"{address}/index.html", str(MODULES), browser], stdout=subprocess.PIPE, timeout=120
-    )
+    done = subprocess.run(["node", str(script), url, str(MODULES), browser], stdout=subprocess.PIPE, timeout=120)
     assert done.returncode == 0
-    drawn, whole = json.loads(done.stdout), json.loads((folder / "tiny.json").read_text())
+    return json.loads(done.stdout)
+
+
+def test_their_page_draws_our_graph(folder: Path, address: str) -> None:
+    """The page leaves out nodes beyond the threshold, as of the peer's own files."""
+    drawn, whole = opened(f"{address}/index.html?slug=tiny"), json.loads((folder / "tiny.json").read_text())
     within = {n["node_id"] for n in whole["nodes"] if n["influence"] is None or n["influence"] <= NODE}
     within |= {n["node_id"] for n in whole["nodes"] if n["feature_type"] == "embedding"}
     assert drawn["errors"] == [] and set(drawn["nodes"]) == within and len(drawn["nodes"]) == len(within)
     assert drawn["links"] == sum({e["source"], e["target"]} <= within for e in whole["links"]) > 100
+
+
+def shown(folder: Path, address: str, graph: pc.Graph, scan: str, texts: list[list[int]], rank: int) -> Any:
+    """(our file of a feature of the graph, what the page shows of it); rank: among those active least to most often."""
+    made = pc.write_examples(
+        pair.our_model(*GIVEN), texts, folder, scan, top=3, groups=2, per_group=2, logits=4, progress=False
+    )
+    graph.to_json(folder / f"{scan}.json", scan=f"./data/features/{scan}", node_threshold=1, edge_threshold=1)
+    nodes = json.loads((folder / f"{scan}.json").read_text())["nodes"]
+    files = {n["node_id"]: json.loads((made / f"{n['feature']}.json").read_text()) for n in nodes if n["activation"]}
+    node = sorted(files, key=lambda node: files[node]["activation_frequency"])[rank]
+    drawn = opened(f"{address}/index.html?slug={scan}&clickedId={node}")
+    assert drawn["errors"] == []
+    assert f"/{node.split('_')[1]} Act:" in " ".join(drawn["feature"].split())
+    assert drawn["tokens"] == [files[node]["top_logits"], files[node]["bottom_logits"]]
+    return files[node], drawn["groups"]
+
+
+def test_their_page_shows_our_examples(graphs: tuple[pc.Graph, Any], folder: Path, address: str) -> None:
+    texts = [pair.prompt(length, SIZE.vocabulary).tolist() for length in (5, 13, 9, 13, 21)]
+    found, groups = shown(folder, address, graphs[0], "often", texts, -1)
+    assert [group["name"] for group in groups] == ["Top activations", "Quantile 50% to 100%", "Quantile 0% to 50%"]
+    assert len(found["examples_quantiles"]) == len(groups)
+    for group, expected in zip(groups, found["examples_quantiles"], strict=True):
+        assert group["name"] == expected["quantile_name"]
+        for drawn, example in zip(group["examples"], expected["examples"], strict=True):
+            assert drawn["text"] == "".join(example["tokens"])
+            assert example["tokens"][example["train_token_ind"]] in drawn["token"]
+            assert drawn["faint"] == example["is_repeated_datapoint"]
+
+
+def test_their_page_shows_a_silent_feature(graphs: tuple[pc.Graph, Any], folder: Path, address: str) -> None:
+    found, groups = shown(folder, address, graphs[0], "silent", [[3, 4, 5]], 0)
+    assert found["activation_frequency"] == 0 and groups == []
+
+
+def test_their_schema_takes_our_examples(folder: Path) -> None:
+    files = list((folder / "features" / "often").iterdir())
+    assert len(files) == SIZE.layers * SIZE.features
+    for path in files:
+        whole = json.loads(path.read_text())
+        read = feature_models.Model.model_validate(whole, strict=True).model_dump()
+        assert read == {name: value for name, value in whole.items() if name != "label"}
 
 
 def test_their_page_can_save_into_our_file(folder: Path, address: str) -> None:

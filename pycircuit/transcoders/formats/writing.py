@@ -76,7 +76,7 @@ def destination(op: str, path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def _draft(op: str, path: Path, key: dict[str, Any] | None) -> Iterator[Path]:
+def draft_of(op: str, path: Path, key: dict[str, Any] | None) -> Iterator[Path]:
     """A hidden folder beside `path` that takes its name in the end. key: kept after a failure, to go on from there."""
     draft = path.absolute().with_name(f".{path.name}.{'resume' if key else os.getpid()}.draft")
     held = draft / _KEY
@@ -113,7 +113,7 @@ def write_folder(
 
     key: what the files are made of. Those that a broken run with the same key has written are left as they are.
     """
-    with _draft(op, path, key) as draft:
+    with draft_of(op, path, key) as draft:
         for name, tensors in files:
             target = draft / name
             target.parent.mkdir(parents=True, exist_ok=True)

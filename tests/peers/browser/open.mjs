@@ -1,4 +1,5 @@
-// node open.mjs URL MODULES BROWSER: opens the page and prints what it drew as JSON. What the page takes from other
+// node open.mjs URL MODULES BROWSER: opens the page and prints what it drew as JSON, with what
+// it shows of a feature where the URL has a node (clickedId). What the page takes from other
 // hosts comes from MODULES; its d3-jetpack is an older one, with `nest` and `drawAxis` on conventions.
 import { readFileSync } from "node:fs"
 import { createRequire } from "node:module"
@@ -39,12 +40,26 @@ await page.route(/^https?:\/\/(?!127\.0\.0\.1)/, (route) => {
 await page.goto(url)
 try {
   await page.waitForFunction(() => document.querySelectorAll(".link-graph text.node").length > 0)
+  if (new URL(url).searchParams.has("clickedId"))
+    await page.waitForFunction(() => document.querySelectorAll(".feature-examples .ctx-container").length > 0)
 } catch (error) {
   errors.push(String(error))
 }
 const drawn = await page.evaluate(() => ({
   title: document.title,
   nodes: d3.selectAll(".link-graph text.node").data().map((d) => d.node_id),
+  feature: document.querySelector(".feature-detail .feature-title")?.textContent,
+  groups: [...document.querySelectorAll(".example-2-col > div")].map((group) => ({
+    name: group.querySelector(".quantile-title").textContent.trim(),
+    examples: [...group.querySelectorAll(".ctx-container")].map((example) => ({
+      text: example.textContent,
+      token: example.querySelector(".train_token_ind")?.textContent,
+      faint: getComputedStyle(example.firstChild).opacity < 1,
+    })),
+  })),
+  tokens: [...document.querySelectorAll(".feature-example-logits .ctx-container")].map((row) =>
+    [...row.querySelectorAll(".token")].map((token) => token.textContent)
+  ),
   links: d3.selectAll(".link-graph text.node").data().reduce((sum, d) => sum + d.sourceLinks.length, 0),
 }))
 console.log(JSON.stringify({ ...drawn, errors }))
