@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import pycircuit as pc
-from pycircuit.demo import box, facts, measure
+from pycircuit.demo import box, facts, measure, show
+from pycircuit.demo.swap import active, swap, two_hop
 from pycircuit.demo.tokenizer import Names
 
 KNOWN = facts.facts()
@@ -28,7 +30,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def graph(model):
-    return pc.attribute(model, facts.TWO_HOP.format("Dallas"), progress=False)
+    return pc.attribute(model, two_hop("Dallas"), progress=False)
 
 
 def test_box_fits_a_wheel_and_is_what_was_committed(tmp_path: Path) -> None:
@@ -62,14 +64,49 @@ def test_transcoders_explain_the_model(kind: str) -> None:
     assert measure.agreement(model, SOME) >= 0.9
 
 
-def test_dallas_to_austin(graph) -> None:
+def test_dallas_to_austin_through_texas(graph) -> None:
     assert graph.certificate < 1e-5 and graph.targets.labels[0] == "Austin"
-    assert graph.scores().replacement > 0.9
+    path = measure.labelled_path(graph)
+    assert path[0] == "Dallas" and "Texas" in path[1:-1] and path[-1] == "Austin", path
+
+
+def test_dallas_to_sacramento(model) -> None:
+    prompt = two_hop("Dallas")
+    changes = swap(model, prompt, "Texas", two_hop("Oakland"), "California")
+    assert {c.value == 0 for c in changes} == {True, False}
+    result = model.intervene(prompt, changes, freeze="none")
+    said = [model.tokenizer.decode(int(p.argmax())) for p in (result.probabilities_before, result.probabilities)]
+    assert said == ["Austin", "Sacramento"]
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_a_state_for_another(model, factor: float) -> None:
+    """Nothing is held: whatever follows the changed features runs."""
+    found = measure.swaps(model, KNOWN, 50, factor=factor)
+    right = sum(one.said == one.wanted for one in found)
+    assert right >= 40, [one for one in found if one.said != one.wanted]
+
+
+def test_features_of_states(model) -> None:
+    named = set(model.labels.values())
+    assert len(named & set(KNOWN.capital)) >= 45
+    on = active(model, two_hop("Houston"), "Texas")
+    assert on and min(on.values()) > 0
+    assert not active(model, two_hop("Chicago"), "Texas")
+
+
+def test_a_model_obsessed(model) -> None:
+    """One state's features on at every token: wherever a city is said to be, the model says that state."""
+    texas = active(model, two_hop("Dallas"), "Texas")
+    on = [pc.Intervention(layer, None, feature, value=value) for (layer, _, feature), value in texas.items()]
+    prompts = [s.prompt for s in STATEMENTS if s.kind in ("state", "two-hop") and s.answer != "Texas"][::100]
+    said = [model.tokenizer.decode(ids) for ids in model.generate(prompts, steer=on, max_new_tokens=1)]
+    assert sum(word == "Texas" for word in said) >= 0.9 * len(said), said
 
 
 def test_labels_travel_with_the_graph(model, graph, tmp_path: Path) -> None:
     named = set(graph.labels.values())
-    assert len(named) > 10
+    assert len(named) >= 8 and "Texas" in named
     graph.save(tmp_path / "g.safetensors")
     assert pc.Graph.load(tmp_path / "g.safetensors").labels == graph.labels
     graph.to_json(tmp_path / "g.json")
@@ -113,7 +150,8 @@ def test_demo_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pycircuit", "demo", "--plot", str(tmp_path / "dallas.svg")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "Austin" in done.stdout and "before" in done.stdout and "after" in done.stdout
+    before, after = (line for line in done.stdout.splitlines() if line.strip().startswith(("before", "after")))
+    assert "before  Austin" in before and "after   Sacramento" in after
     assert "◀" in done.stdout and (tmp_path / "dallas.svg").read_text().startswith("<svg")
 
 
@@ -122,6 +160,15 @@ def test_demo_of_a_city_it_does_not_know() -> None:
         [sys.executable, "-m", "pycircuit", "demo", "--city", "Atlantis"], capture_output=True, text=True
     )
     assert done.returncode == 2 and "city must be a city the box knows, got 'Atlantis'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [("Oaklnd", "got 'Oaklnd'; it knows Oakland"), ("Houston", "other must be a city outside Texas, got 'Houston'")],
+)
+def test_demo_of_other_cities(other: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        show.run(Console(), "Dallas", other)
 
 
 def test_half_precision_box(model) -> None:

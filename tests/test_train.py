@@ -375,6 +375,38 @@ def test_buffers_are_bounded_in_bytes() -> None:
     assert RECIPE.held(1 << 29) == RECIPE.buffer
 
 
+@pytest.mark.parametrize("kind", ["plt", "clt"])
+def test_features_of_each_layer(kind: str) -> None:
+    ks = tuple(range(1, LAYERS + 1))
+    made = pc.train(build("llama"), corpus(), features=64, steps=3, k=ks, batch=64, kind=kind, progress=False)
+    assert [made.activation[layer] for layer in range(LAYERS)] == [pc.TopK(k) for k in ks]
+
+
+@pytest.mark.parametrize("kind", ["plt", "clt"])
+@pytest.mark.parametrize("activation", ["topk", "jumprelu"])
+def test_rows_that_begin_as_tokens(kind: str, activation: str) -> None:
+    """What is written is right from the first step on, as far as one scale can make it so."""
+    recipe = replace(RECIPE, kind=kind, activation=activation, steps=1)
+    first = {}
+    for rows in ("random", "tokens"):
+        trainer = Trainer(build("llama"), corpus(), replace(recipe, rows=rows))
+        trainer.run(progress=False)
+        first[rows] = trainer.history.variance[0]
+    assert (first["tokens"] > first["random"] + 0.05).all(), first
+    assert (first["tokens"] >= 0).all()
+
+
+def test_rows_are_drawn_far_from_each_other() -> None:
+    """Of two crowds and three tokens alone, each is drawn before any is drawn twice."""
+    recipe = Recipe(features=5, steps=1, k=1)
+    learner = Learner(recipe, 1, WIDTH, torch.float64, torch.device("cpu"))
+    places = 10 * torch.eye(5, WIDTH, dtype=torch.float64)
+    y = torch.cat([places[:1].expand(200, -1), places[1:2].expand(200, -1), places[2:]])[None]
+    learner.sow(y + 1, y)
+    written = learner.w_dec[0][0] * (places[:, :1] * 0 + (y[0] + 1).norm(dim=1)[0])
+    assert sorted(written.argmax(1).tolist()) == list(range(5))
+
+
 def test_schedules() -> None:
     recipe = replace(RECIPE, steps=100, warmup=10, decay=0.2, rate=1.0, sparsity=2.0, sparsity_rise=0.5, revive=30)
     assert [round(recipe.rate_at(s), 3) for s in (0, 4, 9, 50, 80, 90, 99)] == [0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.05]
@@ -391,6 +423,9 @@ def test_schedules() -> None:
         (TypeError, {"steps": 1.5}, "steps must be a whole number"),
         (ValueError, {"buffer": 10}, "buffer must be at least 64, got 10"),
         (ValueError, {"k": 65}, "k must be at most the 64 features, got 65"),
+        (ValueError, {"k": (6, 65)}, "k must be at most the 64 features, got 65"),
+        (ValueError, {"k": (6,) * (LAYERS + 1)}, f"one for each of the {LAYERS} layers, got"),
+        (ValueError, {"rows": "data"}, "rows must be one of random, tokens, got 'data'"),
         (ValueError, {"rate": 0.0}, "rate must be"),
         (ValueError, {"sparsity": float("nan")}, "sparsity must be"),
         (TypeError, {"learning": 1}, "options must be among"),

@@ -38,14 +38,15 @@ def doctor(as_json: AsJson = False) -> None:
 
 def demo(
     city: Annotated[str, typer.Option(help="The city asked about.")] = "Dallas",
+    other: Annotated[str, typer.Option(help="The city whose state stands in for that one's.")] = "Oakland",
     svg: Annotated[Path | None, typer.Option("--plot", help="Where the picture goes; none is drawn without.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The model in the box: a question of two hops, its circuit, and what happens without its features."""
+    """The model in the box: a question of two hops, its circuit, and what is said with another state's features."""
     from pycircuit.demo.show import run
 
     show = console(stderr=as_json)
-    found = run(show, city, svg)
+    found = run(show, city, other, svg)
     if as_json:
         emit(found)
 

@@ -48,7 +48,9 @@ def _recipe_options() -> Bundle:
         says = words[0].upper() + words[1:] + "."
         known = among(*CHOICES.get(f.name, ()))
         given = typer.Option(help=says, show_default=shown or False, autocompletion=known)
-        return option(f.name, Annotated[hints[f.name] | None, given], None)
+        # Of each layer, perhaps: 2,8,8.
+        hint = str if f.name == "k" else hints[f.name]
+        return option(f.name, Annotated[hint | None, given], None)
 
     return Bundle([made(f) for f in fields(Recipe)])
 
@@ -127,9 +129,19 @@ def _preset(name: str | None) -> Preset | None:
     return PRESETS[name] if name else None
 
 
+def _ks(text: str) -> int | tuple[int, ...]:
+    try:
+        ks = tuple(map(int, text.split(",")))
+    except ValueError:
+        raise ValueError(f"--k must be a whole number, or one a layer with commas between, got {text!r}") from None
+    return ks[0] if len(ks) == 1 else ks
+
+
 def _recipe(preset: Preset | None, given: dict[str, Any]) -> Recipe:
     """The preset's, with what is given in its place."""
     whole = {**(asdict(preset.recipe) if preset else {}), **given}
+    if "k" in given:
+        whole["k"] = _ks(given["k"])
     if "features" not in whole:
         raise ValueError("--features must be given where there is no --preset, got none")
     return Recipe(**whole)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +13,9 @@ from pycircuit.graph.tree import lines
 from pycircuit.trace import attribute
 
 from .box import load_box
-from .facts import TWO_HOP, facts
+from .facts import facts
+from .swap import swap, two_hop
 
-ABLATED = 8
 STYLES = {"target": "bold green", "path": "bold yellow", "token": "cyan", "error": "dim"}
 
 if TYPE_CHECKING:
@@ -30,23 +32,32 @@ def likeliest(model: ReplacementModel, probabilities: Tensor, count: int = 3) ->
     return ", ".join(f"{model.tokenizer.decode(token)} {100 * share:.1f}%" for token, share in pairs)
 
 
-def run(console: Console, city: str = "Dallas", svg: Path | None = None) -> dict[str, Any]:
-    """Everything, said on the console. city: one of the box's facts; svg: where the picture goes."""
-    if city not in facts().state:
-        raise ValueError(f"demo: city must be a city the box knows, got {city!r}")
+def run(console: Console, city: str = "Dallas", other: str = "Oakland", svg: Path | None = None) -> dict[str, Any]:
+    """Everything, said on the console. city, other: of the box's facts; svg: where the picture goes."""
+    state = facts().state
+    for name, value in (("city", city), ("other", other)):
+        if value not in state:
+            raise ValueError(f"demo: {name} must be a city the box knows, got {value!r}{_like(value, state)}")
+    if state[city] == state[other]:
+        raise ValueError(f"demo: other must be a city outside {state[city]}, got {other!r}")
     model = load_box()
     parameters = sum(p.numel() for p in model.hf_model.parameters())
     features = sum(model.transcoders.size(layer) for layer in range(model.depth))
     console.print(f"A Llama of {model.depth} layers and {parameters / 1e6:.1f}M parameters, {features} features.")
-    prompt = TWO_HOP.format(city)
+    prompt = two_hop(city)
     graph = attribute(model, prompt, progress=False)
     console.print(f"\n[bold]{prompt}[/bold] ...", highlight=False)
     _circuit(console, graph)
     if svg is not None:
         graph.plot(svg)
         console.print(f"\nThe picture: {svg}", highlight=False)
-    _ablated(console, model, graph)
-    return {"prompt": prompt, "answer": graph.targets.labels[0], "certificate": graph.certificate}
+    instead = _swapped(console, model, city, other)
+    return {"prompt": prompt, "answer": graph.targets.labels[0], "swapped": instead, "certificate": graph.certificate}
+
+
+def _like(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, known, 3)
+    return f"; it knows {', '.join(close)}" if close else ""
 
 
 def _circuit(console: Console, graph: Graph) -> None:
@@ -61,16 +72,16 @@ def _circuit(console: Console, graph: Graph) -> None:
     console.print("weight, share of the row, feature and where it is active; ◀ the strongest path", style="dim")
 
 
-def _ablated(console: Console, model: ReplacementModel, graph: Graph) -> None:
-    """The most influential features of the last position off, and what is said then."""
-    from pycircuit.causal import Intervention
-
-    last = graph.positions - 1
-    influence = graph.influence()[: graph.first_error].masked_fill(graph.features[:, 1] != last, 0)
-    chosen = graph.features[influence.topk(min(ABLATED, len(influence))).indices].tolist()
-    result = model.intervene(
-        graph.tokens.ids, [Intervention(layer, p, f, value=0.0) for layer, p, f in chosen], freeze="none"
-    )
-    console.print(f"\nThe {len(chosen)} most influential features of the last token off, all else runs:")
+def _swapped(console: Console, model: ReplacementModel, city: str, other: str) -> str:
+    """The features of the city's state off, those of the other city's on, and what is said then."""
+    state, instead = facts().state[city], facts().state[other]
+    changes = swap(model, two_hop(city), state, two_hop(other), instead)
+    if not changes:
+        raise ValueError(f"demo: {city} and {other} must make features of their states active, got none of them")
+    result = model.intervene(two_hop(city), changes, freeze="none")
+    off = sum(change.value == 0 for change in changes)
+    on = f"{len(changes) - off} called {instead} on, half as strong again as for {other}"
+    console.print(f"\nThe {off} features called {state} off, {on}; everything else runs:", highlight=False)
     console.print(f"  before  {likeliest(model, result.probabilities_before)}", highlight=False)
     console.print(f"  after   {likeliest(model, result.probabilities)}", highlight=False)
+    return model.tokenizer.decode(int(result.probabilities.argmax()))
