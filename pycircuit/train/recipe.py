@@ -56,7 +56,7 @@ class Recipe:
     sparsity_rise: float = _option(1.0, "share of the run over which that weight grows from zero")
     sharpness: float = _option(4.0, "inside the penalty's tanh (jumprelu)")
     bandwidth: float = _option(1.0, "how near its threshold an entry must be for the threshold to learn (jumprelu)")
-    rows: str = _option("random", "what weights begin as: random | tokens, of the first batch, unlike each other")
+    rows: str = _option("random", "what weights begin as: random | tokens, of the first ones, unlike each other")
     batch: int = _option(1024, "tokens a step")
     rate: float | None = _option(None, "Adam's; None: 2e-4 * sqrt(16384 / features)")
     warmup: int = _option(50, "steps over which the rate rises")
