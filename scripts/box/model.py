@@ -2,7 +2,7 @@
 
 A model may keep what it knows wherever it likes. This one is asked to keep it where a transcoder sees it: attention
 moves what MLPs wrote rather than tokens' embeddings (MOVED), no embedding says the answer by itself (DIRECT), and
-neurons are quiet unless they help (ACTIVE), which also makes it learn in half the steps.
+neurons are quiet unless they help (ACTIVE), which also makes it learn faster.
 """
 
 from __future__ import annotations
