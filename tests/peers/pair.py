@@ -76,20 +76,22 @@ class Tokenizer:
         return [int(word) for word in text.split()]
 
 
+def _shape(size: Size) -> dict[str, int]:
+    """What every config says in the same words."""
+    return {
+        "vocab_size": size.vocabulary, "hidden_size": size.width, "intermediate_size": size.mlp,
+        "num_hidden_layers": size.layers, "num_attention_heads": size.heads, "num_key_value_heads": size.kv_heads,
+        "head_dim": size.head_width, "max_position_embeddings": size.longest,
+    }  # fmt: skip
+
+
 def _llama(size: Size) -> Any:
-    return transformers.LlamaConfig(
-        vocab_size=size.vocabulary, hidden_size=size.width, intermediate_size=size.mlp,
-        num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
-        head_dim=size.head_width, max_position_embeddings=size.longest, rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
-    )  # fmt: skip
+    return transformers.LlamaConfig(**_shape(size), rms_norm_eps=1e-5, tie_word_embeddings=False)
 
 
 def _gemma2(size: Size) -> Any:
     return transformers.Gemma2Config(
-        vocab_size=size.vocabulary, hidden_size=size.width, intermediate_size=size.mlp,
-        num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
-        head_dim=size.head_width, max_position_embeddings=size.longest, rms_norm_eps=1e-6,
+        **_shape(size), rms_norm_eps=1e-6,
         query_pre_attn_scalar=size.head_width, attn_logit_softcapping=1.5, final_logit_softcapping=2.0,
         sliding_window=4, layer_types=_windows(size.layers, "sliding_attention", "full_attention"),
     )  # fmt: skip
@@ -97,27 +99,19 @@ def _gemma2(size: Size) -> Any:
 
 def _gemma3(size: Size) -> Any:
     return transformers.Gemma3TextConfig(
-        vocab_size=size.vocabulary, hidden_size=size.width, intermediate_size=size.mlp,
-        num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
-        head_dim=size.head_width, max_position_embeddings=size.longest, rms_norm_eps=1e-6,
+        **_shape(size), rms_norm_eps=1e-6,
         query_pre_attn_scalar=size.head_width, sliding_window=4,
         layer_types=_windows(size.layers, "sliding_attention", "full_attention"),
     )  # fmt: skip
 
 
 def _qwen3(size: Size) -> Any:
-    return transformers.Qwen3Config(
-        vocab_size=size.vocabulary, hidden_size=size.width, intermediate_size=size.mlp,
-        num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
-        head_dim=size.head_width, max_position_embeddings=size.longest, rms_norm_eps=1e-6,
-    )  # fmt: skip
+    return transformers.Qwen3Config(**_shape(size), rms_norm_eps=1e-6)
 
 
 def _gpt_oss(size: Size) -> Any:
     return transformers.GptOssConfig(
-        vocab_size=size.vocabulary, hidden_size=size.width, intermediate_size=size.mlp,
-        num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
-        head_dim=size.head_width, max_position_embeddings=size.longest, num_local_experts=4, num_experts_per_tok=2,
+        **_shape(size), num_local_experts=4, num_experts_per_tok=2,
         sliding_window=4, layer_types=_windows(size.layers, "sliding_attention", "full_attention"),
     )  # fmt: skip
 
