@@ -12,6 +12,7 @@ from torch import Tensor
 from pycircuit import ops
 from pycircuit.ops import Activation, BatchTopK, Features, FileRows, JumpReLU, ReLU, TopK
 
+from . import pages
 from .lazy import LazyRows
 
 READS = ("resid_mid", "mlp_normed", "mlp_in")
@@ -170,7 +171,9 @@ class Transcoders(ABC):
         if self.w_enc[layer] is None:
             row_ptr = torch.zeros(x.shape[0] + 1, dtype=torch.int64, device=x.device)
             return Features(row_ptr, row_ptr.new_empty(0), x.new_empty(0))
-        return ops.encode(x, self.w_enc[layer], self.b_enc[layer], self.activation[layer], ignore)
+        found = ops.encode(x, self.w_enc[layer], self.b_enc[layer], self.activation[layer], ignore)
+        pages.let_go(self.w_enc[layer])
+        return found
 
     def reconstruct(self, features: Sequence[Features], x: Tensor | None = None, ignore: int = 0) -> Tensor:
         """What takes the place of the MLP outputs: [layers, positions, width].

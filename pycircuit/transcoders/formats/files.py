@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import zlib
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pycircuit.ops.rows import entries
+from pycircuit.transcoders import pages
 
 KINDS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
@@ -98,14 +98,10 @@ class Stored:
             yield self.rows(begin, min(begin + step, self.shape[0]))
 
     def mapped(self) -> Tensor:
-        """A view of the file: pages are read as they are used, and the system may drop them again."""
+        """A view of the file: pages are read as they are used, and `pages.let_go` drops them again."""
         if not self.contiguous or self.offset % self.dtype.itemsize or not self.bytes:
             return self.read()
-        begin = self.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-        with self.path.open("rb") as file:
-            held = mmap.mmap(file.fileno(), self.offset - begin + self.bytes, access=mmap.ACCESS_COPY, offset=begin)
-        flat = torch.frombuffer(held, dtype=self.dtype, count=prod(self.shape), offset=self.offset - begin)
-        return self._whole(flat.view(self.shape))
+        return self._whole(pages.mapped(self.path, self.offset, self.shape, self.dtype))
 
 
 def read_at(file: int, into: memoryview, at: int, path: Path) -> None:

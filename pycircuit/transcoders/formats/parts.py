@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pycircuit.ops import Activation, BatchTopK, JumpReLU, ReLU, TopK
+from pycircuit.transcoders import pages
 from pycircuit.transcoders.lazy import Cache, LazyRows, is_finite
 from pycircuit.transcoders.types import CrossLayerTranscoder, PerLayerTranscoders, Transcoders
 
@@ -190,6 +191,7 @@ def _check_decoder(contents: Contents, at: int, layer: Layer, size: int, width: 
 def finite(stored: Stored, t: Tensor) -> Tensor:
     """The tensor, unless it holds NaN or infinity."""
     if is_finite(t):
+        pages.let_go(t)
         return t
     where = [int(i) for i in (~t.isfinite()).nonzero()[0].tolist()]
     got = float(t[tuple(where)])

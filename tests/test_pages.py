@@ -1,0 +1,97 @@
+"""Weights on the pages of their files: let go when used, but never what somebody wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import pycircuit as pc
+from pycircuit.bench import memory
+from pycircuit.transcoders import formats, pages
+from pycircuit.transcoders.formats.files import open_safetensors
+
+LAYERS, FEATURES, WIDTH = 8, 4096, 512
+
+pytestmark = pytest.mark.skipif(not pages._MAPS.exists(), reason="needs Linux to see a process's memory")
+
+
+def in_file(folder: Path, t: Tensor) -> Tensor:
+    save_file({"t": t}, folder / "t.safetensors")
+    return open_safetensors(folder / "t.safetensors")["t"].mapped()
+
+
+def counted(t: Tensor) -> int:
+    """The kB of a tensor's mapping that count to this process."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        ends = line.split(maxsplit=1)[0].split("-")
+        if len(ends) == 2 and int(ends[0], 16) <= t.data_ptr() < int(ends[1], 16):
+            return next(int(later.split()[1]) for later in lines if later.startswith("Rss:"))
+    raise AssertionError("no such mapping")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pages_go_and_come_back(tmp_path: Path, dtype: torch.dtype) -> None:
+    t = torch.randn(1000, 300).to(dtype)
+    found = in_file(tmp_path, t)
+    assert torch.equal(found, t) and counted(found) > 500
+    pages.let_go(found)
+    assert counted(found) == 0
+    assert torch.equal(found, t) and counted(found) > 500
+
+
+def by_view(t: Tensor) -> None:
+    t.data[700] = 5.0
+
+
+def by_numpy(t: Tensor) -> None:
+    t.numpy()[700] = 5.0
+
+
+def by_torch(t: Tensor) -> None:
+    t[700].fill_(5.0)
+
+
+@pytest.mark.parametrize("write", [by_torch, by_view, by_numpy])
+def test_what_is_written_stays(tmp_path: Path, write: Callable[[Tensor], None]) -> None:
+    t = torch.randn(1000, 300)
+    found = in_file(tmp_path, t)
+    write(found)
+    write(t)
+    pages.let_go(found)
+    assert counted(found) > 0 and torch.equal(found, t)
+    assert not torch.equal(open_safetensors(tmp_path / "t.safetensors")["t"].read(), t)
+
+
+def test_tensors_of_no_file_are_left_alone() -> None:
+    t = torch.ones(100_000)
+    pages.let_go(t)
+    assert bool((t == 1).all())
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_encoders_are_held_one_layer_at_a_time(tmp_path: Path) -> None:
+    size = FEATURES * WIDTH * 4
+    g = torch.Generator().manual_seed(0)
+    encoders = [torch.randn(FEATURES, WIDTH, generator=g) for _ in range(LAYERS)]
+    biases, decoder = [torch.full((FEATURES,), -60.0)] * LAYERS, torch.zeros(FEATURES, WIDTH)
+    formats.save(
+        pc.PerLayerTranscoders(encoders, biases, [decoder] * LAYERS, [torch.zeros(WIDTH)] * LAYERS), tmp_path / "set"
+    )
+    x = torch.randn(LAYERS, 4, WIDTH)
+    pc.ops.encode(x[0], encoders[0], biases[0], pc.ReLU())  # what it needs itself is there
+    before = memory.restart_peak()
+    held = formats.load(tmp_path / "set")
+    found = [held.encode(at, x[at]) for at in range(LAYERS)]
+    assert before is not None
+    assert (memory.peak() or 0) - before < 2 * size, f"{LAYERS} layers of {size} bytes"
+    whole = pc.PerLayerTranscoders(encoders, biases, [decoder] * LAYERS)
+    for at in range(LAYERS):
+        again = whole.encode(at, x[at])
+        assert torch.equal(found[at].index, again.index) and torch.equal(found[at].value, again.value)
+        assert found[at].count > 0
