@@ -1,11 +1,13 @@
 """A cross-layer transcoder left in its files: memory and time of a graph, and reading from a cold disk.
 
-    python benchmarks/lazy.py [--threads N] [--folder F]        or: make bench-lazy
+    python benchmarks/lazy.py [--threads N] [--shape scaled|full]      or: make bench-lazy, which writes RESULTS.md
 
-Writes 2 GB of transcoders, shaped as gemma-2-2b's but narrower (26 layers, bfloat16), measures, and removes them.
-Three figures, each next to what it is a share of: what a graph holds beside the model, next to the size of the files
-and the rows that are active; its time next to the same graph with everything in memory, the pages of the files warm;
-and decoder rows read after the system has dropped them, next to the fastest of plain reads of such rows.
+`scaled` is 2 GB, shaped as gemma-2-2b's but narrower (26 layers, bfloat16), written, measured and removed. Three
+figures, each next to what it is a share of: what a graph holds beside the model, next to the size of the files and the
+rows that are active; its time next to the same graph with everything in memory, the pages of the files warm; and
+decoder rows read after the system has dropped them, next to the fastest of plain reads of such rows. `full` has the
+whole shape, 28 GB, for the first figure: encoders are written, and of the decoders only the rows that the prompt needs,
+with holes in the files where the others would be.
 """
 
 from __future__ import annotations
@@ -20,78 +22,136 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors.torch import save_file
+from torch import Tensor
 
 import pycircuit as pc
-from pycircuit.bench import memory
+from pycircuit.bench import machine, memory, sections
+from pycircuit.bench.trace import markdown_table
 from pycircuit.transcoders import formats
 from pycircuit.transcoders.formats.files import safetensors_header
 
-LAYERS, WIDTH, FEATURES, ACTIVE = 26, 1152, 2304, 16
+HERE = Path(__file__).parent
+ACTIVE = 16  # features of a layer at a position
 POSITIONS, ROWS, ROUNDS = 32, 32, 3
 COLD_LAYERS, COLD_ROWS = 3, 400
-DISK = 3 << 30  # bytes that must be free
+SPARE = 1 << 30  # bytes of the disk that stay free
 BLOCK = 512  # decoder rows that are drawn, and written again and again
+HEADER = ("layers x features", "files GB", "active features", "their rows MB", "held MB", "beyond", "seconds", "law")
 
 
-def write(folder: Path) -> None:
+@dataclass(frozen=True)
+class Shape:
+    """holes: of the decoders only the rows that the prompt needs are written."""
+
+    layers: int
+    features: int
+    width: int
+    holes: bool = False
+
+    def slots(self, layer: int) -> int:
+        """The layers that a layer's features write to."""
+        return self.layers - layer
+
+    @property
+    def disk(self) -> int:
+        """Bytes that writing takes at most."""
+        written = min(self.features, ACTIVE * POSITIONS) if self.holes else self.features
+        return 2 * self.width * sum(self.features + written * self.slots(at) for at in range(self.layers))
+
+
+SHAPES = {"scaled": Shape(26, 2304, 1152), "full": Shape(26, 16384, 2304, holes=True)}
+
+
+# What is measured
+
+
+def write(shape: Shape, folder: Path) -> None:
     """The files of circuit-tracer's layout. Encoders are random; decoders are one random block many times."""
     g = torch.Generator().manual_seed(0)
-    theta = float(torch.distributions.Normal(0, 1).icdf(torch.tensor(1 - ACTIVE / FEATURES)))
-    block = torch.randn(BLOCK, WIDTH, generator=g).mul_((WIDTH * ACTIVE * LAYERS) ** -0.5).bfloat16()
-    raw = block.view(-1).view(torch.uint8).numpy().tobytes()
-    for at in range(LAYERS):
+    theta = float(torch.distributions.Normal(0, 1).icdf(torch.tensor(1 - ACTIVE / shape.features)))
+    scale = (shape.width * ACTIVE * shape.layers) ** -0.5
+    block = torch.randn(BLOCK, shape.width, generator=g).mul_(scale).bfloat16()
+    for at in range(shape.layers):
+        encoder = torch.randn(shape.features, shape.width, generator=g).mul_(shape.width**-0.5)
         tensors = {
-            f"W_enc_{at}": torch.randn(FEATURES, WIDTH, generator=g).mul_(WIDTH**-0.5).bfloat16(),
-            f"b_enc_{at}": torch.zeros(FEATURES).bfloat16(),
-            f"b_dec_{at}": torch.zeros(WIDTH).bfloat16(),
-            f"threshold_{at}": torch.full((FEATURES,), theta),
+            f"W_enc_{at}": encoder.bfloat16(),
+            f"b_enc_{at}": torch.zeros(shape.features).bfloat16(),
+            f"b_dec_{at}": torch.zeros(shape.width).bfloat16(),
+            f"threshold_{at}": torch.full((shape.features,), theta),
         }
         save_file(tensors, folder / f"W_enc_{at}.safetensors")
-        with (folder / f"W_dec_{at}.safetensors").open("wb") as file:
-            file.write(safetensors_header({f"W_dec_{at}": (torch.bfloat16, (FEATURES, LAYERS - at, WIDTH))}))
-            for begin in range(0, FEATURES * (LAYERS - at), BLOCK):
-                file.write(raw[: min(BLOCK, FEATURES * (LAYERS - at) - begin) * 2 * WIDTH])
-            file.flush()
-            os.fsync(file.fileno())
+        write_decoder(shape, folder, at, [], block)
     hooks = "feature_input_hook: mlp.hook_in\nfeature_output_hook: hook_mlp_out\n"
     (folder / "config.yaml").write_text(f"model_kind: cross_layer_transcoder\n{hooks}")
+    for at, rows in enumerate(needed(shape, folder)):
+        write_decoder(shape, folder, at, rows, block)
 
 
-def language_model() -> Any:
+def needed(shape: Shape, folder: Path) -> list[list[int]]:
+    """The decoder rows to write, layer by layer."""
+    if not shape.holes:
+        return [list(range(shape.features))] * shape.layers
+    model = pc.ReplacementModel(language_model(shape), formats.load(folder))
+    return [found.index.unique().tolist() for found in model.activations([prompt()])[0]]
+
+
+def write_decoder(shape: Shape, folder: Path, at: int, rows: list[int], block: Tensor) -> None:
+    """A layer's file, with holes where none of `rows` lies."""
+    slots, raw = shape.slots(at), block.repeat(2, 1).view(torch.uint8).numpy()
+    header = safetensors_header({f"W_dec_{at}": (torch.bfloat16, (shape.features, slots, shape.width))})
+    size = 2 * slots * shape.width
+    with (folder / f"W_dec_{at}.safetensors").open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + shape.features * size)
+        for row in rows:
+            file.seek(len(header) + row * size)
+            begin = row * slots % BLOCK
+            file.write(raw[begin : begin + slots].data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def language_model(shape: Shape) -> Any:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=512, hidden_size=WIDTH, intermediate_size=1024, num_hidden_layers=LAYERS, num_attention_heads=8,
-        num_key_value_heads=2, head_dim=64, max_position_embeddings=256, tie_word_embeddings=False,
+        vocab_size=512, hidden_size=shape.width, intermediate_size=1024, num_hidden_layers=shape.layers,
+        num_attention_heads=8, num_key_value_heads=2, head_dim=64, max_position_embeddings=256,
+        tie_word_embeddings=False,
     )  # fmt: skip
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
+def prompt() -> Tensor:
+    return torch.randint(0, 512, (POSITIONS,), generator=torch.Generator().manual_seed(1))
+
+
 def traced(model: Any) -> pc.Graph:
-    ids = torch.randint(0, 512, (POSITIONS,), generator=torch.Generator().manual_seed(1))
-    return pc.attribute(model, ids, max_features=ROWS, progress=False)
+    return pc.attribute(model, prompt(), max_features=ROWS, progress=False)
 
 
-def active_bytes(graph: pc.Graph) -> int:
+# Memory
+
+
+def active_bytes(shape: Shape, graph: pc.Graph) -> int:
     """Of the decoder rows that a graph uses, each once."""
     used = torch.unique(graph.features[:, [0, 2]], dim=0)
-    return int((LAYERS - used[:, 0]).sum()) * WIDTH * 2
+    return 2 * shape.width * int((shape.layers - used[:, 0]).sum())
 
 
-def measure_memory(folder: Path) -> dict[str, int]:
-    """In a process of its own: the most that is held beside the model, with and without pages of the files."""
-    hf_model = language_model()
-    before, own_before = memory.restart_peak(), memory.own()
-    if before is None or own_before is None:
-        raise SystemExit("bench-lazy: memory can be measured on Linux only")
-    most, done = [own_before], threading.Event()
+@contextmanager
+def most_own() -> Iterator[list[int]]:
+    """The most memory of the process's own, without pages of files, while this lasts."""
+    most, done = [memory.own() or 0], threading.Event()
 
     def look() -> None:
         while not done.wait(0.002):
@@ -100,24 +160,45 @@ def measure_memory(folder: Path) -> dict[str, int]:
     watcher = threading.Thread(target=look)
     watcher.start()
     try:
-        graph = traced(pc.ReplacementModel(hf_model, formats.load(folder)))
+        yield most
     finally:
         done.set()
         watcher.join()
-    peak = memory.peak() or 0
-    return {"peak": peak - before, "own": most[0] - own_before, "rows": active_bytes(graph),
-            "features": len(graph.features)}  # fmt: skip
 
 
-def in_its_own_process(folder: Path, threads: int) -> dict[str, int]:
-    words = [sys.executable, __file__, "--folder", str(folder), "--threads", str(threads), "--only-memory"]
-    found: dict[str, int] = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+def measure_memory(shape: Shape, folder: Path) -> dict[str, float]:
+    """In a process of its own: the most that is held beside the model, with and without pages of the files."""
+    hf_model = language_model(shape)
+    before, own_before = memory.restart_peak(), memory.own()
+    if before is None or own_before is None:
+        raise SystemExit("bench-lazy: memory can be measured on Linux only")
+    begin = time.perf_counter()
+    with most_own() as most:
+        graph = traced(pc.ReplacementModel(hf_model, formats.load(folder)))
+    seconds, peak = time.perf_counter() - begin, memory.peak() or 0
+    return {
+        "files": sum(p.stat().st_size for p in folder.iterdir()),
+        "features": len(graph.features),
+        "rows": active_bytes(shape, graph),
+        "peak": peak - before,
+        "own": most[0] - own_before,
+        "seconds": seconds,
+        "certificate": graph.certificate,
+    }
+
+
+def in_its_own_process(name: str, folder: Path, threads: int) -> dict[str, float]:
+    words = [sys.executable, __file__, "--shape", name, "--threads", str(threads), "--memory-of", str(folder)]
+    found: dict[str, float] = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
     return found
 
 
-def measure_time(folder: Path) -> tuple[float, float, float]:
-    """Medians of a graph's seconds (from files, in memory), in turns; and how far their edges are apart."""
-    hf_model = language_model()
+# Time
+
+
+def measure_time(shape: Shape, folder: Path) -> dict[str, float]:
+    """Medians of a graph's seconds, in turns; and how far their edges are apart."""
+    hf_model = language_model(shape)
     models = [pc.ReplacementModel(hf_model, formats.load(folder, lazy=lazy)) for lazy in (True, False)]
     graphs = [traced(model) for model in models]
     assert torch.equal(graphs[0].features, graphs[1].features)
@@ -130,7 +211,11 @@ def measure_time(folder: Path) -> tuple[float, float, float]:
             begin = time.perf_counter()
             traced(model)
             into.append(time.perf_counter() - begin)
-    return statistics.median(seconds[0]), statistics.median(seconds[1]), apart
+    lazy, whole = (statistics.median(each) for each in seconds)
+    return {"from files": lazy, "in memory": whole, "edges apart": apart}
+
+
+# A cold disk
 
 
 def drop_pages(folder: Path) -> None:
@@ -140,26 +225,26 @@ def drop_pages(folder: Path) -> None:
         os.close(file)
 
 
-def rate(folder: Path, read: Callable[[int, torch.Tensor], int], seed: int) -> float:
+def rate(shape: Shape, folder: Path, read: Callable[[int, Tensor], int], seed: int) -> float:
     """Bytes a second of `read(layer, rows)`, which returns how many it read, after the pages were dropped."""
     g = torch.Generator().manual_seed(seed)
-    chosen = [torch.randperm(FEATURES, generator=g)[:COLD_ROWS].sort().values for _ in range(COLD_LAYERS)]
+    chosen = [torch.randperm(shape.features, generator=g)[:COLD_ROWS].sort().values for _ in range(COLD_LAYERS)]
     drop_pages(folder)
     begin = time.perf_counter()
     size = sum(read(layer, rows) for layer, rows in enumerate(chosen))
     return size / (time.perf_counter() - begin)
 
 
-def measure_cold(folder: Path) -> tuple[float, dict[int, float]]:
-    """(our rate, rates of plain reads by the number of threads): medians, in turns."""
+def measure_cold(shape: Shape, folder: Path) -> dict[str, float]:
+    """Medians of rates in turns: ours, and of plain reads with several numbers of threads."""
     decoders = formats.load(folder).w_dec
 
-    def ours(layer: int, rows: torch.Tensor) -> int:
+    def ours(layer: int, rows: Tensor) -> int:
         read = decoders[layer].rows(rows)
         return int(read.numel()) * 2
 
-    def plain(threads: int) -> Callable[[int, torch.Tensor], int]:
-        def read(layer: int, rows: torch.Tensor) -> int:
+    def plain(threads: int) -> Callable[[int, Tensor], int]:
+        def read(layer: int, rows: Tensor) -> int:
             plane = decoders[layer].planes[0]
             file = os.open(plane.path, os.O_RDONLY)
             size, begin = plane.stride, plane.offset
@@ -171,58 +256,104 @@ def measure_cold(folder: Path) -> tuple[float, dict[int, float]]:
 
         return read
 
-    ways = {0: ours, **{n: plain(n) for n in (1, 8, 32)}}
-    found: dict[int, list[float]] = {n: [] for n in ways}
+    ways = {"ours": ours, **{str(n): plain(n) for n in (1, 8, 32)}}
+    found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(ROUNDS):
-        for n, read in ways.items():
-            found[n].append(rate(folder, read, 10 * turn + n))
-    medians = {n: statistics.median(rates) for n, rates in found.items()}
-    return medians.pop(0), medians
+        for at, (name, read) in enumerate(ways.items()):
+            found[name].append(rate(shape, folder, read, len(ways) * turn + at))
+    return {name: statistics.median(rates) for name, rates in found.items()}
 
 
-def report(folder: Path, threads: int) -> None:
-    files = sum(p.stat().st_size for p in folder.iterdir())
-    print(f"{LAYERS} layers x {FEATURES} features, width {WIDTH}, bfloat16: {files / 1e9:.2f} GB of files")
-    print(f"{POSITIONS} tokens, {ROWS} features expanded; {threads} threads, load {os.getloadavg()[0]:.1f}")
-    held = in_its_own_process(folder, threads)
-    over = {name: (held[name] - held["rows"]) / files for name in ("peak", "own")}
-    print(
-        f"memory: {held['features']} active features, rows of {held['rows'] / 1e6:.0f} MB; beside the model at most "
-        f"{held['peak'] / 1e6:.0f} MB with pages of the files, {held['own'] / 1e6:.0f} MB without; beyond the rows "
-        f"{over['peak']:.1%} and {over['own']:.1%} of the files (target 10%)"
+# What was found
+
+
+def measure(name: str, threads: int) -> dict[str, Any]:
+    shape, above = SHAPES[name], HERE.parent / "build"
+    above.mkdir(exist_ok=True)
+    if shutil.disk_usage(above).free < shape.disk + SPARE:
+        raise SystemExit(f"bench-lazy: {name} needs {(shape.disk + SPARE) / 1e9:.0f} GB free where {above} is")
+    with tempfile.TemporaryDirectory(dir=above) as place:
+        folder = Path(place)
+        write(shape, folder)
+        found: dict[str, Any] = {"shape": asdict(shape), "load": machine.load()}
+        if not shape.holes:
+            found |= {"time": measure_time(shape, folder), "cold": measure_cold(shape, folder)}
+        return found | {"memory": in_its_own_process(name, folder, threads)}
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The section of RESULTS.md."""
+    facts, shapes = found["machine"], found["shapes"].values()
+    load = max(each["load"] for each in shapes)
+    verdicts = [verdict for each in shapes if "time" in each for verdict in (_time(each["time"]), _cold(each["cold"]))]
+    return "\n".join([
+        "# Transcoders left in their files",
+        "",
+        "Written by `make bench-lazy`; do not edit. Cross-layer transcoders in circuit-tracer's layout, bfloat16; a",
+        f"prompt of {POSITIONS} tokens, {ROWS} features expanded. In the set of 16,384 features a layer only the",
+        "decoder rows that the prompt needs are written, with holes in the files where the others would be.",
+        "*held*: the most there is beside the model at any time, and that without pages of files, which the system",
+        "may take back; *beyond*: what of it are not decoder rows of active features, over the size of the files.",
+        "*seconds*: loading and tracing once. *law*: the certificate of the graph.",
+        "",
+        f"- torch {facts['torch']}, {facts['cpu']}, {found['threads']} threads, load {load:.1f}",
+        *verdicts,
+        "",
+        *markdown_table(HEADER, [_held(each["shape"], each["memory"]) for each in shapes]),
+    ]) + "\n"  # fmt: skip
+
+
+def _met(is_met: bool) -> str:
+    return "met" if is_met else "MISSED"
+
+
+def _time(seconds: dict[str, float]) -> str:
+    lazy, whole, apart = seconds.values()
+    return (
+        f"- a graph, the files' pages warm: {lazy:.2f} s, {whole:.2f} s with everything in memory: "
+        f"{lazy / whole:.2f}x, edges {apart:.0e} apart (<= 1.30x: {_met(lazy <= 1.3 * whole)})"
     )
-    lazy, whole, apart = measure_time(folder)
-    print(
-        f"time: {lazy:.2f} s from files, {whole:.2f} s in memory: {lazy / whole:.2f}x (target 1.3x); edges {apart:.0e}"
+
+
+def _cold(rates: dict[str, float]) -> str:
+    plain = dict(rates)
+    ours = plain.pop("ours")
+    share = ours / max(plain.values())
+    each = ", ".join(f"{rate / 1e6:.0f} with {name}" for name, rate in plain.items())
+    return (
+        f"- decoder rows from a cold disk: {ours / 1e6:.0f} MB/s; single rows by plain reads {each} threads; "
+        f"{share:.0%} of the best (>= 60%: {_met(share >= 0.6)})"
     )
-    ours, plain = measure_cold(folder)
-    best = max(plain, key=lambda n: plain[n])
-    print(
-        f"cold: {ours / 1e6:.0f} MB/s; plain reads {', '.join(f'{r / 1e6:.0f} with {n}' for n, r in plain.items())} "
-        f"threads; {ours / plain[best]:.0%} of the best (target 60%)"
-    )
+
+
+def _held(shape: dict[str, Any], held: dict[str, float]) -> tuple[str, ...]:
+    beyond, own = ((held[name] - held["rows"]) / held["files"] for name in ("peak", "own"))
+    return (
+        f"{shape['layers']} x {shape['features']}, width {shape['width']}", f"{held['files'] / 1e9:.2f}",
+        f"{held['features']:.0f}", f"{held['rows'] / 1e6:.0f}", f"{held['peak'] / 1e6:.0f} / {held['own'] / 1e6:.0f}",
+        f"{beyond:.1%} / {own:.1%} (<= 10%: {_met(beyond <= 0.1)})", f"{held['seconds']:.1f}",
+        f"{held['certificate']:.0e}",
+    )  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--folder", type=Path, help="where to write, or what was written; kept then")
-    parser.add_argument("--only-memory", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    if asked.only_memory:
-        print(json.dumps(measure_memory(asked.folder)))
+    parser.add_argument("--shape", choices=list(SHAPES), help="only this one, and nothing is written down")
+    parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    if given.memory_of:
+        print(json.dumps(measure_memory(SHAPES[given.shape], given.memory_of)))
         return
-    above = Path(__file__).parents[1] / "build" if asked.folder is None else asked.folder.parent
-    above.mkdir(exist_ok=True)
-    if shutil.disk_usage(above).free < DISK:
-        raise SystemExit(f"bench-lazy: {above} must have {DISK >> 30} GiB free; say --folder elsewhere")
-    with tempfile.TemporaryDirectory(dir=above) as place:
-        folder = Path(place) if asked.folder is None else asked.folder
-        if not (folder / "config.yaml").exists():
-            folder.mkdir(exist_ok=True)
-            write(folder)
-        report(folder, asked.threads)
+    names = [given.shape] if given.shape else list(SHAPES)
+    found = {"machine": machine.facts(), "threads": given.threads}
+    found["shapes"] = {name: measure(name, given.threads) for name in names}
+    text = markdown(found)
+    print(text)
+    if given.shape is None:
+        (HERE / "results" / "lazy-cpu.json").write_text(json.dumps(found, indent=1) + "\n")
+        sections.put(HERE / "RESULTS.md", "lazy", text)
 
 
 if __name__ == "__main__":
