@@ -184,13 +184,16 @@ def _graph(
         dropped_mass=torch.from_numpy(part.mass),
         timings=timings,
         provenance=_provenance(model, about),
-        labels={key: model.labels[key] for key in _features(found) & model.labels.keys()},
+        labels=_labels(model, found),
     )
 
 
-def _features(found: Found) -> set[tuple[int, int]]:
-    """(layer, feature) of all that are active."""
-    return set(zip(found.layer.tolist(), found.index.tolist(), strict=True))
+def _labels(model: ReplacementModel, found: Found) -> dict[tuple[int, int], str]:
+    """Of features that are active, by (layer, feature)."""
+    if not model.labels:
+        return {}
+    active = set(zip(found.layer.tolist(), found.index.tolist(), strict=True))
+    return {key: label for key, label in model.labels.items() if key in active}
 
 
 def _provenance(model: ReplacementModel, about: dict[str, Any]) -> dict[str, Any]:
