@@ -34,30 +34,56 @@ inline __attribute__((always_inline)) void tile(int64_t depth, const float* __re
     for (int v = 0; v < Vecs; ++v) store(c + r * c_row + v * kLanes, sums[r][v]);
 }
 
-// Four rows of four to four columns of four.
-inline void transpose_four(const float* __restrict in, int64_t in_row, float* __restrict out, int64_t out_row) {
-  Vec4 a, b, c, d;
-  std::memcpy(&a, in, sizeof a);
-  std::memcpy(&b, in + in_row, sizeof b);
-  std::memcpy(&c, in + 2 * in_row, sizeof c);
-  std::memcpy(&d, in + 3 * in_row, sizeof d);
-  const Vec4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const Vec4 cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd2 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  const Vec4 rows[4] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
-                        __builtin_shufflevector(ab2, cd2, 0, 1, 4, 5),
-                        __builtin_shufflevector(ab2, cd2, 2, 3, 6, 7)};
-  for (int r = 0; r < 4; ++r) std::memcpy(out + r * out_row, &rows[r], sizeof rows[r]);
+typedef float Vec8 __attribute__((vector_size(32)));
+typedef uint16_t Half8 __attribute__((vector_size(16)));
+typedef uint32_t Bits8 __attribute__((vector_size(32)));
+
+inline void load_eight(const float* p, Vec8& v) { std::memcpy(&v, p, sizeof v); }
+
+inline void load_eight(const uint16_t* p, Vec8& v) {
+  Half8 half;
+  std::memcpy(&half, p, sizeof half);
+  const Bits8 bits = __builtin_convertvector(half, Bits8) << 16;
+  std::memcpy(&v, &bits, sizeof v);
 }
 
-// out[k, r] = in[r, k] for depth columns of `count` rows; rows from count up to out_row are zero.
-void transpose(const float* __restrict in, int64_t in_row, int64_t count, int64_t depth, float* __restrict out,
-               int64_t out_row) {
-  for (int64_t r = 0; r < out_row; r += 4) {
+// Eight rows of eight, from column k on, to eight columns of eight.
+template <class T>
+inline void transpose_eight(const T* const* row, int64_t k, float* __restrict out, int64_t out_row) {
+  Vec8 two[8], four[8];
+  for (int r = 0; r < 8; r += 2) {
+    Vec8 a, b;
+    load_eight(row[r] + k, a);
+    load_eight(row[r + 1] + k, b);
+    two[r] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
+    two[r + 1] = __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  for (int r = 0; r < 8; r += 4)
+    for (int i = 0; i < 2; ++i) {
+      const Vec8 a = two[r + i], b = two[r + 2 + i];
+      four[r + 2 * i] = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+      four[r + 2 * i + 1] = __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  for (int i = 0; i < 4; ++i) {
+    const Vec8 low = __builtin_shufflevector(four[i], four[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    const Vec8 high = __builtin_shufflevector(four[i], four[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    std::memcpy(out + i * out_row, &low, sizeof low);
+    std::memcpy(out + (i + 4) * out_row, &high, sizeof high);
+  }
+}
+
+// out[k, r] = in[r, k] for depth columns of `count` rows; rows from count up to out_row, a multiple of 4, are
+// zero.
+inline void transpose(const float* __restrict in, int64_t in_row, int64_t count, int64_t depth,
+                      float* __restrict out, int64_t out_row) {
+  for (int64_t r = 0; r < out_row; r += 8) {
+    const float* row[8];
+    for (int64_t i = 0; i < 8; ++i) row[i] = in + (r + i) * in_row;
     int64_t k = 0;
-    for (; r + 4 <= count && k + 4 <= depth; k += 4)
-      transpose_four(in + r * in_row + k, in_row, out + k * out_row + r, out_row);
+    for (; r + 8 <= count && k + 8 <= depth; k += 8) transpose_eight(row, k, out + k * out_row + r, out_row);
     for (; k < depth; ++k)
-      for (int64_t i = 0; i < 4; ++i) out[k * out_row + r + i] = r + i < count ? in[(r + i) * in_row + k] : 0.f;
+      for (int64_t i = r; i < smaller(r + 8, out_row); ++i)
+        out[k * out_row + i] = i < count ? in[i * in_row + k] : 0.f;
   }
 }
 
