@@ -36,15 +36,18 @@ KINDS = {
     "plt": pair.Kind(),
     "plt_topk_skip": pair.Kind(rule="topk", skip=True),
     "plt_normed": pair.Kind(reads="mlp_normed"),
+    "plt_raw": pair.Kind(writes="mlp_raw"),
     "clt": pair.Kind(cross=True, reads="resid_mid"),
     "clt_relu_skip": pair.Kind(cross=True, reads="resid_mid", rule="relu", skip=True),
 }
 LAZY = {"": None, "lazy": (True, True), "lazy decoder": (False, True)}
 CASES = [
-    *((f"{backend} llama", kind, "") for backend in ("lens", "nnsight") for kind in KINDS if kind != "plt_normed"),
+    *((f"{backend} llama", kind, "") for backend in ("lens", "nnsight") for kind in KINDS if "normed" not in kind),
     *((f"{b} llama", kind, lazy) for b in ("lens", "nnsight") for kind in ("plt", "clt") for lazy in LAZY if lazy),
     ("lens gemma2", "plt_normed", ""), ("lens gpt2", "plt_topk_skip", ""), ("lens gpt2", "clt", ""),
     ("nnsight gemma2", "plt_normed", ""), ("nnsight gemma2", "clt", ""), ("nnsight gemma3", "plt", ""),
+    ("nnsight gemma3_vision", "plt", ""), ("nnsight gemma3_vision", "clt", ""),
+    ("nnsight qwen3", "plt_raw", ""), ("nnsight gpt_oss", "plt_raw", ""),
 ]  # fmt: skip
 EVERY = pytest.mark.parametrize(("where", "kind", "lazy"), CASES)
 FEW = pytest.mark.parametrize("where", ["lens llama", "nnsight llama"])
