@@ -174,7 +174,8 @@ def save(graph: Graph, path: str | os.PathLike[str], tokenizer_name: str | None,
     if not bool((graph.targets.positions == last).all()):
         got = sorted(set(graph.targets.positions.tolist()))
         raise ValueError(
-            f"{op}: targets must be at the last position, {last}, as all of circuit-tracer's are, got {got}"
+            f"{op}: targets must be at the last position, {last}, as all of circuit-tracer's are, got {got}; trace the "
+            "prompt up to a position to have it as the last: its edges are the same"
         )
     chosen = graph.row_node[graph.row_node < graph.first_error].sort().values
     ids = graph.targets.ids.tolist()

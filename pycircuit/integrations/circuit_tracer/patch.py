@@ -94,6 +94,6 @@ def accelerate() -> Accelerated:
     with accelerate(): ...     # or:    done = accelerate(); ...; done.restore()
 
     May be nested and repeated: circuit-tracer's own comes back with the last `restore`. A function held elsewhere than
-    in a module, as in a list or in a default argument, is not found.
+    in a module, as in a list, a class or a default argument, is not found.
     """
     return Accelerated()
