@@ -91,7 +91,7 @@ _KNOWN: dict[str, Any] = {
     )},
 }  # fmt: skip
 
-_Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]  # the one in Python, whose parts can be replaced
+_Unpickler: Any = pickle._Unpickler  # the one in Python, whose parts can be replaced
 
 
 class _Reader(_Unpickler):

@@ -40,10 +40,11 @@ class LogitTarget(NamedTuple):
 
 LogitTarget.__module__ = "circuit_tracer.attribution.targets"
 UnifiedConfig = standin("circuit_tracer.utils.tl_nnsight_mapping.UnifiedConfig")
-_KNOWN: dict[str, Any] = {f"{of.__module__}.{of.__name__}": of for of in (LogitTarget, UnifiedConfig, *map(standin, (
+_CLASSES: list[Any] = [LogitTarget, UnifiedConfig, *map(standin, (
     "transformer_lens.HookedTransformerConfig.HookedTransformerConfig",  # of before UnifiedConfig
     "transformer_lens.config.HookedTransformerConfig.HookedTransformerConfig",
-)))}  # fmt: skip
+))]  # fmt: skip
+_KNOWN = {f"{of.__module__}.{of.__name__}": of for of in _CLASSES}
 
 
 def load(kind: type[Graph], path: str | os.PathLike[str], tokenizer: Any) -> Graph:

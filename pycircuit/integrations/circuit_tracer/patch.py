@@ -52,7 +52,7 @@ def _stands_for(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _rebind(present: Any, wanted: Any) -> None:
     """Every name of every module that is bound to `present`."""
-    names_of = ModuleType.__dict__["__dict__"].__get__  # a lazy module's own would import all it has
+    names_of = vars(ModuleType)["__dict__"].__get__  # a lazy module's own would import all it has
     for module in list(sys.modules.values()):
         if issubclass(type(module), ModuleType):
             names = names_of(module)
