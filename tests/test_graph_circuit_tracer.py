@@ -289,6 +289,46 @@ def test_opcodes_that_no_graph_needs(tmp_path: Path, how: str) -> None:
     assert Graph.from_circuit_tracer(saved(path)).layers == LAYERS  # nothing of it stays
 
 
+def test_values_changed_at_random_never_give_another_error(tmp_path: Path) -> None:
+    """Bytes of the pickle changed, opcodes put in and taken out, in an archive that is sound."""
+    path, rng, refused = tmp_path / "g.pt", np.random.default_rng(0), 0
+    opcodes = [
+        b")",
+        b"]",
+        b"}",
+        b"(",
+        b"t",
+        b"R",
+        b"b",
+        b"s",
+        b"u",
+        b"e",
+        b"a",
+        b"\x81",
+        b"\x85",
+        b"Q",
+        b"h\5",
+        b"q\5",
+        b"N",
+    ]
+
+    def change(name: str, data: bytes) -> bytes:
+        if not name.endswith("data.pkl"):
+            return data
+        for at in rng.integers(len(data), size=rng.integers(1, 4)).tolist():
+            new = opcodes[rng.integers(len(opcodes))] if rng.random() < 0.6 else bytes([rng.integers(256)])
+            data = data[:at] + new + data[at + rng.integers(3) :]
+        return data
+
+    for _ in range(300):
+        repacked(saved(path), change)
+        try:
+            Graph.from_circuit_tracer(path).dense()
+        except GraphFileError:
+            refused += 1
+    assert 250 < refused < 300
+
+
 def test_names_stand_for_nothing_that_computes(tmp_path: Path) -> None:
     """A codec would double its bytes as often as it is asked to."""
     once = CODEC + b"q\xf0X\1\0\0\0aX\x06\0\0\0latin1\x86R"
