@@ -292,25 +292,7 @@ def test_opcodes_that_no_graph_needs(tmp_path: Path, how: str) -> None:
 def test_values_changed_at_random_never_give_another_error(tmp_path: Path) -> None:
     """Bytes of the pickle changed, opcodes put in and taken out, in an archive that is sound."""
     path, rng, refused = tmp_path / "g.pt", np.random.default_rng(0), 0
-    opcodes = [
-        b")",
-        b"]",
-        b"}",
-        b"(",
-        b"t",
-        b"R",
-        b"b",
-        b"s",
-        b"u",
-        b"e",
-        b"a",
-        b"\x81",
-        b"\x85",
-        b"Q",
-        b"h\5",
-        b"q\5",
-        b"N",
-    ]
+    opcodes = [*(bytes([code]) for code in b")]}(tRbsueaN\x81\x85Q"), b"h\5", b"q\5"]
 
     def change(name: str, data: bytes) -> bytes:
         if not name.endswith("data.pkl"):
