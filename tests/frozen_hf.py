@@ -38,12 +38,13 @@ def _softmax_in_the_inputs_type() -> Iterator[None]:
 
 @contextmanager
 def _attention(model: Any, name: str) -> Iterator[None]:
-    before = model.config._attn_implementation
-    model.config._attn_implementation = name
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = name
     try:
         yield
     finally:
-        model.config._attn_implementation = before
+        config._attn_implementation = before
 
 
 class HeldModel:
@@ -55,7 +56,7 @@ class HeldModel:
 
     def __init__(self, model: Any, ids: Tensor, reads: str, writes: str, skip: Sequence[Tensor | None]) -> None:
         self.model, self.ids, self.reads, self.writes, self.skip = model, ids, reads, writes, skip
-        base = model.base_model
+        base = getattr(model.base_model, "language_model", model.base_model)
         self.layers = list(base.layers if hasattr(base, "layers") else base.h)
         self.sigma: dict[nn.Module, Tensor] = {}
         self.now: list[Tensor] = [torch.empty(0)] * len(self.layers)

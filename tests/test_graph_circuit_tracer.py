@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import sys
 import types
 import zipfile
@@ -140,12 +141,15 @@ def test_nothing_is_claimed_of_the_law(tmp_path: Path) -> None:
 
 def test_a_file_outlives_nothing(tmp_path: Path) -> None:
     """What was read stays when the file goes."""
-    path = saved(tmp_path / "g.pt")
+    doubles = {name: content()[name].double() for name in ("activation_values", "logit_probabilities")}
+    path = saved(tmp_path / "g.pt", active_features=content()["active_features"].contiguous(), **doubles)
     graph = Graph.from_circuit_tracer(path)
     before = graph.dense()
     with path.open("r+b") as file:
         file.write(b"\xff" * path.stat().st_size)
     assert torch.equal(graph.dense(), before) and graph.values.tolist() == [1, 2, 4]
+    assert graph.features.tolist() == [[0, 1, 3], [0, 1, 4], [1, 1, 5]]
+    assert graph.targets.weights.tolist() == [0.75, 0.25]
     assert graph.tokens.text == ["2", "9"] and graph.tokens.ids.tolist() == [2, 9]
 
 
@@ -219,11 +223,114 @@ def test_a_hostile_pickle_is_refused_and_nothing_runs(tmp_path: Path, theirs: Ca
         Graph.from_circuit_tracer(path)
     assert not mark.exists()
     if how in ("torch", "in_config", "in_targets"):
-        with pytest.raises(GraphFileError, match=r"GLOBAL (posix\.system|eval)"):
+        with pytest.raises(GraphFileError, match=r"GLOBAL (posix\.system|__builtin__\.eval)"):
             Graph.from_circuit_tracer(path)
         if how == "torch":
             pickle.loads(pickle.dumps(bad))
             assert mark.exists()  # it would have run
+
+
+def laughs() -> list[Any]:
+    """Nothing in a file, and 4**60 words where it is written out."""
+    found: list[Any] = ["ha"]
+    for _ in range(60):
+        found = [found] * 4
+    return found
+
+
+@pytest.mark.parametrize("name", ["scan", "input_string", "vocab_size", "logit_targets", "cfg", "adjacency_matrix"])
+def test_lists_that_explode_where_they_are_written_out(tmp_path: Path, name: str) -> None:
+    with pytest.raises(GraphFileError, match="must hold a sound graph") as caught:
+        Graph.from_circuit_tracer(saved(tmp_path / "g.pt", **{name: laughs()}))
+    assert len(str(caught.value)) < 500
+    with pytest.raises(GraphFileError, match="must hold a sound graph"):
+        Graph.from_circuit_tracer(with_opcodes(tmp_path / "g.pt", name, b"]" * 100_000 + b"a" * 99_999))
+
+
+def with_opcodes(path: Path, name: str, opcodes: bytes) -> Path:
+    """What these opcodes make, in the place of a value."""
+    there = b"X\x04\0\0\0MARK"
+    saved(path, **{name: "MARK"})
+
+    def change(member: str, data: bytes) -> bytes:
+        assert not member.endswith("data.pkl") or there in data
+        return data.replace(there, opcodes) if member.endswith("data.pkl") else data
+
+    repacked(path, change)
+    return path
+
+
+CONFIG = b"ccircuit_tracer.utils.tl_nnsight_mapping\nUnifiedConfig\n"
+REBUILD, CODEC = b"ctorch._utils\n_rebuild_", b"c_codecs\nencode\n"
+OPCODES = {
+    "memory": (b"cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x02\x85R", r"GLOBAL builtins\.bytearray"),
+    "typed_memory": (b"ctorch\nFloatTensor\n\x8a\x05\0\0\0\0\x02\x85R", r"GLOBAL torch\.FloatTensor"),
+    "meta": (REBUILD + b"meta_tensor_no_storage\n)R", "GLOBAL .*meta"),
+    "nested": (REBUILD + b"nested_tensor\n)R", "GLOBAL .*nested"),
+    "sparse": (REBUILD + b"sparse_tensor\n)R", "GLOBAL .*sparse"),
+    "parameter": (REBUILD + b"parameter\n)R", "GLOBAL .*parameter"),
+    "tensor_of_nothing": (REBUILD + b"tensor_v2\n(NK\0))NNtR", "a tensor that is not plain"),
+    "class_changed": (CONFIG + b"N}X\x0c\0\0\0__setstate__K\1s\x86b", "state for type"),
+    "storage": (b"(X\7\0\0\0storageNX\1\0\0\x000X\3\0\0\0cpuK\1tQ", "a storage that torch"),
+    "item_of_a_type": (b"ctorch\nfloat32\nK\0K\0s", "TypeError"),
+    "frame": (b"\x95\xff\xff\xff\xff\xff\xff\xff\x7f", "KeyError"),
+    "extension": (b"\x82\1", "KeyError"),
+    "called_number": (b"K\1)R", "TypeError"),
+    "short": (b"X\xff\xff\xff\x7f", "Error"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", OPCODES)
+def test_opcodes_that_no_graph_needs(tmp_path: Path, how: str) -> None:
+    opcodes, said = OPCODES[how]
+    path = with_opcodes(tmp_path / "g.pt", "scan", opcodes)
+    with pytest.raises(GraphFileError, match=rf"must hold plain values and tensors, got .*{said}"):
+        Graph.from_circuit_tracer(path)
+    assert Graph.from_circuit_tracer(saved(path)).layers == LAYERS  # nothing of it stays
+
+
+def test_values_changed_at_random_never_give_another_error(tmp_path: Path) -> None:
+    """Bytes of the pickle changed, opcodes put in and taken out, in an archive that is sound."""
+    path, rng, refused = tmp_path / "g.pt", np.random.default_rng(0), 0
+    opcodes = [*(bytes([code]) for code in b")]}(tRbsueaN\x81\x85Q"), b"h\5", b"q\5"]
+
+    def change(name: str, data: bytes) -> bytes:
+        if not name.endswith("data.pkl"):
+            return data
+        for at in rng.integers(len(data), size=rng.integers(1, 4)).tolist():
+            new = opcodes[rng.integers(len(opcodes))] if rng.random() < 0.6 else bytes([rng.integers(256)])
+            data = data[:at] + new + data[at + rng.integers(3) :]
+        return data
+
+    for _ in range(300):
+        repacked(saved(path), change)
+        try:
+            Graph.from_circuit_tracer(path).dense()
+        except GraphFileError:
+            refused += 1
+    assert 250 < refused < 300
+
+
+def test_names_stand_for_nothing_that_computes(tmp_path: Path) -> None:
+    """A codec would double its bytes as often as it is asked to."""
+    once = CODEC + b"q\xf0X\1\0\0\0aX\x06\0\0\0latin1\x86R"
+    path = with_opcodes(tmp_path / "g.pt", "scan", once + 60 * b"q\xf1h\xf0h\xf1X\3\0\0\0hex\x86R")
+    with pytest.raises(GraphFileError, match="must hold a sound graph, got: scan must be a string"):
+        Graph.from_circuit_tracer(path)
+
+
+def test_files_of_an_archive_have_places_of_their_own(tmp_path: Path) -> None:
+    """Many that share one would take hours to check."""
+    path, count = saved(tmp_path / "g.pt"), 1000
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        held, start = len(archive.infolist()), archive.start_dir
+    entry = data[start : data.index(b"PK\1\2", start + 4)]
+    entries = data[start : start + data[start:].index(b"PK\5\6")].split(b"PK\6\6")[0] + entry * count
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, held + count, held + count, len(entries), start, 0)
+    path.write_bytes(data[:start] + entries + end)
+    with pytest.raises(GraphFileError, match="must hold everything once, got"):
+        Graph.from_circuit_tracer(path)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -247,8 +354,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "target_id": ({"logit_targets": [LogitTarget("a", "b")] * 2}, "vocab_idx must be an int"),  # type: ignore[arg-type]
     "config": ({"cfg": {"n_layers": 2}}, "cfg must be a configuration"),
     "layers": ({"cfg": UnifiedConfig(n_layers="two")}, "n_layers must be an int"),  # type: ignore[arg-type]
-    "sparse": ({"input_tokens": torch.tensor([2, 9]).to_sparse()}, "input_tokens must be a plain tensor"),
-    "parameter": ({"activation_values": torch.nn.Parameter(torch.ones(3))}, "must be a plain tensor, got Parameter"),
+    "list": ({"input_tokens": [2, 9]}, "input_tokens must be a plain tensor, got list"),
+    "scan": ({"scan": {"a": 1}}, "scan must be a string or a list of strings, got dict"),
+    "scans": ({"scan": ["a", ["b"]]}, "scan must be a string or a list of strings, got list"),
     "prompt": ({"input_string": 3}, "prompt must be a string"),
 }  # fmt: skip
 
@@ -293,7 +401,7 @@ def test_compressed_tensors_and_short_ones(tmp_path: Path) -> None:
         for left in (0, 5):
             saved(path)
             repacked(path, lambda n, data, name=name, left=left: data[:left] if n.endswith(name) else data)
-            with pytest.raises(GraphFileError, match=r"g\.pt must hold (all of each tensor|plain values)"):
+            with pytest.raises(GraphFileError, match=r"must lie in the file whole, got [05] bytes"):
                 Graph.from_circuit_tracer(path)
 
 

@@ -19,6 +19,11 @@ _GEMMA = {
     **_GROUPED, **_MIXED, "tie_word_embeddings": True, "head_dim": 12, "query_pre_attn_scalar": 9,
     "attention_bias": True,
 }  # fmt: skip
+_VISION = {
+    "vision_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                      "image_size": 16, "patch_size": 8},
+    "mm_tokens_per_image": 1, "boi_token_index": 57, "eoi_token_index": 58, "image_token_index": 59,
+}  # fmt: skip
 
 # name -> (config class, its arguments). gpt_neox_sequential is gpt_neox with its parallel flag off.
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -39,13 +44,14 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma2": ("Gemma2Config", {**_GEMMA, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}),
     "gemma3_text": ("Gemma3TextConfig", {**_GEMMA, "final_logit_softcapping": 2.0}),
+    "gemma3": ("Gemma3Config", {"text_config": {**_GEMMA, "final_logit_softcapping": 2.0}, **_VISION}),
     "olmo2": ("Olmo2Config", {**_GROUPED, "attention_bias": True}),
     "phi3": ("Phi3Config", {**_GROUPED, "sliding_window": WINDOW}),
     "gpt_oss": (
         "GptOssConfig", {**_GROUPED, **_MIXED, "head_dim": 12, "num_local_experts": 4, "num_experts_per_tok": 2}
     ),
 }  # fmt: skip
-WINDOWED = ("mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt_oss")
+WINDOWED = ("mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma3", "phi3", "gpt_oss")
 
 
 def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:

@@ -1,7 +1,7 @@
 """circuit-tracer's saved graphs, `.pt`: read without running anything they hold, and written without circuit-tracer.
 
-Such a file is a pickle in a zip archive. torch reads it with an allow-list: plain values, tensors, and the few classes
-below, in whose place stand our own, which only keep what they are given. It holds the edges between the features that
+Such a file is a pickle in a zip archive (see archive): plain values, tensors, and the few classes below, in whose
+place stand our own, which only keep what they are given. It holds the edges between the features that
 were selected, errors, tokens and targets, and neither the biases nor the pre-activations that rows should add up to.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import pickle
-import zipfile
-from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +21,7 @@ from torch import Tensor
 from pycircuit.ops import checks
 
 from . import files
+from .archive import Archive, Standin, Stored, standin
 from .rows import Rows
 from .storage import GraphFileError
 
@@ -37,111 +38,58 @@ class LogitTarget(NamedTuple):
     vocab_idx: int
 
 
-class Standin:
-    """What a class of a library becomes: its values are kept, none of its code is run or needed."""
-
-    def __new__(cls, *args: Any) -> Standin:
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update(state)
-
-
-def _standin(name: str) -> type[Standin]:
-    module, _, last = name.rpartition(".")
-    return type(last, (Standin,), {"__module__": module})
-
-
 LogitTarget.__module__ = "circuit_tracer.attribution.targets"
-UnifiedConfig = _standin("circuit_tracer.utils.tl_nnsight_mapping.UnifiedConfig")
-# Configurations of before UnifiedConfig, and NumPy's numbers in them.
-ALLOWED: list[Any] = [LogitTarget, UnifiedConfig, *map(_standin, (
-    "transformer_lens.HookedTransformerConfig.HookedTransformerConfig",
+UnifiedConfig = standin("circuit_tracer.utils.tl_nnsight_mapping.UnifiedConfig")
+_CLASSES: list[Any] = [LogitTarget, UnifiedConfig, *map(standin, (
+    "transformer_lens.HookedTransformerConfig.HookedTransformerConfig",  # of before UnifiedConfig
     "transformer_lens.config.HookedTransformerConfig.HookedTransformerConfig",
-    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",
 ))]  # fmt: skip
+_KNOWN = {f"{of.__module__}.{of.__name__}": of for of in _CLASSES}
 
 
 def load(kind: type[Graph], path: str | os.PathLike[str], tokenizer: Any) -> Graph:
     path = Path(path)
-    found = _read(path)
-    try:
-        return _graph(kind, found, tokenizer)
-    except (TypeError, ValueError, KeyError) as error:
-        raise GraphFileError(f"Graph.from_circuit_tracer: {path} must hold a sound graph, got: {error}") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
     op = f"Graph.from_circuit_tracer: {path}"
     if not path.is_file():
         raise FileNotFoundError(f"Graph.from_circuit_tracer: path must be a file, got {path}")
-    sizes = _sizes(op, path)
-    try:
-        with torch.serialization.safe_globals(ALLOWED):
-            found = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except Exception as error:  # whatever a damaged or hostile pickle leads to
-        said = str(error).strip().splitlines()
-        because = next((line for line in said if "GLOBAL" in line or "nsupported" in line), (said or ["nothing"])[0])
-        kind = type(error).__name__
-        raise GraphFileError(f"{op} must hold plain values and tensors, got {kind}: {because.strip()[:300]}") from None
+    archive = Archive(op, path)
+    found = archive.values(_KNOWN)
     if type(found) is not dict:
         raise GraphFileError(f"{op} must hold names and values, got {type(found).__name__}")
-    memory = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found.values() if _plain(t)}
-    if not Counter(memory.values()) <= sizes:
-        raise GraphFileError(f"{op} must hold all of each tensor, got less")
-    return found
-
-
-def _plain(t: Any) -> bool:
-    return type(t) is Tensor and t.layout == torch.strided
-
-
-def _sizes(op: str, path: Path) -> Counter[int]:
-    """Of the files of an archive, each as it is and with its checksum: torch looks at none."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED]
-            broken = None if packed else archive.testzip()
-    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise GraphFileError(f"{op} must be a whole archive as torch.save writes it, got: {error}") from None
-    if packed:
-        raise GraphFileError(f"{op} must hold its tensors as they are, got {packed[0]} compressed")
-    if broken is not None:
-        raise GraphFileError(f"{op} must be as it was written, got {broken} with another checksum")
-    return Counter(m.file_size for m in members)
+        return _graph(kind, archive, found, tokenizer)
+    except (TypeError, ValueError, KeyError) as error:
+        raise GraphFileError(f"{op} must hold a sound graph, got: {error}") from None
 
 
-def _tensor(found: dict[str, Any], name: str, allowed: tuple[torch.dtype, ...], ndim: int) -> Tensor:
-    t = found[name]
-    if not _plain(t):
-        raise TypeError(f"{name} must be a plain tensor, got {type(t).__name__}")
-    if t.dtype not in allowed or t.ndim != ndim:
-        raise TypeError(f"{name} must be {ndim}-dimensional and one of {allowed}, got {t.dtype} of {list(t.shape)}")
-    if t.numel() * t.element_size() > t.untyped_storage().nbytes():
-        raise ValueError(f"{name} must lie in the file, got shape {list(t.shape)}")
-    return t.detach()
+def _tensor(archive: Archive, found: dict[str, Any], name: str, allowed: tuple[torch.dtype, ...], ndim: int) -> Tensor:
+    of = found[name]
+    if not isinstance(of, Stored):
+        raise TypeError(f"{name} must be a plain tensor, got {type(of).__name__}")
+    if of.storage.dtype not in allowed or len(of.size) != ndim:
+        got = f"{of.storage.dtype} of {list(of.size)}"
+        raise TypeError(f"{name} must be {ndim}-dimensional and one of {allowed}, got {got}")
+    return archive.tensor(name, of)
 
 
-def _graph(kind: type[Graph], found: dict[str, Any], tokenizer: Any) -> Graph:
+def _graph(kind: type[Graph], archive: Archive, found: dict[str, Any], tokenizer: Any) -> Graph:
+    """What is kept is copied: the file's pages go with the file."""
     from .graph import Targets, Tokens
 
-    features = _tensor(found, "active_features", _INTS, 2).long().contiguous()
-    values = _tensor(found, "activation_values", _FLOATS, 1)
-    chosen = _tensor(found, "selected_features", _INTS, 1).long()
-    ids = _tensor(found, "input_tokens", _INTS, 1).long().clone()
-    weights = _tensor(found, "logit_probabilities", _FLOATS, 1)
-    matrix = _tensor(found, "adjacency_matrix", _FLOATS, 2)
+    tensor = partial(_tensor, archive, found)
+    features = tensor("active_features", _INTS, 2).to(torch.int64, copy=True).contiguous()
+    values = tensor("activation_values", _FLOATS, 1)
+    chosen = tensor("selected_features", _INTS, 1).long()
+    ids = tensor("input_tokens", _INTS, 1).to(torch.int64, copy=True)
+    weights = tensor("logit_probabilities", _FLOATS, 1)
+    matrix = tensor("adjacency_matrix", _FLOATS, 2)
     config = _config(found["cfg"])
     layers, vocab_size = config.get("n_layers"), found.get("vocab_size", config.get("d_vocab"))
     layers, vocab_size = checks.whole("cfg", "n_layers", layers, 1), checks.whole("graph", "vocab_size", vocab_size, 0)
-    labels, tokens = _targets(found, vocab_size, tokenizer)
+    labels, tokens = _targets(tensor, found, vocab_size, tokenizer)
     checks.bounded("graph", "selected_features", chosen, 0, len(features), f"from 0 to below {len(features)}")
     rows, row_node = _rows(matrix, features, chosen, (layers + 1) * len(ids), len(labels))
+    at = torch.full((len(labels),), max(0, len(ids) - 1))
     return kind(
         features=features,
         values=(values if values.dtype == torch.float64 else values.float()).clone(),
@@ -149,7 +97,7 @@ def _graph(kind: type[Graph], found: dict[str, Any], tokenizer: Any) -> Graph:
         row_node=row_node,
         bias=torch.zeros(rows.count, dtype=torch.float64),
         preactivation=torch.from_numpy(rows.sums(rows.weight.numpy())),
-        targets=Targets(labels, tokens, weights.double(), torch.full((len(labels),), max(0, len(ids) - 1))),
+        targets=Targets(labels, tokens, weights.to(torch.float64, copy=True), at),
         tokens=Tokens(ids, [_text(tokenizer, at) for at in ids.tolist()]),
         layers=layers,
         prompt=found["input_string"],
@@ -168,9 +116,10 @@ def _config(config: Any) -> dict[str, Any]:
 
 
 def _names(found: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    names = {"model": config.get("model_name"), "scan": found.get("scan")}
-    if isinstance(names["scan"], list):
-        names["scan"] = [str(one) for one in names["scan"]]
+    scan = found.get("scan")
+    if not all(isinstance(one, str) for one in (scan if type(scan) is list else [scan] if scan is not None else [])):
+        raise TypeError(f"scan must be a string or a list of strings, got {type(scan).__name__}")
+    names = {"model": config.get("model_name"), "scan": scan}
     return {name: value for name, value in names.items() if value is not None}
 
 
@@ -178,12 +127,13 @@ def _text(tokenizer: Any, token: int) -> str:
     return str(token) if tokenizer is None else str(tokenizer.decode([token]))
 
 
-def _targets(found: dict[str, Any], vocab_size: int, tokenizer: Any) -> tuple[list[str], Tensor]:
+def _targets(
+    tensor: Callable[..., Tensor], found: dict[str, Any], vocab_size: int, tokenizer: Any
+) -> tuple[list[str], Tensor]:
     """(labels, token ids, -1 for what is no token); older files hold ids alone."""
     given = found["logit_targets"] if "logit_targets" in found else found["logit_tokens"]
-    if isinstance(given, Tensor):
-        name = "logit_targets" if "logit_targets" in found else "logit_tokens"
-        ids = _tensor(found, name, _INTS, 1).tolist()
+    if isinstance(given, Stored):
+        ids = tensor("logit_targets" if "logit_targets" in found else "logit_tokens", _INTS, 1).tolist()
         labels = [_text(tokenizer, i) for i in ids]
     else:
         if not isinstance(given, list) or not all(isinstance(t, LogitTarget) for t in given):
@@ -225,7 +175,8 @@ def save(graph: Graph, path: str | os.PathLike[str], tokenizer_name: str | None,
     if not bool((graph.targets.positions == last).all()):
         got = sorted(set(graph.targets.positions.tolist()))
         raise ValueError(
-            f"{op}: targets must be at the last position, {last}, as all of circuit-tracer's are, got {got}"
+            f"{op}: targets must be at the last position, {last}, as all of circuit-tracer's are, got {got}; trace the "
+            "prompt up to a position to have it as the last: its edges are the same"
         )
     chosen = graph.row_node[graph.row_node < graph.first_error].sort().values
     ids = graph.targets.ids.tolist()

@@ -87,6 +87,10 @@ FAMILIES: dict[str, Family] = {
         Family("qwen3"),
         Family("gemma2", **_GEMMA),  # type: ignore[arg-type]
         Family("gemma3_text", chat_ignore_positions=4, **_GEMMA),  # type: ignore[arg-type]
+        Family(  # the text model beside a vision tower, which caps no logits
+            "gemma3", layers="model.language_model.layers", final_norm="model.language_model.norm",
+            chat_ignore_positions=4, **{**_GEMMA, "final_softcap": None},  # type: ignore[arg-type]
+        ),
         Family(
             "olmo2", attention_norm=None, post_attention_norm="post_attention_layernorm", mlp_norm=None,
             post_mlp_norm="post_feedforward_layernorm",

@@ -105,6 +105,14 @@ def _gemma3(size: Size) -> Any:
     )  # fmt: skip
 
 
+def _gemma3_vision(size: Size) -> Any:
+    """The same text model beside a vision tower, as the models of 4B and more come."""
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "image_size": 16, "patch_size": 8}  # fmt: skip
+    text = _gemma3(size).to_dict()
+    return transformers.Gemma3Config(text_config=text, vision_config=tower, mm_tokens_per_image=1)
+
+
 def _qwen3(size: Size) -> Any:
     return transformers.Qwen3Config(**_shape(size), rms_norm_eps=1e-6)
 
@@ -149,7 +157,8 @@ def _peer_config(family: str, size: Size, dtype: torch.dtype) -> HookedTransform
 
 
 CONFIGS: dict[str, Callable[[Size], Any]] = {"llama": _llama, "gemma2": _gemma2, "gpt2": _gpt2}
-ALONE = {"gemma3": _gemma3, "qwen3": _qwen3, "gpt_oss": _gpt_oss}  # not in TransformerLens here
+# Not in TransformerLens here.
+ALONE = {"gemma3": _gemma3, "gemma3_vision": _gemma3_vision, "qwen3": _qwen3, "gpt_oss": _gpt_oss}
 CONVERT = {
     "llama": weight_conversions.convert_llama_weights,
     "gemma2": weight_conversions.convert_gemma_weights,

@@ -10,8 +10,9 @@ import sys
 import types
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,18 @@ KINDS = {
     "plt": pair.Kind(),
     "plt_topk_skip": pair.Kind(rule="topk", skip=True),
     "plt_normed": pair.Kind(reads="mlp_normed"),
+    "plt_raw": pair.Kind(writes="mlp_raw"),
     "clt": pair.Kind(cross=True, reads="resid_mid"),
     "clt_relu_skip": pair.Kind(cross=True, reads="resid_mid", rule="relu", skip=True),
 }
 LAZY = {"": None, "lazy": (True, True), "lazy decoder": (False, True)}
 CASES = [
-    *((f"{backend} llama", kind, "") for backend in ("lens", "nnsight") for kind in KINDS if kind != "plt_normed"),
+    *((f"{backend} llama", kind, "") for backend in ("lens", "nnsight") for kind in KINDS if "normed" not in kind),
     *((f"{b} llama", kind, lazy) for b in ("lens", "nnsight") for kind in ("plt", "clt") for lazy in LAZY if lazy),
     ("lens gemma2", "plt_normed", ""), ("lens gpt2", "plt_topk_skip", ""), ("lens gpt2", "clt", ""),
     ("nnsight gemma2", "plt_normed", ""), ("nnsight gemma2", "clt", ""), ("nnsight gemma3", "plt", ""),
+    ("nnsight gemma3_vision", "plt", ""), ("nnsight gemma3_vision", "clt", ""),
+    ("nnsight qwen3", "plt_raw", ""), ("nnsight gpt_oss", "plt_raw", ""),
 ]  # fmt: skip
 EVERY = pytest.mark.parametrize(("where", "kind", "lazy"), CASES)
 FEW = pytest.mark.parametrize("where", ["lens llama", "nnsight llama"])
@@ -157,6 +161,31 @@ def test_the_same_where_several_positions_are_ignored(monkeypatch: pytest.Monkey
         same(pair.by(attribute, model, ids(), **SOME), theirs)
 
 
+@FEW
+def test_the_same_for_any_opening_positions(where: str) -> None:
+    """None of them, all of them, and more than there are."""
+    model = made(where, "plt")
+    for asked, prompt in (
+        (slice(0, 0), ids()),
+        (slice(None, 2), ids()),
+        (slice(0, None), ids()),
+        (slice(0, 4), [0, 5]),
+    ):
+        model.zero_positions = asked
+        same(pair.by(attribute, model, prompt, **SOME), pair.trace_peer(model, prompt, **SOME))
+    for asked in (slice(1, 3), slice(0, 4, 2)):
+        model.zero_positions = asked
+        with pytest.raises(ValueError, match=r"zero_positions must be the first ones, slice\(0, n\), got slice"):
+            attribute(ids(), model, **SOME)
+
+
+@FEW
+def test_the_same_beyond_the_positions_a_config_names(where: str) -> None:
+    longer = torch.cat([ids(), pair.prompt(SIZE.longest, SIZE.vocabulary)[1:]])
+    how = {**SOME, "max_feature_nodes": 10}
+    same(pair.by(attribute, plain(where), longer, **how), pair.trace_peer(plain(where), longer, **how))
+
+
 @pytest.mark.parametrize("kind", ["plt_topk_skip", "clt"])
 def test_in_float64_the_same_to_rounding(kind: str) -> None:
     model = made("lens gpt2", kind, dtype=torch.float64)
@@ -184,6 +213,18 @@ def test_half_precision_is_traced_as_closely_as_theirs(where: str) -> None:
     assert len(common) > 0.9 * len(at[0])
     edges = [graph.adjacency_matrix[-2:, [of[f] for f in common]] for graph, of in zip(graphs, at, strict=True)]
     assert off(edges[1], edges[0]) < 0.06 and off(edges[2], edges[0]) < 0.06
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize(("where", "kind"), [("lens gemma2", "plt_normed"), ("nnsight gemma2", "plt_normed")])
+def test_in_half_precision_the_same_targets(where: str, kind: str, dtype: torch.dtype) -> None:
+    """Logits that half precision cannot tell apart come in its order, and their probabilities in its type."""
+    model = made(where, kind, dtype=dtype)
+    ours, theirs = attribute(ids(), model, **SOME), peer(model, **SOME)
+    assert ours.logit_targets == theirs.logit_targets and len(theirs.logit_targets) == 10
+    for name in ("logit_probabilities", "activation_values", "adjacency_matrix"):
+        assert getattr(ours, name).dtype == getattr(theirs, name).dtype
+    assert torch.allclose(ours.logit_probabilities, theirs.logit_probabilities, rtol=0.05)
 
 
 def peer(model: Any, **how: Any) -> Graph:
@@ -347,13 +388,70 @@ def test_a_model_is_as_it_was(where: str) -> None:
     assert torch.equal(before.adjacency_matrix, after.adjacency_matrix)
 
 
-@pytest.mark.parametrize("offload", ["cpu", "disk"])
+def modes(model: Any) -> list[tuple[str, bool]]:
+    return [(name, m.training) for name, m in getattr(model, "_module", model).named_modules()]
+
+
+def hooks(model: Any) -> list[tuple[int, int]]:
+    found = getattr(model, "_module", model).modules()
+    return [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in found]
+
+
 @FEW
+def test_a_model_is_as_it_was_after_an_error_too(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(where, "plt")
+    before = modes(model), hooks(model)
+    wanted = attribute(ids(), model, **SOME).adjacency_matrix
+    assert (modes(model), hooks(model)) == before
+    mlp = model.blocks[0].mlp.old_mlp if "lens" in where else model._module.model.layers[0].mlp
+    for name, of, error in (("forward", type(mlp), KeyboardInterrupt), ("_graph", drop_in.attribution, MemoryError)):
+        with monkeypatch.context() as broken:
+            broken.setattr(of, name, partial(failing, error))
+            with pytest.raises(error):
+                attribute(ids(), model, **SOME, offload="disk")
+        assert (modes(model), hooks(model)) == before
+        assert torch.equal(attribute(ids(), model, **SOME).adjacency_matrix, wanted)
+
+
+def failing(error: type[BaseException], *args: Any, **kwargs: Any) -> None:
+    raise error
+
+
+@FEW
+def test_threads_may_trace_side_by_side(where: str) -> None:
+    models = made(where, "plt"), made(where, "clt")
+    wanted = [attribute(ids(), model, **SOME).adjacency_matrix for model in models]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda at: attribute(ids(), models[at % 2], **SOME).adjacency_matrix, range(16)))
+    assert all(torch.equal(graph, wanted[at % 2]) for at, graph in enumerate(found))
+
+
+@FEW
+def test_in_modes_without_gradients(where: str) -> None:
+    """Where theirs cannot: it needs a tape."""
+    model = plain(where)
+    wanted = attribute(ids(), model, **SOME).adjacency_matrix
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            found = attribute(ids(), model, **SOME)
+        assert torch.equal(found.adjacency_matrix, wanted)
+    same(pair.trace_peer(model, ids(), **SOME), attribute(ids(), model, **SOME))
+
+
+@pytest.mark.parametrize("nothing", ["", False])
+def test_offload_may_be_anything_false(nothing: Any) -> None:
+    graphs = [attribute(ids(), plain("lens llama"), **SOME, offload=o) for o in (None, nothing)]
+    assert torch.equal(graphs[0].adjacency_matrix, graphs[1].adjacency_matrix)
+
+
+@pytest.mark.parametrize("offload", ["cpu", "disk"])
+@pytest.mark.parametrize("where", ["lens llama", "nnsight llama", "nnsight gemma3"])
 def test_offloaded_modules_come_back(where: str, offload: Any) -> None:
     model = made(where, "plt_topk_skip")
     plainly, offloaded = attribute(ids(), model, **SOME), attribute(ids(), model, **SOME, offload=offload)
     assert torch.equal(plainly.adjacency_matrix, offloaded.adjacency_matrix)
-    assert {p.device.type for p in getattr(model, "_module", model).parameters()} == {"cpu"}
+    held = getattr(model, "_module", model)
+    assert {t.device.type for t in (*held.parameters(), *held.buffers())} == {"cpu"}
     assert torch.equal(attribute(ids(), model, **SOME).adjacency_matrix, plainly.adjacency_matrix)
 
 
@@ -429,7 +527,7 @@ ORDER = (
 
 
 def test_refusals() -> None:
-    model = plain("lens llama")
+    model, none = plain("lens llama"), torch.tensor([], dtype=torch.long)
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (ValueError, "batch_size must be at least 1", {"batch_size": 0}),
         (TypeError, "batch_size must be an int", {"batch_size": 1.5}),
@@ -438,6 +536,12 @@ def test_refusals() -> None:
         (ValueError, "offload must be 'cpu', 'disk' or None", {"offload": "gpu"}),
         (ValueError, "vec must have shape", {"attribution_targets": [("x", 1.0, torch.ones(3))]}),
         (ValueError, "cannot be empty", {"attribution_targets": []}),
+        (
+            ValueError,
+            r"must leave a target, got tensor\(\[\]",
+            {"attribution_targets": none},
+        ),
+        (ValueError, "must leave a target, got None and 0", {"max_n_logits": 0}),
     ]
     for kind, message, settings in cases:
         with pytest.raises(kind, match=message):
@@ -453,8 +557,34 @@ def test_an_unknown_activation_or_hook_is_named(monkeypatch: pytest.MonkeyPatch)
         attribute(ids(), model)
     monkeypatch.undo()
     model.transcoders[1].activation_function = torch.nn.GELU()
-    with pytest.raises(TypeError, match="got GELU in layer 1"):
+    with pytest.raises(TypeError, match=r"got torch\.nn\..*GELU in layer 1"):
         attribute(ids(), model)
+
+
+class TopK(torch.nn.Module):
+    """As another library's: the same name, another rule."""
+
+    k = ACTIVE
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, index = x.topk(self.k)
+        return torch.zeros_like(x).scatter_(-1, index, (value - 1).relu())
+
+
+def test_an_activation_is_not_known_by_its_name() -> None:
+    model = made("lens llama", "plt")
+    model.transcoders[2].activation_function = TopK()
+    with pytest.raises(TypeError, match=r"circuit-tracer's JumpReLU or TopK, got .*test_drop_in\.TopK in layer 2"):
+        attribute(ids(), model)
+
+
+def test_a_threshold_of_any_shape() -> None:
+    model = made("lens llama", "plt")
+    with torch.no_grad():
+        for one, shape in zip(model.transcoders, ((-1,), (1, -1), (-1,)), strict=True):
+            rule = one.activation_function
+            rule.threshold = torch.nn.Parameter(rule.threshold.reshape(shape))
+    same(pair.by(attribute, model, ids(), **SOME), pair.trace_peer(model, ids(), **SOME))
 
 
 def test_a_model_that_is_built_otherwise_is_refused() -> None:
@@ -527,3 +657,32 @@ def test_accelerate_leaves_our_own_name_alone(script: types.ModuleType) -> None:
     with accelerate():
         script.mine = mine
     assert script.mine is mine is drop_in.attribute is not script.attribute
+
+
+class Lazy(types.ModuleType):
+    """As some packages have them: a look at what it holds imports all of it."""
+
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise ImportError("everything at once")
+
+
+def test_accelerate_wakes_no_lazy_module(script: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "a_lazy_module", Lazy("a_lazy_module"))
+    monkeypatch.setitem(sys.modules, "none", None)  # as an import that is forbidden
+    own = script.attribute
+    with accelerate():
+        assert script.attribute is not own
+    assert script.attribute is own
+
+
+def test_one_handle_serves_nested_blocks_and_no_later_one(script: types.ModuleType) -> None:
+    own, handle = script.attribute, accelerate()
+    with handle:
+        with handle:
+            pass
+        assert script.attribute is not own
+    assert script.attribute is own
+    with pytest.raises(RuntimeError, match=r"entered before restore\(\), .*call it again"), handle:
+        pass
+    assert script.attribute is own

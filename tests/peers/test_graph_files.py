@@ -75,3 +75,18 @@ def test_ours_in_their_hands(tmp_path: Path) -> None:
     pruned, (node_mask, _, cumulative) = ours.prune(), prune_graph(read)
     assert torch.equal(pruned.node_mask, node_mask)
     assert len(create_nodes(read, node_mask, model.tokenizer, cumulative)) == int(node_mask.sum())
+
+
+def test_an_earlier_position_is_the_last_of_a_shorter_prompt(tmp_path: Path) -> None:
+    """What cannot be written for them has the same edges where it can."""
+    model, ids = our_model("llama", Kind(), SIZE, torch.float64, ACTIVE), prompt(9, SIZE.vocabulary)
+    whole = pc.attribute(model, ids, targets=[7, 3], position=4, max_features=0, progress=False)
+    with pytest.raises(ValueError, match=r"at the last position, 8, .*; trace the prompt up to a position"):
+        whole.to_circuit_tracer(tmp_path / "g.pt")
+    shorter = pc.attribute(model, ids[:5], targets=[7, 3], max_features=0, progress=False)
+    shorter.to_circuit_tracer(tmp_path / "g.pt")
+    there = whole.features[:, 1] <= 4
+    assert torch.equal(whole.features[there], shorter.features) and not bool(there.all())
+    dense = whole.dense()[-2:, : len(there)]
+    assert torch.allclose(dense[:, there], shorter.dense()[-2:, : len(shorter.features)], rtol=1e-10, atol=1e-12)
+    assert not dense[:, ~there].any()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from threading import RLock
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,8 @@ from pycircuit.trace.targets import Target
 
 from .rows import adjacency
 
-OFFLOADS = (None, "cpu", "disk")
+OFFLOADS = ("cpu", "disk")
+_running = RLock()  # hooks, and the choice of an attention function, belong to one forward at a time; sweeps do not
 
 
 def library(name: str) -> Any:
@@ -47,30 +49,31 @@ def attribute(
     0: all. batch_size has no other meaning here: tiles are sized to the cache. offload: its modules that the sweep
     does not need, the MLPs, are offloaded meanwhile. verbose: progress on stderr.
 
-    Sums are float32 whatever the model's type (float64 in a float64 model); activation_values come in its own.
+    Sums are float32 whatever the model's type (float64 in a float64 model); activation_values and logit_probabilities
+    come in its own.
     """
     for name, value, least in (("batch_size", batch_size, 1), ("update_interval", update_interval, 1)):
         checks.whole("attribute", name, value, least)
     if max_feature_nodes is not None:
         checks.whole("attribute", "max_feature_nodes", max_feature_nodes, 0)
-    if offload not in OFFLOADS:
+    if offload and offload not in OFFLOADS:
         raise ValueError(f"attribute: offload must be 'cpu', 'disk' or None, got {offload!r}")
     freeze = _backend(model)
     show, handles = Progress(bool(verbose)), []  # type: tuple[Progress, list[Any]]
-    with torch.no_grad():
-        ids = model.ensure_tokenized(prompt)
-        show.step("forward", 0, len(ids), "positions")
-        local = freeze(model, ids)
-        targets = _targets(model, local, attribution_targets, max_n_logits, desired_logit_prob)
-        try:
-            if offload is not None:
+    try:
+        with torch.no_grad():
+            ids = model.ensure_tokenized(prompt)
+            show.step("forward", 0, len(ids), "positions")
+            with _running:
+                local = freeze(model, ids)
+            targets = _targets(model, local, attribution_targets, max_n_logits, desired_logit_prob)
+            if offload:
                 handles = library("utils.disk_offload").offload_modules(model.get_offload_targets_phase1(), offload)
-            graph = _graph(model, ids, local, targets, max_feature_nodes, update_interval * batch_size, show)
-        finally:
-            for reload in handles:
-                reload()
-    show.close()
-    return graph
+            return _graph(model, ids, local, targets, max_feature_nodes, update_interval * batch_size, show)
+    finally:
+        for reload in handles:
+            reload()
+        show.close()
 
 
 def _backend(model: Any) -> Callable[[Any, Tensor], LocalReplacement]:
@@ -90,16 +93,19 @@ def _backend(model: Any) -> Callable[[Any, Tensor], LocalReplacement]:
 
 
 def _targets(model: Any, local: LocalReplacement, asked: Any, most: int, probability: float) -> Any:
-    """Their targets, by their own rules, of the logits after the prompt."""
+    """Their targets, by their own rules, of the logits after the prompt, which they round to the model's type."""
     last = torch.tensor([local.model.positions - 1], device=local.model.device)
-    return library("attribution.targets").AttributionTargets(
+    found = library("attribution.targets").AttributionTargets(
         attribution_targets=asked,
-        logits=local.model.logits(last)[0],
+        logits=local.model.logits(last)[0].to(model.unembed_proj.dtype),
         unembed_proj=model.unembed_proj,
         tokenizer=model.tokenizer,
         max_n_logits=most,
         desired_logit_prob=probability,
     )
+    if not len(found):
+        raise ValueError(f"attribute: attribution_targets and max_n_logits must leave a target, got {asked} and {most}")
+    return found
 
 
 def _rows_of(local: LocalReplacement, targets: Any) -> list[Target]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel
 
-from .transcoders import transcoders_of, without_zeros
+from .transcoders import ignored, transcoders_of, without_zeros
 
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}  # transformers scales embeddings in float32 at the most
 _TOLERANCE_HALF = 2e-2
@@ -21,7 +21,8 @@ _TOLERANCE_HALF = 2e-2
 def frozen(model: Any, ids: Tensor) -> LocalReplacement:
     """The prompt on their model. ids: [positions]."""
     with _bare(model._module):
-        ours = ReplacementModel(model._module, transcoders_of(model), ignore_positions=model.zero_positions.stop)
+        ours = ReplacementModel(model._module, transcoders_of(model), ignore_positions=ignored(model, len(ids)))
+        ours.weights = replace(ours.weights, longest=0)  # rotary positions have no end, and theirs asks for none
         seen: list[Tensor] = []
         embedding = ours.hf_model.get_input_embeddings()
         handle = embedding.register_forward_hook(lambda _, args, out: seen.append(out.detach()[0]))
@@ -38,8 +39,9 @@ def frozen(model: Any, ids: Tensor) -> LocalReplacement:
 
 @contextmanager
 def _bare(model: Any) -> Iterator[None]:
-    """The transformers model without what nnsight puts around each forward: what a trace of its own asked for inside
-    a module, such as another attention function, would answer in ours."""
+    """The transformers model in evaluation mode, without what nnsight puts around each forward: what a trace of its
+    own asked for inside a module, such as another attention function, would answer in ours."""
+    training = [m for m in model.modules() if m.training]
     wrapped = [m for m in model.modules() if {"__nnsight_forward__", "forward"} <= vars(m).keys()]
     held = [(m, m.__dict__.pop("forward")) for m in wrapped]
     try:
@@ -47,6 +49,8 @@ def _bare(model: Any) -> Iterator[None]:
     finally:
         for module, forward in held:
             module.forward = forward
+        for module in training:
+            module.training = True
 
 
 def _embedded(frozen_model: Any, out: Tensor, vectors: Tensor, stored: torch.dtype) -> Any:

@@ -6,7 +6,7 @@ import functools
 import sys
 from collections.abc import Callable
 from threading import RLock
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 from .attribution import attribute, library
@@ -52,9 +52,10 @@ def _stands_for(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _rebind(present: Any, wanted: Any) -> None:
     """Every name of every module that is bound to `present`."""
+    names_of = vars(ModuleType)["__dict__"].__get__  # a lazy module's own would import all it has
     for module in list(sys.modules.values()):
-        names = getattr(module, "__dict__", None)
-        if isinstance(names, dict):
+        if issubclass(type(module), ModuleType):
+            names = names_of(module)
             for name in [name for name, value in list(names.items()) if value is present]:
                 names[name] = wanted
 
@@ -64,7 +65,7 @@ class Accelerated:
 
     def __init__(self) -> None:
         _patch.enter()
-        self.active = True
+        self.active, self.blocks = True, 0
 
     def restore(self) -> None:
         """Give circuit-tracer its own back, once all who asked for ours are done; a second call does nothing."""
@@ -74,12 +75,17 @@ class Accelerated:
                 _patch.leave()
 
     def __enter__(self) -> Accelerated:
+        if not self.active:
+            raise RuntimeError("accelerate: a block must be entered before restore(), got one after; call it again")
+        self.blocks += 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.restore()
+        self.blocks -= 1
+        if not self.blocks:
+            self.restore()
 
 
 def accelerate() -> Accelerated:
@@ -88,6 +94,6 @@ def accelerate() -> Accelerated:
     with accelerate(): ...     # or:    done = accelerate(); ...; done.restore()
 
     May be nested and repeated: circuit-tracer's own comes back with the last `restore`. A function held elsewhere than
-    in a module, as in a list or in a default argument, is not found.
+    in a module, as in a list, a class or a default argument, is not found.
     """
     return Accelerated()

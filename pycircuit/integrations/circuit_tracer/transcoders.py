@@ -15,6 +15,8 @@ from pycircuit.transcoders.formats.hooks import READ_NAMES, WRITE_NAMES
 from pycircuit.transcoders.lazy import Cache, LazyRows
 from pycircuit.transcoders.types import Transcoders
 
+from .attribution import library
+
 CACHE = 4 << 30  # bytes of decoder rows that are kept while their features are in use
 RELUS = (nn.functional.relu, torch.relu)
 _READS = {theirs: ours for ours, theirs in READ_NAMES.items()}
@@ -47,17 +49,20 @@ def _named(argument: str, hook: str, names: dict[str, str]) -> str:
 
 
 def activation(rule: Any, layer: int) -> Activation:
-    """Their activation function, by what it does."""
-    kind = type(rule).__name__
-    if kind == "JumpReLU":
+    """Their activation function. Of other libraries' some have the same names and another rule."""
+    theirs, kind = library("transcoder.activation_functions"), type(rule)
+    if kind is theirs.JumpReLU:
         theta = rule.threshold.detach()
-        theta = theta[layer].reshape(-1) if theta.ndim == 3 else theta  # cross-layer: [layers, 1, features]
+        theta = (theta[layer] if theta.ndim == 3 else theta).reshape(-1)  # cross-layer: [layers, 1, features]
         return JumpReLU(float(theta) if theta.numel() == 1 else theta)
-    if kind == "TopK":
+    if kind is theirs.TopK:
         return TopK(int(rule.k), keep_negative=True)
-    if rule in RELUS or isinstance(rule, nn.ReLU):
+    if rule in RELUS or kind is nn.ReLU:
         return ReLU()
-    raise TypeError(f"attribute: activation_function must be ReLU, JumpReLU or TopK, got {kind} in layer {layer}")
+    raise TypeError(
+        "attribute: activation_function must be ReLU, or circuit-tracer's JumpReLU or TopK, got "
+        f"{kind.__module__}.{kind.__qualname__} in layer {layer}"
+    )
 
 
 def _per_layer(theirs: list[Any], reads: str, writes: str) -> Transcoders:
@@ -108,6 +113,14 @@ def _mapped(stored: Stored, owner: Any) -> Tensor:
 
 def _rows(stored: Stored, owner: Any, cache: Cache) -> FileRows:
     return LazyRows.of([stored], False, owner.dtype, cache)
+
+
+def ignored(model: Any, positions: int) -> int:
+    """How many opening positions of a prompt get no features: their model keeps a slice."""
+    zeroed = range(*model.zero_positions.indices(positions))
+    if zeroed != range(len(zeroed)):
+        raise ValueError(f"attribute: zero_positions must be the first ones, slice(0, n), got {model.zero_positions}")
+    return len(zeroed)
 
 
 def without_zeros(features: Features) -> Features:

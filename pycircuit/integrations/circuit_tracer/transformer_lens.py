@@ -20,7 +20,7 @@ from pycircuit.model.replacement import PATTERN_BYTES, LocalReplacement
 from pycircuit.model.weights import Norm, output_back, value_back
 from pycircuit.ops import RecomputedAttention, StoredAttention
 
-from .transcoders import transcoders_of, without_zeros
+from .transcoders import ignored, transcoders_of, without_zeros
 
 NORMS = {"attention_norm": "ln1", "post_attention_norm": "ln1_post", "mlp_norm": "ln2", "post_mlp_norm": "ln2_post"}
 CHECKED = {
@@ -83,7 +83,7 @@ def frozen(model: Any, ids: Tensor) -> LocalReplacement:
     _probe(model, lens, ids[:8], stored)
     record = {"reads": model.feature_input_hook, "writes": model.original_feature_output_hook}
     captured, _ = capture(model, lens, ids, record, stored)
-    x, errors, ignore = captured.streams["reads"], captured.streams["writes"], model.zero_positions.stop
+    x, errors, ignore = captured.streams["reads"], captured.streams["writes"], ignored(model, len(ids))
     features = tuple(without_zeros(transcoders.encode(at, x[at], ignore)) for at in range(lens.depth))
     transcoders.add_to(errors, features, x, ignore, sign=-1.0)
     errors[:, :ignore] = 0  # theirs drops them
