@@ -51,7 +51,7 @@ def load(
             f"load: model must be 'demo', 'smollm2', a folder or a hub id, got {kind}; "
             "a model in memory goes to pc.ReplacementModel(model, transcoders)"
         )
-    kept, where = _dtype(dtype), _device(device)
+    kept, where = _dtype(dtype), formats.place(device)
     if told and (model == "demo" or not isinstance(transcoders, str | os.PathLike)):
         raise ValueError(f"load: {next(iter(told))} must be left out but for transcoders in files, got {told}")
     if model == "demo":
@@ -79,13 +79,6 @@ def _dtype(dtype: Any) -> torch.dtype | None:
     if found is not None and found not in DTYPES:
         raise ValueError(f"load: dtype must be one of {', '.join(named)}, got {dtype!r}")
     return found
-
-
-def _device(device: Any) -> torch.device:
-    try:
-        return torch.device("cpu" if device is None else device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"load: device must be such as 'cpu' or 'cuda:0', got {device!r}: {error}") from None
 
 
 def _demo(transcoders: Any, device: torch.device, dtype: torch.dtype | None) -> Any:

@@ -23,6 +23,8 @@ from torch import Tensor
 from pycircuit.ops import Features, FileRows
 from pycircuit.ops.rows import DTYPES
 
+from .pages import State
+
 THREADS = 8  # readers of one file: a disk answers several questions at once
 _PARALLEL = 4 << 20  # bytes from which on threads are worth starting
 _VECTOR = 512  # rows in one call of the system, which takes at most 1,024
@@ -48,6 +50,8 @@ class Plane(Protocol):
     def dtype(self) -> torch.dtype: ...
     @property
     def stride(self) -> int: ...
+    @property
+    def state(self) -> State | None: ...
 
 
 class Cache:
@@ -56,16 +60,16 @@ class Cache:
     def __init__(self, most: int) -> None:
         self.most, self.held = most, 0
         self._lock = RLock()
-        self._found: OrderedDict[tuple[int, int], tuple[Any, Features, Tensor]] = OrderedDict()
+        self._found: OrderedDict[tuple[int, int], tuple[Any, Any, Features, Tensor]] = OrderedDict()
 
     def get(self, rows: LazyRows, features: Features) -> tuple[Features, Tensor] | None:
         with self._lock:
             key = (id(rows), id(features.index))
             entry = self._found.get(key)
-            if entry is None or entry[0]() is not features.index:
+            if entry is None or entry[0]() is not features.index or entry[1]() is not rows:
                 return None
             self._found.move_to_end(key)
-            return Features(features.row_ptr, entry[1].index, features.value), entry[2]
+            return Features(features.row_ptr, entry[2].index, features.value), entry[3]
 
     def put(self, rows: LazyRows, features: Features, compact: Features, read: Tensor) -> None:
         size = read.numel() * read.element_size()
@@ -74,9 +78,8 @@ class Cache:
         key = (id(rows), id(features.index))
         with self._lock:
             self._drop(key)
-            alive = weakref.ref(features.index, lambda _: self._drop(key))
-            self._found[key] = (alive, compact, read)
-            weakref.finalize(rows, self._drop, key)
+            used, owner = (weakref.ref(of, lambda _: self._drop(key)) for of in (features.index, rows))
+            self._found[key] = (used, owner, compact, read)
             self.held += size
             while self.held > self.most:
                 self._drop(next(iter(self._found)))
@@ -85,7 +88,7 @@ class Cache:
         with self._lock:
             entry = self._found.pop(key, None)
             if entry is not None:
-                self.held -= entry[2].numel() * entry[2].element_size()
+                self.held -= entry[3].numel() * entry[3].element_size()
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,16 +216,27 @@ def _read(plane: Plane, used: list[int], out: Tensor) -> None:
         return
     count = THREADS if len(used) * size >= _PARALLEL else 1
     bounds = [len(used) * n // count for n in range(count + 1)]
-    file = os.open(plane.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        file = os.open(plane.path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unreadable(plane, error) from None
+    try:
+        if plane.state is not None:
+            plane.state.check(plane.path, os.fstat(file))
         work = [(file, plane, used[a:b], out[a:b], size) for a, b in pairwise(bounds) if a < b]
         if count == 1:
             _read_part(work[0])
         else:
             with ThreadPoolExecutor(count) as pool:
                 list(pool.map(_read_part, work))
+    except OSError as error:
+        raise _unreadable(plane, error) from None
     finally:
         os.close(file)
+
+
+def _unreadable(plane: Plane, error: OSError) -> OSError:
+    return type(error)(f"load: {plane.path} must stay readable while in use, got {error.strerror or error}")
 
 
 def _read_part(work: tuple[int, Plane, list[int], Tensor, int]) -> None:

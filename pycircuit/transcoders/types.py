@@ -171,6 +171,7 @@ class Transcoders(ABC):
         if self.w_enc[layer] is None:
             row_ptr = torch.zeros(x.shape[0] + 1, dtype=torch.int64, device=x.device)
             return Features(row_ptr, row_ptr.new_empty(0), x.new_empty(0))
+        pages.check(self.w_enc[layer])
         found = ops.encode(x, self.w_enc[layer], self.b_enc[layer], self.activation[layer], ignore)
         pages.let_go(self.w_enc[layer])
         return found

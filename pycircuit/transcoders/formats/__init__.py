@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from . import (
     sparsify,
 )
 from .hub import locate
-from .parts import Asked, Contents, Layer, assemble, check
+from .parts import MOST_LAYERS, Asked, Contents, Layer, assemble, check
 from .report import Report, report
 from .writing import destination
 
@@ -152,23 +153,44 @@ def load(
     dtype: what they are converted to as they are read; None: as they are stored. lazy: decoders stay in their files,
     and the rows of a prompt's active features are read when they are needed; `cache` bytes of them are kept.
     layers: the model's number of layers, where some may have no transcoder; without it a missing layer is an error.
-    variant: parts of a path, with commas, that say which of several sets is meant. reads, writes: as of
-    pc.PerLayerTranscoders, or the name of a hook, where the files do not say it or are wrong.
+    variant: parts of a path, with commas, that say which of several sets is meant: "16k, small, not affine". reads,
+    writes: as of pc.PerLayerTranscoders, or the name of a hook, where the files do not say it or are wrong.
     """
     _check_dtype("load", dtype)
-    kept, seen = size_of(cache), recognise(path)
-    contents = seen.format.read(seen.path, asked(layers, variant, reads, writes))
-    return assemble(contents, device, dtype, lazy, kept)
+    kept, where = size_of(cache), place(device)
+    return assemble(_contents(path, asked(layers, variant, reads, writes))[1], where, dtype, lazy, kept)
+
+
+def _contents(path: str | os.PathLike[str], wanted: Asked) -> tuple[Recognised, Contents]:
+    """(what it was taken for, what its files say)."""
+    seen = recognise(path)
+    contents = seen.format.read(seen.path, wanted)
+    if wanted.layers not in (None, len(contents.layers)):
+        got = f"{wanted.layers}, and {len(contents.layers)} in {seen.path}"
+        raise ValueError(f"load: layers must be the number that the files are for, got {got}")
+    check(contents)
+    return seen, contents
 
 
 def _check_dtype(op: str, dtype: torch.dtype | None) -> None:
     if dtype is not None and dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"{op}: dtype must be float64, float32, bfloat16 or float16, got {dtype}")
+        got = dtype if isinstance(dtype, torch.dtype) else repr(dtype)
+        raise ValueError(f"{op}: dtype must be float64, float32, bfloat16 or float16 of torch, got {got}")
+
+
+def place(device: Any) -> torch.device:
+    """Of a device or its name; None: the CPU."""
+    try:
+        return torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"load: device must be such as 'cpu' or 'cuda:0', got {device!r}: {error}") from None
 
 
 def asked(layers: int | None, variant: str | None, reads: str | None, writes: str | None) -> Asked:
-    if layers is not None and (type(layers) is not int or layers < 1):
-        raise ValueError(f"load: layers must be a whole number of at least 1, got {layers!r}")
+    if layers is not None and (type(layers) is not int or not 1 <= layers <= MOST_LAYERS):
+        raise ValueError(f"load: layers must be a whole number of at least 1 and at most {MOST_LAYERS}, got {layers!r}")
+    if not isinstance(variant, str | None):
+        raise TypeError(f"load: variant must be parts of a path, with commas, got {variant!r}")
     reads = hooks.READS.get(hooks.short(reads), reads)
     writes = hooks.WRITES.get(hooks.short(writes), writes)
     for name, value, allowed in (("reads", reads, READS), ("writes", writes, WRITES)):
@@ -180,7 +202,7 @@ def asked(layers: int | None, variant: str | None, reads: str | None, writes: st
 def size_of(cache: int | str) -> int:
     """Bytes, from a number or such as "4GiB"."""
     units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(\w*)", cache) if isinstance(cache, str) else None
+    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?(\w*)", cache) if isinstance(cache, str) else None
     if found is not None and found[2] in units:
         return int(float(found[1]) * units[found[2]])
     if type(cache) is not int or cache < 0:
@@ -221,16 +243,20 @@ def convert(
     if to not in saving.LAYOUTS:
         raise ValueError(f"convert: to must be one of {', '.join(saving.LAYOUTS)}, got {to!r}")
     _check_dtype("convert", dtype)
-    folder, seen = destination("convert", target), recognise(source)
-    contents = seen.format.read(seen.path, asked(layers, variant, reads, writes))
-    check(contents)
-    named = sorted({t.path for one in contents.layers for t in one.stored().values()})
-    state = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in named]
-    how = [to, str(dtype), contents.reads, contents.writes, [one.size for one in contents.layers]]
+    folder = destination("convert", target)
+    contents = _contents(source, asked(layers, variant, reads, writes))[1]
     saving.write(
-        "convert", saving.of_files(contents, dtype), folder, to, contents.model, None, {"of": state, "how": how}
+        "convert", saving.of_files(contents, dtype), folder, to, contents.model, None, _made_of(contents, to, dtype)
     )
     return folder
+
+
+def _made_of(contents: Contents, to: str, dtype: torch.dtype | None) -> dict[str, Any]:
+    """What a broken run must have begun with for another one to go on: files, how they are read, and by whom."""
+    named = sorted({t.path for one in contents.layers for t in one.stored().values()})
+    state = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in named]
+    how = [version("pycircuit"), to, str(dtype), contents.cross, contents.reads, contents.writes]
+    return {"of": state, "how": how, "layers": [one.told() for one in contents.layers]}
 
 
 def inspect(
@@ -245,7 +271,5 @@ def inspect(
 
     weights: read all of them too and warn of NaN, dead and repeated features; without it only headers are read.
     """
-    seen = recognise(path)
-    contents = seen.format.read(seen.path, asked(layers, variant, reads, writes))
-    check(contents)
+    seen, contents = _contents(path, asked(layers, variant, reads, writes))
     return report(seen.format.name, seen.saw, contents, weights)

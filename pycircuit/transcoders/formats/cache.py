@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -13,23 +17,58 @@ def cache_folder() -> Path:
     given = os.environ.get("PYCIRCUIT_CACHE")
     if given:
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pycircuit"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pycircuit"
+    except RuntimeError:  # a user of no name, as in a container
+        raise FileNotFoundError(
+            "load: a folder must be known for what is converted once, got no home; set PYCIRCUIT_CACHE"
+        ) from None
 
 
-def made_once(kind: str, source: Path, about: str, write: Callable[[Path], None]) -> Path:
-    """The file of the cache that `write` makes out of `source`: there whole or not at all, and made anew after changes.
+def made_once(kind: str, sources: list[Path], about: str, size: int, write: Callable[[Path], None]) -> Path:
+    """The file of the cache that `write` makes out of `sources`: there whole or not at all, and made anew after
+    changes; by one of all threads and processes that want it, while the others wait.
 
-    about: what of the source it is.
+    about: what of the sources it is. size: its bytes, roughly.
     """
-    state = source.stat()
-    text = f"{source.resolve()} {state.st_size} {state.st_mtime_ns}{about}"
+    states = [(str(source.resolve()), source.stat()) for source in sources]
+    text = " ".join(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states) + about
     kept = cache_folder() / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
-    if not kept.is_file():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        fresh = kept.with_name(f".{kept.name}.{os.getpid()}.partial")
+    if kept.is_file():
+        return kept
+    try:
+        _make(kept, size, write)
+    except OSError as error:
+        if str(error).startswith("load:"):
+            raise
+        raise type(error)(
+            f"load: {sources[0]} must be converted once into a file of {size} bytes in {kept.parent}, got "
+            f"{error.strerror or error}; set PYCIRCUIT_CACHE to a folder that can take it"
+        ) from None
+    return kept
+
+
+def _make(kept: Path, size: int, write: Callable[[Path], None]) -> None:
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    fresh = kept.with_name(f".{kept.name}.partial")
+    with _alone(fresh):
         try:
+            if kept.is_file():
+                return
+            if shutil.disk_usage(kept.parent).free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             write(fresh)
             fresh.replace(kept)
         finally:
             fresh.unlink(missing_ok=True)
-    return kept
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Nobody else has this file, which is not there yet, or half of it is."""
+    while True:
+        with path.open("ab") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if path.exists() and os.path.samestat(os.fstat(held.fileno()), path.stat()):
+                yield
+                return

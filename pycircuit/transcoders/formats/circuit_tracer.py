@@ -64,11 +64,12 @@ def read(folder: Path, asked: Asked) -> Contents:
     for at in range(count):
         empty = holds_none(sizes, at)
         if at in found:
-            layers.append(layer(folder / found[at], rule(said_by, config, at), empty))
+            layers.append(layer(folder / found[at], said_by, config, at, empty))
         elif depth is not None or empty:
             layers.append(Layer())
         else:
             raise missing(folder, at, f"layer_{at}.safetensors")
+    check_alike(said_by, config, layers)
     return Contents(folder, layers, False, *where(said_by, config, asked), model_name(config), config)
 
 
@@ -96,18 +97,35 @@ def own(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     return ours
 
 
-def rule(said_by: Path, config: dict[str, Any], at: int) -> Activation:
-    """What the configuration says of a layer; a threshold among its tensors says more."""
+def check_alike(said_by: Path, config: dict[str, Any], layers: list[Layer]) -> None:
+    """Ours say what each layer has. Others' have thresholds, and a skip, everywhere or nowhere; else one is lost."""
+    ours = config.get("pycircuit") or {}
+    for at, one in enumerate(layers):
+        said = ours["features"][at] if ours and at < ours["layers"] else one.size
+        if one.size not in (None, said):
+            raise ValueError(f"load: {said_by} must say how many features layer {at} has, {one.size}, got {said}")
+    for name in () if ours else ("theta", "w_skip"):
+        held = {at: getattr(one, name) for at, one in enumerate(layers) if one.w_enc is not None}
+        lost = [at for at, t in held.items() if t is None]
+        if lost and len(lost) < len(held):
+            there = next(t for t in held.values() if t is not None)
+            raise ValueError(f"load: every layer must have what one has, got {there} and nothing like it in {lost}")
+
+
+def rule(said_by: Path, config: dict[str, Any], at: int) -> tuple[Activation, bool | None]:
+    """What the configuration says of a layer, and whether it has thresholds: None where its tensors say that."""
     ours = config.get("pycircuit") or {}
     said = ours.get("activation")
     if said is not None:
         said = said[at] if isinstance(said, list) and len(said) == ours["layers"] else said
-        return rule_of(said_by, said)
+        held = rule_of(said_by, said)
+        return held, None if isinstance(held, BatchTopK) else said.get("activation") == "jumprelu"
     name = config.get("activation")
-    if name in (None, "relu", "jump_relu", "jumprelu"):
-        return ReLU()
-    if name in ("topk", "top_k"):
-        return TopK(whole(said_by, "k", config.get("k"), 1), keep_negative=True)
+    plain = re.sub("[_-]", "", name).lower() if isinstance(name, str) else name
+    if plain in (None, "relu", "jumprelu"):
+        return ReLU(), True if plain == "jumprelu" else None
+    if plain == "topk":
+        return TopK(whole(said_by, "k", config.get("k"), 1), keep_negative=True), False
     raise ValueError(f"load: {said_by}: activation must be relu, jump_relu or topk, got {name!r}")
 
 
@@ -129,18 +147,21 @@ def model_name(config: dict[str, Any]) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def layer(path: Path, activation: Activation, empty: bool = False) -> Layer:
+def layer(path: Path, said_by: Path, config: dict[str, Any], at: int, empty: bool = False) -> Layer:
     tensors = open_tensors(path)
     take(path, tensors, () if empty else NEEDED, (*NEEDED, *OPTIONAL) if empty else OPTIONAL)
-    got: dict[str, Stored | None] = {name: tensors.get(name) for name in (*NEEDED, *OPTIONAL)}
-    theta = thresholds(path, activation, got["activation_function.threshold"])
-    return Layer(
-        got["W_enc"], got["b_enc"], got["W_dec"], got["b_dec"], theta, got["W_skip"], rule=activation, skip_back=True
-    )
+    w_enc, w_dec, b_enc, b_dec, theta, w_skip = (tensors.get(name) for name in (*NEEDED, *OPTIONAL))
+    activation, jumps = rule(said_by, config, at)
+    theta = None if empty else thresholds(path, said_by, activation, jumps, theta)
+    return Layer(w_enc, b_enc, w_dec, b_dec, theta, w_skip, rule=activation, skip_back=True)
 
 
-def thresholds(path: Path, activation: Activation, theta: Stored | None) -> Stored | None:
+def thresholds(
+    path: Path, said_by: Path, activation: Activation, jumps: bool | None, theta: Stored | None
+) -> Stored | None:
     """A BatchTopK is saved with its threshold for each feature, which makes others see the JumpReLU that it is."""
-    if isinstance(activation, TopK) and theta is not None:
-        raise ValueError(f"load: {path} must hold no {theta.name} where the configuration says topk, got one")
+    if jumps is not None and jumps != (theta is not None):
+        said = "a jumprelu" if jumps else "another activation"
+        got = "none" if theta is None else theta.name
+        raise ValueError(f"load: {path} must hold thresholds exactly if {said_by} says so, got {said} and {got}")
     return None if isinstance(activation, BatchTopK) else theta

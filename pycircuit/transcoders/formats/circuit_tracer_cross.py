@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-
-from pycircuit.ops import Activation
+from typing import Any
 
 from . import circuit_tracer as single
 from .files import Stored, open_tensors, read_yaml
@@ -42,11 +41,12 @@ def read(folder: Path, asked: Asked) -> Contents:
         if at in encoders and at not in decoders and not empty:
             raise FileNotFoundError(f"load: {folder} must hold W_dec_{at}.safetensors, got its encoder only")
         paths = [folder / names[at] for names in (encoders, decoders) if at in names]
-        layers.append(_layer(at, paths, single.rule(said_by, config, at), empty) if paths else Layer())
+        layers.append(_layer(at, paths, said_by, config, empty) if paths else Layer())
+    single.check_alike(said_by, config, layers)
     return Contents(folder, layers, True, *single.where(said_by, config, asked), single.model_name(config), config)
 
 
-def _layer(at: int, paths: list[Path], activation: Activation, empty: bool) -> Layer:
+def _layer(at: int, paths: list[Path], said_by: Path, config: dict[str, Any], empty: bool) -> Layer:
     tensors: dict[str, Stored] = {}
     for path in paths:
         for name, stored in open_tensors(path).items():
@@ -57,5 +57,6 @@ def _layer(at: int, paths: list[Path], activation: Activation, empty: bool) -> L
     optional = tuple(f"{name}_{at}" for name in ("threshold", "W_skip"))
     take(paths[0].parent, tensors, () if empty else needed, (*needed, *optional) if empty else optional)
     w_enc, b_enc, b_dec, w_dec, theta, w_skip = (tensors.get(name) for name in (*needed, *optional))
-    theta = single.thresholds(paths[0], activation, theta)
+    activation, jumps = single.rule(said_by, config, at)
+    theta = None if empty else single.thresholds(paths[0], said_by, activation, jumps, theta)
     return Layer(w_enc, b_enc, w_dec, b_dec, theta, w_skip, rule=activation)

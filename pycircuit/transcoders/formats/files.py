@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -16,15 +18,20 @@ from torch import Tensor
 
 from pycircuit.ops.rows import entries
 from pycircuit.transcoders import pages
+from pycircuit.transcoders.pages import State
 
 KINDS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 _CHUNK = 32 << 20  # bytes read at a time
+_YAML = 128 << 10  # bytes; of a hundred layers' locations there are ten times less, and reading them is slow
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file, row by row from byte `offset` on, not read yet. stride: bytes from one row to the next."""
+    """A tensor in a file, row by row from byte `offset` on, not read yet. stride: bytes from one row to the next.
+
+    state: of the file when this was found; one that is changed since is not read.
+    """
 
     path: Path
     name: str
@@ -33,10 +40,13 @@ class Stored:
     dtype: torch.dtype
     stride: int
     checksum: tuple[int, int] | None = None  # CRC-32 of what comes before it in an archive, and with it
+    state: State | None = None
 
     @classmethod
-    def whole(cls, path: Path, name: str, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> Stored:
-        return cls(path, name, offset, shape, dtype, prod(shape[1:]) * dtype.itemsize)
+    def whole(
+        cls, path: Path, name: str, offset: int, shape: tuple[int, ...], dtype: torch.dtype, state: State | None = None
+    ) -> Stored:
+        return cls(path, name, offset, shape, dtype, prod(shape[1:]) * dtype.itemsize, state=state)
 
     def __str__(self) -> str:
         return f"{self.path}: {self.name}"
@@ -55,7 +65,7 @@ class Stored:
 
     def entry(self, at: int) -> Stored:
         """One entry of the first dimension."""
-        return self.whole(self.path, self.name, self.offset + at * self.stride, self.shape[1:], self.dtype)
+        return self.whole(self.path, self.name, self.offset + at * self.stride, self.shape[1:], self.dtype, self.state)
 
     def slots(self, begin: int) -> Stored:
         """[:, begin:]"""
@@ -68,7 +78,9 @@ class Stored:
         """Rows begin .. end, in memory of their own."""
         out = torch.empty(end - begin, *self.shape[1:], dtype=self.dtype)
         into = memoryview(out.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-        with self.path.open("rb", buffering=0) as file:
+        with reading(self.path), self.path.open("rb", buffering=0) as file:
+            if self.state is not None:
+                self.state.check(self.path, os.fstat(file.fileno()))
             if self.contiguous:
                 read_at(file.fileno(), into, self.offset + begin * self.stride, self.path)
             else:
@@ -101,7 +113,25 @@ class Stored:
         """A view of the file: pages are read as they are used, and `pages.let_go` drops them again."""
         if not self.contiguous or self.offset % self.dtype.itemsize or not self.bytes:
             return self.read()
-        return self._whole(pages.mapped(self.path, self.offset, self.shape, self.dtype))
+        with reading(self.path):
+            return self._whole(pages.mapped(self.path, self.offset, self.shape, self.dtype, self.state))
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What the system says against a file, in our words. To open a pipe would be to wait for ever."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError(
+                f"load: {path} must be a file, got {'a folder' if path.is_dir() else 'a device or a pipe'}"
+            )
+        yield
+    except OSError as error:
+        if str(error).startswith("load:"):
+            raise
+        linked = " (a link to nowhere)" if path.is_symlink() and not path.exists() else ""
+        said = f"{error.strerror or error}{linked}"
+        raise type(error)(f"load: {path} must be a file that can be read, got {said}") from None
 
 
 def read_at(file: int, into: memoryview, at: int, path: Path) -> None:
@@ -115,10 +145,11 @@ def read_at(file: int, into: memoryview, at: int, path: Path) -> None:
 def open_safetensors(path: Path) -> dict[str, Stored]:
     """Every tensor of a safetensors file, by name."""
     try:
-        found = entries(path)
+        with reading(path):
+            state, found = State.of(path.stat()), entries(path)
     except ValueError as error:
         raise ValueError(str(error).replace("FileRows:", "load:", 1)) from None
-    return {name: _typed(path, name, *entry) for name, entry in found.items()}
+    return {name: _typed(path, state, name, *entry) for name, entry in found.items()}
 
 
 def safetensors_header(tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
@@ -134,10 +165,10 @@ def safetensors_header(tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) 
     return len(text).to_bytes(8, "little") + text
 
 
-def _typed(path: Path, name: str, offset: int, shape: tuple[int, ...], kind: str) -> Stored:
+def _typed(path: Path, state: State, name: str, offset: int, shape: tuple[int, ...], kind: str) -> Stored:
     if kind not in KINDS:
         raise TypeError(f"load: {path}: {name} must be one of {', '.join(KINDS)}, got {kind}")
-    return Stored.whole(path, name, offset, shape, KINDS[kind])
+    return Stored.whole(path, name, offset, shape, KINDS[kind], state)
 
 
 def open_tensors(path: Path) -> dict[str, Stored]:
@@ -161,6 +192,10 @@ def _sharded(index: Path) -> dict[str, Stored]:
     missing = [name for name, file in where.items() if name not in opened[file]]
     if missing:
         raise ValueError(f"load: {index.parent / where[missing[0]]} must hold {missing[0]} as {index.name} says")
+    for file, held in opened.items():
+        for name in held:
+            if where.get(name) != file:
+                raise ValueError(f"load: {index} must name every tensor of {file}, got none of {name}")
     return {name: opened[file][name] for name, file in where.items()}
 
 
@@ -170,8 +205,12 @@ def inside(folder: Path, name: str, said_by: Path) -> Path:
     if not name or Path(name).is_absolute() or ".." in parts or "\x00" in name:
         raise ValueError(f"load: {said_by} must name files inside its folder, got {name!r}")
     path = folder / name
-    if not path.is_file():
-        raise FileNotFoundError(f"load: {said_by} names {name}, which must be in {folder}, got no such file")
+    try:
+        there = path.is_file()
+    except OSError:  # a name that no file can have
+        there = False
+    if not there:
+        raise FileNotFoundError(f"load: {said_by} names {name[:200]}, which must be in {folder}, got no such file")
     return path
 
 
@@ -182,11 +221,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_text(path: Path, most: int = 16 << 20) -> str:
-    size = path.stat().st_size
-    if size > most:
-        raise ValueError(f"load: {path} must be a configuration of at most {most} bytes, got {size}")
     try:
-        return path.read_text("utf-8")
+        with reading(path):
+            size = path.stat().st_size
+            if size > most:
+                raise ValueError(f"load: {path} must be a configuration of at most {most} bytes, got {size}")
+            return path.read_text("utf-8-sig")  # Windows puts a mark before it
     except UnicodeDecodeError as error:
         raise ValueError(f"load: {path} must be text, got {error}") from None
 
@@ -215,10 +255,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
             keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
             if len({str(key) for key in keys}) != len(keys):
                 raise yaml.YAMLError("a name twice")
-            return super().construct_mapping(node, deep)
+            found = super().construct_mapping(node, deep)
+            if len(found) != len(node.value):
+                raise yaml.YAMLError("a name twice, in two ways of writing it")
+            return found
 
     try:
-        found = yaml.load(read_text(path), Plain)
+        found = yaml.load(read_text(path, _YAML), Plain)
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         if str(error).startswith("load:"):
             raise

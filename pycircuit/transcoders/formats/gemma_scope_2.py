@@ -32,6 +32,9 @@ def read(folder: Path, asked: Asked) -> Contents:
     chosen = one_each(folder, _names(folder), _FILE, asked)
     configs = {at: (folder / name).with_name("config.json") for at, name in chosen.items()}
     said = {path: read_json(path) for path in configs.values() if path.is_file()}
+    for at, path in configs.items():
+        for key in ("hf_hook_point_in", "hf_hook_point_out"):
+            hooks.same_layer(path, key, said.get(path, {}).get(key), at)
     layers = in_order(folder, chosen, lambda at: layer(folder / chosen[at], said.get(configs[at], {})), asked)
     reads, writes = where(said, asked)
     model = next((c["model_name"] for c in said.values() if isinstance(c.get("model_name"), str)), None)

@@ -33,6 +33,13 @@ def layer_of(name: str) -> int | None:
     return None if found is None else int(found[1])
 
 
+def same_layer(said_by: Path, key: str, value: Any, at: int) -> None:
+    """A hook's full name must be of the layer it is said for; short ones are of any."""
+    found = layer_of(value) if isinstance(value, str) else None
+    if found not in (None, at):
+        raise ValueError(f"load: {said_by}: {key} must be of layer {at}, got {value!r}; are files mixed up?")
+
+
 def short(name: Any) -> Any:
     """A hook's name without its layer."""
     return _LAYER.sub("", name) if isinstance(name, str) else name

@@ -13,7 +13,7 @@ from . import circuit_tracer, gemma_scope, gemma_scope_2, gemma_scope_2_cross
 from .circuit_tracer_cross import KIND as CROSS
 from .files import inside, open_tensors, read_yaml
 from .hub import fetched_file
-from .parts import Asked, Contents, Layer
+from .parts import MOST_LAYERS, Asked, Contents, Layer
 
 
 def sees(folder: Path) -> str | None:
@@ -42,7 +42,7 @@ def _entries(said_by: Path, listed: Any) -> dict[int, str | None]:
     if not isinstance(named, dict) or not named:
         raise ValueError(f"load: {said_by}: transcoders must list a file for each layer, got {listed!r}")
     for at, name in named.items():
-        if type(at) is not int or not 0 <= at < 10_000:
+        if type(at) is not int or not 0 <= at < MOST_LAYERS:
             raise ValueError(f"load: {said_by}: transcoders must be listed by layer, got {at!r}")
         if name is not None and not isinstance(name, str):
             raise ValueError(f"load: {said_by}: transcoders must be locations, got {name!r} for layer {at}")
@@ -63,4 +63,4 @@ def _layer(path: Path, at: int, said_by: Path, config: dict[str, Any], cross: bo
         return gemma_scope_2_cross.layer(path, at)
     if "w_enc" in open_tensors(path):
         return gemma_scope_2.layer(path, {})
-    return circuit_tracer.layer(path, circuit_tracer.rule(said_by, config, at))
+    return circuit_tracer.layer(path, said_by, config, at)

@@ -11,6 +11,7 @@ a TopK the norm moves from the decoder into the encoder, so that values, not wha
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pycircuit.ops import Activation, ReLU, TopK
 from . import hooks
 from .files import Stored, open_tensors, read_json
 from .parts import Asked, Contents, Fold, Layer, same_everywhere, scalar, take, whole
-from .variants import in_order, tree
+from .variants import chosen, in_order, tree
 
 _FILE = "sae_weights.safetensors"
 _THETA = "activation_function.log_jumprelu_threshold"
@@ -46,9 +47,7 @@ def sees(folder: Path) -> str | None:
 
 def read(folder: Path, asked: Asked) -> Contents:
     found = _named(folder)
-    if asked.variant is not None:
-        parts = [part.strip() for part in asked.variant.split(",")]
-        found = {name: config for name, config in found.items() if all(part in name for part in parts)}
+    found = {name: found[name] for name in chosen(found, asked.variant)}
     crosses = [name for name, config in found.items() if config["sae_type"] == "clt"]
     if not found or len(crosses) > 1 or (crosses and len(found) > 1):
         raise ValueError(f"load: variant must leave one set of {folder}, got {sorted(found)[:6]}")
@@ -68,7 +67,13 @@ def _single(folder: Path, found: dict[str, dict[str, Any]], asked: Asked) -> Con
             raise ValueError(f"load: {said_by}: hook_point_in must name a layer such as blocks.3., got {got!r}")
         if at in paths:
             raise ValueError(f"load: variant must leave one file for layer {at}, got {paths[at]} and {folder / name}")
-        paths[at] = folder / name
+        paths[at], named = folder / name, _FOLDER.fullmatch(name)
+        hooks.same_layer(said_by, "hook_point_out", config.get("hook_point_out"), at)
+        if named is not None and int(named[1]) != at:
+            got = config.get("hook_point_in")
+            raise ValueError(
+                f"load: {said_by}: hook_point_in must be of layer {named[1]} as its folder is, got {got!r}"
+            )
         if not asked.reads:
             read[said_by] = hooks.reads(said_by, "hook_point_in", config.get("hook_point_in"))
         if not asked.writes:
@@ -145,6 +150,9 @@ def _cross(path: Path, config: dict[str, Any], asked: Asked) -> Contents:
     if not isinstance(ins, list) or not isinstance(outs, list) or len(ins) != len(outs) or not ins:
         raise ValueError(f"load: {said_by} must list hook_points_in and as many hook_points_out, got {ins!r}, {outs!r}")
     depth = len(ins)
+    for at, pair in enumerate(zip(ins, outs, strict=True)):
+        for side, hook in zip(("in", "out"), pair, strict=True):
+            hooks.same_layer(said_by, f"hook_points_{side}", hook, at)
     decoders = [f"W_D.{at}" for at in range(depth)] + [f"b_D.{at}" for at in range(depth)]
     _taken(path, tensors, ["W_E", "b_E", *decoders, *([_THETA] * jumps)])
     shape = tensors["W_E"].shape
@@ -158,16 +166,10 @@ def _cross(path: Path, config: dict[str, Any], asked: Asked) -> Contents:
             by_norm=_by_norm(config),
         )  # fmt: skip
         layers.append(by_target(tensors, at, depth, ("W_E", "b_E", "W_D.{}", _THETA), rule, fold))
-    layers = [_with_bias(one, tensors[f"b_D.{at}"]) for at, one in enumerate(layers)]
+    layers = [replace(one, b_dec=tensors[f"b_D.{at}"]) for at, one in enumerate(layers)]
     read = asked.reads or same_everywhere("reads", {h: hooks.reads(said_by, "hook_points_in", h) for h in ins})
     write = asked.writes or same_everywhere("writes", {h: hooks.writes(said_by, "hook_points_out", h) for h in outs})
     return Contents(path.parent, layers, True, str(read), str(write), config=config)
-
-
-def _with_bias(one: Layer, b_dec: Stored) -> Layer:
-    from dataclasses import replace
-
-    return replace(one, b_dec=b_dec)
 
 
 def by_target(

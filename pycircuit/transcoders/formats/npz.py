@@ -17,12 +17,15 @@ from typing import IO
 import numpy as np
 import torch
 
+from pycircuit.transcoders.pages import State
+
 from .cache import made_once
-from .files import Stored, open_safetensors, safetensors_header
+from .files import Stored, open_safetensors, reading, safetensors_header
 
 _KINDS = {"<f8": torch.float64, "<f4": torch.float32, "<f2": torch.float16}
 _LOCAL = struct.Struct("<4s5H3L2H")  # what comes before a member's name
 _BROKEN = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error, zlib.error, OSError)
+_KEPT = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what NumPy writes
 _RATIO = 64  # unpacked over packed, above which it must be small
 _SMALL = 64 << 20
 _STEP = 1 << 20
@@ -30,27 +33,32 @@ _STEP = 1 << 20
 
 def open_npz(path: Path) -> dict[str, Stored]:
     """Every array of an archive, by name."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            found = {}
-            for member in members:
-                if member.filename in found:
-                    raise ValueError(f"load: {path} must hold each array once, got {member.filename} twice")
-                found[member.filename] = _array(path, archive, member)
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        RuntimeError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        OSError,
-    ) as error:
-        raise ValueError(f"load: {path} must be a whole .npz archive, got {error}; is it truncated?") from None
+    with reading(path), path.open("rb") as file:
+        state = State.of(os.fstat(file.fileno()))
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+                _check_sizes(path, members, state.size)
+                found = {}
+                for member in members:
+                    if member.filename in found:
+                        raise ValueError(f"load: {path} must hold each array once, got {member.filename} twice")
+                    found[member.filename] = replace(_array(path, archive, member), state=state)
+        except _BROKEN as error:
+            raise ValueError(f"load: {path} must be a whole .npz archive, got {error}; is it truncated?") from None
     if all(member.compress_type == zipfile.ZIP_STORED for member in members):
         return {stored.name: stored for stored in found.values()}
     return _unpacked(path, members, list(found.values()))
+
+
+def _check_sizes(path: Path, members: list[zipfile.ZipInfo], size: int) -> None:
+    """Members may share their bytes, so that all together can be a bomb where each alone is none."""
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > max(_RATIO * size, _SMALL):
+        raise ValueError(
+            f"load: {path} must unpack to at most {_RATIO} times its size, got {size} bytes that say they are "
+            f"{unpacked}; is it a bomb?"
+        )
 
 
 def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Stored:
@@ -58,11 +66,8 @@ def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Sto
     name = member.filename.removesuffix(".npy")
     if name == member.filename or "/" in name or name in ("", ".", ".."):
         raise ValueError(f"load: {path} must hold .npy files and no folder, got {member.filename!r}")
-    if member.file_size > max(_RATIO * member.compress_size, _SMALL):
-        raise ValueError(
-            f"load: {path}: {name} must unpack to at most {_RATIO} times its size, got {member.compress_size} bytes "
-            f"that say they are {member.file_size}; is it a bomb?"
-        )
+    if member.compress_type not in _KEPT:
+        raise ValueError(f"load: {path}: {name} must be stored or deflated, got zip's method {member.compress_type}")
     with archive.open(member) as file:
         shape, dtype, before = _header(path, name, file)
     with archive.open(member) as file:
@@ -70,8 +75,10 @@ def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Sto
     size = prod(shape) * dtype.itemsize
     if before + size != member.file_size:
         raise ValueError(f"load: {path}: {name} must be {before + size} bytes by its header, got {member.file_size}")
-    found = Stored.whole(path, name, _data_begin(path, member) + before, shape, dtype)
-    return replace(found, checksum=(start, member.CRC))
+    begin, end = _data_begin(path, member) + before, path.stat().st_size
+    if member.compress_type == zipfile.ZIP_STORED and begin + size > end:
+        raise ValueError(f"load: {path}: {name} must end at byte {begin + size}, got {end} of them; is it truncated?")
+    return replace(Stored.whole(path, name, begin, shape, dtype), checksum=(start, member.CRC))
 
 
 def _header(path: Path, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], torch.dtype, int]:
@@ -101,7 +108,8 @@ def _data_begin(path: Path, member: zipfile.ZipInfo) -> int:
 
 def _unpacked(path: Path, members: list[zipfile.ZipInfo], arrays: list[Stored]) -> dict[str, Stored]:
     """The same arrays in a safetensors file of the cache, which is written once."""
-    kept = made_once("npz", path, "", lambda fresh: _unpack(path, members, arrays, fresh))
+    size = sum(member.file_size for member in members)
+    kept = made_once("npz", [path], "", size, lambda fresh: _unpack(path, members, arrays, fresh))
     return open_safetensors(kept)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import prod
 from pathlib import Path
+from sys import float_info
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from pycircuit.transcoders.types import CrossLayerTranscoder, PerLayerTranscoder
 
 from . import turned
 from .files import Stored
+
+MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,13 @@ class Layer:
     def size(self) -> int | None:
         """The number of features; None without a transcoder."""
         return None if self.w_enc is None else self.w_enc.shape[1 if self.transposed else 0]
+
+    def told(self) -> list[str]:
+        """All that says how the tensors are taken, and where in their files they are."""
+        fold = (getattr(self.fold, one.name) for one in fields(self.fold))
+        flags = (self.rule, self.transposed, self.skip_back, self.positive, self.log_theta)
+        places = (f"{name} {t.path} {t.offset} {t.shape} {t.dtype}" for name, t in self.stored().items())
+        return [*map(str, flags), *(str(f.tolist() if isinstance(f, Tensor) else f) for f in fold), *places]
 
     def stored(self) -> dict[str, Stored]:
         """Every tensor, the planes of a decoder one by one."""
@@ -381,6 +391,6 @@ def whole(said_by: Path, name: str, value: Any, least: int) -> int:
 
 
 def number(said_by: Path, name: str, value: Any) -> float:
-    if type(value) not in (int, float) or value != value or abs(value) == float("inf"):
+    if type(value) not in (int, float) or not abs(value) <= float_info.max:
         raise ValueError(f"load: {said_by}: {name} must be a finite number, got {value!r}")
     return float(value)

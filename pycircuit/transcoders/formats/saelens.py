@@ -12,7 +12,7 @@ from typing import Any
 from . import hooks
 from .files import open_tensors, read_json
 from .parts import Asked, Contents, Layer, same_everywhere, take
-from .variants import in_order, tree
+from .variants import chosen, in_order, tree
 
 NEEDED = ("W_enc", "W_dec", "b_enc", "b_dec")
 KINDS = {  # architecture -> (JumpReLU, skip)
@@ -35,17 +35,16 @@ def _names(folder: Path) -> list[str]:
 def read(folder: Path, asked: Asked) -> Contents:
     found: dict[int, Path] = {}
     said: dict[Path, dict[str, Any]] = {}
-    for name in _names(folder):
+    for name in chosen(_names(folder), asked.variant):
         path = folder / name
         config, said_by = read_json(path.with_name("cfg.json")), path.with_name("cfg.json")
-        if asked.variant is not None and asked.variant not in name:
-            continue
         at = hooks.layer_of(str(_meta(said_by, config).get("hook_name")))
         if at is None:
             got = _meta(said_by, config).get("hook_name")
             raise ValueError(f"load: {said_by}: metadata.hook_name must name a layer such as blocks.3., got {got!r}")
         if at in found:
             raise ValueError(f"load: variant must leave one file for layer {at}, got {found[at]} and {path}")
+        hooks.same_layer(said_by, "metadata.hook_name_out", _meta(said_by, config).get("hook_name_out"), at)
         found[at], said[said_by] = path, config
     if not found:
         raise ValueError(f"load: variant must leave some folders of {folder}, got {asked.variant!r}")

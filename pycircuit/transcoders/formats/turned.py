@@ -18,7 +18,7 @@ _STEP = 32 << 20  # bytes turned at a time
 def turned(stored: Stored) -> Stored:
     """[d, F] as [F, d], written once, with the same numbers."""
     about = f" {stored.offset} {stored.shape} {stored.dtype}"
-    kept = made_once("encoders", stored.path, about, lambda fresh: _write(stored, fresh))
+    kept = made_once("encoders", [stored.path], about, stored.bytes, lambda fresh: _write(stored, fresh))
     return replace(open_safetensors(kept)["w_enc"], name=f"{stored.name} of {stored.path.name}")
 
 

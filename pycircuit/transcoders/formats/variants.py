@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from .parts import Asked, Layer, missing
@@ -16,9 +16,9 @@ _MOST = 100_000  # files
 def tree(folder: Path, end: str) -> list[str]:
     """Paths, relative and sorted, of files below a folder that end like this; an index of parts counts as its file."""
     found: set[str] = set()
-    for where, folders, names in os.walk(folder):
+    for where, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
         inner = Path(where).relative_to(folder)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and _leads_on(folder, Path(where, f)))
         if len(inner.parts) >= _DEEPEST:
             folders.clear()
         for name in names:
@@ -30,13 +30,35 @@ def tree(folder: Path, end: str) -> list[str]:
     return sorted(found)
 
 
+def _unreadable(error: OSError) -> None:
+    """A folder that is passed over would be a layer that is not there."""
+    raise type(error)(f"load: {error.filename} must be a folder that can be read, got {error.strerror}") from None
+
+
+def _leads_on(folder: Path, inner: Path) -> bool:
+    """Whether it is a folder, or a link out to one; a link to what is walked through already could go on for ever."""
+    return not inner.is_symlink() or not inner.resolve().is_relative_to(folder.resolve())
+
+
+def chosen(names: Iterable[str], variant: str | None) -> list[str]:
+    """The paths that hold every part of `variant`: "16k, small"; and none that comes after a "not": "not affine"."""
+    parts = [part.strip() for part in variant.split(",")] if variant is not None else []
+    wanted = [_part(part) for part in parts if not part.startswith("not ")]
+    others = [_part(part.removeprefix("not ").strip()) for part in parts if part.startswith("not ")]
+    return [name for name in names if all(p.search(name) for p in wanted) and not any(p.search(name) for p in others)]
+
+
+def _part(text: str) -> re.Pattern[str]:
+    """Of a path, between anything that is neither a letter nor a digit."""
+    return re.compile(rf"(?<![A-Za-z0-9]){re.escape(text)}(?![A-Za-z0-9])" if text else r"(?!)")
+
+
 def one_each(folder: Path, names: list[str], pattern: re.Pattern[str], asked: Asked) -> dict[int, str]:
-    """The file of each layer, out of those whose path holds every part of `variant`."""
-    parts = () if asked.variant is None else tuple(asked.variant.split(","))
+    """The file of each layer, out of those that `variant` leaves."""
     found: dict[int, list[str]] = {}
-    for name in names:
+    for name in chosen(names, asked.variant):
         match = pattern.fullmatch(name)
-        if match is not None and all(_holds(name, part.strip()) for part in parts):
+        if match is not None:
             found.setdefault(int(match[1]), []).append(name)
     if not found:
         raise ValueError(f"load: variant must leave some of {_some(names)} of {folder}, got {asked.variant!r}")
@@ -44,14 +66,9 @@ def one_each(folder: Path, names: list[str], pattern: re.Pattern[str], asked: As
         if len(several) > 1:
             raise ValueError(
                 f"load: variant must leave one file for layer {at} of {folder}, got {len(several)}: {_some(several)}; "
-                "name parts of the path, such as variant='width_16k,average_l0_71'"
+                "name parts of the path, such as variant='width_16k,average_l0_71' or '16k, small, not affine'"
             )
     return {at: several[0] for at, several in found.items()}
-
-
-def _holds(name: str, part: str) -> bool:
-    """A part is a folder's whole name, or the end of one after an underscore."""
-    return any(piece == part or f"_{piece}_".find(f"_{part}_") >= 0 for piece in name.split("/"))
 
 
 def _some(names: list[str]) -> str:

@@ -68,7 +68,7 @@ def _write(file: BinaryIO, t: Tensor | FileRows) -> None:
 def destination(op: str, path: str | os.PathLike[str]) -> Path:
     """A folder to be, which must not be there yet."""
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
         raise FileExistsError(f"{op}: path must be a new folder, got {path}, which exists; remove it or name another")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{op}: path must be in a folder that exists, got {path}")
@@ -79,27 +79,71 @@ def destination(op: str, path: str | os.PathLike[str]) -> Path:
 def draft_of(op: str, path: Path, key: dict[str, Any] | None) -> Iterator[Path]:
     """A hidden folder beside `path` that takes its name in the end. key: kept after a failure, to go on from there."""
     draft = path.absolute().with_name(f".{path.name}.{'resume' if key else os.getpid()}.draft")
-    held = draft / _KEY
-    if draft.exists() and not (key and held.exists() and held.read_text() == json.dumps(key, sort_keys=True)):
-        shutil.rmtree(draft)
-    draft.mkdir(exist_ok=True)
-    handle = os.open(draft, os.O_RDONLY)
+    with _telling(op, path, key is not None):
+        draft.mkdir(exist_ok=True)
+        handle = os.open(draft, os.O_RDONLY)
+        try:
+            _take(op, path, draft, handle)
+            _begin(draft, key)
+            try:
+                yield draft
+                _end(draft, handle)
+                draft.rename(path)
+            except BaseException:
+                if not key:
+                    shutil.rmtree(draft, ignore_errors=True)
+                raise
+        finally:
+            os.close(handle)
+
+
+def _take(op: str, path: Path, draft: Path, handle: int) -> None:
+    """The draft is ours alone; another may have had it, and moved it away, just now."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if key:
-            held.write_text(json.dumps(key, sort_keys=True))
-        yield draft
-        held.unlink(missing_ok=True)
-        os.fsync(handle)
-        draft.rename(path)
+        ours = draft.exists() and os.path.samestat(os.fstat(handle), draft.stat())
     except BlockingIOError:
-        raise BlockingIOError(f"{op}: {path} must be written by one process at a time, got another at it") from None
-    except BaseException:
-        if not key:
-            shutil.rmtree(draft, ignore_errors=True)
-        raise
+        ours = False
+    if not ours:
+        raise BlockingIOError(f"{op}: {path} must be written by one process at a time, got another at it")
+
+
+def _begin(draft: Path, key: dict[str, Any] | None) -> None:
+    """Empty, but for what a broken run with the same key has left."""
+    held, said = draft / _KEY, json.dumps(key, sort_keys=True)
+    if not (key and held.is_file() and held.read_text() == said):
+        for entry in draft.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    if key:
+        held.write_text(said)
+
+
+def _end(draft: Path, handle: int) -> None:
+    """Everything on the disk, before anybody can find it under its name."""
+    (draft / _KEY).unlink(missing_ok=True)
+    for folder in (entry for entry in draft.iterdir() if entry.is_dir()):
+        _flush(folder)
+    os.fsync(handle)
+
+
+def _flush(path: Path) -> None:
+    held = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(held)
     finally:
-        os.close(handle)
+        os.close(held)
+
+
+@contextmanager
+def _telling(op: str, path: Path, resumes: bool) -> Iterator[None]:
+    """What the system says against writing, in our words."""
+    try:
+        yield
+    except OSError as error:
+        if str(error).startswith(("load:", f"{op}:")):
+            raise
+        again = "; the same call goes on where this one stopped" if resumes else ""
+        raise type(error)(f"{op}: {path} must be possible to write, got {error.strerror or error}{again}") from None
 
 
 def write_folder(
@@ -121,3 +165,4 @@ def write_folder(
                 write_safetensors(target, tensors)
         for name, text in texts.items():
             (draft / name).write_bytes(text.encode())
+            _flush(draft / name)
