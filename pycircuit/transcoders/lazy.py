@@ -149,7 +149,7 @@ class LazyRows(FileRows):
         if held is not None:
             return held
         used, renumbered = features.index.unique(sorted=True, return_inverse=True)
-        rows = self.rows(used).to(features.index.device, self.dtype)
+        rows = self.placed(self.rows(used), features.index.device)
         compact = Features(features.row_ptr, renumbered, features.value)
         self.cache.put(self, features, compact, rows)
         return compact, rows
@@ -157,7 +157,11 @@ class LazyRows(FileRows):
     def __getitem__(self, index: Tensor) -> Tensor:
         """Rows of these features, in any order: [len(index), (slots,) width], as of a tensor."""
         used, back = index.unique(sorted=True, return_inverse=True)
-        return self.rows(used).to(index.device, self.dtype)[back]
+        return self.placed(self.rows(used), index.device)[back]
+
+    def placed(self, rows: Tensor, device: Any) -> Tensor:
+        """Rows in the type they come out in, on a device."""
+        return narrowed(f"{self.path}: {self.planes[0].name}", rows, self.dtype).to(device)
 
     def rows(self, used: Tensor) -> Tensor:
         """Rows of these features, which rise: [distinct, (slots,) width], as stored where nothing multiplies them."""
@@ -277,6 +281,17 @@ def is_finite(t: Tensor) -> bool:
     step = max(1, _CHECKED // max(1, bits[:1].size))
     parts = (bits[begin : begin + step] for begin in range(0, len(bits), step))
     return all(not part.size or int((part & mask).max()) != mask for part in parts)
+
+
+def narrowed(name: str, t: Tensor, dtype: torch.dtype) -> Tensor:
+    """In another type, whose range holds every number."""
+    out = t.to(dtype)
+    if torch.finfo(dtype).max < torch.finfo(t.dtype).max and not is_finite(out):
+        raise ValueError(
+            f"load: {name} must hold numbers of {dtype}, whose largest is {torch.finfo(dtype).max:g}, got "
+            f"{float(t[~out.isfinite()].flatten()[0]):g}; choose another dtype"
+        )
+    return out
 
 
 def _check_finite(plane: Plane, used: Sequence[int], rows: Tensor) -> None:

@@ -15,7 +15,7 @@ from pycircuit.ops import Activation, BatchTopK, ReLU, TopK
 
 from . import hooks
 from .files import Stored, open_tensors, read_yaml
-from .parts import Asked, Contents, Layer, missing, rule_of, take, whole
+from .parts import Asked, Contents, Layer, alike, missing, rule_of, take, whole
 
 KIND = "transcoder_set"
 NEEDED = ("W_enc", "W_dec", "b_enc", "b_dec")
@@ -98,18 +98,14 @@ def own(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_alike(said_by: Path, config: dict[str, Any], layers: list[Layer]) -> None:
-    """Ours say what each layer has. Others' have thresholds, and a skip, everywhere or nowhere; else one is lost."""
+    """Ours say what each layer has; others' have thresholds, and a skip, everywhere or nowhere."""
     ours = config.get("pycircuit") or {}
-    for at, one in enumerate(layers):
-        said = ours["features"][at] if ours and at < ours["layers"] else one.size
+    if not ours:
+        alike(layers, "theta", "w_skip")
+        return
+    for at, (one, said) in enumerate(zip(layers, ours["features"], strict=False)):
         if one.size not in (None, said):
             raise ValueError(f"load: {said_by} must say how many features layer {at} has, {one.size}, got {said}")
-    for name in () if ours else ("theta", "w_skip"):
-        held = {at: getattr(one, name) for at, one in enumerate(layers) if one.w_enc is not None}
-        lost = [at for at, t in held.items() if t is None]
-        if lost and len(lost) < len(held):
-            there = next(t for t in held.values() if t is not None)
-            raise ValueError(f"load: every layer must have what one has, got {there} and nothing like it in {lost}")
 
 
 def rule(said_by: Path, config: dict[str, Any], at: int) -> tuple[Activation, bool | None]:

@@ -17,7 +17,7 @@ from pycircuit.ops import Activation, BatchTopK, ReLU, TopK
 
 from .files import Stored, open_tensors, read_yaml
 from .llamascopium import by_target
-from .parts import Asked, Contents, Fold, Layer, finite, take, whole
+from .parts import Asked, Contents, Fold, Layer, finite, flag, take, whole
 
 _FILE = "checkpoint.safetensors"
 _THETA, _THRESHOLD, _BANDWIDTH = (f"nonlinearity.{name}" for name in ("theta", "threshold", "bandwidth"))
@@ -47,7 +47,7 @@ def read(folder: Path, asked: Asked) -> Contents:
                 for n in ("mean", "std")))  # fmt: skip
     take(folder / _FILE, tensors, ("encoder.W", "encoder.b", *decoders), optional)
     rules, theta = _rules(said_by, config["model"], parts["nonlinearity"], tensors, depth)
-    standards = _standards(said_by, parts, tensors, depth, bool(config["model"].get("is_folded", False)))
+    standards = _standards(said_by, parts, tensors, depth, flag(said_by, config["model"], "is_folded", False))
     layers = []
     for at in range(depth):
         made = _layer(tensors, at, depth, cross, rules[at], _fold(standards, at, depth, cross))
@@ -98,6 +98,8 @@ def _rules(
         return [ReLU()] * depth, theta
     if kind == "PerLayerTopK":
         args = model["init_args"]["nonlinearity"].get("init_args") or {}
+        if not isinstance(args, dict):
+            raise ValueError(f"load: {said_by}: nonlinearity.init_args must be names and values, got {args!r}")
         return [TopK(whole(said_by, "nonlinearity.k", args.get("k"), 1))] * depth, None
     if threshold is not None:
         values = finite(threshold, threshold.read()).flatten().tolist()

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import hooks
 from .files import open_tensors, read_json
-from .parts import Asked, Contents, Layer, same_everywhere, take
+from .parts import Asked, Contents, Layer, alike, same_everywhere, take
 from .variants import in_order, one_each, tree
 
 NEEDED = ("w_enc", "w_dec", "b_enc", "b_dec", "threshold")
@@ -37,6 +37,7 @@ def read(folder: Path, asked: Asked) -> Contents:
             hooks.same_layer(path, key, said.get(path, {}).get(key), at)
     layers = in_order(folder, chosen, lambda at: layer(folder / chosen[at], said.get(configs[at], {})), asked)
     reads, writes = where(said, asked)
+    alike(layers, "w_skip")
     model = next((c["model_name"] for c in said.values() if isinstance(c.get("model_name"), str)), None)
     return Contents(folder, layers, False, reads, writes, model, next(iter(said.values()), {}))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .files import Stored, open_tensors, read_json
 from .gemma_scope_2 import NEEDED, SKIP, jumps, where
-from .parts import Asked, Contents, Layer, take
+from .parts import Asked, Contents, Layer, alike, take
 from .variants import in_order, one_each, tree
 
 _FILE = re.compile(r"(?:.*/)?params_layer_(\d+)\.safetensors")
@@ -33,6 +33,7 @@ def read(folder: Path, asked: Asked) -> Contents:
     for path, config in said.items():
         jumps(path, config)
     layers = in_order(folder, chosen, lambda at: layer(folder / chosen[at], at), asked)
+    alike(layers, "w_skip")
     model = next((c["model_name"] for c in said.values() if isinstance(c.get("model_name"), str)), None)
     return Contents(folder, layers, True, *where(said, asked), model, next(iter(said.values()), {}))
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
+from .files import PICKLES
+
+# What else lies in such repositories, often most of their bytes: pages about features, and pickles.
+_NEVER_OPENED = ["features/*", "*/features/*", *(f"*{end}" for end in PICKLES)]
 _ID = re.compile(r"[\w.-]+/[\w.-]+(?:/[^@\x00]+)?(?:@[^\x00]+)?")
 
 
@@ -39,7 +44,9 @@ def _fetched(repository: str, inner: str, revision: str | None) -> Path:
         raise _needs_hub(repository) from None
     wanted = [f"{inner}/*"] if inner else None
     try:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+        folder = Path(
+            snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=_NEVER_OPENED)
+        )
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise FileNotFoundError(
             f"load: path must be a folder or a hub id that can be reached or is cached, got {repository!r} "
@@ -51,9 +58,10 @@ def _fetched(repository: str, inner: str, revision: str | None) -> Path:
 
 
 def fetched_file(uri: str) -> Path:
-    """The file at hf://org/repo/path[?revision=...], or hf://org/repo@revision/path."""
+    """The file at hf://org/repo/path[?revision=...], or hf://org/repo@revision/path; what is quoted in a revision is
+    unquoted."""
     where, _, query = uri.removeprefix("hf://").partition("?")
-    options = dict(part.partition("=")[::2] for part in query.split("&")) if query else {}
+    options = dict(unquote(part).partition("=")[::2] for part in query.split("&")) if query else {}
     parts = where.split("/")
     if len(parts) < 3 or "" in parts or ".." in parts or set(options) - {"revision"}:
         raise ValueError(f"load: locations must be hf://org/repo/path?revision=..., got {uri!r}")

@@ -13,7 +13,7 @@ from . import circuit_tracer, gemma_scope, gemma_scope_2, gemma_scope_2_cross
 from .circuit_tracer_cross import KIND as CROSS
 from .files import inside, open_tensors, read_yaml
 from .hub import fetched_file
-from .parts import MOST_LAYERS, Asked, Contents, Layer
+from .parts import MOST_LAYERS, Asked, Contents, Layer, alike
 
 
 def sees(folder: Path) -> str | None:
@@ -33,6 +33,7 @@ def read(folder: Path, asked: Asked) -> Contents:
         raise ValueError(f"load: layers must be at least {max(named) + 1}, as {said_by} lists, got {count}")
     paths = {at: _local(said_by, name) for at, name in named.items() if name is not None}
     layers = [_layer(paths[at], at, said_by, config, kind == CROSS) if at in paths else Layer() for at in range(count)]
+    alike(layers, "theta")
     places = circuit_tracer.where(said_by, config, asked)
     return Contents(folder, layers, kind == CROSS, *places, circuit_tracer.model_name(config), config)
 

@@ -20,24 +20,36 @@ from pycircuit.ops import Activation, ReLU, TopK
 
 from . import hooks
 from .files import Stored, open_tensors, read_json
-from .parts import Asked, Contents, Fold, Layer, same_everywhere, scalar, take, whole
-from .variants import chosen, in_order, tree
+from .parts import Asked, Contents, Fold, Layer, flag, same_everywhere, scalar, take, whole
+from .variants import beside, chosen, in_order, tree
 
 _FILE = "sae_weights.safetensors"
 _THETA = "activation_function.log_jumprelu_threshold"
 _NORM = "dataset_average_activation_norm."
+_OURS, _OTHERS = ("sae", "clt", "transcoder"), ("crosscoder", "lorsa", "molt")
 _FOLDER = re.compile(r"(?:.*/)?layer_?(\d+)(?:_[^/]*)?/" + re.escape(_FILE))
 
 
 def _named(folder: Path) -> dict[str, dict[str, Any]]:
-    """Weights whose config.json has a sae_type."""
+    """Weights whose config.json has a sae_type of ours."""
     found = {}
     for name in tree(folder, _FILE):
         path = (folder / name).with_name("config.json")
         config = read_json(path) if path.is_file() else {}
-        if config.get("sae_type") in ("sae", "clt", "transcoder"):
+        if config.get("sae_type") in _OURS:
             found[name] = config
     return found
+
+
+def _check_kinds(folder: Path, asked: Asked) -> None:
+    """Every file of weights says what it is, one of ours or of the others that lie beside."""
+    names = tree(folder, _FILE)
+    beside(folder, names, asked, "config.json")
+    for name in chosen(names, asked.variant):
+        path = (folder / name).with_name("config.json")
+        kind = read_json(path).get("sae_type")
+        if kind not in (*_OURS, *_OTHERS):
+            raise ValueError(f"load: {path}: sae_type must be one of {', '.join((*_OURS, *_OTHERS))}, got {kind!r}")
 
 
 def sees(folder: Path) -> str | None:
@@ -46,6 +58,7 @@ def sees(folder: Path) -> str | None:
 
 
 def read(folder: Path, asked: Asked) -> Contents:
+    _check_kinds(folder, asked)
     found = _named(folder)
     found = {name: found[name] for name in chosen(found, asked.variant)}
     crosses = [name for name, config in found.items() if config["sae_type"] == "clt"]
@@ -96,7 +109,7 @@ def _rule(said_by: Path, config: dict[str, Any]) -> Activation:
 
 
 def _plain(said_by: Path, config: dict[str, Any]) -> None:
-    if config.get("use_glu_encoder"):
+    if flag(said_by, config, "use_glu_encoder", False):
         raise ValueError(f"load: {said_by}: use_glu_encoder must be false, got true, which pycircuit does not compute")
     kind = config.get("norm_activation", "inference")
     if kind not in ("inference", "dataset-wise"):
@@ -125,21 +138,21 @@ def layer(path: Path) -> Layer:
     config, tensors = read_json(said_by), open_tensors(path)
     _plain(said_by, config)
     rule, jumps = _rule(said_by, config), str(config.get("act_fn", "relu")).lower() == "jumprelu"
-    needed = ["W_E", "W_D", "b_E", *(["b_D"] * bool(config.get("use_decoder_bias", True))), *([_THETA] * jumps)]
+    needed = ["W_E", "W_D", "b_E", *(["b_D"] * flag(said_by, config, "use_decoder_bias", True)), *([_THETA] * jumps)]
     _taken(path, tensors, needed)
     width = tensors["W_E"].shape[0] if tensors["W_E"].shape else 0
     inner, outer = (
         _unit(tensors, config, str(config.get(k)), width, path) for k in ("hook_point_in", "hook_point_out")
     )
-    fold = Fold(gain_in=inner, gain_out=1 / outer, bias_gain=1 / outer, by_norm=_by_norm(config))
+    fold = Fold(gain_in=inner, gain_out=1 / outer, bias_gain=1 / outer, by_norm=_by_norm(said_by, config))
     return Layer(
         tensors["W_E"], tensors["b_E"], tensors["W_D"], tensors.get("b_D"), tensors.get(_THETA), rule=rule,
         transposed=True, log_theta=True, fold=fold,
     )  # fmt: skip
 
 
-def _by_norm(config: dict[str, Any]) -> bool:
-    return bool(config.get("sparsity_include_decoder_norm", True))
+def _by_norm(said_by: Path, config: dict[str, Any]) -> bool:
+    return flag(said_by, config, "sparsity_include_decoder_norm", True)
 
 
 def _cross(path: Path, config: dict[str, Any], asked: Asked) -> Contents:
@@ -163,7 +176,7 @@ def _cross(path: Path, config: dict[str, Any], asked: Asked) -> Contents:
     for at in range(depth):
         fold = Fold(
             gain_in=units[0][at], gain_out=[1 / u for u in units[1][at:]], bias_gain=1 / units[1][at],
-            by_norm=_by_norm(config),
+            by_norm=_by_norm(said_by, config),
         )  # fmt: skip
         layers.append(by_target(tensors, at, depth, ("W_E", "b_E", "W_D.{}", _THETA), rule, fold))
     layers = [replace(one, b_dec=tensors[f"b_D.{at}"]) for at, one in enumerate(layers)]

@@ -45,7 +45,8 @@ def open_npz(path: Path) -> dict[str, Stored]:
                         raise ValueError(f"load: {path} must hold each array once, got {member.filename} twice")
                     found[member.filename] = replace(_array(path, archive, member), state=state)
         except _BROKEN as error:
-            raise ValueError(f"load: {path} must be a whole .npz archive, got {error}; is it truncated?") from None
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(f"load: {path} must be a whole .npz archive, got {said}; is it truncated?") from None
     if all(member.compress_type == zipfile.ZIP_STORED for member in members):
         return {stored.name: stored for stored in found.values()}
     return _unpacked(path, members, list(found.values()))
@@ -128,4 +129,5 @@ def _unpack(path: Path, members: list[zipfile.ZipInfo], arrays: list[Stored], fr
             out.flush()
             os.fsync(out.fileno())
     except (zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"load: {path} must be a whole .npz archive, got {error}; is it damaged?") from None
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"load: {path} must be a whole .npz archive, got {said}; is it damaged?") from None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pycircuit.ops import Activation, BatchTopK, JumpReLU, ReLU, TopK
 from pycircuit.transcoders import pages
-from pycircuit.transcoders.lazy import Cache, LazyRows, is_finite
+from pycircuit.transcoders.lazy import Cache, LazyRows, is_finite, narrowed
 from pycircuit.transcoders.types import CrossLayerTranscoder, PerLayerTranscoders, Transcoders
 
 from . import turned
@@ -80,6 +80,10 @@ class Layer:
         """The number of features; None without a transcoder."""
         return None if self.w_enc is None else self.w_enc.shape[1 if self.transposed else 0]
 
+    def planes(self) -> list[Stored]:
+        """The places of the decoder."""
+        return [self.w_dec] if isinstance(self.w_dec, Stored) else list(self.w_dec or ())
+
     def told(self) -> list[str]:
         """All that says how the tensors are taken, and where in their files they are."""
         fold = (getattr(self.fold, one.name) for one in fields(self.fold))
@@ -89,9 +93,8 @@ class Layer:
 
     def stored(self) -> dict[str, Stored]:
         """Every tensor, the planes of a decoder one by one."""
-        planes = self.w_dec if isinstance(self.w_dec, list | tuple) else [self.w_dec]
         named = {"w_enc": self.w_enc, "b_enc": self.b_enc, "b_dec": self.b_dec, "theta": self.theta}
-        named.update({f"w_dec {at}": p for at, p in enumerate(planes)}, w_skip=self.w_skip)
+        named.update({f"w_dec {at}": p for at, p in enumerate(self.planes())}, w_skip=self.w_skip)
         return {name: t for name, t in named.items() if t is not None}
 
 
@@ -117,6 +120,16 @@ def take(path: Path, tensors: dict[str, Stored], needed: Sequence[str], optional
         if name not in needed and name not in optional:
             known = ", ".join([*needed, *optional])
             raise ValueError(f"load: {path}: tensors must be among {known}, got {name}, which would be ignored")
+
+
+def alike(layers: Sequence[Layer], *names: str) -> None:
+    """Of sets whose layers are all of one kind: what one layer has and another one lacks was lost."""
+    for name in names:
+        held = {at: getattr(one, name) for at, one in enumerate(layers) if one.w_enc is not None}
+        there = next((t for t in held.values() if t is not None), None)
+        lost = next((at for at, t in held.items() if t is None), None)
+        if there is not None and lost is not None:
+            raise ValueError(f"load: layer {lost} must hold what others do, got nothing like {there}")
 
 
 def missing(folder: Path, at: int, name: str = "a file") -> FileNotFoundError:
@@ -191,7 +204,7 @@ def _check_decoder(contents: Contents, at: int, layer: Layer, size: int, width: 
         expected = (size, slots, width) if contents.cross else (size, width)
         _shaped(layer.w_dec, expected, f"{why}, width {width}" + (f", {slots} layers from {at} on" * contents.cross))
         return
-    planes = list(layer.w_dec or ())
+    planes = layer.planes()
     if len(planes) != slots:
         raise ValueError(f"load: {contents.path} must hold {slots} decoders of layer {at}, got {len(planes)}")
     for plane in planes:
@@ -209,50 +222,44 @@ def finite(stored: Stored, t: Tensor) -> Tensor:
 
 
 class Reader:
-    """Tensors of a layer, read once, in the type and place asked for."""
+    """Tensors of a layer, read once, in the type and place asked for. keep: what takes work, in the cache folder."""
 
     def __init__(
-        self, layer: Layer, device: Any, dtype: torch.dtype | None, lazy: bool, cache: Cache | None = None
-    ) -> None:
+        self, layer: Layer, device: Any, dtype: torch.dtype | None, lazy: bool, cache: Cache | None = None,
+        keep: bool = False,
+    ) -> None:  # fmt: skip
         self.layer, self.device, self.dtype, self.lazy = layer, device, dtype, lazy
         self.cache = Cache(0) if cache is None else cache
-        self.norm = _norms(layer) if layer.fold.by_norm and self._compares() else None
+        self.keep = keep and torch.device(device or "cpu").type == "cpu"
+        self.norm = turned.norms(layer.planes(), self.keep) if layer.fold.by_norm and self._compares() else None
 
     def _compares(self) -> bool:
         return self.layer.theta is not None or not isinstance(self.layer.rule, ReLU)
 
     def _placed(self, t: Tensor, like: Stored) -> Tensor:
         """like: whose type it has where none was asked for."""
-        return t.to(device=self.device, dtype=like.dtype if self.dtype is None else self.dtype)
+        return narrowed(str(like), t, like.dtype if self.dtype is None else self.dtype).to(self.device)
 
     def _scaled(self) -> bool:
         """Whether values are in units of the norm of what they write."""
         return self.norm is not None and self.layer.theta is None
 
     def w_enc(self) -> Tensor | None:
-        """[F, d]; pages of the file, or of one in the cache that lies so, where no number changes."""
+        """[F, d]; pages of the file, or of one in the cache folder that lies so, where no number changes its type."""
         layer, stored = self.layer, self.layer.w_enc
         if stored is None:
             return None
-        if self._from_cache(stored):
-            stored = turned.turned(stored)
+        gain = None if layer.fold.gain_in is None else torch.as_tensor(layer.fold.gain_in, dtype=torch.float64)
+        gain = None if gain is None or _is_one(gain) else gain
+        norm = self.norm if self._scaled() else None
+        changes = layer.transposed or gain is not None or norm is not None
+        if self.keep and changes and self.dtype in (None, stored.dtype) and stored.bytes >= turned.LEAST:
+            stored = turned.kept(stored, layer.transposed, gain, norm)
             return finite(stored, stored.mapped())
         held = finite(stored, stored.mapped() if self.lazy else stored.read())
         if layer.transposed:
             held = held.T.contiguous()
-        if layer.fold.gain_in is not None and not _is_one(layer.fold.gain_in):
-            held = held * torch.as_tensor(layer.fold.gain_in, dtype=torch.float64).to(_wide(held))
-        if self._scaled():
-            assert self.norm is not None
-            held = held * self.norm[:, None].to(_wide(held))
-        return self._placed(held, stored)
-
-    def _from_cache(self, stored: Stored) -> bool:
-        """Whether an encoder stored as [d, F] is worth a file of its own, and none of its numbers changes."""
-        gain = self.layer.fold.gain_in
-        same = self.dtype in (None, stored.dtype) and torch.device(self.device or "cpu").type == "cpu"
-        same = same and not self._scaled() and (gain is None or _is_one(gain))
-        return self.lazy and self.layer.transposed and same and stored.bytes >= turned.LEAST
+        return self._placed(turned.multiplied(held, gain, norm), stored)
 
     def b_enc(self) -> Tensor | None:
         layer, stored = self.layer, self.layer.b_enc
@@ -260,9 +267,7 @@ class Reader:
             return None
         held = finite(stored, stored.read())
         if layer.fold.shift_in is not None and layer.w_enc is not None:
-            w_enc = layer.w_enc.read().double()
-            shift = layer.fold.shift_in.double().expand(w_enc.shape[0 if layer.transposed else 1])
-            held = held.double() + (shift @ w_enc if layer.transposed else w_enc @ shift)
+            held = held.double() + _shifted(layer.w_enc, layer.transposed, layer.fold.shift_in)
         if self._scaled():
             assert self.norm is not None
             held = held * self.norm
@@ -284,14 +289,14 @@ class Reader:
         if layer.w_dec is None:
             return None
         stacked = not isinstance(layer.w_dec, Stored)
-        planes = [layer.w_dec] if isinstance(layer.w_dec, Stored) else list(layer.w_dec)
+        planes = layer.planes()
         gain = None if fold.gain_out is None or _is_one(fold.gain_out) else _gain(fold.gain_out)
         share = _inverse(self.norm) if self._scaled() and self.norm is not None else None
         types = {plane.dtype for plane in planes}
         rows = LazyRows.of(planes, stacked, self.dtype, self.cache, gain, share)
         if self.lazy and len(types) == 1 and types <= set(LazyRows.DTYPES):
             return rows
-        return rows.rows(torch.arange(rows.shape[0])).to(device=self.device, dtype=rows.dtype)
+        return rows.placed(rows.rows(torch.arange(rows.shape[0])), self.device)
 
     def w_skip(self) -> Tensor | None:
         stored = self.layer.w_skip
@@ -310,7 +315,8 @@ class Reader:
         if self.norm is not None:
             theta = theta.double() / self.norm
         wide = stored.dtype if theta.dtype == stored.dtype else _wide(torch.empty(0, dtype=stored.dtype))
-        return JumpReLU(theta.to(device=self.device, dtype=wide if self.dtype is None else self.dtype))
+        held = narrowed(str(stored), theta, wide if self.dtype is None else self.dtype)
+        return JumpReLU(held.to(self.device))
 
 
 def _wide(t: Tensor) -> torch.dtype:
@@ -331,11 +337,16 @@ def _inverse(norm: Tensor) -> Tensor:
     return torch.where(norm > 0, 1.0 / norm, torch.zeros_like(norm))
 
 
-def _norms(layer: Layer) -> Tensor:
-    """Of everything each feature writes: [F] float64."""
-    planes = [layer.w_dec] if isinstance(layer.w_dec, Stored) else list(layer.w_dec or ())
-    total = [torch.cat([c.double().flatten(1).square().sum(1) for c in plane.chunks()]) for plane in planes]
-    return torch.stack(total).sum(0).sqrt()
+def _shifted(w_enc: Stored, transposed: bool, shift: Tensor) -> Tensor:
+    """What a shift ([] or [d]) of the stream adds to pre-activations: [F] float64, some rows of the file at a time."""
+    every = shift.double().expand(w_enc.shape[0 if transposed else 1])
+    if not transposed:
+        return torch.cat([chunk.double() @ every for chunk in w_enc.chunks()])
+    total, at = torch.zeros(w_enc.shape[1], dtype=torch.float64), 0
+    for chunk in w_enc.chunks():
+        total += every[at : at + len(chunk)] @ chunk.double()
+        at += len(chunk)
+    return total
 
 
 def assemble(
@@ -344,7 +355,7 @@ def assemble(
     """Transcoders of these files, decoders left in them where `lazy`."""
     check(contents)
     kept = Cache(cache)
-    readers = [Reader(layer, device, dtype, lazy, kept) for layer in contents.layers]
+    readers = [Reader(layer, device, dtype, lazy, kept, keep=lazy) for layer in contents.layers]
     made = CrossLayerTranscoder if contents.cross else PerLayerTranscoders
     return made(
         [reader.w_enc() for reader in readers],
@@ -387,6 +398,13 @@ def rule_of(said_by: Path, said: Any) -> Activation:
 def whole(said_by: Path, name: str, value: Any, least: int) -> int:
     if type(value) is not int or value < least:
         raise ValueError(f"load: {said_by}: {name} must be a whole number of at least {least}, got {value!r}")
+    return value
+
+
+def flag(said_by: Path, config: dict[str, Any], name: str, otherwise: bool) -> bool:
+    value = config.get(name, otherwise)
+    if not isinstance(value, bool):
+        raise ValueError(f"load: {said_by}: {name} must be true or false, got {value!r}")
     return value
 
 

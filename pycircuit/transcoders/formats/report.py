@@ -107,8 +107,7 @@ def _damage(stored: Stored) -> list[str]:
 
 def _zero_rows(layer: Layer) -> Tensor:
     """Features that write nothing anywhere: [F]."""
-    planes = [layer.w_dec] if isinstance(layer.w_dec, Stored) else list(layer.w_dec or ())
-    zero = [torch.cat([(chunk == 0).flatten(1).all(1) for chunk in plane.chunks()]) for plane in planes]
+    zero = [torch.cat([(chunk == 0).flatten(1).all(1) for chunk in plane.chunks()]) for plane in layer.planes()]
     return torch.stack(zero).all(0)
 
 

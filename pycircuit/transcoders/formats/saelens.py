@@ -12,7 +12,7 @@ from typing import Any
 from . import hooks
 from .files import open_tensors, read_json
 from .parts import Asked, Contents, Layer, same_everywhere, take
-from .variants import chosen, in_order, tree
+from .variants import beside, chosen, in_order, tree
 
 NEEDED = ("W_enc", "W_dec", "b_enc", "b_dec")
 KINDS = {  # architecture -> (JumpReLU, skip)
@@ -33,6 +33,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def read(folder: Path, asked: Asked) -> Contents:
+    beside(folder, tree(folder, "sae_weights.safetensors"), asked, "cfg.json")
     found: dict[int, Path] = {}
     said: dict[Path, dict[str, Any]] = {}
     for name in chosen(_names(folder), asked.variant):

@@ -12,8 +12,8 @@ from pathlib import Path
 from pycircuit.ops import TopK
 
 from .files import open_tensors, read_json
-from .parts import Asked, Contents, Layer, take, whole
-from .variants import in_order, one_each, tree
+from .parts import Asked, Contents, Layer, flag, take, whole
+from .variants import beside, in_order, one_each, tree
 
 NEEDED = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 _FILE = re.compile(r"(?:.*[./])?(?:layers|h|blocks)\.(\d+)\.mlp/sae\.safetensors")
@@ -33,6 +33,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def read(folder: Path, asked: Asked) -> Contents:
+    beside(folder, [name for name in tree(folder, "sae.safetensors") if _FILE.fullmatch(name)], asked, "cfg.json")
     chosen = one_each(folder, _names(folder), _FILE, asked)
     layers = in_order(folder, chosen, lambda at: layer(folder / chosen[at]), asked)
     config = read_json((folder / next(iter(chosen.values()))).with_name("cfg.json"))
@@ -48,7 +49,7 @@ def layer(path: Path) -> Layer:
     kind = config.get("activation", "topk")
     if kind != "topk":
         raise ValueError(f"load: {said_by}: activation must be topk, got {kind!r}, which pycircuit does not compute")
-    skip = bool(config.get("skip_connection", False))
+    skip = flag(said_by, config, "skip_connection", False)
     take(path, tensors, (*NEEDED, "W_skip") if skip else NEEDED)
     w_enc, b_enc, w_dec, b_dec = (tensors[name] for name in NEEDED)
     rule = TopK(whole(said_by, "k", config.get("k", 32), 1))

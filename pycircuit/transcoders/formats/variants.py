@@ -71,6 +71,13 @@ def one_each(folder: Path, names: list[str], pattern: re.Pattern[str], asked: As
     return {at: several[0] for at, several in found.items()}
 
 
+def beside(folder: Path, names: Iterable[str], asked: Asked, config: str) -> None:
+    """Every file of weights has its configuration: without it, it would be a layer that is not there."""
+    for name in chosen(names, asked.variant):
+        if not (folder / name).with_name(config).is_file():
+            raise FileNotFoundError(f"load: {folder / name} must have {config} beside it, got none")
+
+
 def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
