@@ -394,7 +394,21 @@ def test_configurations_that_windows_wrote(tmp_path: Path) -> None:
         same(formats.load(tmp_path / name), expected)
 
 
+@pytest.mark.parametrize(("size", "width", "message"), [(0, WIDTH, "at least one feature"), (SIZE, 0, "a width of at")])
+def test_sets_of_nothing(tmp_path: Path, size: int, width: int, message: str) -> None:
+    write("circuit_tracer_relu", tmp_path / "set")
+    none = {"W_enc": torch.zeros(size, width), "W_dec": torch.zeros(size, width), "b_enc": torch.zeros(size)}
+    for at in range(LAYERS):
+        skip = torch.zeros(width, width)
+        edit(tmp_path / "set" / f"layer_{at}.safetensors", **none, b_dec=torch.zeros(width), W_skip=skip)
+    with pytest.raises(ValueError, match=rf"load: .*layer_0\.safetensors: W_enc must have {message}"):
+        formats.load(tmp_path / "set")
+
+
 def test_arguments_that_are_none_of_theirs(tmp_path: Path) -> None:
+    for path in (None, b"set", 3):
+        with pytest.raises(TypeError, match="load: path must be a folder or a hub id"):
+            formats.load(path)  # type: ignore[arg-type]
     write("circuit_tracer", tmp_path / "set")
     for how, message in (
         ({"dtype": "bfloat16"}, "load: dtype must be float64, float32, bfloat16 or float16 of torch, got 'bfloat16'"),

@@ -192,6 +192,82 @@ def test_cached_hub_ids(hub: Path, tmp_path: Path, name: str, inner: str, revisi
     same(formats.load(name), expected)
 
 
+def test_the_hubs_own_links(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cache keeps files by their content, under names that say nothing, and links to them."""
+    monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path / "made"))
+    for name in ("gemma_scope_compressed", "gemma_scope_2", "circuit_tracer_cross"):
+        expected = write(name, tmp_path / name)
+        folder = cached(hub, f"org/{name}", "v1")
+        moved(tmp_path / name, folder)
+        blobs = folder.parent.parent / "blobs"
+        blobs.mkdir()
+        for n, path in enumerate(sorted(p for p in folder.rglob("*") if p.is_file())):
+            path.rename(blobs / f"{n:064x}")
+            path.symlink_to(blobs / f"{n:064x}")
+        same(formats.load(f"org/{name}@v1"), expected)
+        formats.convert(f"org/{name}@v1", tmp_path / f"new {name}")
+        same(formats.load(tmp_path / f"new {name}"), expected)
+
+
+PUBLISHED = (
+    "README.md", "config.yaml", "features/index.json", "features/layer_0.bin", "old/layer_0.pt",
+    "transcoder_all/layer_0_width_16k_l0_small/params.safetensors",
+    "transcoder_all/layer_0_width_16k_l0_small/config.json",
+    "transcoder_all/layer_0_width_16k_l0_small_affine/params.safetensors",
+    "transcoder_all/layer_0_width_262k_l0_small/params.safetensors",
+    "clt/width_16k_l0_small/params_layer_0.safetensors",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "variant", "weights"),
+    [
+        ("org/set", None, [5, 7, 8, 9]),
+        ("org/set/transcoder_all", None, [5, 7, 8]),
+        ("org/set/transcoder_all", "l0_small, 16k", [5, 7]),
+        ("org/set/transcoder_all", "16k,small,not affine", [5]),
+        ("org/set", "clt", [9]),
+        ("org/set", "not clt", [5, 7, 8]),
+        ("org/set", "262k", [8]),
+    ],
+)
+def test_what_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: str, variant: str | None, weights: list[int]
+) -> None:
+    """Of a repository with many sets the one that is named, and never what would not be opened."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    fetched: list[str] = []
+
+    def downloads(repository: str, revision: str | None, allow_patterns: Any, ignore_patterns: Any) -> str:
+        assert (repository, revision) == ("org/set", "v1")
+        fetched.extend(filter_repo_objects(PUBLISHED, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        (tmp_path / "transcoder_all").mkdir()
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", downloads)
+    with pytest.raises(ValueError, match=r"load: .* must hold one of"):
+        formats.recognise(f"{path}@v1", variant)
+    assert [name for name in fetched if name.endswith(".safetensors")] == [PUBLISHED[n] for n in weights]
+    assert not any(name.endswith((".bin", ".pt")) or name.startswith("features") for name in fetched)
+    assert ("config.yaml" in fetched) == (path == "org/set")
+
+
+def test_a_revision_that_is_quoted(hub: Path, tmp_path: Path) -> None:
+    """As addresses are: a pull request's has a slash."""
+    write("listed", tmp_path / "set")
+    folder = cached(hub, "a/b", "v1")
+    kept = folder.parent.parent / "refs" / "refs" / "pr"
+    kept.mkdir(parents=True)
+    (kept / "1").write_text(folder.name)
+    (tmp_path / "set" / "files" / "1.safetensors").rename(folder / "1.safetensors")
+    config = tmp_path / "set" / "config.yaml"
+    text = config.read_text()
+    for revision in ("refs%2Fpr%2F1", "refs/pr/1"):
+        config.write_text(text.replace("files/1.safetensors", f"hf://a/b/1.safetensors?revision={revision}"))
+        same(formats.load(tmp_path / "set"), made(False))
+
+
 def test_listed_files_of_several_repositories_and_revisions(hub: Path, tmp_path: Path) -> None:
     """One layer each from circuit-tracer's, GemmaScope's and GemmaScope 2's files; one layer has none."""
     sets = {name: write(name, tmp_path / name) for name in ("circuit_tracer", "gemma_scope", "gemma_scope_2_affine")}

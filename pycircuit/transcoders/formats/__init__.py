@@ -124,9 +124,9 @@ class Recognised:
         return f"{self.path}: {self.format.name} ({self.saw})"
 
 
-def recognise(path: str | os.PathLike[str]) -> Recognised:
-    """The format of a local folder or hub id, by its files; no tensor is read."""
-    folder = locate(path)
+def recognise(path: str | os.PathLike[str], variant: str | None = None) -> Recognised:
+    """The format of a local folder or hub id, by its files; no tensor is read. variant: all that is fetched of it."""
+    folder = locate(path, variant)
     for row in FORMATS.values():
         saw = row.sees(folder)
         if saw is not None:
@@ -163,7 +163,7 @@ def load(
 
 def _contents(path: str | os.PathLike[str], wanted: Asked) -> tuple[Recognised, Contents]:
     """(what it was taken for, what its files say)."""
-    seen = recognise(path)
+    seen = recognise(path, wanted.variant)
     contents = seen.format.read(seen.path, wanted)
     if wanted.layers not in (None, len(contents.layers)):
         got = f"{wanted.layers}, and {len(contents.layers)} in {seen.path}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
+from itertools import permutations, product
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -14,8 +16,11 @@ _NEVER_OPENED = ["features/*", "*/features/*", *(f"*{end}" for end in PICKLES)]
 _ID = re.compile(r"[\w.-]+/[\w.-]+(?:/[^@\x00]+)?(?:@[^\x00]+)?")
 
 
-def locate(path: str | os.PathLike[str]) -> Path:
-    """The folder, fetched first where it is a hub id that is not cached."""
+def locate(path: str | os.PathLike[str], variant: str | None = None) -> Path:
+    """The folder, fetched first where it is a hub id that is not cached; of several sets in it, `variant` alone."""
+    if not isinstance(path, str | os.PathLike):
+        kind = type(path).__name__
+        raise TypeError(f"load: path must be a folder or a hub id org/repo[/path][@revision], got {kind}")
     folder = Path(path)
     if folder.is_dir():
         return folder
@@ -24,7 +29,7 @@ def locate(path: str | os.PathLike[str]) -> Path:
     text = str(path)
     if not isinstance(path, str) or not _ID.fullmatch(text) or text.startswith((".", "/", "~")):
         raise FileNotFoundError(f"load: path must be a folder or a hub id org/repo[/path][@revision], got {text!r}")
-    return _fetched(*split(text))
+    return _fetched(*split(text), variant)
 
 
 def split(text: str) -> tuple[str, str, str | None]:
@@ -36,17 +41,33 @@ def split(text: str) -> tuple[str, str, str | None]:
     return "/".join(parts[:2]), "/".join(parts[2:]), revision or None
 
 
-def _fetched(repository: str, inner: str, revision: str | None) -> Path:
+def patterns(inner: str, variant: str | None) -> tuple[list[str] | None, list[str]]:
+    """(names of which one must fit, or None for all; names that must not fit) of what is fetched.
+
+    At least what `variants.chosen` leaves, and what says how to read it; published sets are too large to fetch all.
+    """
+    before, never = (f"{inner}/" if inner else ""), list(_NEVER_OPENED)
+    parts = [part.strip() for part in variant.split(",")] if variant is not None else []
+    wanted = [glob.escape(part) for part in parts if not part.startswith("not ")]
+    for part in parts:
+        if part.startswith("not "):
+            name = glob.escape(part[4:].strip())
+            never += [f"{a}{name}{b}*" for a, b in product((before, "*/", "*_", "*-", "*."), "/_-.")]
+    if not wanted:
+        return ([f"{before}*"] if inner else None), never
+    weights = [f"{before}*{'*'.join(order)}*" for order in permutations(wanted[:4])]
+    return [*weights, *(f"{before}*{end}" for end in (".yaml", ".json"))], never
+
+
+def _fetched(repository: str, inner: str, revision: str | None, variant: str | None) -> Path:
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
         raise _needs_hub(repository) from None
-    wanted = [f"{inner}/*"] if inner else None
+    wanted, never = patterns(inner, variant)
     try:
-        folder = Path(
-            snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=_NEVER_OPENED)
-        )
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=never))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise FileNotFoundError(
             f"load: path must be a folder or a hub id that can be reached or is cached, got {repository!r} "

@@ -96,7 +96,9 @@ def _header(path: Path, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], to
     if kind.str not in _KINDS:
         raise TypeError(f"load: {path}: {name} must be one of {', '.join(_KINDS)}, got {kind.str}")
     if fortran and len(shape) > 1:
-        raise ValueError(f"load: {path}: {name} must be stored row by row, got columns first")
+        raise ValueError(
+            f"load: {path}: {name} must be stored row by row, got columns first; np.ascontiguousarray stores it so"
+        )
     return tuple(int(n) for n in shape), _KINDS[kind.str], file.tell()
 
 

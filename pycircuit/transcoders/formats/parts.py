@@ -170,6 +170,8 @@ def check(contents: Contents) -> None:
     if len(first.shape) != 2:
         raise ValueError(f"load: {first} must have 2 dimensions, got shape {list(first.shape)}")
     width = first.shape[0] if one.transposed else first.shape[1]
+    if not width:
+        raise ValueError(f"load: {first} must have a width of at least 1, got shape {list(first.shape)}")
     for at, layer in enumerate(contents.layers):
         _check_layer(contents, at, layer, width, first)
 
