@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from test_formats import archive, array, dense, edit, rewrite, same, same_activity
 
 import pycircuit as pc
-from pycircuit.transcoders import formats
+from pycircuit.transcoders import formats, pages
 from pycircuit.transcoders.formats import cache, files, npz, turned, writing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -121,7 +121,7 @@ def linked_nowhere(path: Path) -> None:
 @pytest.mark.parametrize(
     ("put", "said"),
     [
-        (linked_nowhere, r"must be a file that can be read, got No such file or directory \(a link to nowhere\)"),
+        (linked_nowhere, r"must be there and readable, got No such file or directory \(a link to nowhere\)"),
         (os.mkfifo, "must be a file, got a device or a pipe"),
     ],
 )
@@ -162,10 +162,25 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", refuses)
-        with pytest.raises(PermissionError, match=rf"load: {path} must be a file that can be read, got Perm"):
+        with pytest.raises(PermissionError, match=rf"load: {path} must be there and readable, got Permission"):
             formats.load(tmp_path / "set")
     monkeypatch.setattr(os, "scandir", hides)
-    with pytest.raises(PermissionError, match=rf"load: {path.parent} must be a folder that can be read"):
+    with pytest.raises(PermissionError, match=rf"load: {path.parent} must be there and readable, got Perm"):
+        formats.load(tmp_path / "set")
+
+
+def test_a_folder_that_may_not_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("circuit_tracer", tmp_path / "set")
+    config, states = tmp_path / "set" / "config.yaml", Path.stat
+
+    def refuses(self: Path, **how: Any) -> os.stat_result:
+        if self == config:
+            raise PermissionError(13, "Permission denied", str(self))
+        return states(self, **how)
+
+    monkeypatch.setattr(Path, "stat", refuses)
+    monkeypatch.setattr(Path, "is_file", lambda self: bool(self.stat()))
+    with pytest.raises(PermissionError, match=rf"^load: {config} must be there and readable, got Permission denied"):
         formats.load(tmp_path / "set")
 
 
@@ -586,6 +601,7 @@ def test_folded_encoders_are_kept(
         assert all(isinstance(rule, type(expected.activation[0])) for rule in got.activation)
         assert len(norms) == len(list((own_cache / "norms").iterdir())) == LAYERS
         assert len(list((own_cache / "encoders").iterdir())) == LAYERS
+        assert all(w in pages._HELD for w in got.w_enc)
     wide = formats.load(tmp_path / "set", lazy=False, dtype=torch.float64)
     same(formats.load(tmp_path / "set", dtype=torch.float64), wide)
     path = next((tmp_path / "set").rglob("*.safetensors"))
@@ -617,6 +633,7 @@ def test_standardized_encoders_are_kept(
         same(got, expected)
         same_activity(got, expected)
         assert len(list((own_cache / "encoders").iterdir())) == LAYERS
+        assert all(w in pages._HELD for w in got.w_enc)
 
 
 def test_what_reads_once_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:

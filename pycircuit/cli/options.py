@@ -100,7 +100,9 @@ class Opening:
     transcoders: Annotated[
         str | None, typer.Option("--transcoders", "-t", help="A folder or a hub name; demo has its own, clt and plt.")
     ] = None
-    variant: Annotated[str | None, typer.Option(help="Which of several sets: parts of a path, with commas.")] = None
+    variant: Annotated[
+        str | None, typer.Option(help="Which of several sets: parts of a path, or 'not' one, with commas.")
+    ] = None
     reads: Annotated[str | None, typer.Option(help="Where transcoders read, if files do not say: a hook.")] = None
     writes: Annotated[str | None, typer.Option(help="Where they write.")] = None
     cache: Annotated[str | None, typer.Option(help="Bytes of decoder rows kept, such as 4GiB.")] = None

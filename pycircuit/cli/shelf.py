@@ -22,7 +22,9 @@ class Reading:
     """What the files leave open."""
 
     layers: Annotated[int | None, typer.Option(help="The model's, where some may have no transcoder.", min=1)] = None
-    variant: Annotated[str | None, typer.Option(help="Which of several sets: parts of a path, with commas.")] = None
+    variant: Annotated[
+        str | None, typer.Option(help="Which of several sets: parts of a path, or 'not' one, with commas.")
+    ] = None
     reads: Annotated[str | None, typer.Option(help=" | ".join(READS), autocompletion=among(*READS))] = None
     writes: Annotated[str | None, typer.Option(help=" | ".join(WRITES), autocompletion=among(*WRITES))] = None
 

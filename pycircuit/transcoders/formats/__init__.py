@@ -28,6 +28,7 @@ from . import (
     saving,
     sparsify,
 )
+from .files import telling
 from .hub import locate
 from .parts import MOST_LAYERS, Asked, Contents, Layer, assemble, check
 from .report import Report, report
@@ -127,11 +128,12 @@ class Recognised:
 def recognise(path: str | os.PathLike[str], variant: str | None = None) -> Recognised:
     """The format of a local folder or hub id, by its files; no tensor is read. variant: all that is fetched of it."""
     folder = locate(path, variant)
-    for row in FORMATS.values():
-        saw = row.sees(folder)
-        if saw is not None:
-            return Recognised(folder, row, saw)
-    names = sorted(p.name for p in folder.iterdir())
+    with telling(folder):
+        for row in FORMATS.values():
+            saw = row.sees(folder)
+            if saw is not None:
+                return Recognised(folder, row, saw)
+        names = sorted(p.name for p in folder.iterdir())
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") or "nothing"
     known = "; ".join(f"{row.name} ({row.files})" if row.files else row.name for row in FORMATS.values())
     raise ValueError(f"load: {folder} must hold one of: {known}; got a folder with {shown}")
@@ -164,7 +166,8 @@ def load(
 def _contents(path: str | os.PathLike[str], wanted: Asked) -> tuple[Recognised, Contents]:
     """(what it was taken for, what its files say)."""
     seen = recognise(path, wanted.variant)
-    contents = seen.format.read(seen.path, wanted)
+    with telling(seen.path):
+        contents = seen.format.read(seen.path, wanted)
     if wanted.layers not in (None, len(contents.layers)):
         got = f"{wanted.layers}, and {len(contents.layers)} in {seen.path}"
         raise ValueError(f"load: layers must be the number that the files are for, got {got}")

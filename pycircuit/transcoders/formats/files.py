@@ -118,20 +118,27 @@ class Stored:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """What the system says against a file, in our words. To open a pipe would be to wait for ever."""
+def telling(path: Path) -> Iterator[None]:
+    """What the system says against a file or a folder, in our words."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError(
-                f"load: {path} must be a file, got {'a folder' if path.is_dir() else 'a device or a pipe'}"
-            )
         yield
     except OSError as error:
         if str(error).startswith("load:"):
             raise
-        linked = " (a link to nowhere)" if path.is_symlink() and not path.exists() else ""
+        where = Path(error.filename) if isinstance(error.filename, str) else path
+        linked = " (a link to nowhere)" if isinstance(error, FileNotFoundError) and where.is_symlink() else ""
         said = f"{error.strerror or error}{linked}"
-        raise type(error)(f"load: {path} must be a file that can be read, got {said}") from None
+        raise type(error)(f"load: {where} must be there and readable, got {said}") from None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Only of a file: to open a pipe would be to wait for ever."""
+    with telling(path):
+        if not stat.S_ISREG(path.stat().st_mode):
+            got = "a folder" if path.is_dir() else "a device or a pipe"
+            raise ValueError(f"load: {path} must be a file, got {got}")
+        yield
 
 
 def read_at(file: int, into: memoryview, at: int, path: Path) -> None:

@@ -32,7 +32,7 @@ def tree(folder: Path, end: str) -> list[str]:
 
 def _unreadable(error: OSError) -> None:
     """A folder that is passed over would be a layer that is not there."""
-    raise type(error)(f"load: {error.filename} must be a folder that can be read, got {error.strerror}") from None
+    raise error
 
 
 def _leads_on(folder: Path, inner: Path) -> bool:
