@@ -82,6 +82,23 @@ def anywhere(rng: random.Random, data: bytes) -> bytes:
     return flipped(rng, data, 0, len(data), rng.choice((1, 4, 16)))
 
 
+# Of an archive: what begins a record (its directory's, a member's own, the end's), and where its fields are.
+RECORDS = {
+    b"PK\x01\x02": (6, 8, 10, 12, 16, 20, 24, 28, 30, 32, 34, 36, 38, 42),
+    b"PK\x03\x04": (4, 6, 8, 10, 14, 18, 22, 26, 28),
+    b"PK\x05\x06": (4, 6, 8, 10, 12, 16, 20),
+}
+
+
+def zipped(rng: random.Random, data: bytes) -> bytes:
+    """One field of one record replaced, so that an archive's directory and its members tell different stories."""
+    mark = rng.choice(sorted(RECORDS))
+    at = rng.choice([n for n in range(len(data)) if data.startswith(mark, n)]) + rng.choice(RECORDS[mark])
+    size = rng.choice((2, 4))
+    new = rng.choice((rng.randbytes(size), bytes(size), b"\xff" * size, bytes([rng.randrange(20)]) + bytes(size - 1)))
+    return (data[:at] + new + data[at + size :])[: len(data)]
+
+
 VALUES: list[Any] = [None, True, -1, 0, 2**31, 2**63, 1e308, "", "x", "../x", "I8", "F64", [], [0], [2**40] * 2, {}]
 
 
@@ -132,7 +149,7 @@ def config(rng: random.Random, data: bytes) -> bytes:
 def mutations(path: Path) -> list[Mutation]:
     if path.suffix == ".safetensors":
         return [header, body, cut, longer, entry, entry]
-    return [anywhere, cut, longer] if path.suffix == ".npz" else [config]
+    return [anywhere, zipped, zipped, cut, longer] if path.suffix == ".npz" else [config]
 
 
 def outcome(folder: Path, told: dict[str, Any]) -> Any:
