@@ -137,6 +137,15 @@ def test_what_is_no_file(tmp_path: Path, name: str, put: Callable[[Path], None],
     assert str(caught.value).startswith(f"load: {path}")
 
 
+@pytest.mark.parametrize("name", ["circuit_tracer", "gemma_scope", "gemma_scope_2"])
+def test_a_repository_that_was_cloned_without_its_large_files(tmp_path: Path, name: str) -> None:
+    write(name, tmp_path / "set")
+    for path in (p for p in (tmp_path / "set").rglob("*") if p.suffix in (".safetensors", ".npz")):
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1000\n")
+    with pytest.raises(ValueError, match=r"load: .* must be the file itself, got git-lfs's pointer to it; run git lfs"):
+        formats.load(tmp_path / "set")
+
+
 def test_a_folder_for_a_file(tmp_path: Path) -> None:
     write("circuit_tracer", tmp_path / "set")
     (tmp_path / "set" / "layer_1.safetensors").unlink()
@@ -527,6 +536,23 @@ def test_half_of_a_file_in_the_cache_is_written_again(
         path.unlink()
     same(formats.load(tmp_path / "set"), expected)
     assert sorted((own_cache / "npz").iterdir()) == kept
+
+
+def test_an_archive_that_changes_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    """What is kept of the old one must not be the new one's numbers."""
+    write("gemma_scope_compressed", tmp_path / "set")
+    unpack = npz._unpack
+
+    def changes(path: Path, *args: Any) -> None:
+        path.write_bytes(path.read_bytes() + bytes(2))
+        unpack(path, *args)
+
+    monkeypatch.setattr(npz, "_unpack", changes)
+    with pytest.raises(ValueError, match=r"params\.npz must not change while in use"):
+        formats.load(tmp_path / "set")
+    assert not list(own_cache.rglob("*.*"))
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from pycircuit.transcoders.pages import State
 KINDS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 _CHUNK = 32 << 20  # bytes read at a time
+_POINTER, _LONGEST_POINTER = b"version https://git-lfs", 1024  # what git leaves of a large file without its extension
 _YAML = 128 << 10  # bytes; of a hundred layers' locations there are ten times less, and reading them is slow
 
 
@@ -135,9 +136,12 @@ def telling(path: Path) -> Iterator[None]:
 def reading(path: Path) -> Iterator[None]:
     """Only of a file: to open a pipe would be to wait for ever."""
     with telling(path):
-        if not stat.S_ISREG(path.stat().st_mode):
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
             got = "a folder" if path.is_dir() else "a device or a pipe"
             raise ValueError(f"load: {path} must be a file, got {got}")
+        if found.st_size < _LONGEST_POINTER and path.read_bytes().startswith(_POINTER):
+            raise ValueError(f"load: {path} must be the file itself, got git-lfs's pointer to it; run git lfs pull")
         yield
 
 

@@ -121,7 +121,9 @@ def _unpack(path: Path, members: list[zipfile.ZipInfo], arrays: list[Stored], fr
     ordered = sorted(zip(arrays, members, strict=True), key=lambda pair: (-pair[0].dtype.itemsize, pair[0].name))
     text = safetensors_header({stored.name: (stored.dtype, stored.shape) for stored, _ in ordered})
     try:
-        with zipfile.ZipFile(path) as archive, fresh.open("wb") as out:
+        with path.open("rb") as packed, zipfile.ZipFile(packed) as archive, fresh.open("wb") as out:
+            if arrays[0].state is not None:
+                arrays[0].state.check(path, os.fstat(packed.fileno()))
             out.write(text)
             for stored, member in ordered:
                 with archive.open(member) as file:
