@@ -69,6 +69,34 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return filled
 
 
+@pytest.fixture
+def odd_defaults() -> Iterator[Callable[[], None]]:
+    """Makes torch give float64 on no device where it is not told otherwise."""
+
+    def change() -> None:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+
+    yield change
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+@every_form
+@pytest.mark.parametrize("op", OPS)
+def test_defaults_of_torch_change_nothing(
+    op: str, form: str, isa: str | None, odd_defaults: Callable[[], None]
+) -> None:
+    case = next(iter(cases.CASES[op]))
+    expected, args = run(op, case, form, isa), cases.CASES[op][case](cases.generator(4))
+    odd_defaults()
+    with pc.use(form, isa=isa):
+        found = getattr(pc.ops, op)(*args)
+    got = [found.row_ptr, found.index, found.value] if isinstance(found, pc.Features) else [found]
+    assert [(t.dtype, t.device.type) for t in got] == [(t.dtype, "cpu") for t in expected]
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("op", "case"), [e for e in EVERY if e[0] != "edge_scores"], ids=lambda v: v)
 def test_poisoned_outputs(op: str, case: str, isa: str, poison: list[int]) -> None:

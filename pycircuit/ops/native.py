@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,10 @@ from .dispatch import forced, native_isas
 from .features import Features
 
 _ELEMENT = {torch.float32: 0, torch.bfloat16: 1}
+
+# Of everything that a kernel is given the address of: torch's defaults are the user's to change.
+_FLOAT: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+_INT: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
 
 
 def isa_index() -> int:
@@ -36,9 +42,9 @@ def _sparse(f: Features) -> tuple[int, int, int, int]:
 
 def _threshold(activation: Activation) -> Tensor:
     if isinstance(activation, JumpReLU):
-        return torch.as_tensor(activation.theta, dtype=torch.float32).reshape(-1).contiguous()
+        return torch.as_tensor(activation.theta, **_FLOAT).reshape(-1).contiguous()
     value = max(activation.threshold, 0.0) if isinstance(activation, BatchTopK) else 0.0
-    return torch.tensor([value], dtype=torch.float32)
+    return torch.tensor([value], **_FLOAT)
 
 
 def encode(x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activation, ignore_positions: int) -> Features:
@@ -48,15 +54,15 @@ def encode(x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activation, igno
         isa_index(), x.data_ptr(), x.shape[0], x.shape[1], x.stride(0), _weights(w_enc), b_enc.data_ptr(),
         theta.data_ptr(), int(theta.numel() > 1), top_k, keep, ignore_positions, torch.get_num_threads(),
     )  # fmt: skip
-    row_ptr = torch.empty(len(x) + 1, dtype=torch.int64)
-    index, value = torch.empty(found.count, dtype=torch.int64), torch.empty(found.count)
+    row_ptr = torch.empty(len(x) + 1, **_INT)
+    index, value = torch.empty(found.count, **_INT), torch.empty(found.count, **_FLOAT)
     found.copy(row_ptr.data_ptr(), index.data_ptr(), value.data_ptr())
     return Features(row_ptr, index, value)
 
 
 def decode(features: Features, w_dec: Tensor, bias: Tensor | None) -> Tensor:
     slots = w_dec.shape[1:-1]
-    out = torch.empty(*slots, features.positions, w_dec.shape[-1])
+    out = torch.empty(*slots, features.positions, w_dec.shape[-1], **_FLOAT)
     bias = None if bias is None else bias.float().contiguous()
     _native.decode(
         isa_index(), _sparse(features), _weights(w_dec), 0 if bias is None else bias.data_ptr(), out.data_ptr(),
@@ -67,7 +73,7 @@ def decode(features: Features, w_dec: Tensor, bias: Tensor | None) -> Tensor:
 
 def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None) -> Tensor:
     rows, heads, width = y.shape
-    z = torch.empty(rows, attention.groups, width) if out is None else out
+    z = torch.empty(rows, attention.groups, width, **_FLOAT) if out is None else out
     if isinstance(attention, RecomputedAttention):
         query, key = attention.query.float().contiguous(), attention.key.float().contiguous()
         lse = attention.normaliser().float().contiguous()
@@ -92,7 +98,7 @@ def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec:
 
 
 def influence(rows: Tensor, node: Tensor, weight: Tensor, order: Tensor | None) -> Tensor:
-    out = torch.empty(rows.shape[1])
+    out = torch.empty(rows.shape[1], **_FLOAT)
     weight = weight.float().contiguous()
     _native.influence(
         isa_index(), rows.data_ptr(), node.shape[0], rows.shape[1], rows.stride(0), node.data_ptr(), weight.data_ptr(),
