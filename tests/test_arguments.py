@@ -193,6 +193,14 @@ def test_one_float64_among_float32(op: str, path: str) -> None:
 
 
 @pytest.mark.usefixtures("nothing_runs")
+@pytest.mark.parametrize(("op", "path"), EVERY_ARRAY)
+def test_inside_a_transform(op: str, path: str) -> None:
+    args = good(op)
+    with pytest.raises(TypeError, match=rf"^{op}: [\w.]+ must be a tensor with memory of its own, got one without"):
+        torch.func.vmap(lambda t: getattr(pc.ops, op)(**put(args, path, t)))(get(args, path)[None])
+
+
+@pytest.mark.usefixtures("nothing_runs")
 @pytest.mark.parametrize(("op", "path"), [p for p in EVERY_ARRAY if get(good(p[0]), p[1]).is_floating_point()])
 def test_not_its_own_values(op: str, path: str) -> None:
     args = good(op)

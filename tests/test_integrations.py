@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from typing import Any
 
@@ -38,6 +39,31 @@ def test_methods_are_replaced_and_put_back() -> None:
             Accelerated(counter, {"step": lambda self: 0})
     handle.undo()
     assert counter.step() == 4 and calls == [1]
+
+
+def test_another_patch_is_not_taken_away() -> None:
+    counter, calls = Counter(), []
+    handle = Accelerated(counter, {"step": lambda self: 0}, lambda: calls.append(1))
+    ours, counter.step = counter.step, lambda: 7
+    with pytest.raises(ValueError, match=r"undo: Counter must still have the step it was given, got one"):
+        handle.undo()
+    assert counter.step() == 7 and not calls
+    counter.step = ours
+    handle.undo()
+    assert counter.step() == 1 and calls == [1]
+
+
+def test_a_pickled_object_runs_its_own_methods() -> None:
+    def step(self: Counter) -> int:
+        return 9
+
+    counter = Counter()
+    with Accelerated(counter, {"step": step}):
+        again = pickle.loads(pickle.dumps(counter))
+    assert again.step() == 1
+    with Accelerated(again, {"step": lambda self: 5}):
+        assert again.step() == 5
+    assert again.step() == 1
 
 
 def test_circuit_tracer_is_imported_when_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

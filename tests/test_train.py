@@ -115,6 +115,28 @@ def test_gradients_are_those_of_the_dense_form(rule: str, dtype: torch.dtype) ->
         assert expected[name].abs().max() > 0.1
 
 
+def test_gradients_of_a_plain_sum_and_of_what_is_asked_alone() -> None:
+    """A sum's gradient is one number, stretched."""
+    for wanted in ("x", "w_enc", "b_enc", "w_dec"):
+        sides = []
+        for sparse in (False, True):
+            t = leaves(torch.float64)
+            for name, leaf in t.items():
+                leaf.requires_grad_(name == wanted)
+            if sparse:
+                entries = found("relu", t)
+                value = values(t["x"], t["w_enc"], t["b_enc"], entries)
+                out = decode(value, t["w_dec"], entries)
+            else:
+                value = dense_values("relu", t)
+                out = torch.einsum("pf,sfd->spd", value, t["w_dec"])
+            loss = out.sum() if wanted == "w_dec" else value.sum()
+            loss.backward()
+            assert all((leaf.grad is None) == (name != wanted) for name, leaf in t.items())
+            sides.append(t[wanted].grad)
+        torch.testing.assert_close(*sides, rtol=1e-12, atol=1e-12)
+
+
 def test_jumprelu_thresholds_learn_from_entries_on_both_sides() -> None:
     t = leaves(torch.float64)
     entries = found("jumprelu", t)

@@ -4,7 +4,8 @@
         written = transcoder(x)
 
 Results and gradients are those of SAELens, up to the order of sums; the positions x features matrix is made only by
-what returns it. NaN is an error, and so is a hook on pre-activations, which nobody makes.
+what returns it. Under autocast sums stay in the weights' type. NaN is an error, and so is a hook on pre-activations,
+which nobody makes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pycircuit.ops import Features, JumpReLU, ReLU
 from pycircuit.train import sparse
 from pycircuit.train.sparse import Entries
 
-from .handle import Accelerated
+from .handle import Accelerated, rows_together
 
 KINDS = ("Transcoder", "SkipTranscoder", "JumpReLUTranscoder", "JumpReLUSkipTranscoder")
 
@@ -29,26 +30,29 @@ KINDS = ("Transcoder", "SkipTranscoder", "JumpReLUTranscoder", "JumpReLUSkipTran
 def accelerate(transcoder: Any) -> Accelerated:
     """Its encode, decode, forward and forward_with_activations run ours, in place, until `undo()` or a `with` ends.
 
-    The encoder lies feature by feature in the meantime, the same parameter with the same values; what state_dict gives
-    lies as ever.
+    An encoder that is not trained (`requires_grad_(False)`) lies feature by feature in the meantime, the same parameter
+    with the same values. One that is stays as it is, as an optimizer's state does, and is copied at every call.
     """
     _check("accelerate", transcoder)
-    methods = (encode, decode, forward, forward_with_activations)
-    held: list[Any] = []
+    methods = (encode, decode, forward, forward_with_activations, process_state_dict_for_saving)
+    w_enc = transcoder.W_enc
+    by_feature = None if w_enc.requires_grad or w_enc.is_inference() else w_enc.data.T.contiguous().T
+    whole = w_enc.is_contiguous()
 
     def restore() -> None:
-        held.pop().remove()
-        transcoder.W_enc.data = transcoder.W_enc.data.contiguous()
+        if by_feature is not None and whole:
+            transcoder.W_enc.data = transcoder.W_enc.data.contiguous()
 
     handle = Accelerated(transcoder, {f.__name__: f for f in methods}, restore)
-    held.append(transcoder.register_state_dict_post_hook(_as_ever))
-    transcoder.W_enc.data = transcoder.W_enc.data.T.contiguous().T
+    if by_feature is not None:
+        w_enc.data = by_feature
     return handle
 
 
-def _as_ever(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+def process_state_dict_for_saving(transcoder: Any, state_dict: dict[str, Any]) -> None:
     """Files of tensors want each in one piece."""
-    state[f"{prefix}W_enc"] = state[f"{prefix}W_enc"].contiguous()
+    type(transcoder).process_state_dict_for_saving(transcoder, state_dict)
+    state_dict.update({name: t.contiguous() for name, t in state_dict.items()})
 
 
 def encode(transcoder: Any, x: Tensor) -> Tensor:
@@ -70,17 +74,17 @@ def decode(transcoder: Any, feature_acts: Tensor) -> Tensor:
     if feature_acts.shape[-1:] != w_dec.shape[:1]:
         rule = f"end with the {len(w_dec)} features of W_dec"
         raise ValueError(f"decode: feature_acts must {rule}, got shape {list(feature_acts.shape)}")
-    flat = _DecodeDense.apply(feature_acts.reshape(-1, len(w_dec)), w_dec)
+    flat = _DecodeDense.apply(feature_acts.reshape(-1, len(w_dec)), rows_together(w_dec))
     return _finished(transcoder, flat, tuple(feature_acts.shape[:-1]))
 
 
 def forward(transcoder: Any, x: Tensor) -> Tensor:
     """What `transcoder(x)` returns: [..., d_out]. The activations are made only for a hook that looks at them."""
     _check("forward", transcoder)
-    if _hooked(transcoder.hook_sae_acts_post):
+    if not _idle(transcoder.hook_sae_acts_post):
         return forward_with_activations(transcoder, x)[0]
     entries, values, shape = _found(transcoder, x)
-    written = sparse.decode(values, transcoder.W_dec[None], entries)[0]
+    written = sparse.decode(values, rows_together(transcoder.W_dec)[None], entries)[0]
     return _with_skip(transcoder, x, _finished(transcoder, written, shape))
 
 
@@ -98,8 +102,9 @@ def _check(op: str, transcoder: Any) -> None:
     if type(transcoder) not in [getattr(theirs, name) for name in KINDS]:
         known, got = ", ".join(KINDS), type(transcoder).__name__
         raise TypeError(f"{op}: transcoder must be one of SAELens's {known}, got {got}")
-    if type(transcoder.activation_fn) is not torch.nn.ReLU:
-        got = type(transcoder.activation_fn).__name__
+    act = transcoder.activation_fn
+    if type(act) is not torch.nn.ReLU or _hooked(act):
+        got = f"{type(act).__name__} with a hook" if type(act) is torch.nn.ReLU else type(act).__name__
         raise ValueError(f"{op}: transcoder.activation_fn must be the ReLU that SAELens gives it, got {got}")
 
 
@@ -107,19 +112,22 @@ def _hooked(point: Any) -> bool:
     return bool(point._forward_pre_hooks or point._forward_hooks or point._backward_pre_hooks or point._backward_hooks)
 
 
+def _idle(point: Any) -> bool:
+    """Whether nothing happens there: SAELens puts an Identity where it disables a hook, users put what they like."""
+    return type(point).__name__ in ("HookPoint", "Identity") and not _hooked(point)
+
+
 def _found(transcoder: Any, x: Tensor) -> tuple[Entries, Tensor, tuple[int, ...]]:
     """(active entries, their values with gradients: [n], the shape before features)."""
-    if _hooked(transcoder.hook_sae_acts_pre):
+    if not _idle(transcoder.hook_sae_acts_pre):
         raise ValueError(
             "encode: hook_sae_acts_pre must have no hook, got one, and pre-activations are never made; "
             "remove it, or undo() the acceleration"
         )
     x = transcoder.process_sae_in(x)
-    flat, w_enc, b_enc = x.reshape(-1, x.shape[-1]).contiguous(), transcoder.W_enc.T, transcoder.b_enc
-    w_enc = w_enc if w_enc.stride(-1) == 1 else w_enc.contiguous()
-    rule: ReLU | JumpReLU = ReLU()
-    if "threshold" in transcoder._parameters:
-        rule = JumpReLU(transcoder.threshold.detach().clamp_min(0.0))  # theirs comes after a ReLU
+    flat, b_enc = x.reshape(-1, x.shape[-1]).contiguous(), transcoder.b_enc.contiguous()
+    w_enc, theta = rows_together(transcoder.W_enc.T), getattr(transcoder, "threshold", None)
+    rule = ReLU() if theta is None else JumpReLU(theta.detach().clamp_min(0.0))  # theirs comes after a ReLU
     with torch.no_grad():
         entries = Entries.of(ops.encode(flat, w_enc, b_enc, rule), len(w_enc))
     return entries, sparse.values(flat, w_enc, b_enc, entries), tuple(x.shape[:-1])
@@ -127,15 +135,16 @@ def _found(transcoder: Any, x: Tensor) -> tuple[Entries, Tensor, tuple[int, ...]
 
 def _finished(transcoder: Any, written: Tensor, shape: tuple[int, ...]) -> Tensor:
     """written: [positions, d_out]; with the bias, in their type and shape."""
-    out = (written + transcoder.b_dec).to(transcoder.W_dec.dtype).view(*shape, -1)
+    out = (written + transcoder.b_dec).to(transcoder.W_dec.dtype).view(*shape, written.shape[-1])
     seen: Tensor = transcoder.hook_sae_recons(out)
     return seen
 
 
 def _with_skip(transcoder: Any, x: Tensor, written: Tensor) -> Tensor:
-    if "W_skip" not in transcoder._parameters:
+    w_skip = getattr(transcoder, "W_skip", None)
+    if w_skip is None:
         return written
-    skip: Tensor = x @ transcoder.W_skip.T.to(x.device)
+    skip: Tensor = x @ w_skip.T.to(x.device)
     return written + skip
 
 

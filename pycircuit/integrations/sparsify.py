@@ -4,7 +4,8 @@
         out = coder(x, y)
 
 Results and gradients are those of sparsify, up to the order of sums and of a token's latents, which it leaves open; a
-token's latents ascend. `pre_acts` are made when somebody looks at them. NaN is an error.
+token's latents ascend. `pre_acts` are made when somebody looks at them; weights changed through `.data` in between are
+not noticed. Under autocast sums stay in the weights' type. NaN is an error.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pycircuit.ops import TopK
 from pycircuit.train import sparse
 from pycircuit.train.sparse import Entries
 
-from .handle import Accelerated
+from .handle import Accelerated, rows_together
 
 
 def accelerate(coder: Any) -> Accelerated:
@@ -42,13 +43,15 @@ def encode(coder: Any, x: Tensor) -> Any:
     if not 1 <= k <= len(weight):
         raise ValueError(f"encode: cfg.k must be from 1 to the {len(weight)} latents, got {k}")
     flat = x.reshape(-1, x.shape[-1]).contiguous()
+    rows, ends = rows_together(weight), bias.contiguous()
     with torch.no_grad():
-        entries = Entries.of(ops.encode(flat, weight, bias, TopK(k, keep_negative=True)), len(weight))
-    values = sparse.values(flat, weight, bias, entries)
+        entries = Entries.of(ops.encode(flat, rows, ends, TopK(k, keep_negative=True)), len(weight))
+    values = sparse.values(flat, rows, ends, entries)
     values = values + (values.clamp_min(0.0) - values).detach()  # zero, and yet with their gradient
     shape = (*x.shape[:-1], k)
     pre = _Later.of(x.detach(), weight.detach(), bias.detach())
-    return theirs.EncoderOutput(values.to(weight.dtype).view(shape), entries.index.view(shape), pre)
+    index = entries.index.clone()  # the gradients need theirs as it is
+    return theirs.EncoderOutput(values.to(weight.dtype).view(shape), index.view(shape), pre)
 
 
 def decode(coder: Any, top_acts: Tensor, top_indices: Tensor) -> Tensor:
@@ -63,9 +66,11 @@ def decode(coder: Any, top_acts: Tensor, top_indices: Tensor) -> Tensor:
     ends = torch.arange(shape[:-1].numel() + 1, device=top_acts.device) * shape[-1]
     value = top_acts.to(dtype).reshape(-1)
     value = value if dtype == torch.float64 else value.float()
-    entries = Entries(ends, top_indices.reshape(-1).long(), value.detach(), len(coder.W_dec))
-    written = sparse.decode(value, coder.W_dec[None], entries)[0]
-    return (written + coder.b_dec).to(dtype).view(*shape[:-1], -1)
+    index = top_indices.detach().long().reshape(-1)
+    index = index.clone() if index.data_ptr() == top_indices.data_ptr() else index  # theirs may change before backward
+    entries = Entries(ends, index, value.detach(), len(coder.W_dec))
+    written = sparse.decode(value, rows_together(coder.W_dec)[None], entries)[0]
+    return (written + coder.b_dec).to(dtype).view(*shape[:-1], written.shape[-1])
 
 
 def _check(op: str, coder: Any) -> Any:
@@ -92,12 +97,12 @@ class _Later(Tensor):
     def of(cls, x: Tensor, weight: Tensor, bias: Tensor) -> _Later:
         later = torch.empty(0, device="meta").as_subclass(cls)
         later._parts = (x, weight, bias)
-        later._versions = [t._version for t in later._parts]
+        later._versions = _versions(later._parts)
         return later
 
     def _now(self) -> Tensor:
         if self._made is None:
-            if self._versions != [t._version for t in self._parts]:
+            if self._versions != _versions(self._parts):
                 raise ValueError("encode: pre_acts must be looked at before x or the weights change, got a change")
             self._made = torch.relu(torch.nn.functional.linear(*self._parts))
         return self._made
@@ -107,6 +112,11 @@ class _Later(Tensor):
         cls, function: Any, types: Sequence[type], args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         return function(*_now(args), **_now(kwargs or {}))
+
+
+def _versions(parts: Sequence[Tensor]) -> list[int]:
+    """How often each was written to; in inference mode nobody counts."""
+    return [0 if t.is_inference() else t._version for t in parts]
 
 
 def _now(value: Any) -> Any:

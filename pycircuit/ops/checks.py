@@ -37,12 +37,23 @@ def tensor(op: str, name: str, value: Any) -> Tensor:
         raise ValueError(f"{op}: {name} must hold data on the CPU or a GPU, got a tensor on meta")
     if t.is_neg():
         raise ValueError(f"{op}: {name} must hold its own values, got a lazily negated view; call .resolve_neg()")
-    if t.data_ptr() % t.element_size():
+    address = _address(op, name, t)
+    if address % t.element_size():
         raise ValueError(
-            f"{op}: {name} must be aligned to its {t.element_size()}-byte elements, got address "
-            f"{t.data_ptr():#x}; make a copy"
+            f"{op}: {name} must be aligned to its {t.element_size()}-byte elements, got address {address:#x}; "
+            "make a copy"
         )
     return t
+
+
+def _address(op: str, name: str, t: Tensor) -> int:
+    try:
+        return t.data_ptr()
+    except RuntimeError:
+        raise TypeError(
+            f"{op}: {name} must be a tensor with memory of its own, got one without, such as torch.func's transforms "
+            "(vmap, grad, jvp) and tracers make"
+        ) from None
 
 
 def _from_numpy(op: str, name: str, value: Any) -> Tensor:

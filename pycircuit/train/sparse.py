@@ -84,15 +84,16 @@ class _Encode(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, w_enc, theta = ctx.saved_tensors
         entries, grad_theta = ctx.entries, None
-        grad_pre = grads[0]
+        grad_pre = grads[0].contiguous()
         if theta is not None:
             at = theta[entries.index]
             near = (entries.pre - at).abs() < ctx.bandwidth / 2
             grad_theta = entries.per_feature(torch.where(near, -at / ctx.bandwidth * grad_pre, 0))
             grad_pre = torch.where(entries.pre > at, grad_pre, 0)
         grad_x = ops.decode(entries.at_positions(grad_pre), w_enc) if ctx.needs_input_grad[0] else None
-        grad_w = ops.decode(entries.at_features(grad_pre), x)
-        return grad_x, grad_w, entries.per_feature(grad_pre), grad_theta, None, None
+        grad_w = ops.decode(entries.at_features(grad_pre), x) if ctx.needs_input_grad[1] else None
+        grad_b = entries.per_feature(grad_pre) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_w, grad_b, grad_theta, None, None
 
 
 class _Decode(torch.autograd.Function):
@@ -107,7 +108,9 @@ class _Decode(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         value, w_dec = ctx.saved_tensors
         grad, entries = grads[0].contiguous(), ctx.entries
-        grad_w = ops.decode(entries.at_features(value), grad.transpose(0, 1))
+        grad_w = ops.decode(entries.at_features(value), grad.transpose(0, 1)) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, grad_w, None
         whole = torch.tensor([0, grad.shape[1]], device=grad.device)
         grad_value, one = value.new_zeros(1, len(value)), entries.at_positions(torch.ones_like(value))
         for slot in range(len(w_dec)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import pycircuit as pc
 from pycircuit.integrations import sae_lens, sparsify
@@ -159,8 +161,9 @@ def test_saelens_hooks_run() -> None:
     t.run_with_cache(x)
 
 
-def test_saelens_is_saved_and_copied_as_ever(tmp_path: Path) -> None:
-    t, x = transcoder("JumpReLUTranscoder"), streams(6)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_saelens_is_saved_and_copied_as_ever(frozen: bool, tmp_path: Path) -> None:
+    t, x = transcoder("JumpReLUTranscoder").requires_grad_(not frozen), streams(6)
     expected = t(x)
     with sae_lens.accelerate(t):
         t.save_model(tmp_path)
@@ -178,29 +181,192 @@ def test_saelens_is_saved_and_copied_as_ever(tmp_path: Path) -> None:
 def test_saelens_is_put_back() -> None:
     t, x = transcoder("Transcoder"), streams(6)
     expected, before = t(x), t.W_enc
+    for frozen in (False, True):
+        t.requires_grad_(not frozen)
+        handle = sae_lens.accelerate(t)
+        assert t.W_enc is before and before.T.is_contiguous() is frozen and {"encode", "forward"} <= vars(t).keys()
+        torch.testing.assert_close(t(x), expected)
+        handle.undo()
+        handle.undo()
+        assert before.is_contiguous() and not {"encode", "decode", "forward"} & vars(t).keys()
+        assert torch.equal(t(x), expected)
+
+
+def test_saelens_is_not_put_back_over_another_patch() -> None:
+    t = transcoder("Transcoder")
     handle = sae_lens.accelerate(t)
-    assert t.W_enc is before and before.T.is_contiguous() and t.encode.__func__ is sae_lens.encode
+    ours, t.encode = t.encode, lambda x: x
+    with pytest.raises(ValueError, match=r"undo: Transcoder must still have the encode it was given, got one that was"):
+        handle.undo()
+    t.encode = ours
     handle.undo()
-    handle.undo()
-    assert before.is_contiguous() and not {"encode", "decode", "forward"} & vars(t).keys()
-    assert torch.equal(t(x), expected) and not t._state_dict_hooks
+    assert "encode" not in vars(t)
 
 
-def test_saelens_learns_alike() -> None:
-    """Some steps of Adam, with and without."""
+@pytest.mark.parametrize("fused", [False, True])
+def test_saelens_learns_alike(fused: bool) -> None:
+    """Some steps of one Adam without, with and without again: its state lies as the weights did."""
     ways = {}
     for fast in (False, True):
         t = transcoder("SkipTranscoder")
-        handle = sae_lens.accelerate(t) if fast else None
-        adam = torch.optim.Adam(t.parameters(), 1e-2)
-        for step in range(5):
+        adam = torch.optim.Adam(t.parameters(), 1e-2, fused=fused)
+        for step in range(6):
             adam.zero_grad()
-            (t(streams(8, seed=step)) - streams(8, seed=step + 100)).square().mean().backward()
-            adam.step()
-        if handle is not None:
-            handle.undo()
+            with sae_lens.accelerate(t) if fast and 2 <= step < 4 else nullcontext():
+                (t(streams(8, seed=step)) - streams(8, seed=step + 100)).square().mean().backward()
+                adam.step()
         ways[fast] = t.state_dict()
     same(ways[True], ways[False], 1e-8)
+
+
+def test_saelens_state_is_the_weights_themselves() -> None:
+    t = transcoder("Transcoder").requires_grad_(False)
+    with sae_lens.accelerate(t):
+        t.state_dict()["W_enc"].zero_()
+        assert not t.W_enc.any()
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0)])
+@pytest.mark.parametrize("way", WAYS)
+def test_saelens_of_nothing(way: str, shape: tuple[int, ...]) -> None:
+    t, x = transcoder("JumpReLUSkipTranscoder"), streams(*shape)
+    x = t.encode(x) if way == "decode" else x
+    expected = WAYS[way](t, x)
+    with sae_lens.accelerate(t):
+        for a, b in zip(WAYS[way](t, x), expected, strict=True):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+def strided(module: Any) -> Any:
+    """Weights as loaders give them: transposes of what lies in a file, and a bias between others."""
+    for p in module.parameters():
+        p.data = p.data.T.contiguous().T if p.ndim == 2 else torch.stack([p.data, p.data], 1)[:, 0]
+    return module
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_saelens_however_weights_and_inputs_lie(way: str) -> None:
+    for x in (streams(WIDTH)[:, :WIDTH].T, streams(1).expand(4, WIDTH), streams(3, 2).transpose(0, 1)):
+        t = transcoder("JumpReLUSkipTranscoder")
+        x = t.encode(x).detach() if way == "decode" else x
+        expected = results(t, WAYS[way], x)
+        with sae_lens.accelerate(strided(t)):
+            same(results(t, WAYS[way], x), expected)
+
+
+@pytest.mark.parametrize("off", ["W_enc", "b_enc", "W_dec", "b_dec", "W_skip", "threshold"])
+def test_saelens_weights_that_are_not_trained(off: str) -> None:
+    t, x = transcoder("JumpReLUSkipTranscoder"), streams(5)
+    getattr(t, off).requires_grad_(False)
+    for way in ("encode", "forward", "through"):
+        expected = results(t, WAYS[way], x)
+        with sae_lens.accelerate(t):
+            same(results(t, WAYS[way], x), expected)
+            assert getattr(t, off).grad is None
+
+
+def test_saelens_weights_that_are_no_parameters() -> None:
+    """As some tools leave them, to put other tensors in their place."""
+    t, x = transcoder("JumpReLUSkipTranscoder"), streams(5)
+    for name in ("W_skip", "threshold"):
+        held = getattr(t, name).detach()
+        delattr(t, name)
+        setattr(t, name, held)
+    expected = t(x)
+    with sae_lens.accelerate(t):
+        torch.testing.assert_close(t(x), expected)
+
+
+def test_saelens_modules_in_place_of_hooks() -> None:
+    class Doubled(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2
+
+    t, x = transcoder("Transcoder"), streams(5)
+    t.hook_sae_acts_post = Doubled()
+    expected = results(t, WAYS["forward"], x)
+    with sae_lens.accelerate(t):
+        same(results(t, WAYS["forward"], x), expected)
+        t.hook_sae_acts_pre = Doubled()
+        with pytest.raises(ValueError, match=r"encode: hook_sae_acts_pre must have no hook, got one"):
+            t(x)
+
+
+def test_saelens_with_its_hooks_disabled() -> None:
+    """As its error terms run it."""
+    t, x = transcoder("Transcoder"), streams(5)
+    for name in ("hook_sae_acts_pre", "hook_sae_acts_post"):
+        getattr(t, name).add_hook(lambda value, hook: value * 1.5)
+    from sae_lens.saes.sae import _disable_hooks
+
+    with _disable_hooks(t):
+        expected = t(x)
+        with sae_lens.accelerate(t):
+            torch.testing.assert_close(t(x), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_saelens_under_autocast(dtype: str) -> None:
+    """The types are theirs, the sums ours."""
+    t = transcoder("JumpReLUSkipTranscoder", dtype)
+    x = streams(6, dtype=getattr(torch, dtype))
+    with sae_lens.accelerate(t):
+        alone = t.encode(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(t.encode(x), alone)
+            got = results(t, WAYS["forward"], x)
+    with torch.autocast("cpu", torch.bfloat16):
+        same(got, results(t, WAYS["forward"], x), 0.1)
+
+
+def test_saelens_in_inference_mode() -> None:
+    t, x = transcoder("JumpReLUSkipTranscoder"), streams(5)
+    expected = t(x)
+    with torch.inference_mode(), sae_lens.accelerate(t):
+        torch.testing.assert_close(t(x.clone()), expected)
+        torch.testing.assert_close(t.decode(t.encode(x.clone())) + x @ t.W_skip.T, expected)
+
+
+def test_saelens_across_the_patchs_ends() -> None:
+    """Forward on one side, backward on the other; within, activations that are made again."""
+    t, x = transcoder("JumpReLUSkipTranscoder").requires_grad_(False), streams(5).requires_grad_()
+    expected = torch.autograd.grad(weighed(t(x), 0), x)[0]
+    with sae_lens.accelerate(t):
+        ours = weighed(t(x), 0)
+        again = weighed(checkpoint(t, x, use_reentrant=False), 0)
+        torch.testing.assert_close(torch.autograd.grad(again, x)[0], expected)
+    torch.testing.assert_close(torch.autograd.grad(ours, x)[0], expected)
+    theirs = weighed(t(x), 0)
+    with sae_lens.accelerate(t):
+        torch.testing.assert_close(torch.autograd.grad(theirs, x)[0], expected)
+
+
+def test_saelens_compiled() -> None:
+    """A compiler leaves ours alone."""
+    t, x = transcoder("JumpReLUSkipTranscoder"), streams(5)
+    expected = results(t, WAYS["forward"], x)
+    with sae_lens.accelerate(t):
+        compiled = torch.compile(t, backend="eager")
+        same(results(t, lambda _, x: (compiled(x),), x), expected)
+        assert pc.last_run() is not None
+        whole = torch.compile(t, backend="eager", fullgraph=True)
+        with pytest.raises(torch._dynamo.exc.Unsupported):
+            whole(x)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own, by jvp
+def test_what_saelens_derivatives_are_refused() -> None:
+    t, x = transcoder("Transcoder"), streams(4)
+    with sae_lens.accelerate(t):
+        for run in (lambda: torch.func.jvp(t, (x,), (x,)), lambda: torch.func.grad(lambda x: t(x).sum())(x),
+                    lambda: torch.func.vmap(t)(x)):  # fmt: skip
+            with pytest.raises(TypeError, match=r"encode: x must be a tensor with memory of its own, got one without"):
+                run()
+        for way in (t, lambda x: t.decode(t.encode(x))):
+            x.requires_grad_()
+            once = torch.autograd.grad(way(x).square().sum(), x, create_graph=True)[0]
+            with pytest.raises(RuntimeError, match="differentiate twice"):
+                once.sum().backward()
 
 
 def test_what_saelens_forms_are_refused() -> None:
@@ -213,6 +379,10 @@ def test_what_saelens_forms_are_refused() -> None:
         sae_lens.encode(t, torch.full((1, WIDTH), torch.nan, dtype=torch.float64))
     t.activation_fn = torch.nn.GELU()
     with pytest.raises(ValueError, match=r"accelerate: transcoder.activation_fn must be the ReLU .* got GELU"):
+        sae_lens.accelerate(t)
+    t.activation_fn = torch.nn.ReLU()
+    t.activation_fn.register_forward_hook(lambda module, args, out: out * 2)
+    with pytest.raises(ValueError, match=r"must be the ReLU that SAELens gives it, got ReLU with a hook"):
         sae_lens.accelerate(t)
     assert "encode" not in vars(t)
 
@@ -254,6 +424,88 @@ def test_sparsify(kind: str, way: str) -> None:
         same(results(c, CODER_WAYS[way], x), expected)
     assert not {"encode", "decode"} & vars(c).keys()
     same(results(c, CODER_WAYS[way], x), expected)
+
+
+@pytest.mark.parametrize("off", ["encoder.weight", "encoder.bias", "W_dec", "b_dec", "W_skip"])
+def test_sparsify_weights_that_are_not_trained(off: str) -> None:
+    c, x = coder(transcode=True, skip_connection=True), streams(5)
+    c.get_parameter(off).requires_grad_(False)
+    expected = results(c, CODER_WAYS["forward"], x)
+    with sparsify.accelerate(c):
+        same(results(c, CODER_WAYS["forward"], x), expected)
+        assert c.get_parameter(off).grad is None
+
+
+def test_sparsify_however_weights_and_inputs_lie() -> None:
+    for x in (streams(WIDTH)[:, :WIDTH].T, streams(1).expand(4, WIDTH), streams(8)[::2]):
+        c = coder(transcode=True, skip_connection=True)
+        expected = results(c, CODER_WAYS["forward"], x)
+        with sparsify.accelerate(strided(c)):
+            same(results(c, CODER_WAYS["forward"], x), expected)
+
+
+def test_sparsify_of_nothing() -> None:
+    c, x = coder(transcode=True, skip_connection=True), streams(0)
+    expected = c(x)
+    with sparsify.accelerate(c):
+        got = c(x)
+    assert [t.shape for t in got] == [t.shape for t in expected] and got.sae_out.dtype == expected.sae_out.dtype
+
+
+def test_sparsify_sums_of_activations_have_gradients() -> None:
+    """A sparsity loss: the gradient of a sum is one number, stretched."""
+    c, x = coder(transcode=True), streams(5)
+    expected = results(c, lambda c, x: (c.encode(x).top_acts.sum()[None],), x)
+    with sparsify.accelerate(c):
+        same(results(c, lambda c, x: (c.encode(x).top_acts.sum()[None],), x), expected)
+
+
+def test_sparsify_indices_may_be_written_to_before_backward() -> None:
+    c, x = coder(transcode=True), streams(5).requires_grad_()
+    grads = []
+    for change in (False, True):
+        found = sparsify.encode(c, x)
+        index = found.top_indices.clone()
+        out = weighed(sparsify.decode(c, found.top_acts, index), 1)
+        if change:
+            found.top_indices.zero_()
+            index.zero_()
+        grads.append(torch.autograd.grad(out, [x, c.W_dec, c.encoder.weight]))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True)) and grads[0][0].any()
+
+
+def test_sparsify_latents_named_twice() -> None:
+    c = coder(transcode=True)
+    acts = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
+    index = torch.tensor([[1, 1, 2, 5], [0, 0, 0, 0], [9, 3, 3, 1]], dtype=torch.int32)
+    grads = []
+    for decode in (c.decode, lambda *args: sparsify.decode(c, *args)):
+        grads.append(torch.autograd.grad(weighed(decode(acts, index), 2), [acts, c.W_dec, c.b_dec]))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_sparsify_in_inference_mode() -> None:
+    c, x = coder(transcode=True), streams(5)
+    expected, pre = c(x).sae_out, c.encode(x).pre_acts
+    with torch.inference_mode(), sparsify.accelerate(c):
+        torch.testing.assert_close(c(x.clone()).sae_out, expected)
+        torch.testing.assert_close(c.encode(x.clone()).pre_acts.clone(), pre.detach())
+
+
+def test_sparsify_is_pickled_as_ever(tmp_path: Path) -> None:
+    """What comes back runs its own methods, and can be accelerated."""
+    c, x = coder(transcode=True), streams(5)
+    expected = c(x).sae_out
+    with sparsify.accelerate(c):
+        torch.save(c, tmp_path / "c.pt")
+        c.save_to_disk(tmp_path / "c")
+    assert torch.equal(type(c).load_from_disk(tmp_path / "c")(x).sae_out, expected)
+    again = torch.load(tmp_path / "c.pt", weights_only=False)
+    assert torch.equal(again(x).sae_out, expected)
+    with sparsify.accelerate(again):
+        torch.testing.assert_close(again(x).sae_out, expected)
+        assert pc.last_run().op == "decode"
 
 
 def test_sparsify_in_float32() -> None:
