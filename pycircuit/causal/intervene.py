@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pycircuit.model.replacement import ReplacementModel
 from pycircuit.ops import Features, checks
+from pycircuit.ops.precision import without_autocast
 from pycircuit.trace import Feature
 
 from .forward import BATCH_POSITIONS, Changed, Plain, State, plain
@@ -138,6 +139,7 @@ def intervene_many(
     return _run(op, model, prompt, found, freeze, layers, each)
 
 
+@without_autocast()
 def _run(
     op: str,
     model: ReplacementModel,

@@ -16,6 +16,7 @@ from pycircuit.graph.rows import STEP
 from pycircuit.model.capture import relative
 from pycircuit.model.replacement import ReplacementModel
 from pycircuit.ops import checks
+from pycircuit.ops.precision import without_autocast
 
 from .forward import BATCH_POSITIONS, Changed, Plain, State, plain
 from .intervention import Hold, Intervention
@@ -26,6 +27,7 @@ KINDS = ("feature", "error", "token")
 _CLOSE, _CLOSE_HALF = 1e-3, 0.25  # values of features against the graph's, of the largest
 
 
+@without_autocast()
 def validate(
     model: ReplacementModel,
     graph: Graph,

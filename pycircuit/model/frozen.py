@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pycircuit.ops import Attention, RecomputedAttention, StoredAttention
+from pycircuit.ops.precision import without_autocast
 
 BLOCK = 1 << 21  # attention weights worked on at once: what a cache holds
 
@@ -149,6 +150,7 @@ class Head(Protocol):
     def final_softcap(self) -> float: ...
 
 
+@without_autocast()
 def unembed(head: Head, normed: Tensor) -> Tensor:
     """Logits before any softcap: [n, width] -> [n, vocabulary]; half-precision weights widen in blocks."""
     weight = head.unembedding

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pycircuit.ops import Features
+from pycircuit.ops.precision import without_autocast
 from pycircuit.transcoders import Transcoders
 
 from .capture import Captured, attention_by, capture, disagreement, read_batch, relative
@@ -106,6 +107,7 @@ class ReplacementModel:
             raise ValueError(f"prompt must hold ids from 0 to {vocabulary - 1}, got {ids[bad]} at position {bad}")
         return torch.tensor(ids, dtype=torch.int64, device=self.device)
 
+    @without_autocast()
     def freeze(self, prompt: str | Sequence[int] | Tensor, stored: bool | None = None) -> LocalReplacement:
         """Run the prompt once. stored: keep attention patterns; None decides by their size."""
         ids = self.tokens(prompt)
@@ -181,6 +183,7 @@ class ReplacementModel:
 
         return generate(self, prompts, steer, max_new_tokens, temperature, top_k, top_p, seed)
 
+    @without_autocast()
     def activations(self, prompts: Sequence[str | Sequence[int] | Tensor]) -> list[tuple[Features, ...]]:
         """Active features of every prompt, one entry a layer; every prompt is checked before the first one runs."""
         if isinstance(prompts, str | Tensor):
@@ -242,6 +245,7 @@ class ReplacementModel:
         name = str(getattr(self.hf_model.config, "_name_or_path", "")).rstrip("/")
         return self.family.chat_ignore_positions if name.endswith("-it") else 1
 
+    @without_autocast()
     def _probe(self) -> None:
         """The law before anything else: a short prompt must come out of the frozen model as out of the model."""
         count = min(8, self.weights.vocabulary, self.weights.longest or 8)

@@ -13,6 +13,7 @@ from .activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
 from .attention import Attention, RecomputedAttention, StoredAttention
 from .dispatch import Explanation, ImplementationError, Ran, Request, last_run, plan, record, use
 from .features import Features
+from .precision import autocast_is_on, without_autocast
 from .registry import OPS
 from .rows import FileRows
 
@@ -82,6 +83,9 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
 
 
 def _run(op: str, *args: Any) -> Any:
+    if autocast_is_on():
+        with without_autocast():
+            return _run(op, *args)
     explanation = plan(_request(op, args))
     result = OPS[op].form(explanation.implementation)(*_gathered(op, args))
     record(explanation)

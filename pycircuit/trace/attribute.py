@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pycircuit.graph import Graph, Targets, Tokens
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel
+from pycircuit.ops.precision import without_autocast
 from pycircuit.progress import Progress, Report
 from pycircuit.transcoders.lazy import kept_bytes
 
@@ -22,6 +24,7 @@ from .rows import Found
 from .targets import Target, check, choose, positions_of
 
 
+@without_autocast()
 def attribute(
     model: ReplacementModel,
     prompt: str | Sequence[int] | Tensor,
@@ -48,21 +51,23 @@ def attribute(
     sweep and returns the graph of the rows found so far, `provenance["interrupted"]` set.
     """
     check(max_features, probability, max_targets, round_size)
-    bound, show = parse_bytes(memory), Progress(progress)
-    begin = time.perf_counter()
-    ids = model.tokens(prompt)
-    positions = positions_of(position, len(ids))
-    _plan(model, len(ids), bound)  # a prompt that cannot fit is refused here
-    show.step("forward", 0, len(ids), "positions")
-    local = model.freeze(ids)
-    chosen = choose(model, local, targets, position, probability, max_targets)
-    forward = time.perf_counter() - begin
-    graph = _run(model, local, chosen, max_features, round_size, bound, show, checkpoint, forward)
+    bound = parse_bytes(memory)
+    with closing(Progress(progress)) as show:
+        begin = time.perf_counter()
+        ids = model.tokens(prompt)
+        positions = positions_of(position, len(ids))
+        _plan(model, len(ids), bound)  # a prompt that cannot fit is refused here
+        show.step("forward", 0, len(ids), "positions")
+        local = model.freeze(ids)
+        chosen = choose(model, local, targets, position, probability, max_targets)
+        forward = time.perf_counter() - begin
+        graph = _run(model, local, chosen, max_features, round_size, bound, show, checkpoint, forward)
     asked = {"positions": positions, "probability": probability, "max_targets": max_targets, "memory": bound}
     graph.provenance["settings"].update(asked | {"targets": "likeliest" if targets is None else "given"})
     return graph
 
 
+@without_autocast()
 def trace_frozen(
     model: ReplacementModel,
     local: LocalReplacement,
@@ -136,7 +141,6 @@ def _run(
     about = {"settings": settings, "keep": plan.keep, "interrupted": interrupted}
     graph = _graph(model, found, targets, timings, about)
     timings["graph"] = time.perf_counter() - built + found.packing
-    show.close()
     return graph
 
 

@@ -17,6 +17,7 @@ from pycircuit.graph.files import write_text
 from pycircuit.model import ReplacementModel
 from pycircuit.model.sites import hooked
 from pycircuit.ops import Features, FileRows
+from pycircuit.ops.precision import without_autocast
 from pycircuit.trace.attribute import attribute
 from pycircuit.transcoders import Transcoders
 
@@ -90,6 +91,7 @@ class Evaluation:
         return "\n".join(lines)
 
 
+@without_autocast()
 def evaluate(
     model: Any,
     transcoders: Transcoders,
@@ -216,6 +218,7 @@ class _Sums:
 
 
 @torch.no_grad()
+@without_autocast()
 def replaced_logits(model: ReplacementModel, ids: Tensor) -> Tensor:
     """Of the replacement model, errors left out. ids: [prompts, positions], of one length -> [.., vocabulary]."""
     found, t = _Replaced(model.transcoders, model.ignore_positions), model.transcoders

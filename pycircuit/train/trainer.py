@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pycircuit.graph.files import write_text
+from pycircuit.ops.precision import without_autocast
 from pycircuit.progress import Progress, Report
 from pycircuit.trace.checkpoint import digest
 from pycircuit.transcoders import CrossLayerTranscoder, PerLayerTranscoders
@@ -96,6 +97,7 @@ class Trainer:
             raise RuntimeError("train: the run must have begun before its transcoders are taken; call run()")
         return self.learner.transcoders(*self.scales)
 
+    @without_autocast()
     def run(
         self,
         checkpoint: str | PathLike[str] | None = None,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.ops import checks
+from pycircuit.ops.precision import without_autocast
 from pycircuit.progress import Progress
 from pycircuit.trace.targets import Target
 
@@ -29,6 +30,7 @@ def library(name: str) -> Any:
     return import_module(f"circuit_tracer.{name}")
 
 
+@without_autocast()
 def attribute(
     prompt: str | Tensor | list[int],
     model: Any,
