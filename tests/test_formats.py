@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import struct
 import subprocess
 import sys
 import warnings
+import weakref
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -722,6 +724,30 @@ def test_the_cache_is_bounded_and_forgets(tmp_path: Path) -> None:
         assert cache.held <= 3000
     assert cache.held == 3000 // (2 * row) * 2 * row > 0
     del found, f
+    assert cache.held == 0
+
+
+def test_the_cache_sees_that_features_were_written_to(tmp_path: Path) -> None:
+    expected = write("circuit_tracer_cross", tmp_path / "set")
+    got = formats.load(tmp_path / "set")
+    f = pc.Features(torch.tensor([0, 2]), torch.tensor([1, 3]), torch.ones(2))
+    for _ in range(2):
+        assert torch.equal(pc.ops.decode(f, got.w_dec[0]), pc.ops.decode(f, expected.w_dec[0]))
+        f.index.add_(4)
+
+
+def test_the_cache_keeps_nothing_of_prompts_that_are_gone(tmp_path: Path) -> None:
+    write("circuit_tracer_cross", tmp_path / "set")
+    got = formats.load(tmp_path / "set")
+    count = len(weakref.finalize._registry)
+    for n in range(9):
+        pc.ops.decode(pc.Features(torch.tensor([0, 1]), torch.tensor([n]), torch.ones(1)), got.w_dec[0])
+    assert len(weakref.finalize._registry) <= count + 1
+    cache, kept = got.w_dec[0].cache, pc.Features(torch.tensor([0, 1]), torch.tensor([2]), torch.ones(1))
+    pc.ops.decode(kept, got.w_dec[0])
+    assert cache.held > 0
+    del got
+    gc.collect()
     assert cache.held == 0
 
 

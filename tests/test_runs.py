@@ -20,8 +20,9 @@ import pycircuit as pc
 from pycircuit.bench import memory, models
 from pycircuit.bench.shapes import Shape
 from pycircuit.progress import Progress
-from pycircuit.trace import plan
+from pycircuit.trace import plan, store
 from pycircuit.trace.sweep import Sweep
+from pycircuit.train.evaluate import replaced_logits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TESTS = Path(__file__).parent
@@ -254,6 +255,50 @@ def test_ctrl_c_returns_the_graph_so_far(monkeypatch: Any) -> None:
     assert graph.certificate < 1e-5
     whole = pc.attribute(model, tiny_models.prompt(), progress=False)
     assert torch.equal(graph.row_node, whole.row_node[: graph.rows.count]) and not whole.provenance["interrupted"]
+
+
+def test_ctrl_c_while_rows_are_put_away(monkeypatch: Any) -> None:
+    """Between a row's columns and its weights: the row is not there, those before it are."""
+    in_small_tiles(monkeypatch)
+    append, calls = store._Growing.append, []
+
+    def stop(self: Any, values: Any) -> None:
+        calls.append(1)
+        if len(calls) == 5 * 12 + 2:
+            raise KeyboardInterrupt
+        append(self, values)
+
+    monkeypatch.setattr(store._Growing, "append", stop)
+    graph = pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), progress=False)
+    assert graph.provenance["interrupted"] and graph.rows.count > 12 and graph.certificate < 1e-5
+
+
+def test_a_failed_run_leaves_the_terminals_line(monkeypatch: Any) -> None:
+    closed = []
+    monkeypatch.setattr(Progress, "close", lambda self: closed.append(1))
+    monkeypatch.setattr(Sweep, "tile", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
+    with pytest.raises(ValueError, match="broken"):
+        pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), progress=False)
+    assert closed
+
+
+def test_autocast_changes_nothing() -> None:
+    model, prompt = replacement("llama", "plt", torch.float32), tiny_models.prompt()
+    change = [pc.Intervention(1, 3, 5, 4.0)]
+
+    def everything() -> list[Any]:
+        graph, after = pc.attribute(model, prompt, progress=False), model.intervene(prompt, change)
+        found = [f.value for layers in model.activations([prompt, prompt[:5]]) for f in layers]
+        tensors = [graph.rows.weight, graph.values, after.logits, after.probabilities, *found]
+        return [*tensors, replaced_logits(model, model.tokens(prompt)[None]), *model.generate([prompt], change)]
+
+    expected = everything()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert pc.ReplacementModel(model.hf_model, model.transcoders).depth == model.depth
+        got = everything()
+        assert torch.is_autocast_enabled("cpu")
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b) if isinstance(b, torch.Tensor) else a == b
 
 
 def test_ctrl_c_before_there_is_anything(monkeypatch: Any) -> None:

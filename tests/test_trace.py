@@ -200,6 +200,11 @@ def test_targets_of_every_kind() -> None:
         ({"targets": [61]}, "token ids from 0 to 60, got 61"),
         ({"targets": []}, "at least one target"),
         ({"targets": [("x", 1.0, torch.zeros(3))]}, r"shape \[32\], got \[3\]"),
+        ({"targets": [("x", -1.0, torch.zeros(32))]}, "a direction's weight must be finite and not negative, got -1"),
+        (
+            {"targets": [("x", 1.0, torch.full((32,), torch.nan))]},
+            "direction must be finite, got NaN",
+        ),
         ({"targets": [pc.Feature(0, 0, 0)]}, "must be active on this prompt"),
         ({"targets": [pc.Feature(9, 0, 0)]}, "layer below 3"),
         ({"probability": 0.0}, "probability must be above 0"),
@@ -207,7 +212,8 @@ def test_targets_of_every_kind() -> None:
         ({"max_features": -1}, "max_features must not be negative, got -1"),
     ],
 )
-def test_bad_arguments_name_the_rule(changes: dict[str, Any], message: str) -> None:
+def test_bad_arguments_name_the_rule(changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sweep, "tile", lambda *_: pytest.fail("refused too late"))
     with pytest.raises(ValueError, match=message):
         pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), **changes)
 

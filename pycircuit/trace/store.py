@@ -88,8 +88,9 @@ class _Growing:
         """What is in it: a view, good until the next append."""
         return self.held[: self.size]
 
-    def finish(self) -> np.ndarray:
-        self.held.resize(self.size, refcheck=False)
+    def finish(self, size: int) -> np.ndarray:
+        """The first `size` of it, and no more memory than they take."""
+        self.held.resize(size, refcheck=False)
         return self.held
 
 
@@ -161,7 +162,8 @@ class Store:
         return total
 
     def finish(self) -> Part:
-        """All rows; the store is empty after."""
+        """All rows; the store is empty after. Where an interrupt came in the middle of `take`, those before it."""
         self.block, self._tile = None, self._tile[:0]
-        grown = (self._lengths, self._column, self._weight, self._dropped, self._mass)
-        return Part(*(g.finish() for g in grown))
+        lengths = self._lengths.finish(self.count)
+        entries = (g.finish(int(lengths.sum())) for g in (self._column, self._weight))
+        return Part(lengths, *entries, *(g.finish(self.count) for g in (self._dropped, self._mass)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -138,6 +139,10 @@ def _given(model: ReplacementModel, local: LocalReplacement, target: Any, positi
         label, weight, vector = target
         if tuple(vector.shape) != (frozen.width,):
             raise ValueError(f"attribute: a direction must have shape [{frozen.width}], got {list(vector.shape)}")
+        if not 0 <= float(weight) < inf:
+            raise ValueError(f"attribute: a direction's weight must be finite and not negative, got {weight}")
+        if not bool(vector.isfinite().all()):
+            raise ValueError(f"attribute: a direction must be finite, got NaN or infinity in {str(label)!r}")
         return _output(frozen, str(label), -1, float(weight), position, vector.detach().to(frozen.embeddings))
     known = "token ids, token strings, (label, weight, direction) or pc.Feature"
     raise TypeError(f"attribute: targets must be {known}, got {target!r}")

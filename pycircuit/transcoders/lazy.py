@@ -60,13 +60,15 @@ class Cache:
     def __init__(self, most: int) -> None:
         self.most, self.held = most, 0
         self._lock = RLock()
-        self._found: OrderedDict[tuple[int, int], tuple[Any, Any, Features, Tensor]] = OrderedDict()
+        self._found: OrderedDict[tuple[int, int], tuple[Any, Any, Features, Tensor, int]] = OrderedDict()
 
     def get(self, rows: LazyRows, features: Features) -> tuple[Features, Tensor] | None:
         with self._lock:
             key = (id(rows), id(features.index))
             entry = self._found.get(key)
             if entry is None or entry[0]() is not features.index or entry[1]() is not rows:
+                return None
+            if entry[4] != _version(features.index):
                 return None
             self._found.move_to_end(key)
             return Features(features.row_ptr, entry[2].index, features.value), entry[3]
@@ -79,7 +81,7 @@ class Cache:
         with self._lock:
             self._drop(key)
             used, owner = (weakref.ref(of, lambda _: self._drop(key)) for of in (features.index, rows))
-            self._found[key] = (used, owner, compact, read)
+            self._found[key] = (used, owner, compact, read, _version(features.index))
             self.held += size
             while self.held > self.most:
                 self._drop(next(iter(self._found)))
@@ -89,6 +91,11 @@ class Cache:
             entry = self._found.pop(key, None)
             if entry is not None:
                 self.held -= entry[3].numel() * entry[3].element_size()
+
+
+def _version(t: Tensor) -> int:
+    """How often it was written to; in inference mode nobody counts."""
+    return 0 if t.is_inference() else t._version
 
 
 @dataclass(frozen=True, eq=False)
