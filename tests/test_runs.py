@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +351,24 @@ def test_many_prompts_run_what_was_forced_and_can_be_left() -> None:
         graphs = pc.attribute_many(model, [tiny_models.prompt(5)] * 6, max_features=3, progress=False)
         assert next(graphs).certificate < 1e-10
     graphs.close()  # type: ignore[attr-defined]
+
+
+def test_threads_share_one_model_through_several_objects() -> None:
+    """Hooks see every forward of the model, so that only one may run, through whatever object."""
+    first = replacement("llama", "plt", torch.float32)
+    second = pc.ReplacementModel(first.hf_model, first.transcoders)
+    assert first.running is second.running
+    prompts = [torch.as_tensor(tiny_models.prompt()).roll(n) for n in range(4)]
+    expected = [(first.freeze(p).errors, replaced_logits(first, p[None])) for p in prompts]
+
+    def run(n: int) -> bool:
+        model, (errors, logits) = (first, second)[n % 2], expected[n % 4]
+        if n % 3:
+            return torch.equal(model.freeze(prompts[n % 4]).errors, errors)
+        return torch.equal(replaced_logits(model, prompts[n % 4][None]), logits)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(run, range(60)))
 
 
 def test_many_prompts_are_checked_first() -> None:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from threading import Lock, RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,16 @@ IMPLEMENTATION = "pycircuit_capture"
 Attend = Callable[[nn.Module, Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
 STREAMS = ("resid_in", "attention_out", "resid_mid", "mlp_normed", "mlp_in", "mlp_raw", "mlp_out")
 
+_RUNNING: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_MAKING = Lock()
+
 _current: ContextVar[Attend | None] = ContextVar("pycircuit_capture", default=None)
+
+
+def running(model: nn.Module) -> Any:
+    """The lock of a model, held while it runs: hooks see every forward, through whatever object."""
+    with _MAKING:
+        return _RUNNING.setdefault(model, RLock())
 
 
 @dataclass(eq=False)
@@ -223,8 +234,11 @@ def _output(value: Any) -> Tensor:
 class _Hooks:
     """Hooks on the modules of a row, writing into a recorder; removed together."""
 
-    def __init__(self, model: nn.Module, row: Family, recorder: _Recorder) -> None:
+    def __init__(self, row: Family, recorder: _Recorder) -> None:
         self.row, self.recorder, self.handles = row, recorder, []  # type: tuple[Family, _Recorder, list[Any]]
+
+    def put(self, model: nn.Module) -> None:
+        row, recorder = self.row, self.recorder
         layers = list(module(model, row.layers, row).children())
         for at, (layer, weights) in enumerate(zip(layers, recorder.weights.layers, strict=True)):
             self._layer(at, layer, weights)
@@ -305,12 +319,14 @@ def capture(
     shape = (len(weights.layers), len(ids), weights.width)
     streams = {name: torch.empty(shape, dtype=weights.dtype, device=weights.device) for name in wanted}
     recorder = _Recorder(weights, len(ids), stored, streams, {})
-    hooks = _Hooks(model, row, recorder)
-    try:
-        with torch.no_grad(), attending(model, recorder.attend):
-            model.base_model(input_ids=ids[None], use_cache=False)
-    finally:
-        hooks.remove()
+    hooks = _Hooks(row, recorder)
+    with running(model):
+        try:
+            hooks.put(model)
+            with torch.no_grad(), attending(model, recorder.attend):
+                model.base_model(input_ids=ids[None], use_cache=False)
+        finally:
+            hooks.remove()
     _complete(recorder, row)
     frozen = _assembled(recorder, ids)
     if half:
@@ -330,6 +346,12 @@ def read_batch(model: Any, row: Family, weights: ModelWeights, ids: Tensor, read
     Prompts may be padded on the right: what comes later changes nothing in a causal model.
     """
     out = torch.empty(len(weights.layers), *ids.shape, weights.width, dtype=weights.dtype, device=weights.device)
+    with running(model):
+        _read_into(out, model, row, weights, ids, reads)
+    return out
+
+
+def _read_into(out: Tensor, model: Any, row: Family, weights: ModelWeights, ids: Tensor, reads: str) -> None:
     handles = []
     for at, (layer, w) in enumerate(zip(module(model, row.layers, row).children(), weights.layers, strict=True)):
         before = row.mlp if reads == "mlp_in" or row.mlp_norm is None else row.mlp_norm
@@ -349,7 +371,6 @@ def read_batch(model: Any, row: Family, weights: ModelWeights, ids: Tensor, read
     finally:
         for handle in handles:
             handle.remove()
-    return out
 
 
 def _complete(recorder: _Recorder, row: Family) -> None:

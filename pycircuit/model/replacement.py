@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +13,7 @@ from pycircuit.ops import Features
 from pycircuit.ops.precision import without_autocast
 from pycircuit.transcoders import Transcoders
 
-from .capture import Captured, attention_by, capture, disagreement, read_batch, relative
+from .capture import Captured, attention_by, capture, disagreement, read_batch, relative, running
 from .families import FamilyError, family_of
 from .frozen import FrozenModel
 from .weights import read_weights
@@ -70,7 +69,7 @@ class ReplacementModel:
         self.hf_model, self.tokenizer, self.transcoders = hf_model.eval(), tokenizer, transcoders
         self.labels = dict(labels or {})
         self.weights = read_weights(hf_model, self.family)
-        self.running = Lock()  # hooks belong to one forward at a time; threads may share the rest
+        self.running = running(hf_model)  # hooks belong to one forward at a time; threads may share the rest
         transcoders.check(self)
         self.ignore_positions = self._ignored() if ignore_positions is None else ignore_positions
         if self.ignore_positions < 0:
@@ -263,7 +262,7 @@ class ReplacementModel:
             )
 
     def _logit_error(self, captured: Captured, ids: Tensor) -> float:
-        with torch.no_grad(), attention_by(self.hf_model, "eager"):
+        with self.running, torch.no_grad(), attention_by(self.hf_model, "eager"):
             expected = self.hf_model(input_ids=ids[None], use_cache=False).logits[0]
         return relative(captured.model.logits(), expected.to(self.dtype))
 

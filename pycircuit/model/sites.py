@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture import attention_by
+from .capture import attention_by, running
 from .families import Family
 from .frozen import FrozenNorm
 from .weights import LayerWeights, ModelWeights, Norm, module
@@ -61,6 +61,13 @@ def sites(
     held: norms that keep the denominators of one prompt, whatever passes through them; with a mapping, though empty,
     every norm of a float64 model is ours: transformers' go through float32.
     """
+    with running(model):
+        yield from _hooked(model, row, weights, reads, writes, read, write, held)
+
+
+def _hooked(
+    model: Any, row: Family, weights: ModelWeights, reads: str, writes: str, read: Read, write: Write, held: Held | None
+) -> Iterator[None]:
     held, handles = held or {}, [] if held is None else _norms(model, row, weights, held)
     for at, layer in enumerate(module(model, row.layers, row).children()):
         of, shape = _read(layer, weights.layers[at], row, reads, weights.dtype, held.get((at, "mlp_norm")))
