@@ -13,6 +13,8 @@ import pycircuit as pc
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.trace.sweep import Sweep
 
+WEIGHTS = ("w_enc", "b_enc", "w_dec", "b_dec", "w_skip")
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # name -> (cross-layer, options): every way to read, to write and to activate, and a skip.
@@ -150,6 +152,23 @@ def test_implementations_agree(kind: str) -> None:
     for graph in graphs.values():
         assert graph.certificate < 1e-5
         assert float((graph.dense() - truth).norm() / truth.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["plt_skip", "clt"])
+def test_parameters_of_modules_as_weights(kind: str) -> None:
+    """A trace makes no tape, whatever its weights are part of."""
+    plain = replacement("llama", kind, torch.float32)
+    t, prompt = plain.transcoders, tiny_models.prompt()
+    lists = [[None if w is None else torch.nn.Parameter(w.clone()) for w in getattr(t, name)] for name in WEIGHTS]
+    rules = [pc.JumpReLU(torch.nn.Parameter(r.theta)) if isinstance(r, pc.JumpReLU) else r for r in t.activation]
+    taught = type(t)(*lists[:4], rules, lists[4], t.reads, t.writes)
+    model = pc.ReplacementModel(plain.hf_model, taught)
+    graph, expected = (pc.attribute(m, prompt, progress=False) for m in (model, plain))
+    assert torch.equal(graph.rows.weight, expected.rows.weight) and torch.equal(graph.bias, expected.bias)
+    after = model.intervene(prompt, [pc.Intervention(0, 3, 5, 1.0)])
+    assert not any(
+        out.requires_grad for out in (graph.rows.weight, graph.bias, model.freeze(prompt).errors, after.logits)
+    )
 
 
 def expanded(graph: pc.Graph) -> list[int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pycircuit import ops
 from pycircuit.ops import Activation, BatchTopK, Features, FileRows, JumpReLU, ReLU, TopK
+from pycircuit.ops.precision import without_autocast
 
 from . import pages
 from .lazy import LazyRows
@@ -32,10 +33,15 @@ class Shape(Protocol):
     def device(self) -> torch.device: ...
 
 
+def _fixed(t: Any) -> Any:
+    """The same memory without a gradient: parameters of a module may be given as they are, and nothing is taped."""
+    return t.detach() if isinstance(t, Tensor) and t.requires_grad else t
+
+
 def _entries(op: str, name: str, value: Any, count: int) -> list[Any]:
     if value is None:
         return [None] * count
-    entries = list(value)
+    entries = [_fixed(t) for t in value]
     if len(entries) != count:
         got = len(entries)
         raise ValueError(f"{op}: {name} must have one entry for each of the {count} layers of w_enc, got {got}")
@@ -66,11 +72,12 @@ class Transcoders(ABC):
     def __init__(
         self, w_enc: Any, b_enc: Any, w_dec: Any, b_dec: Any, activation: Any, w_skip: Any, reads: str, writes: str
     ) -> None:
-        op, self.w_enc = type(self).__name__, list(w_enc)
+        op, self.w_enc = type(self).__name__, [_fixed(t) for t in w_enc]
         count = len(self.w_enc)
         self.b_enc, self.w_dec = _entries(op, "b_enc", b_enc, count), _entries(op, "w_dec", w_dec, count)
         self.b_dec, self.w_skip = _entries(op, "b_dec", b_dec, count), _entries(op, "w_skip", w_skip, count)
-        self.activation = _activations(op, activation, count)
+        rules = _activations(op, activation, count)
+        self.activation = [JumpReLU(_fixed(r.theta)) if isinstance(r, JumpReLU) else r for r in rules]
         self.reads, self.writes = reads, writes
         for name, value, allowed in (("reads", reads, READS), ("writes", writes, WRITES)):
             if value not in allowed:
@@ -187,6 +194,7 @@ class Transcoders(ABC):
         self.add_to(out, features, x, ignore)
         return out
 
+    @without_autocast()
     def add_to(
         self, out: Tensor, features: Sequence[Features], x: Tensor | None, ignore: int = 0, sign: float = 1.0
     ) -> None:
