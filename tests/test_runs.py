@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -283,23 +285,55 @@ def test_a_failed_run_leaves_the_terminals_line(monkeypatch: Any) -> None:
     assert closed
 
 
-def test_autocast_changes_nothing() -> None:
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+SURROUNDINGS = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "float64": lambda: default_dtype(torch.float64),
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+    "inference": torch.inference_mode,
+}
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_surroundings_change_nothing(name: str) -> None:
     model, prompt = replacement("llama", "plt", torch.float32), tiny_models.prompt()
-    change = [pc.Intervention(1, 3, 5, 4.0)]
+    change, direction = [pc.Intervention(1, 3, 5, 4.0)], torch.arange(model.width) / model.width
+    targets = [("a", 1.0, direction), ("b", 0.3, direction - 0.7)]
 
     def everything() -> list[Any]:
-        graph, after = pc.attribute(model, prompt, progress=False), model.intervene(prompt, change)
+        graph = pc.attribute(model, prompt, targets, max_features=20, progress=False)
+        after = model.intervene(prompt, change)
         found = [f.value for layers in model.activations([prompt, prompt[:5]]) for f in layers]
-        tensors = [graph.rows.weight, graph.values, after.logits, after.probabilities, *found]
+        tensors = [graph.rows.weight, graph.row_node, graph.values, after.logits, after.probabilities, *found]
         return [*tensors, replaced_logits(model, model.tokens(prompt)[None]), *model.generate([prompt], change)]
 
     expected = everything()
-    with torch.autocast("cpu", torch.bfloat16):
+    with SURROUNDINGS[name]():
         assert pc.ReplacementModel(model.hf_model, model.transcoders).depth == model.depth
         got = everything()
-        assert torch.is_autocast_enabled("cpu")
+        assert torch.is_autocast_enabled("cpu") == (name == "autocast")
     for a, b in zip(got, expected, strict=True):
         assert torch.equal(a, b) if isinstance(b, torch.Tensor) else a == b
+
+
+def test_targets_keep_their_weights_in_the_ranking(monkeypatch: Any) -> None:
+    """To the model's own precision, whatever torch's default is."""
+    model, seen, influence = replacement("llama", "plt", torch.float64), [], store.Store.influence
+    monkeypatch.setattr(store.Store, "influence", lambda self, order, node, weight: (
+        seen.append(weight[0].item()), influence(self, order, node, weight))[1])  # fmt: skip
+    with default_dtype(torch.bfloat16):
+        target = ("a", 1 / 3, torch.ones(model.width, dtype=torch.float64))
+        pc.attribute(model, tiny_models.prompt(), [target], max_features=9, progress=False)
+    assert set(seen) == {1 / 3}
 
 
 def test_ctrl_c_before_there_is_anything(monkeypatch: Any) -> None:

@@ -135,7 +135,7 @@ class Found:
         order = torch.cat([torch.arange(outputs, device=falling.device), outputs + falling])
         node = torch.cat([torch.full_like(order[:outputs], -1), nodes[falling]])
         weight = self.value.new_zeros(len(order))
-        weight[:outputs] = torch.tensor([self.targets[t].weight for t in self.order])
+        weight[:outputs] = weight.new_tensor([self.targets[t].weight for t in self.order])
         influence = self.store.influence(order, node, weight)[: len(self.layer)]
         influence[nodes] = -torch.inf
         return torch.sort(influence, descending=True, stable=True).indices[:count]
