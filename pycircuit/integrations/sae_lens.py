@@ -4,8 +4,8 @@
         written = transcoder(x)
 
 Results and gradients are those of SAELens, up to the order of sums; the positions x features matrix is made only by
-what returns it. Under autocast sums stay in the weights' type. NaN is an error, and so is a hook on pre-activations,
-which nobody makes.
+what returns it, or by a hook that looks at it: with one on pre-activations SAELens's own encoder runs, which makes
+them. Under autocast sums stay in the weights' type. NaN is an error.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ def process_state_dict_for_saving(transcoder: Any, state_dict: dict[str, Any]) -
 def encode(transcoder: Any, x: Tensor) -> Tensor:
     """What `transcoder.encode(x)` returns: [..., features]. x: [..., d_in]."""
     _check("encode", transcoder)
+    if not _idle(transcoder.hook_sae_acts_pre):
+        return type(transcoder).encode(transcoder, x)  # type: ignore[no-any-return]
     entries, values, shape = _found(transcoder, x)
     dense = Features(entries.row_ptr, entries.index, values).dense(entries.size).to(transcoder.W_enc.dtype)
     acts: Tensor = transcoder.hook_sae_acts_post(dense.view(*shape, entries.size))
@@ -81,7 +83,7 @@ def decode(transcoder: Any, feature_acts: Tensor) -> Tensor:
 def forward(transcoder: Any, x: Tensor) -> Tensor:
     """What `transcoder(x)` returns: [..., d_out]. The activations are made only for a hook that looks at them."""
     _check("forward", transcoder)
-    if not _idle(transcoder.hook_sae_acts_post):
+    if not (_idle(transcoder.hook_sae_acts_pre) and _idle(transcoder.hook_sae_acts_post)):
         return forward_with_activations(transcoder, x)[0]
     entries, values, shape = _found(transcoder, x)
     written = sparse.decode(values, rows_together(transcoder.W_dec)[None], entries)[0]
@@ -119,11 +121,6 @@ def _idle(point: Any) -> bool:
 
 def _found(transcoder: Any, x: Tensor) -> tuple[Entries, Tensor, tuple[int, ...]]:
     """(active entries, their values with gradients: [n], the shape before features)."""
-    if not _idle(transcoder.hook_sae_acts_pre):
-        raise ValueError(
-            "encode: hook_sae_acts_pre must have no hook, got one, and pre-activations are never made; "
-            "remove it, or undo() the acceleration"
-        )
     x = transcoder.process_sae_in(x)
     flat, b_enc = x.reshape(-1, x.shape[-1]).contiguous(), transcoder.b_enc.contiguous()
     w_enc, theta = rows_together(transcoder.W_enc.T), getattr(transcoder, "threshold", None)

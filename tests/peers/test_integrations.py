@@ -147,18 +147,54 @@ def test_saelens_functions_without_a_patch() -> None:
     assert "encode" not in vars(t)
 
 
-def test_saelens_hooks_run() -> None:
-    """On inputs, activations and results; none can see pre-activations."""
+@pytest.mark.parametrize(
+    "names", [("hook_sae_input", "hook_sae_acts_post", "hook_sae_recons"), ("hook_sae_acts_pre",)], ids=["most", "pre"]
+)
+def test_saelens_hooks_run(names: tuple[str, ...]) -> None:
+    """Wherever they are, and all that a cache holds."""
     t, x = transcoder("SkipTranscoder"), streams(6)
-    for name in ("hook_sae_input", "hook_sae_acts_post", "hook_sae_recons"):
-        getattr(t, name).add_hook(lambda value, hook: value * 1.5)
+    for name in names:
+        getattr(t, name).add_hook(lambda value, hook: value * 1.5 - 0.1)
     expected = {way: results(t, WAYS[way], x) for way in ("encode", "forward", "through")}
     with sae_lens.accelerate(t):
         for way, value in expected.items():
             same(results(t, WAYS[way], x), value)
-        with pytest.raises(ValueError, match=r"encode: hook_sae_acts_pre must have no hook, got one"):
-            t.run_with_cache(x)
-    t.run_with_cache(x)
+        written, held = t.run_with_cache(x)
+    theirs, expected = t.run_with_cache(x)
+    torch.testing.assert_close(written, theirs)
+    assert held.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(held[name], value)
+
+
+def test_saelens_inside_a_model() -> None:
+    """SAELens's own model with a transcoder spliced in, with its error term, its cache and its ablation hooks."""
+    from sae_lens import HookedSAETransformer
+
+    g = torch.Generator().manual_seed(3)
+    model = HookedSAETransformer(
+        {"n_layers": 1, "d_model": WIDTH, "n_ctx": 8, "d_head": 6, "n_heads": 2, "d_mlp": 24, "d_vocab": 11,
+         "act_fn": "gelu", "device": "cpu", "dtype": torch.float64}
+    ).double()  # fmt: skip
+    t = transcoder("JumpReLUSkipTranscoder")
+    t.cfg.metadata.hook_name = "blocks.0.ln2.hook_normalized"
+    t.cfg.metadata.hook_name_out = "blocks.0.hook_mlp_out"
+    ids = torch.randint(0, 11, (2, 6), generator=g)
+    hook = ("blocks.0.hook_mlp_out.hook_sae_acts_post", lambda value, hook: value.clone().fill_(0.5))
+
+    def run() -> list[Tensor]:
+        model.add_sae(t, use_error_term=True)
+        logits, cache = model.run_with_cache(ids)
+        changed = model.run_with_hooks(ids, fwd_hooks=[hook])
+        model.reset_saes()
+        return [logits, changed, *(cache[name] for name in sorted(cache))]
+
+    expected = run()
+    with sae_lens.accelerate(t):
+        got = run()
+    assert not torch.allclose(got[0], got[1])
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -283,13 +319,11 @@ def test_saelens_modules_in_place_of_hooks() -> None:
             return x * 2
 
     t, x = transcoder("Transcoder"), streams(5)
-    t.hook_sae_acts_post = Doubled()
-    expected = results(t, WAYS["forward"], x)
-    with sae_lens.accelerate(t):
-        same(results(t, WAYS["forward"], x), expected)
-        t.hook_sae_acts_pre = Doubled()
-        with pytest.raises(ValueError, match=r"encode: hook_sae_acts_pre must have no hook, got one"):
-            t(x)
+    for name in ("hook_sae_acts_post", "hook_sae_acts_pre"):
+        setattr(t, name, Doubled())
+        expected = results(t, WAYS["forward"], x)
+        with sae_lens.accelerate(t):
+            same(results(t, WAYS["forward"], x), expected)
 
 
 def test_saelens_with_its_hooks_disabled() -> None:
