@@ -59,7 +59,8 @@ def encode(transcoder: Any, x: Tensor) -> Tensor:
     """What `transcoder.encode(x)` returns: [..., features]. x: [..., d_in]."""
     _check("encode", transcoder)
     if not _idle(transcoder.hook_sae_acts_pre):
-        return type(transcoder).encode(transcoder, x)  # type: ignore[no-any-return]
+        seen: Tensor = type(transcoder).encode(transcoder, x)
+        return seen
     entries, values, shape = _found(transcoder, x)
     dense = Features(entries.row_ptr, entries.index, values).dense(entries.size).to(transcoder.W_enc.dtype)
     acts: Tensor = transcoder.hook_sae_acts_post(dense.view(*shape, entries.size))
