@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -312,7 +313,10 @@ def test_the_model_is_left_as_it_was() -> None:
             act()
     hook.remove()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.hf_model.modules())
-    assert model.hf_model.config._attn_implementation == chosen and not model.running.locked()
+    assert model.hf_model.config._attn_implementation == chosen
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(model.running.acquire, blocking=False).result()
+        other.submit(model.running.release).result()
     assert torch.isfinite(model.intervene(PROMPT, given).logits).all()
 
 
