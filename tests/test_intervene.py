@@ -357,7 +357,7 @@ ONE = pc.Intervention(0, 2, 3, 1.0)
         ({"interventions": [replace(ONE, position=slice(9, None))]}, ValueError, "position must name positions from"),
         ({"freeze": "mlps"}, ValueError, "freeze must be one of all, attention, patterns, none, got 'mlps'"),
         ({"layers": (0, 1)}, TypeError, "layers must be a range or None, got tuple"),
-        ({"layers": range(4)}, ValueError, r"layers must be a range of layers within 0 to 3, got range\(0, 4\)"),
+        ({"layers": range(4)}, ValueError, r"layers must be within the model's, range\(0, 3\), got range\(0, 4\)"),
         ({"layers": range(2, 2)}, ValueError, "layers must be a range of layers within"),
         ({"layers": range(0, 3, 2)}, ValueError, "layers must be a range of layers within"),
         ({"layers": range(2), "freeze": "all"}, ValueError, "layers must be None or all of them with freeze='all'"),

@@ -106,8 +106,8 @@ def test_wrong_arguments(folders: tuple[Path, Path], tmp_path: Path) -> None:
         pc.load(model, "./absent")
     with pytest.raises(NotADirectoryError, match=r"load: path must be a folder, got the file"):
         pc.load(model, held / "config.yaml")
-    with pytest.raises(ValueError, match=r"load: transcoders of 'demo' must be one of clt, plt"):
-        pc.load("demo", held)
+    with pytest.raises(ValueError, match=r"load: transcoders must be a folder, a hub id, 'clt' or 'plt', got 'none'"):
+        pc.load("demo", "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises((OSError, ValueError), match=r"load: model must be 'demo', 'smollm2', or a folder"):
         pc.load(tmp_path / "empty", held)

@@ -14,7 +14,7 @@ from pycircuit.graph.faithfulness import KEY, Agreement, Faithfulness
 from pycircuit.graph.influence import layer_groups
 from pycircuit.graph.rows import STEP
 from pycircuit.model.capture import relative
-from pycircuit.model.replacement import ReplacementModel
+from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops import checks
 
 from .forward import BATCH_POSITIONS, Changed, Plain, State, plain
@@ -67,6 +67,7 @@ def validate(
 
 
 def _belongs(model: ReplacementModel, graph: Graph) -> None:
+    check_model(OP, model)
     if not isinstance(graph, Graph):
         raise TypeError(f"{OP}: graph must be a pc.Graph, got {type(graph).__name__}")
     if graph.layers != model.depth:

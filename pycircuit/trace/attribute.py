@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pycircuit.graph import Graph, Targets, Tokens
-from pycircuit.model.replacement import LocalReplacement, ReplacementModel
+from pycircuit.model.replacement import LocalReplacement, ReplacementModel, check_model
 from pycircuit.progress import Progress, Report
 from pycircuit.transcoders.lazy import kept_bytes
 
@@ -47,6 +47,7 @@ def attribute(
     checkpoint: a folder for rows as they are found; the same call goes on from there after a kill. Ctrl-C ends the
     sweep and returns the graph of the rows found so far, `provenance["interrupted"]` set.
     """
+    check_model("attribute", model)
     check(max_features, probability, max_targets, round_size)
     bound, show = parse_bytes(memory), Progress(progress)
     begin = time.perf_counter()
