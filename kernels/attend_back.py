@@ -129,7 +129,7 @@ def shape_class(attention: Attention) -> str:
 
 def run(c: Config, y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None) -> Tensor:
     (rows, heads, width), targets = y.shape, len(prefix_ptr) - 1
-    z = torch.empty(rows, attention.groups, width, device=y.device) if out is None else out
+    z = torch.empty(rows, attention.groups, width, dtype=torch.float32, device=y.device) if out is None else out
     if not z.numel():
         return z
     # No longest prefix is fetched from the device: programs past it find nothing to do.

@@ -60,7 +60,7 @@ def shape_class(w_dec: Tensor) -> str:
 def run(c: Config, features: Features, w_dec: Tensor, bias: Tensor | None) -> Tensor:
     slots, slot_stride = (w_dec.shape[1], w_dec.stride(1)) if w_dec.ndim == 3 else (1, 0)
     width = w_dec.shape[-1]
-    out = torch.empty(*w_dec.shape[1:-1], features.positions, width, device=w_dec.device)
+    out = torch.empty(*w_dec.shape[1:-1], features.positions, width, dtype=torch.float32, device=w_dec.device)
     if not out.numel():
         return out
     grid = (features.positions, triton.cdiv(width, c["BD"]), slots)

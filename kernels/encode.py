@@ -161,7 +161,7 @@ def _filtered(
     counts = torch.empty(positions, tiles, dtype=torch.int32, device=device)
     begins = torch.empty(blocks * tiles, dtype=torch.int64, device=device)
     while True:
-        staged = torch.empty(room, device=device)
+        staged = torch.empty(room, dtype=torch.float32, device=device)
         packed = torch.empty(room, dtype=torch.int32, device=device)
         product_kernel[(blocks * tiles,)](
             x, w, b, threshold, staged, packed, begins.new_zeros(1), begins, counts, positions, features, width, ignore,
@@ -187,7 +187,7 @@ def _bound(c: Config, x: Tensor, w: Tensor, b: Tensor, k: int) -> tuple[Tensor, 
     tiles = triton.cdiv(features, c["BF"])
     # A sample of s features lets about k * features / s through: least memory where the two are equal.
     sampled = min(tiles, triton.cdiv(max(k, int((2 * k * features) ** 0.5)), c["BF"]))
-    sample = torch.empty(positions, sampled * c["BF"], device=x.device)
+    sample = torch.empty(positions, sampled * c["BF"], dtype=torch.float32, device=x.device)
     sample_kernel[(triton.cdiv(positions, c["BP"]), sampled)](
         x, w, b, sample, positions, features, width, x.stride(0), w.stride(0), tiles, sampled, **c.launch()
     )
@@ -203,7 +203,7 @@ def run(c: Config, x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activati
     positions, features = len(x), len(w_enc)
     if not positions or not features:
         row_ptr = torch.zeros(positions + 1, dtype=torch.int64, device=x.device)
-        return Features(row_ptr, row_ptr[:0].clone(), torch.empty(0, device=x.device))
+        return Features(row_ptr, row_ptr[:0].clone(), torch.empty(0, dtype=torch.float32, device=x.device))
     room = positions * features // ROOM + 1024
     if not isinstance(activation, TopK):
         return _filtered(c, x, w_enc, b_enc, activation, ignore_positions, None, room)

@@ -79,7 +79,7 @@ def keep_kernel(row_ptr, value, keep, kept, k):
 
 def kth_largest(values: Tensor, k: int) -> Tensor:
     """The k-th largest of every row, -inf where a row is shorter: [rows]. values: [rows, length], contiguous."""
-    out = torch.empty(len(values), device=values.device)
+    out = torch.empty(len(values), dtype=torch.float32, device=values.device)
     kth_kernel[(len(values),)](values, out, values.shape[1], k, **ROWS.launch())
     return out
 

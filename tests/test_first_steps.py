@@ -6,6 +6,7 @@ import copy
 import pickle
 import sys
 import types
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -135,3 +136,35 @@ def test_progress_to_a_stream_that_is_no_file(monkeypatch: pytest.MonkeyPatch) -
     show.next = 0.0
     show.step("sweep", 0, 3)
     assert cell.said == "pycircuit: sweep: 0 of 3 rows\n"
+
+
+@pytest.fixture(params=[torch.float64, torch.bfloat16, "meta"])
+def defaults(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a script set for its own tensors. meta stands for a GPU: memory that the processor cannot reach."""
+    try:
+        if isinstance(request.param, str):
+            torch.set_default_device(request.param)
+        else:
+            torch.set_default_dtype(request.param)
+        yield
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("defaults")
+def test_defaults_of_torch_are_for_the_tensors_of_the_script(model: pc.ReplacementModel, tmp_path: Path) -> None:
+    graph = pc.attribute(model, PROMPT, max_features=90, progress=False)
+    assert graph.certificate < 1e-5 and graph.rows.weight.dtype == torch.float32 and graph.targets.labels == ["Austin"]
+    assert graph.feature_node(0, 7, 347) == graph.features.tolist().index([0, 7, 347])
+    assert "Texas @Dallas" in graph.tree() and graph.scores().completeness > 0.5
+    assert graph.prune().node_mask.sum() < graph.nodes
+    graph.save(tmp_path / "g.safetensors")
+    graph.plot(tmp_path / "g.svg")
+    graph.to_json(tmp_path / "g.json")
+    assert torch.equal(pc.Graph.load(tmp_path / "g.safetensors").rows.weight, graph.rows.weight)
+    assert pc.estimate(model, PROMPT).features == len(graph.features)
+    off = [pc.Intervention(0, 7, 347, value=0.0)]
+    assert model.intervene(PROMPT, off).probabilities.argmax() != graph.targets.ids[0]
+    assert model.generate(PROMPT, max_new_tokens=1) == graph.targets.ids.tolist()
+    assert pc.validate(model, graph, samples=2).agreements

@@ -174,7 +174,7 @@ class _Rows:
 
     def moved(self, after: State, before: State) -> Tensor:
         """[rows], how far each row's pre-activation moved; zero where it cannot be told."""
-        out = torch.zeros(len(self.layer), dtype=torch.float64)
+        out = torch.zeros(len(self.layer), dtype=torch.float64, device="cpu")
         for layer in range(after.first, self.model.depth + 1):
             at = ((self.layer == layer) & self.known).nonzero()[:, 0]
             position, index = self.position[at].to(after.final.device), self.index[at].to(after.final.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,15 @@ from .attention import Attention, RecomputedAttention
 from .dispatch import forced, native_isas
 from .features import Features
 
+
+class _Kind(TypedDict):
+    dtype: torch.dtype
+    device: str
+
+
+# Never what torch.set_default_dtype or set_default_device say: kernels write float32 where the processor can.
+_FLOATS: _Kind = {"dtype": torch.float32, "device": "cpu"}
+_WHOLE: _Kind = {"dtype": torch.int64, "device": "cpu"}
 _ELEMENT = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -36,9 +47,9 @@ def _sparse(f: Features) -> tuple[int, int, int, int]:
 
 def _threshold(activation: Activation) -> Tensor:
     if isinstance(activation, JumpReLU):
-        return torch.as_tensor(activation.theta, dtype=torch.float32).reshape(-1).contiguous()
+        return torch.as_tensor(activation.theta, **_FLOATS).reshape(-1).contiguous()
     value = max(activation.threshold, 0.0) if isinstance(activation, BatchTopK) else 0.0
-    return torch.tensor([value], dtype=torch.float32)
+    return torch.tensor([value], **_FLOATS)
 
 
 def encode(x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activation, ignore_positions: int) -> Features:
@@ -48,15 +59,15 @@ def encode(x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activation, igno
         isa_index(), x.data_ptr(), x.shape[0], x.shape[1], x.stride(0), _weights(w_enc), b_enc.data_ptr(),
         theta.data_ptr(), int(theta.numel() > 1), top_k, keep, ignore_positions, torch.get_num_threads(),
     )  # fmt: skip
-    row_ptr = torch.empty(len(x) + 1, dtype=torch.int64)
-    index, value = torch.empty(found.count, dtype=torch.int64), torch.empty(found.count)
+    row_ptr = torch.empty(len(x) + 1, **_WHOLE)
+    index, value = torch.empty(found.count, **_WHOLE), torch.empty(found.count, **_FLOATS)
     found.copy(row_ptr.data_ptr(), index.data_ptr(), value.data_ptr())
     return Features(row_ptr, index, value)
 
 
 def decode(features: Features, w_dec: Tensor, bias: Tensor | None) -> Tensor:
     slots = w_dec.shape[1:-1]
-    out = torch.empty(*slots, features.positions, w_dec.shape[-1])
+    out = torch.empty(*slots, features.positions, w_dec.shape[-1], **_FLOATS)
     bias = None if bias is None else bias.float().contiguous()
     _native.decode(
         isa_index(), _sparse(features), _weights(w_dec), 0 if bias is None else bias.data_ptr(), out.data_ptr(),
@@ -67,7 +78,7 @@ def decode(features: Features, w_dec: Tensor, bias: Tensor | None) -> Tensor:
 
 def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None) -> Tensor:
     rows, heads, width = y.shape
-    z = torch.empty(rows, attention.groups, width) if out is None else out
+    z = torch.empty(rows, attention.groups, width, **_FLOATS) if out is None else out
     if isinstance(attention, RecomputedAttention):
         query, key = attention.query.float().contiguous(), attention.key.float().contiguous()
         lse = attention.normaliser().float().contiguous()
@@ -92,7 +103,7 @@ def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec:
 
 
 def influence(rows: Tensor, node: Tensor, weight: Tensor, order: Tensor | None) -> Tensor:
-    out = torch.empty(rows.shape[1])
+    out = torch.empty(rows.shape[1], **_FLOATS)
     weight = weight.float().contiguous()
     _native.influence(
         isa_index(), rows.data_ptr(), node.shape[0], rows.shape[1], rows.stride(0), node.data_ptr(), weight.data_ptr(),

@@ -92,8 +92,8 @@ def _work(found: Found, targets: Sequence[Target], rows: int) -> Work:
     kept = kept_bytes(local.transcoders.w_dec, [len(f.index.unique()) for f in local.features])
     sizes = columns.cone_sizes(layers, positions)
     seen = int(sizes.topk(rows).values.sum()) if rows else 0
-    own = [columns.cone_sizes(torch.tensor([t.layer]), torch.tensor([t.position])) for t in targets]
-    entries = seen + int(torch.cat(own).sum())
+    ends = torch.tensor([[t.layer, t.position] for t in targets], device="cpu")
+    entries = seen + int(columns.cone_sizes(*ends.unbind(1)).sum())
     return Work(columns.positions, len(layers), rows + len(targets), entries, depth, 0 < rows < len(layers), kept)
 
 
@@ -173,9 +173,9 @@ def _graph(
         preactivation=found.preactivation(),
         targets=Targets(
             [t.label for t in targets],
-            torch.tensor([t.token for t in targets]),
-            torch.tensor([t.weight for t in targets], dtype=torch.float64),
-            torch.tensor([t.position for t in targets]),
+            torch.tensor([t.token for t in targets], device="cpu"),
+            torch.tensor([t.weight for t in targets], dtype=torch.float64, device="cpu"),
+            torch.tensor([t.position for t in targets], device="cpu"),
         ),
         tokens=Tokens(frozen.tokens, text),
         layers=len(frozen.layers),

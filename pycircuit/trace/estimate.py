@@ -85,7 +85,7 @@ def estimate(
     wanted = total if max_features is None else min(max_features, total)
     layer, position = _places(columns)
     sizes = columns.cone_sizes(layer, position)
-    ends = columns.cone_sizes(torch.full((max_targets,), model.depth), torch.full((max_targets,), len(ids) - 1))
+    ends = columns.cone_sizes(*(torch.full((max_targets,), at, device="cpu") for at in (model.depth, len(ids) - 1)))
     entries = int(sizes.topk(wanted).values.sum()) + int(ends.sum())
     ranked = 0 < wanted < total
     kept = kept_bytes(model.transcoders.w_dec, _distinct(model, columns, found))
