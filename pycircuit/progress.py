@@ -24,7 +24,7 @@ class Progress:
         self.report = None if isinstance(show, bool) else show
         self.stream = (stream or sys.stderr) if show is True else None
         self.start = self.begun = time.perf_counter()
-        self.terminal = self.stream is not None and self.stream.isatty()
+        self.terminal = getattr(self.stream, "isatty", bool)()  # what notebooks and loggers put there may have none
         self.next = self.start + (_PATIENCE if self.terminal else _BETWEEN[False])
         self.open = False
 

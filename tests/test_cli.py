@@ -87,7 +87,7 @@ def test_interrupted(run, monkeypatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(doctor, "examine", stop)
-    assert run("doctor").code == 130
+    assert run("doctor") == (130, "", "pycircuit: stopped\n")
 
 
 def test_doctor_json_and_text_agree(run) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields
@@ -148,11 +149,32 @@ def test_train_goes_on_after_a_stop(run: Run, world: World, tmp_path: Path, monk
 
     monkeypatch.setattr(Trainer, "_step", stop_at_eight)
     done = run(*arguments)
+    assert done.err == f"pycircuit: stopped; the same command goes on from {tmp_path / 'set.checkpoint'}\n"
     assert done.code == 130 and stopped and not (tmp_path / "set").exists()
     assert (tmp_path / "set.checkpoint").is_file()
     assert "differs in recipe" in run(*arguments, "--seed", 1).err
     done = run(*arguments)
     assert done.code == 0 and "variance explained" in done.out and not (tmp_path / "set.checkpoint").exists()
+    again = pc.load(world.model, tmp_path / "set").transcoders
+    for ours, theirs in zip(pc.load(world.model, world.transcoders).transcoders.w_enc, again.w_enc, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_ctrl_c_loses_no_step(run: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes in the middle of the eighth step, which is finished and kept though no checkpoint was due."""
+    arguments = (*training(world.model, world.texts, tmp_path / "set"), "--quiet")
+    step, steps = Trainer._step, []
+
+    def stop_in_the_eighth(self: Trainer, *rows: torch.Tensor) -> None:
+        steps.append(self.done)
+        if len(steps) == 8:
+            signal.raise_signal(signal.SIGINT)
+        step(self, *rows)
+
+    monkeypatch.setattr(Trainer, "_step", stop_in_the_eighth)
+    assert run(*arguments).code == 130 and steps == list(range(8))
+    assert run(*arguments).code == 0 and steps == list(range(12))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     again = pc.load(world.model, tmp_path / "set").transcoders
     for ours, theirs in zip(pc.load(world.model, world.transcoders).transcoders.w_enc, again.w_enc, strict=True):
         assert torch.equal(ours, theirs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -106,8 +108,8 @@ def test_wrong_arguments(folders: tuple[Path, Path], tmp_path: Path) -> None:
         pc.load(model, "./absent")
     with pytest.raises(NotADirectoryError, match=r"load: path must be a folder, got the file"):
         pc.load(model, held / "config.yaml")
-    with pytest.raises(ValueError, match=r"load: transcoders of 'demo' must be one of clt, plt"):
-        pc.load("demo", held)
+    with pytest.raises(ValueError, match=r"load: transcoders must be a folder, a hub id, 'clt' or 'plt', got 'none'"):
+        pc.load("demo", "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises((OSError, ValueError), match=r"load: model must be 'demo', 'smollm2', or a folder"):
         pc.load(tmp_path / "empty", held)
@@ -333,3 +335,12 @@ def test_models_of_the_hub(hub: Path, folders: tuple[Path, Path]) -> None:
     assert pc.load("org/tiny@v3", folders[1]).family.model_type == "llama"
     with pytest.raises(OSError, match=r"load: model must be 'demo', 'smollm2', or a folder or hub id .* got 'org/no'"):
         pc.load("org/no", folders[1])
+
+
+def test_copies_of_sets_left_in_files(folders: tuple[Path, Path]) -> None:
+    """By copy and by pickle: they read the same files, and keep rows of their own."""
+    model = pc.load(*folders)
+    graph = pc.attribute(model, tiny_models.prompt(7), progress=False)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        found = pc.attribute(other, tiny_models.prompt(7), progress=False)
+        assert torch.equal(found.features, graph.features) and torch.equal(found.dense(), graph.dense())

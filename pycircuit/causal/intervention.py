@@ -122,7 +122,7 @@ class Hold:
         if not isinstance(layers, range):
             raise TypeError(f"{op}: layers must be a range or None, got {type(layers).__name__}; range(first, end)")
         if layers.step != 1 or not 0 <= layers.start < layers.stop <= depth:
-            raise ValueError(f"{op}: layers must be a range of layers within 0 to {depth}, got {layers}")
+            raise ValueError(f"{op}: layers must be within the model's, range(0, {depth}), got {layers}")
         if freeze == "all" and len(layers) < depth:
             raise ValueError(f"{op}: layers must be None or all of them with freeze='all', got {layers}")
         return cls(freeze, layers, depth)

@@ -14,7 +14,7 @@ from pycircuit.graph.faithfulness import KEY, Agreement, Faithfulness
 from pycircuit.graph.influence import layer_groups
 from pycircuit.graph.rows import STEP
 from pycircuit.model.capture import relative
-from pycircuit.model.replacement import ReplacementModel
+from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops import checks
 from pycircuit.ops.precision import without_autocast
 
@@ -69,6 +69,7 @@ def validate(
 
 
 def _belongs(model: ReplacementModel, graph: Graph) -> None:
+    check_model(OP, model)
     if not isinstance(graph, Graph):
         raise TypeError(f"{OP}: graph must be a pc.Graph, got {type(graph).__name__}")
     if graph.layers != model.depth:
@@ -175,7 +176,7 @@ class _Rows:
 
     def moved(self, after: State, before: State) -> Tensor:
         """[rows], how far each row's pre-activation moved; zero where it cannot be told."""
-        out = torch.zeros(len(self.layer), dtype=torch.float64)
+        out = torch.zeros(len(self.layer), dtype=torch.float64, device="cpu")
         for layer in range(after.first, self.model.depth + 1):
             at = ((self.layer == layer) & self.known).nonzero()[:, 0]
             position, index = self.position[at].to(after.final.device), self.index[at].to(after.final.device)

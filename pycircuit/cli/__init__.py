@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -14,13 +15,16 @@ import pycircuit as pc
 from . import examples, machine, shelf, steer, trace, training
 from .bundles import bundled
 from .machine import WRONG
+from .options import Stopped
 
 USAGE, STOPPED = 2, 130  # the arguments were wrong; Ctrl-C
 DEBUG = "--debug"
 UsageError: type[Exception] = typer.BadParameter.__base__  # type: ignore[assignment]  # typer may carry its own click
 PLAIN = (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError)  # their messages are sentences
 
-app = typer.Typer(pretty_exceptions_enable=False, help=pc.__doc__)
+app = typer.Typer(
+    pretty_exceptions_enable=False, help=pc.__doc__, context_settings={"help_option_names": ["-h", "--help"]}
+)
 bench_app = typer.Typer(
     invoke_without_command=True,
     help="Measure the ops on this machine, or compare two runs.",
@@ -67,10 +71,16 @@ def main() -> None:
     words = sys.argv[1:]
     options = words[: words.index("--")] if "--" in words else words
     debug = DEBUG in options
+    for stream in (sys.stdout, sys.stderr):  # a terminal without the tree's characters shows others in their place
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     arguments = [word for word in options if word != DEBUG] + words[len(options) :]
     try:
-        code = app(args=arguments, standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
+        code = app(args=arguments, prog_name="pycircuit", standalone_mode=False)
+        if code == STOPPED:  # typer has taken the KeyboardInterrupt
+            print("pycircuit: stopped", file=sys.stderr)
+    except (KeyboardInterrupt, typer.Abort, Stopped) as stop:
+        print(f"pycircuit: stopped{'; ' if str(stop) else ''}{stop}", file=sys.stderr)
         code = STOPPED
     except BrokenPipeError:  # `pycircuit doctor | head -1`: whoever read us has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -86,7 +96,9 @@ def main() -> None:
 def _sentence(error: Exception) -> str:
     """In one line: a library's message may have several."""
     if isinstance(error, UsageError):
-        return f"{error.format_message()} See `pycircuit --help`."  # type: ignore[attr-defined]
+        context = getattr(error, "ctx", None)
+        asked = context.command_path if context else "pycircuit"
+        return f"{error.format_message().rstrip('.')}. See `{asked} --help`."  # type: ignore[attr-defined]
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, PLAIN) and str(error):

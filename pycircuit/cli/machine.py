@@ -15,7 +15,7 @@ from pycircuit.bench.runner import Options
 from pycircuit.ops.registry import IMPLEMENTATIONS
 
 from .console import console, emit, table
-from .options import AsJson
+from .options import AsJson, new_file
 
 WRONG = 1  # the exit code where an op's answer is
 BUSY = 0.3  # cores taken by others from which a timing says little
@@ -45,6 +45,8 @@ def demo(
     """The model in the box: a question of two hops, its circuit, and what is said with another state's features."""
     from pycircuit.demo.show import run
 
+    if svg is not None:
+        new_file("--plot", svg, ".svg")
     show = console(stderr=as_json)
     found = run(show, city, other, svg)
     if as_json:

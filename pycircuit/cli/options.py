@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -14,11 +15,11 @@ import torch
 import typer
 
 import pycircuit as pc
+from pycircuit.load import NAMES
 from pycircuit.ops.registry import IMPLEMENTATIONS
 
 from . import texts
 
-MODELS = ("demo", "smollm2")  # known by name
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 _FEATURE = re.compile(r"(\d+)/(-?\d+)/(\d+)")
 
@@ -30,6 +31,10 @@ def among(*known: str) -> Callable[[str], list[str]]:
         return [name for name in known if name.startswith(incomplete)]
 
     return complete
+
+
+class Stopped(Exception):
+    """Ctrl-C, and what is left of the work."""
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
@@ -94,7 +99,7 @@ class Opening:
     model: Annotated[
         str,
         typer.Argument(
-            help="demo, smollm2, a folder, or a name on the Hugging Face hub.", autocompletion=among(*MODELS)
+            help="demo, smollm2, a folder, or a name on the Hugging Face hub.", autocompletion=among(*NAMES)
         ),
     ]
     transcoders: Annotated[
@@ -132,7 +137,32 @@ def prompts_of(prompt: str | None, many: Path | None, ids: bool) -> list[Any]:
         found = texts.read([many], by_line=True)
     else:
         found = [sys.stdin.read().rstrip("\n") if prompt == "-" else prompt]
+        if not found[0].strip():
+            raise ValueError(f"PROMPT must have at least one token, got {found[0]!r}")
     return [texts.token_ids(text) if ids and isinstance(text, str) else text for text in found]
+
+
+def new_file(option: str, path: Path, ending: str) -> None:
+    """That a file can be written there, before anything is computed."""
+    if path.is_dir():
+        raise ValueError(f"{option} must be a file, got the folder {path}")
+    if path.suffix != ending:
+        raise ValueError(f"{option} must end in {ending}, got {path}")
+    if not path.parent.is_dir():
+        raise ValueError(f"{option} must be in a folder that exists, got {path}")
+    _writable(option, path.parent)
+
+
+def _writable(option: str, folder: Path) -> None:
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{option} must be in a folder that can be written to, got {folder}")
+
+
+def folder_of_files(option: str, path: Path) -> None:
+    """The same of many files, which get names of their own there."""
+    if not path.is_dir():
+        raise ValueError(f"{option} must be a folder that exists with --prompts, got {path}")
+    _writable(option, path)
 
 
 def layers_of(given: str | None) -> range | None:

@@ -13,9 +13,23 @@ import pycircuit as pc
 from pycircuit.graph.prune import Pruned, thresholds
 
 from .console import console, emit
-from .options import AsJson, Ids, Opening, Prompt, Prompts, Quiet, Running, prompts_of, target
+from .options import (
+    AsJson,
+    Ids,
+    Opening,
+    Prompt,
+    Prompts,
+    Quiet,
+    Running,
+    Stopped,
+    folder_of_files,
+    new_file,
+    prompts_of,
+    target,
+)
 
 STRONGEST = 10  # features named in the JSON
+ENDINGS = (".safetensors", ".json", ".svg")  # of --save, --to-json and --plot
 
 MaxFeatures = Annotated[
     int | None, typer.Option(help="Features with a row of their own, the most influential ones.", show_default="all")
@@ -83,25 +97,25 @@ class Outputs:
         thresholds("attribute", self.node_threshold, self.edge_threshold)
         if many and self.slug:
             raise ValueError("--slug must name one graph, got --prompts; each is named after its number")
-        for name, path in (("--save", self.save), ("--to-json", self.to_json), ("--plot", self.plot)):
-            if path is not None and not (path if many else path.parent).is_dir():
-                what = "be a folder that exists with --prompts" if many else "be in a folder that exists"
-                raise ValueError(f"{name} must {what}, got {path}")
-            if path is not None and not many and path.is_dir():
-                raise ValueError(f"{name} must be a file, got the folder {path}")
+        paths = {"--save": self.save, "--to-json": self.to_json, "--plot": self.plot}
+        for (name, path), ending in zip(paths.items(), ENDINGS, strict=True):
+            if path is not None and many:
+                folder_of_files(name, path)
+            elif path is not None:
+                new_file(name, path, ending)
 
     def write(self, graph: pc.Graph, number: int | None) -> dict[str, str]:
         """The files by what they are. number: of many graphs."""
         written = {}
         if self.save is not None:
-            graph.save(path := _file(self.save, number, ".safetensors"))
+            graph.save(path := _file(self.save, number, ENDINGS[0]))
             written["save"] = str(path)
         if self.to_json is not None:
-            path = _file(self.to_json, number, ".json")
+            path = _file(self.to_json, number, ENDINGS[1])
             graph.to_json(path, self.slug, self.node_threshold, self.edge_threshold, self.scan)
             written["to_json"] = str(path)
         if self.plot is not None:
-            path = _file(self.plot, number, ".svg")
+            path = _file(self.plot, number, ENDINGS[2])
             graph.plot(path, self.node_threshold, self.edge_threshold)
             written["plot"] = str(path)
         return written
@@ -131,29 +145,35 @@ def attribute(
     """
     asked, arguments, many = prompts_of(prompt, prompts, ids), tracing.arguments(), prompts is not None
     outputs.check(many)
+    whole = bool(tracing.targets)
     if many and checkpoint is not None:
         raise ValueError("--checkpoint must go with one PROMPT, got --prompts")
     with opening.opened(running) as model:
         if not many:
             graph = pc.attribute(model, asked[0], checkpoint=checkpoint, progress=not quiet, **arguments)
-            _report(asked[0], graph, outputs, None, as_json)
+            _report(asked[0], graph, outputs, None, as_json, whole)
             if graph.provenance["interrupted"]:
-                raise KeyboardInterrupt
+                goes_on = "" if checkpoint is None else f"; the same command goes on from {checkpoint}"
+                raise Stopped(f"the graph has the rows found so far{goes_on}")
             return
         graphs = pc.attribute_many(model, asked, workers=workers, progress=not quiet, **arguments)
         for number, (text, graph) in enumerate(zip(asked, graphs, strict=True), 1):
-            _report(text, graph, outputs, number, as_json)
+            _report(text, graph, outputs, number, as_json, whole)
 
 
-def _report(prompt: Any, graph: pc.Graph, outputs: Outputs, number: int | None, as_json: bool) -> None:
-    """One graph: its files, then its tree or one line of JSON."""
+def _report(prompt: Any, graph: pc.Graph, outputs: Outputs, number: int | None, as_json: bool, whole: bool) -> None:
+    """One graph: its files, then its trees or one line of JSON. whole: every target has a tree, which were asked for;
+    otherwise the likeliest at each position."""
     pruned = graph.prune(outputs.node_threshold, outputs.edge_threshold)
     written = outputs.write(graph, number)
     if as_json:
         emit({"prompt": prompt, **summary(graph, pruned), "files": written}, indent=None if number else 1)
         return
     scores, show = graph.scores(), console()
-    show.print(graph.tree(depth=outputs.depth, branches=outputs.branches), markup=False, highlight=False)
+    places = graph.targets.positions.tolist()
+    shown = range(len(places)) if whole else sorted(places.index(p) for p in set(places))
+    for i in shown:
+        show.print(graph.tree(i, outputs.depth, outputs.branches), markup=False, highlight=False)
     show.print(
         f"{len(graph.features)} features, {graph.rows.count} rows, {graph.rows.entries} edges; pruned to "
         f"{int(pruned.node_mask.sum())} nodes and {int(pruned.edge_mask.sum())} edges; replacement score "

@@ -16,7 +16,7 @@ import typer
 
 import pycircuit as pc
 from pycircuit.graph.files import write_text
-from pycircuit.load import language_model
+from pycircuit.load import NAMES, device_of, language_model
 from pycircuit.train import Recipe, Trainer
 from pycircuit.train.presets import PRESETS, Preset
 from pycircuit.train.recipe import CHOICES, SAYS
@@ -26,7 +26,7 @@ from pycircuit.transcoders.formats.writing import destination
 from . import texts
 from .bundles import Bundle, option
 from .console import console, emit
-from .options import MODELS, AsJson, Opening, Quiet, Running, Texts, among
+from .options import AsJson, Opening, Quiet, Running, Stopped, Texts, among, new_file
 from .trace import MaxFeatures
 
 CURVES, RECORD = "training.svg", "training.json"  # beside the weights
@@ -59,7 +59,7 @@ def train(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="demo, smollm2, a folder, or a hub name.", autocompletion=among(*MODELS), show_default="the preset's"
+            help="demo, smollm2, a folder, or a hub name.", autocompletion=among(*NAMES), show_default="the preset's"
         ),
     ] = None,
     text_files: Texts = None,
@@ -87,9 +87,12 @@ def train(
     read = _texts(text_files, known, held_out=False)
     path = out.with_name(f"{out.name}.checkpoint") if checkpoint is None else checkpoint
     with running.running() as dtype, _together(running.device) as (device, first):
-        hf_model, tokenizer = _language_model(name, device, dtype)
+        hf_model, tokenizer = language_model(name, device_of(device), dtype or torch.float32)
         trainer = Trainer(hf_model, read, followed, tokenizer)
-        made = trainer.run(path, every, not quiet)
+        try:
+            made = trainer.run(path, every, not quiet)
+        except KeyboardInterrupt:
+            raise Stopped(f"the same command goes on from {path}" if path.exists() else "") from None
     if not first:
         return
     formats.save(made, out, model=name)
@@ -155,14 +158,6 @@ def _texts(files: list[Path] | None, preset: Preset | None, held_out: bool) -> l
     return preset.texts(held_out)
 
 
-def _language_model(name: str, device: str | None, dtype: torch.dtype | None) -> tuple[Any, Any]:
-    """(a transformers model, its tokenizer)."""
-    if name == "demo":
-        box = pc.load(name, device=device, dtype=dtype)
-        return box.hf_model, box.tokenizer
-    return language_model(name, torch.device(device or "cpu"), dtype or torch.float32)
-
-
 def _last(trainer: Trainer) -> dict[str, Any]:
     """Of the last step; lists have one entry a layer."""
     h = trainer.history
@@ -192,8 +187,8 @@ def evaluate(
 ) -> None:
     """What transcoders are worth on texts they were not trained on (those a preset keeps back, with --preset)."""
     read = _texts(text_files, _preset(preset), held_out=True)
-    if plot is not None and not plot.parent.is_dir():
-        raise ValueError(f"--plot must be in a folder that exists, got {plot}")
+    if plot is not None:
+        new_file("--plot", plot, ".svg")
     with opening.opened(running) as model:
         found = pc.evaluate(model, model.transcoders, read, context=context, graphs=graphs, max_features=max_features)
     if plot is not None:

@@ -19,7 +19,9 @@ KINDS = ("clt", "plt")
 SUMS = "SHA256SUMS"
 
 
-def load_box(kind: str = "clt", device: Any = None, dtype: torch.dtype | None = None, box: Path = BOX) -> Any:
+def load_box(
+    kind: str = "clt", device: Any = None, dtype: torch.dtype | None = None, box: Path = BOX
+) -> ReplacementModel:
     """A ReplacementModel with names for its features. kind: "clt" or "plt"; dtype: None for float32."""
     if kind not in KINDS:
         raise ValueError(f"load: transcoders of 'demo' must be one of {', '.join(KINDS)}, got {kind!r}")

@@ -28,7 +28,7 @@ class Names:
         while at < len(parts):
             found = self._match(parts[at:])
             if found is None:
-                raise ValueError(f"prompt must hold words the model knows, got {parts[at]!r}{self._advice(parts[at])}")
+                raise ValueError(f"text must hold words the model knows, got {parts[at]!r}{self._advice(parts[at])}")
             token, taken = found
             ids.append(token)
             at += taken

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pycircuit.graph.export import feature_id
-from pycircuit.model import ReplacementModel
+from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops import checks
 from pycircuit.progress import Progress, Report
 from pycircuit.train.corpus import Texts, pieces, token_ids
@@ -60,8 +60,7 @@ def write_examples(
         ("top", top), ("groups", groups), ("per_group", per_group), ("around", around),
     )))  # fmt: skip
     logits, context = checks.whole(_OP, "logits", logits, 0), checks.whole(_OP, "context", context, 1)
-    if not isinstance(model, ReplacementModel):
-        raise TypeError(f"{_OP}: model must be a pc.ReplacementModel, got {type(model).__name__}")
+    check_model(_OP, model)
     told = Progress(progress)
     target, wanted = _target(folder, scan), _wanted(model, features)
     corpus = _corpus(model, texts, context)

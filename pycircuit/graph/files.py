@@ -31,6 +31,14 @@ def writable(op: str, path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def picture(op: str, path: str | os.PathLike[str]) -> Path:
+    """The same of a drawing."""
+    path = writable(op, path)
+    if path.suffix.lower() != ".svg":
+        raise ValueError(f"{op}: path must end in .svg, got {path}; it is SVG that is written")
+    return path
+
+
 def write_text(path: Path, text: str) -> None:
     replace_file(path, lambda fresh: fresh.write_bytes(text.encode()))
 

@@ -112,7 +112,7 @@ class Graph:
         """The node of a feature; KeyError where it is not active."""
         names = {"layer": layer, "position": position, "feature": feature}
         wanted = [min(checks.whole("Graph.feature_node", name, n, -(2**63)), 2**62) for name, n in names.items()]
-        found = (self.features == torch.tensor(wanted)).all(1).nonzero()
+        found = (self.features == self.features.new_tensor(wanted)).all(1).nonzero()
         if not len(found):
             raise KeyError(f"Graph.feature_node: feature must be active, got layer {layer}, {position=}, {feature=}")
         return int(found[0, 0])
@@ -158,7 +158,7 @@ class Graph:
         graph from a file that does not say what its rows should add up to.
         """
         if self.provenance.get("law") == "unknown":
-            return torch.full((self.rows.count,), torch.nan, dtype=torch.float64)
+            return torch.full((self.rows.count,), torch.nan, dtype=torch.float64, device="cpu")
         expected, weight = _array(self.preactivation), self.rows.weight.numpy()
         off = _array(self.dropped) + _array(self.bias) - expected
         scale = _array(self.dropped_mass) + np.abs(_array(self.bias)) + np.abs(expected)

@@ -35,7 +35,7 @@ def plot(
     target: int,
     group: bool,
 ) -> None:
-    where = files.writable("plot", path)
+    where = files.picture("plot", path)
     checks.whole("plot", "max_nodes", max_nodes, 1)
     if not isinstance(group, bool):
         raise TypeError(f"plot: group must be True or False, got {type(group).__name__}")

@@ -115,7 +115,7 @@ def _room(path: Path, name: str, stored: Any) -> Tensor:
     if dtype not in _TENSORS[name]:
         got = dtype or stored.get_dtype()
         raise GraphFileError(f"Graph.load: {path}: {name} must be {_TENSORS[name][0]}, got {got}")
-    return torch.empty(stored.get_shape(), dtype=dtype)
+    return torch.empty(stored.get_shape(), dtype=dtype, device="cpu")
 
 
 def _fill(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -62,7 +62,7 @@ def _sums(graph: Graph) -> dict[str, Tensor]:
     found = {name: _floats(name, getattr(graph, name), count).double() for name in ("bias", "preactivation")}
     for name in ("dropped", "dropped_mass"):
         given = getattr(graph, name)
-        found[name] = torch.zeros(count, dtype=torch.float64) if given is None else _floats(name, given, count).double()
+        found[name] = graph.bias.new_zeros(count).double() if given is None else _floats(name, given, count).double()
     if count and found["dropped_mass"].min() < 0:
         raise ValueError(f"{_OP}: dropped_mass must not be negative, got {float(found['dropped_mass'].min())}")
     return found

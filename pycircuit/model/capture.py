@@ -313,7 +313,7 @@ def capture(
     precision take patterns and MLP outputs, and add up the streams between again in float32 (see `_settled`).
     """
     if model.training:
-        raise ValueError("capture: model must be in evaluation mode, got one in training; call model.eval()")
+        raise ValueError("capture: model must be in evaluation mode, got one in training; call model.hf_model.eval()")
     half = settle and weights.stored != weights.dtype
     wanted = {"mlp_raw"} if half else {_recorded(name, row) for name in record}
     shape = (len(weights.layers), len(ids), weights.width)

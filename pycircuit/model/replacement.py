@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pycircuit.ops import Features
+from pycircuit.ops.checks import whole
 from pycircuit.ops.precision import without_autocast
 from pycircuit.transcoders import Transcoders
 
@@ -66,15 +67,22 @@ class ReplacementModel:
         if not isinstance(transcoders, Transcoders):
             known = "pc.PerLayerTranscoders or pc.CrossLayerTranscoder"
             raise TypeError(f"ReplacementModel: transcoders must be {known}, got {type(transcoders).__name__}")
+        if tokenizer is not None and not callable(getattr(tokenizer, "encode", None)):
+            kind = type(tokenizer).__name__
+            raise TypeError(f"ReplacementModel: tokenizer must have a method encode(text), got {kind}")
+        if ignore_positions is not None:
+            whole("ReplacementModel", "ignore_positions", ignore_positions, 0)
         self.hf_model, self.tokenizer, self.transcoders = hf_model.eval(), tokenizer, transcoders
         self.labels = dict(labels or {})
         self.weights = read_weights(hf_model, self.family)
-        self.running = running(hf_model)  # hooks belong to one forward at a time; threads may share the rest
         transcoders.check(self)
         self.ignore_positions = self._ignored() if ignore_positions is None else ignore_positions
-        if self.ignore_positions < 0:
-            raise ValueError(f"ReplacementModel: ignore_positions must be zero or positive, got {ignore_positions}")
         self._probe()
+
+    @property
+    def running(self) -> Any:
+        """A lock: hooks belong to one forward at a time; threads may share the rest."""
+        return running(self.hf_model)
 
     @property
     def depth(self) -> int:
@@ -254,6 +262,11 @@ class ReplacementModel:
         captured = capture(self.hf_model, self.family, self.weights, ids, _PROBE, settle=False)
         found = {name: (worst, parts) for name, worst in disagreement(captured).items()}
         found["logits"] = (self._logit_error(captured, ids), logits)
+        if not captured.model.logits().isfinite().all():
+            raise ValueError(
+                f"ReplacementModel: model must give finite logits, got NaN or inf on a prompt of {count} tokens; look "
+                "for NaN or inf in its weights"
+            )
         wrong = [f"{name} {worst:.2g} off" for name, (worst, tolerance) in found.items() if not worst <= tolerance]
         if wrong:
             raise FamilyError(
@@ -268,6 +281,15 @@ class ReplacementModel:
 
     def __repr__(self) -> str:
         return f"ReplacementModel({self.family.model_type}, {self.transcoders!r}, {self.dtype}, {self.device})"
+
+
+def check_model(op: str, model: Any) -> None:
+    """That the first argument is one, and not the prompt, as circuit-tracer's `attribute` has it."""
+    if not isinstance(model, ReplacementModel):
+        raise TypeError(
+            f"{op}: model must be a pc.ReplacementModel, got {type(model).__name__}; pc.load or "
+            "pc.ReplacementModel(model, transcoders) makes one, and it comes before the prompt"
+        )
 
 
 def _split(found: Features, lengths: list[int], ignore: int) -> list[Features]:

@@ -61,7 +61,7 @@ class FileRows:
     def gather(self, features: Features) -> tuple[Features, Tensor]:
         """The same features numbered anew over the rows they use, and those rows: [distinct, (slots,) width]."""
         used, renumbered = features.index.unique(sorted=True, return_inverse=True)
-        rows = torch.empty(len(used), *self.shape[1:], dtype=self.stored)
+        rows = torch.empty(len(used), *self.shape[1:], dtype=self.stored, device="cpu")
         self._read(used.tolist(), memoryview(rows.view(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
         rows = rows.to(features.index.device, self.dtype)
         return Features(features.row_ptr, renumbered, features.value), rows

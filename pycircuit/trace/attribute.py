@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pycircuit.graph import Graph, Targets, Tokens
-from pycircuit.model.replacement import LocalReplacement, ReplacementModel
+from pycircuit.model.replacement import LocalReplacement, ReplacementModel, check_model
 from pycircuit.ops.precision import without_autocast
 from pycircuit.progress import Progress, Report
 from pycircuit.transcoders.lazy import kept_bytes
@@ -50,6 +50,7 @@ def attribute(
     checkpoint: a folder for rows as they are found; the same call goes on from there after a kill. Ctrl-C ends the
     sweep and returns the graph of the rows found so far, `provenance["interrupted"]` set.
     """
+    check_model("attribute", model)
     check(max_features, probability, max_targets, round_size)
     bound = parse_bytes(memory)
     with closing(Progress(progress)) as show:
@@ -96,8 +97,8 @@ def _work(found: Found, targets: Sequence[Target], rows: int) -> Work:
     kept = kept_bytes(local.transcoders.w_dec, [len(f.index.unique()) for f in local.features])
     sizes = columns.cone_sizes(layers, positions)
     seen = int(sizes.topk(rows).values.sum()) if rows else 0
-    own = [columns.cone_sizes(torch.tensor([t.layer]), torch.tensor([t.position])) for t in targets]
-    entries = seen + int(torch.cat(own).sum())
+    ends = torch.tensor([[t.layer, t.position] for t in targets], device="cpu")
+    entries = seen + int(columns.cone_sizes(*ends.unbind(1)).sum())
     return Work(columns.positions, len(layers), rows + len(targets), entries, depth, 0 < rows < len(layers), kept)
 
 
@@ -176,9 +177,9 @@ def _graph(
         preactivation=found.preactivation(),
         targets=Targets(
             [t.label for t in targets],
-            torch.tensor([t.token for t in targets]),
-            torch.tensor([t.weight for t in targets], dtype=torch.float64),
-            torch.tensor([t.position for t in targets]),
+            torch.tensor([t.token for t in targets], device="cpu"),
+            torch.tensor([t.weight for t in targets], dtype=torch.float64, device="cpu"),
+            torch.tensor([t.position for t in targets], device="cpu"),
         ),
         tokens=Tokens(frozen.tokens, text),
         layers=len(frozen.layers),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pycircuit.model.replacement import ReplacementModel
+from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops import Features
 from pycircuit.transcoders.lazy import kept_bytes
 
@@ -54,9 +54,14 @@ class Estimate:
             f"{self.rows} rows of {self.columns} columns{cut}; attention {how}",
             f"memory  {readable(self.bytes)} of {readable(self.plan.memory)}: "
             + ", ".join(f"{name} {readable(size)}" for name, size in self.plan.needs.items()),
-            f"time    about {self.seconds:.1f} s for {self.operations / 1e9:.0f} GFLOP",
+            f"time    about {_short(self.seconds)} s for {_short(self.operations / 1e9)} GFLOP",
         ]
         return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    """One figure below one, none after the point from ten on."""
+    return f"{value:.1g}" if value < 1 else f"{value:.{int(value < 10)}f}"
 
 
 def estimate(
@@ -70,6 +75,7 @@ def estimate(
 
     MemoryBoundError, as `attribute` would raise it, for a prompt that cannot fit.
     """
+    check_model("estimate", model)
     check(max_features, 1.0, max_targets, None)
     bound, ids = parse_bytes(memory), model.tokens(prompt)
     decide(model, Work(len(ids), 0, 1, 1, model.depth, False), bound)
@@ -79,7 +85,7 @@ def estimate(
     wanted = total if max_features is None else min(max_features, total)
     layer, position = _places(columns)
     sizes = columns.cone_sizes(layer, position)
-    ends = columns.cone_sizes(torch.full((max_targets,), model.depth), torch.full((max_targets,), len(ids) - 1))
+    ends = columns.cone_sizes(*(torch.full((max_targets,), at, device="cpu") for at in (model.depth, len(ids) - 1)))
     entries = int(sizes.topk(wanted).values.sum()) + int(ends.sum())
     ranked = 0 < wanted < total
     kept = kept_bytes(model.transcoders.w_dec, _distinct(model, columns, found))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pycircuit.graph import Graph
-from pycircuit.model.replacement import ReplacementModel
+from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.progress import Progress, Report
 
 from .attribute import attribute
@@ -32,6 +32,7 @@ def attribute_many(
     Every prompt is checked before the first one runs. workers: prompts traced at a time, each on its share of the
     cores and of `memory`; None: one to a core on the CPU (short prompts leave cores idle otherwise), one on a GPU.
     """
+    check_model("attribute_many", model)
     if isinstance(prompts, str | Tensor):
         raise TypeError(f"attribute_many: prompts must be a list of prompts, got one {type(prompts).__name__}")
     if "checkpoint" in options:

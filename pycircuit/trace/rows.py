@@ -143,14 +143,14 @@ class Found:
     def row_node(self) -> Tensor:
         """The node of each row: [rows], on the CPU."""
         first_target = self.sweep.columns.count
-        return torch.cat([torch.tensor(self.order) + first_target, self.nodes().cpu()])
+        return torch.cat([torch.tensor(self.order, device="cpu") + first_target, self.nodes().cpu()])
 
     def row_bias(self) -> Tensor:
         return torch.cat(self._biases)[: self.store.count]
 
     def preactivation(self) -> Tensor:
         """What edges and bias of every row must add up to: [rows] float64."""
-        given = torch.tensor([self.targets[t].preactivation for t in self.order], dtype=torch.float64)
+        given = torch.tensor([self.targets[t].preactivation for t in self.order], dtype=torch.float64, device="cpu")
         nodes = self.nodes()
         own = self._of(self.local.transcoders.b_enc, nodes)
         return torch.cat([given, (self.value[nodes].double() - own.double()).cpu()])

@@ -62,6 +62,10 @@ def choose(
     max_targets: int,
 ) -> list[Target]:
     """The targets asked for at every position asked for; by default the likeliest tokens up to `probability`."""
+    if hasattr(targets, "tolist"):
+        targets = targets.flatten().tolist()  # ids, as a tensor or an array
+    if targets is not None and (isinstance(targets, str) or not isinstance(targets, Sequence)):
+        raise TypeError(f"attribute: targets must be a list or None, got {type(targets).__name__}; put it in a list")
     found: list[Target] = []
     for at in positions_of(position, local.model.positions):
         if targets is None:
@@ -76,7 +80,11 @@ def choose(
 
 
 def positions_of(position: int | Sequence[int], count: int) -> list[int]:
+    if not isinstance(position, int | Sequence) or isinstance(position, str):
+        raise TypeError(f"attribute: position must be an int or a list of them, got {type(position).__name__}")
     given = [position] if isinstance(position, int) else list(position)
+    if not given:
+        raise ValueError("attribute: position must name at least one position, got none")
     for p in given:
         if isinstance(p, bool) or not isinstance(p, int) or not -count <= p < count:
             raise ValueError(f"attribute: position must be from {-count} to {count - 1}, got {p!r}")

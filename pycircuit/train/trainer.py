@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -11,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pycircuit.graph.files import write_text
+from pycircuit.graph.files import picture, write_text
 from pycircuit.ops.precision import without_autocast
 from pycircuit.progress import Progress, Report
 from pycircuit.trace.checkpoint import digest
@@ -53,7 +57,7 @@ class History:
             "silent features": by_layer(self.dead),
         }
         end = str(len(self.loss))
-        write_text(Path(path), chart([Panel(title, held, "step 1", end) for title, held in lines.items()]))
+        write_text(picture("plot", path), chart([Panel(title, held, "step 1", end) for title, held in lines.items()]))
 
 
 class Trainer:
@@ -104,7 +108,8 @@ class Trainer:
         every: int = 100,
         progress: bool | Report = True,
     ) -> PerLayerTranscoders | CrossLayerTranscoder:
-        """To the end, from the checkpoint if there is one; it is written every so many steps and at the end."""
+        """To the end, from the checkpoint if there is one; it is written every so many steps, at the end
+        and after Ctrl-C."""
         if type(every) is not int or every < 1:
             raise ValueError(f"train: every must be at least 1, got {every!r}")
         path = None if checkpoint is None else Path(checkpoint)
@@ -113,13 +118,21 @@ class Trainer:
             self._restore(file.load(path, about, str(self.source.weights.device)))
         show = Progress(progress if self.stream.rank == 0 else False)
         show.step("training", 0, self.recipe.steps * self.recipe.batch, "tokens")
+        whole = True  # no step is half done
         try:
             for rows in self._batches():
-                self._step(*rows)
+                whole = False
+                with _undisturbed():
+                    self._step(*rows)
+                    whole = True
                 tokens = self.done * self.recipe.batch
                 show.step("training", tokens, self.recipe.steps * self.recipe.batch, "tokens", self._note)
                 if path and self.stream.rank == 0 and (self.done % every == 0 or self.done == self.recipe.steps):
                     file.save(path, about, self._state())
+        except KeyboardInterrupt:
+            if path and self.stream.rank == 0 and self.done and whole:
+                file.save(path, about, self._state())
+            raise
         finally:
             show.close()
         return self.transcoders()
@@ -285,6 +298,23 @@ class Trainer:
                     "step": torch.tensor(float(self.done), device=t.device),
                     **{moment: state[f"{moment}.{name}"] for moment in ("exp_avg", "exp_avg_sq")},
                 }
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block; a handler of the program's own, or of another thread, is left alone."""
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def train(

@@ -62,6 +62,10 @@ class Cache:
         self._lock = RLock()
         self._found: OrderedDict[tuple[int, int], tuple[Any, Any, Features, Tensor, int]] = OrderedDict()
 
+    def __reduce__(self) -> tuple[type[Cache], tuple[int]]:
+        """Copies, also in other processes, begin empty."""
+        return Cache, (self.most,)
+
     def get(self, rows: LazyRows, features: Features) -> tuple[Features, Tensor] | None:
         with self._lock:
             key = (id(rows), id(features.index))
