@@ -143,7 +143,7 @@ def test_facts_file_round_trip(tmp_path: Path) -> None:
 
 
 def test_wrong_kind() -> None:
-    with pytest.raises(ValueError, match=r"must be one of clt, plt, got 'sae'"):
+    with pytest.raises(ValueError, match=r"must be a folder, a hub id, 'clt' or 'plt', got 'sae'"):
         pc.load("demo", transcoders="sae")
 
 

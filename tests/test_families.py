@@ -223,7 +223,7 @@ def test_nothing_holds_a_tape() -> None:
 
 
 def test_training_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
+    with pytest.raises(ValueError, match=r"call model\.hf_model\.eval\(\)"):
         freeze(build("llama").train())
 
 
