@@ -524,6 +524,32 @@ def test_what_is_made_once_is_made_by_one(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(p.suffix == ".safetensors" and not p.name.startswith(".") for p in own_cache.rglob("*.*"))
 
 
+def test_many_wait_for_one(tmp_path: Path, own_cache: Path) -> None:
+    """A file that is finished is moved away from under those who wait for it, at any time."""
+    source, done = tmp_path / "source", []
+    source.write_text("x")
+
+    def writes(fresh: Path) -> None:
+        done.append(fresh)
+        fresh.write_text("made")
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for turn in range(60):
+            start = threading.Barrier(8)
+
+            def makes(_: int, turn: int = turn, start: threading.Barrier = start) -> Path:
+                start.wait()
+                return cache.made_once("kind", [source], str(turn), 1, writes)
+
+            with ThreadPoolExecutor(8) as pool:
+                assert len(set(pool.map(makes, range(8)))) == 1
+    finally:
+        sys.setswitchinterval(before)
+    assert len(done) == 60
+
+
 def test_half_of_a_file_in_the_cache_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:

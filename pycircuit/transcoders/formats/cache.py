@@ -69,6 +69,14 @@ def _alone(path: Path) -> Iterator[None]:
     while True:
         with path.open("ab") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            if path.exists() and os.path.samestat(os.fstat(held.fileno()), path.stat()):
+            if is_still(path, os.fstat(held.fileno())):
                 yield
                 return
+
+
+def is_still(path: Path, state: os.stat_result) -> bool:
+    """Whoever had it before may take it away at any time."""
+    try:
+        return os.path.samestat(state, path.stat())
+    except FileNotFoundError:
+        return False

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pycircuit.ops import Features, FileRows
 
+from .cache import is_still
 from .files import KINDS, safetensors_header
 
 _CHUNK = 32 << 20  # bytes held at a time
@@ -101,7 +102,7 @@ def _take(op: str, path: Path, draft: Path, handle: int) -> None:
     """The draft is ours alone; another may have had it, and moved it away, just now."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours = draft.exists() and os.path.samestat(os.fstat(handle), draft.stat())
+        ours = is_still(draft, os.fstat(handle))
     except BlockingIOError:
         ours = False
     if not ours:
