@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from commands import Run, runner
 
 import pycircuit as pc
 from pycircuit import cli, doctor
@@ -16,21 +16,9 @@ from pycircuit.bench.rows import ROWS
 from pycircuit.ops.registry import IMPLEMENTATIONS, OPS
 
 
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def call(*args: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["pycircuit", *(str(a) for a in args)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return Done(stop.value.code, *capsys.readouterr())
-
-    return call
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    return runner(monkeypatch, capsys)
 
 
 def test_version_and_help(run) -> None:

@@ -8,14 +8,12 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from commands import Run, runner
 
 import pycircuit as pc
-from pycircuit import cli
 from pycircuit.demo.box import KINDS
 from pycircuit.demo.facts import BOX, facts
 from pycircuit.demo.swap import two_hop
@@ -28,26 +26,11 @@ LINES = sorted(set(re.findall(r"(?:^|`)(pycircuit (?:demo|\w+ demo)\b[^`\n]*)", 
 PROMPT = two_hop("Dallas")
 
 
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     monkeypatch.chdir(tmp_path)
 
-    def call(*args: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["pycircuit", *(str(a) for a in args)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return Done(stop.value.code, *capsys.readouterr())
-
-    return call
+    return runner(monkeypatch, capsys)
 
 
 def test_pages_show_the_demo_to_every_command_that_can_have_it() -> None:

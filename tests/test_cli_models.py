@@ -9,7 +9,6 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ import tiny_models
 import torch
 import transformers
 import typer
+from commands import Run, runner
 from format_files import write
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -42,12 +42,6 @@ DOCS = Path(__file__).parents[1] / "docs"
 PROMPT = "w5 w17 w42 w8 w23 w11 w3"  # the tokenizer puts w1 before it
 
 
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 class World(NamedTuple):
     model: Path
     transcoders: Path
@@ -59,18 +53,9 @@ class World(NamedTuple):
         return self.model, "--transcoders", self.transcoders
 
 
-Run = Callable[..., Done]
-
-
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*args: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["pycircuit", *(str(a) for a in args)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return Done(stop.value.code, *capsys.readouterr())
-
-    return call
+    return runner(monkeypatch, capsys)
 
 
 def write_model(folder: Path) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,10 @@ import format_files
 import pytest
 import tiny_models
 import torch
+from commands import Run, runner
 from torch import Tensor
 
 import pycircuit as pc
-from pycircuit import cli
 from pycircuit.demo import facts
 from pycircuit.examples import runs, writing
 from pycircuit.model.capture import STREAMS, capture
@@ -41,8 +39,6 @@ CASES = {  # family, transcoders
     "post_norms": ("gemma2", {"cross": True, "writes": "mlp_raw"}),
 }
 format_files.RULES["everywhere"] = lambda g, dtype: pc.TopK(SIZE, keep_negative=True)
-
-Run = Callable[..., "tuple[int, str, str]"]
 
 
 def build(case: str, dtype: torch.dtype = torch.float64) -> pc.ReplacementModel:
@@ -328,13 +324,7 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pycircuit", *(str(a) for a in args)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return (stop.value.code, *capsys.readouterr())
-
-    return call
+    return runner(monkeypatch, capsys)
 
 
 def test_a_graph_of_the_demo_finds_its_features(run: Run, tmp_path: Path) -> None:
