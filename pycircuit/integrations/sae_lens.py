@@ -1,7 +1,10 @@
-"""SAELens transcoders on our operations: its Transcoder, SkipTranscoder and their JumpReLU forms.
+"""SAELens's transcoders and sparse autoencoders on our operations.
 
-    with sae_lens.accelerate(transcoder):  # or handle = accelerate(transcoder) ... handle.undo()
-        written = transcoder(x)
+    with sae_lens.accelerate(sae):  # or handle = accelerate(sae) ... handle.undo()
+        written = sae(x)
+
+Served are the classes of KINDS: transcoders (ReLU or JumpReLU, with a skip or without) and the autoencoders
+StandardSAE, JumpReLUSAE and TopKSAE.
 
 Results and gradients are those of SAELens, up to the order of sums; the positions x features matrix is made only by
 what returns it, or by a hook that looks at it: with one on pre-activations SAELens's own encoder runs, which makes
@@ -18,97 +21,114 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pycircuit import ops
-from pycircuit.ops import Features, JumpReLU, ReLU
+from pycircuit.ops import Activation, Features, JumpReLU, ReLU, TopK
 from pycircuit.train import sparse
 from pycircuit.train.sparse import Entries
 
 from .handle import Accelerated, rows_together
 
-KINDS = ("Transcoder", "SkipTranscoder", "JumpReLUTranscoder", "JumpReLUSkipTranscoder")
+TRANSCODERS = ("Transcoder", "SkipTranscoder", "JumpReLUTranscoder", "JumpReLUSkipTranscoder")
+KINDS = (*TRANSCODERS, "StandardSAE", "JumpReLUSAE", "TopKSAE")
 
 
-def accelerate(transcoder: Any) -> Accelerated:
-    """Its encode, decode, forward and forward_with_activations run ours, in place, until `undo()` or a `with` ends.
+def accelerate(sae: Any) -> Accelerated:
+    """Run its encode, decode, forward and forward_with_activations on ours, in place, until `undo()` or a `with` ends.
 
-    An encoder that is not trained (`requires_grad_(False)`) lies feature by feature in the meantime, the same parameter
-    with the same values. One that is stays as it is, as an optimizer's state does, and is copied at every call.
+    sae: a transcoder or a sparse autoencoder of one of KINDS. An encoder that is not trained (`requires_grad_(False)`)
+    lies feature by feature in the meantime, the same parameter with the same values. One that is stays as it is, as an
+    optimizer's state does, and is copied at every call.
     """
-    _check("accelerate", transcoder)
-    methods = (encode, decode, forward, forward_with_activations, process_state_dict_for_saving)
-    w_enc = transcoder.W_enc
+    _check("accelerate", sae)
+    methods = [encode, decode, forward, process_state_dict_for_saving]
+    if _is_transcoder(sae):
+        methods.append(forward_with_activations)
+    w_enc = sae.W_enc
     by_feature = None if w_enc.requires_grad or w_enc.is_inference() else w_enc.data.T.contiguous().T
-    whole = w_enc.is_contiguous()
+    was_contiguous = w_enc.is_contiguous()
 
     def restore() -> None:
-        if by_feature is not None and whole:
-            transcoder.W_enc.data = transcoder.W_enc.data.contiguous()
+        if by_feature is not None and was_contiguous:
+            sae.W_enc.data = sae.W_enc.data.contiguous()
 
-    handle = Accelerated(transcoder, {f.__name__: f for f in methods}, restore)
+    handle = Accelerated(sae, {f.__name__: f for f in methods}, restore)
     if by_feature is not None:
         w_enc.data = by_feature
     return handle
 
 
-def process_state_dict_for_saving(transcoder: Any, state_dict: dict[str, Any]) -> None:
+def process_state_dict_for_saving(sae: Any, state_dict: dict[str, Any]) -> None:
     """Files of tensors want each in one piece."""
-    type(transcoder).process_state_dict_for_saving(transcoder, state_dict)
+    type(sae).process_state_dict_for_saving(sae, state_dict)
     state_dict.update({name: t.contiguous() for name, t in state_dict.items()})
 
 
-def encode(transcoder: Any, x: Tensor) -> Tensor:
-    """What `transcoder.encode(x)` returns: [..., features]. x: [..., d_in]."""
-    _check("encode", transcoder)
-    if not _idle(transcoder.hook_sae_acts_pre):
-        seen: Tensor = type(transcoder).encode(transcoder, x)
-        return seen
-    entries, values, shape = _found(transcoder, x)
-    dense = Features(entries.row_ptr, entries.index, values).dense(entries.size).to(transcoder.W_enc.dtype)
-    acts: Tensor = transcoder.hook_sae_acts_post(dense.view(*shape, entries.size))
+def encode(sae: Any, x: Tensor) -> Tensor:
+    """Result of `sae.encode(x)`: [..., features]. x: [..., d_in]."""
+    _check("encode", sae)
+    if not _idle(sae.hook_sae_acts_pre):
+        theirs: Tensor = type(sae).encode(sae, x)
+        return theirs
+    entries, values, shape = _active(sae, x)
+    dense = Features(entries.row_ptr, entries.index, values).dense(entries.size).to(sae.W_enc.dtype)
+    acts: Tensor = sae.hook_sae_acts_post(dense.view(*shape, entries.size))
     return acts
 
 
-def decode(transcoder: Any, feature_acts: Tensor) -> Tensor:
-    """What `transcoder.decode(feature_acts)` returns: [..., d_out]. feature_acts: [..., features], mostly zeros.
+def decode(sae: Any, feature_acts: Tensor) -> Tensor:
+    """Result of `sae.decode(feature_acts)`: [..., d_out]. feature_acts: [..., features], mostly zeros.
 
     Its gradient is that of every entry, those that are zero included.
     """
-    _check("decode", transcoder)
-    w_dec = transcoder.W_dec
+    _check("decode", sae)
+    w_dec = _decoder(sae)
     if feature_acts.shape[-1:] != w_dec.shape[:1]:
         rule = f"end with the {len(w_dec)} features of W_dec"
         raise ValueError(f"decode: feature_acts must {rule}, got shape {list(feature_acts.shape)}")
-    flat = _DecodeDense.apply(feature_acts.reshape(-1, len(w_dec)), rows_together(w_dec))
-    return _finished(transcoder, flat, tuple(feature_acts.shape[:-1]))
+    flat = _DecodeDense.apply(feature_acts.reshape(-1, len(w_dec)), w_dec)
+    return _finished(sae, flat, tuple(feature_acts.shape[:-1]))
 
 
-def forward(transcoder: Any, x: Tensor) -> Tensor:
-    """What `transcoder(x)` returns: [..., d_out]. The activations are made only for a hook that looks at them."""
-    _check("forward", transcoder)
-    if not (_idle(transcoder.hook_sae_acts_pre) and _idle(transcoder.hook_sae_acts_post)):
-        return forward_with_activations(transcoder, x)[0]
-    entries, values, shape = _found(transcoder, x)
-    written = sparse.decode(values, rows_together(transcoder.W_dec)[None], entries)[0]
-    return _with_skip(transcoder, x, _finished(transcoder, written, shape))
+def forward(sae: Any, x: Tensor) -> Tensor:
+    """Result of `sae(x)`: [..., d_out]. The activations are made only for a hook that looks at them."""
+    _check("forward", sae)
+    if getattr(sae, "use_error_term", False) and not _is_transcoder(sae):
+        theirs: Tensor = type(sae).forward(sae, x)  # encodes and decodes twice, with hooks and without
+        return theirs
+    if _idle(sae.hook_sae_acts_pre) and _idle(sae.hook_sae_acts_post):
+        entries, values, shape = _active(sae, x)
+        written = _finished(sae, sparse.decode(values, _decoder(sae)[None], entries)[0], shape)
+    else:
+        written = decode(sae, encode(sae, x))
+    if _is_transcoder(sae):
+        return _with_skip(sae, x, written)
+    out: Tensor = sae.hook_sae_output(written)
+    return out
 
 
 def forward_with_activations(transcoder: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What `transcoder.forward_with_activations(x)` returns: [..., d_out] and [..., features]."""
+    """Result of `transcoder.forward_with_activations(x)`: [..., d_out] and [..., features]."""
     acts = encode(transcoder, x)
     return _with_skip(transcoder, x, decode(transcoder, acts)), acts
 
 
-def _check(op: str, transcoder: Any) -> None:
+def _check(op: str, sae: Any) -> None:
     try:
-        theirs = import_module("sae_lens.saes.transcoder")
+        theirs = import_module("sae_lens.saes")
     except ImportError as error:
         raise ImportError(f"{op}: sae-lens must be installed, got {error}; pip install sae-lens") from None
-    if type(transcoder) not in [getattr(theirs, name) for name in KINDS]:
-        known, got = ", ".join(KINDS), type(transcoder).__name__
-        raise TypeError(f"{op}: transcoder must be one of SAELens's {known}, got {got}")
-    act = transcoder.activation_fn
-    if type(act) is not torch.nn.ReLU or _hooked(act):
-        got = f"{type(act).__name__} with a hook" if type(act) is torch.nn.ReLU else type(act).__name__
-        raise ValueError(f"{op}: transcoder.activation_fn must be the ReLU that SAELens gives it, got {got}")
+    if type(sae) not in [getattr(theirs, name) for name in KINDS]:
+        known, got = ", ".join(KINDS), type(sae).__name__
+        raise TypeError(f"{op}: sae must be one of SAELens's {known}, got {got}; others run as SAELens has them")
+    act = sae.activation_fn
+    expected = import_module("sae_lens.saes.topk_sae").TopK if type(sae) is theirs.TopKSAE else torch.nn.ReLU
+    if type(act) is not expected or _hooked(act) or getattr(act, "use_sparse_activations", False):
+        name = expected.__name__
+        got = f"{name} with a hook or sparse tensors" if type(act) is expected else type(act).__name__
+        raise ValueError(f"{op}: sae.activation_fn must be the {name} that SAELens gives it, got {got}")
+
+
+def _is_transcoder(sae: Any) -> bool:
+    return type(sae).__name__ in TRANSCODERS
 
 
 def _hooked(point: Any) -> bool:
@@ -116,26 +136,52 @@ def _hooked(point: Any) -> bool:
 
 
 def _idle(point: Any) -> bool:
-    """Whether nothing happens there: SAELens puts an Identity where it disables a hook, users put what they like."""
+    """True if nothing happens there: SAELens puts an Identity where it disables a hook, users put what they like."""
     return type(point).__name__ in ("HookPoint", "Identity") and not _hooked(point)
 
 
-def _found(transcoder: Any, x: Tensor) -> tuple[Entries, Tensor, tuple[int, ...]]:
+def _activation(sae: Any) -> Activation:
+    if hasattr(sae.activation_fn, "k"):
+        return TopK(sae.activation_fn.k)
+    threshold = getattr(sae, "threshold", None)
+    return ReLU() if threshold is None else JumpReLU(threshold.detach().clamp_min(0.0))  # theirs comes after a ReLU
+
+
+def _active(sae: Any, x: Tensor) -> tuple[Entries, Tensor, tuple[int, ...]]:
     """(active entries, their values with gradients: [n], the shape before features)."""
-    x = transcoder.process_sae_in(x)
-    flat, b_enc = x.reshape(-1, x.shape[-1]).contiguous(), transcoder.b_enc.contiguous()
-    w_enc, theta = rows_together(transcoder.W_enc.T), getattr(transcoder, "threshold", None)
-    rule = ReLU() if theta is None else JumpReLU(theta.detach().clamp_min(0.0))  # theirs comes after a ReLU
+    x = sae.process_sae_in(x)
+    flat, b_enc = x.reshape(-1, x.shape[-1]).contiguous(), sae.b_enc.contiguous()
+    w_enc = rows_together(sae.W_enc.T)
+    if _by_norm(sae):
+        norm = _wide(sae.W_dec).norm(dim=-1)
+        flat, w_enc, b_enc = _wide(flat), _wide(w_enc) * norm[:, None], _wide(b_enc) * norm
     with torch.no_grad():
-        entries = Entries.of(ops.encode(flat, w_enc, b_enc, rule), len(w_enc))
+        entries = Entries.of(ops.encode(flat, w_enc, b_enc, _activation(sae)), len(w_enc))
     return entries, sparse.values(flat, w_enc, b_enc, entries), tuple(x.shape[:-1])
 
 
-def _finished(transcoder: Any, written: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """written: [positions, d_out]; with the bias, in their type and shape."""
-    out = (written + transcoder.b_dec).to(transcoder.W_dec.dtype).view(*shape, written.shape[-1])
-    seen: Tensor = transcoder.hook_sae_recons(out)
-    return seen
+def _by_norm(sae: Any) -> bool:
+    """True if activations are measured in the norms of decoder rows."""
+    return bool(getattr(sae.cfg, "rescale_acts_by_decoder_norm", False))
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def _decoder(sae: Any) -> Tensor:
+    """[features, d_out], as activations are measured."""
+    w_dec = rows_together(sae.W_dec)
+    return torch.nn.functional.normalize(_wide(w_dec), dim=-1) if _by_norm(sae) else w_dec
+
+
+def _finished(sae: Any, written: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """written: [positions, d_out]; with the bias, in their type, scale and shape."""
+    out = (written + sae.b_dec).to(sae.W_dec.dtype).view(*shape, written.shape[-1])
+    recons: Tensor = sae.hook_sae_recons(out)
+    if not _is_transcoder(sae):
+        recons = sae.reshape_fn_out(sae.run_time_activation_norm_fn_out(recons), sae.d_head)
+    return recons
 
 
 def _with_skip(transcoder: Any, x: Tensor, written: Tensor) -> Tensor:
