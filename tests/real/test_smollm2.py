@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +52,12 @@ def test_logits_and_streams_equal_the_models(
     apart = relative(last, captured.model.final_stream)
     figure(f"P {positions}: logits {off:.1e}, last stream {apart:.1e} off (of the largest)")
     assert off < 1e-4 and apart < 1e-5
+
+
+def test_transformers_4_and_5_find_the_rotary_base_and_a_tokenizer_they_have(folder: Path) -> None:
+    config, tokenizer = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "tokenizer_config"))
+    assert config.get("rope_theta") == config.get("rope_parameters", {}).get("rope_theta") == 1e5
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast" and not tokenizer.get("add_bos_token")
 
 
 @pytest.mark.parametrize("prompt", ANSWERS)
