@@ -13,6 +13,7 @@ them. Under autocast sums stay in the weights' type. NaN is an error.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -39,7 +40,7 @@ def accelerate(sae: Any) -> Accelerated:
     optimizer's state does, and is copied at every call.
     """
     _check("accelerate", sae)
-    methods = [encode, decode, forward, process_state_dict_for_saving]
+    methods: list[Callable[..., Any]] = [encode, decode, forward, process_state_dict_for_saving]
     if _is_transcoder(sae):
         methods.append(forward_with_activations)
     w_enc = sae.W_enc
