@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .demo.box import KINDS, load_box, load_model
+from .files.locks import exclusive
 from .model import ReplacementModel
 from .model.portable import make_portable, save_byte_level_tokenizer
 from .transcoders import Transcoders, formats
@@ -171,8 +172,13 @@ def _first_line(error: Exception) -> str:
 def smollm2(cache: Path | None = None) -> Path:
     """SmolLM2-135M-Instruct as a folder that transformers opens, out of its package; dequantised once."""
     folder = (cache_folder() if cache is None else cache) / f"smollm2-{SMOLLM2_SHA256[:8]}-{SMOLLM2_FILES}"
-    if not folder.is_dir():
-        _dequantise(smollm2_file(), folder)
+    if folder.is_dir():
+        return folder
+    source = smollm2_file()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder.with_name(f".{folder.name}.lock")):
+        if not folder.is_dir():  # no other thread or process was first
+            _dequantise(source, folder)
     return folder
 
 
@@ -221,17 +227,13 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         del loaded.config.quantization_config
     plain = transformers.AutoModelForCausalLM.from_config(loaded.config)  # one that counts as quantised is not saved
     plain.load_state_dict(loaded.state_dict())
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
     try:
         plain.save_pretrained(draft)
         make_portable(draft)
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         save_byte_level_tokenizer(tokenizer, draft, SMOLLM2_SPECIAL)
-        try:
-            draft.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # another process was first
-                raise
+        draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

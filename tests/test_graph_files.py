@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -227,11 +227,11 @@ def test_a_tensor_too_many(saved: Path, tmp_path: Path) -> None:
 def test_a_failed_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = saved.read_bytes()
 
-    def fail(tensors: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
+    def fail(file: BinaryIO, *_: object) -> None:
+        file.write(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("pycircuit.graph.storage.save_file", fail)
+    monkeypatch.setattr("pycircuit.graph.storage.write_tensors", fail)
     with pytest.raises(OSError, match="disk full"):
         by_hand().save(saved)
     assert saved.read_bytes() == before

@@ -226,7 +226,7 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
     assert same(whole, traced(tmp_path))
     file = sorted(tmp_path.glob("rows-*"))[-1]
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(pc.CheckpointError, match=f"got {file.name}.*delete it"):
+    with pytest.raises(pc.CheckpointError, match=f"got .*{file.name}.*delete it"):
         traced(tmp_path)
     file.unlink()
     assert same(whole, traced(tmp_path))
@@ -234,7 +234,7 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(pc.CheckpointError, match=r"readable run\.json"):
         traced(tmp_path)
     (tmp_path / "run.json").unlink()
-    with pytest.raises(pc.CheckpointError, match="other files in it"):
+    with pytest.raises(pc.CheckpointError, match=r"run\.json beside its rows"):
         traced(tmp_path)
     with pytest.raises(pc.CheckpointError, match="must be a folder"):
         traced(file)

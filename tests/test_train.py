@@ -15,6 +15,8 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from safetensors.torch import load_file, safe_open, save_file
+from test_atomic import largest_file
 from tiny_models import CONFIGS, LAYERS, VOCABULARY, WIDTH, build
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -309,6 +311,35 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(pc.CheckpointError, match="file of an earlier run"):
         Trainer(build("llama"), corpus(), recipe).run(path, progress=False)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    path, recipe = tmp_path / "run.safetensors", replace(RECIPE, steps=2)
+    Trainer(build("llama"), corpus(), recipe).run(path, progress=False)
+    content = path.read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    for offset in (begin, (begin + len(content)) // 2, len(content) - 1):
+        path.write_bytes(content[:offset] + bytes([content[offset] ^ 4]) + content[offset + 1 :])
+        with pytest.raises(pc.CheckpointError, match=r"got .*run\.safetensors with another digest; remove it"):
+            Trainer(build("llama"), corpus(), recipe).run(path, progress=False)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    for run in ("[]", "3", '{"recipe": 1}'):
+        save_file(load_file(path), path, {**metadata, "run": run})
+        with pytest.raises(pc.CheckpointError, match=r"run\.safetensors"):
+            Trainer(build("llama"), corpus(), recipe).run(path, progress=False)
+
+
+def test_a_full_disk_is_named_with_the_checkpoint(tmp_path: Path) -> None:
+    path, recipe = tmp_path / "run.safetensors", replace(RECIPE, steps=2)
+    Trainer(build("llama"), corpus(), recipe).run(path, every=1, progress=False)
+    before = path.read_bytes()
+    path.unlink()
+    with largest_file(len(before) - 1), pytest.raises(OSError, match=rf"train: {path} must be possible to write"):
+        Trainer(build("llama"), corpus(), recipe).run(path, every=1, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]  # of the first step, which had room
+    Trainer(build("llama"), corpus(), recipe).run(path, every=1, progress=False)
+    assert path.read_bytes() == before
 
 
 SHARED = """

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import typer
 
 import pycircuit as pc
-from pycircuit.graph.files import write_text
+from pycircuit.files.atomic import write_text
 from pycircuit.load import NAMES, device_of, language_model
 from pycircuit.train import Recipe, Trainer
 from pycircuit.train.presets import PRESETS, Preset
@@ -99,7 +99,7 @@ def train(
     trainer.history.plot(out / CURVES)
     last = _last(trainer)
     about = {"model": name, "recipe": asdict(followed), "last": last}
-    write_text(out / RECORD, json.dumps(about, indent=1) + "\n")
+    write_text("train", out / RECORD, json.dumps(about, indent=1) + "\n")
     path.unlink(missing_ok=True)
     if as_json:
         emit({"out": str(out), **about})

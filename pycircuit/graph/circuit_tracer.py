@@ -13,14 +13,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pycircuit.files.atomic import replace_file, writable
 from pycircuit.ops import checks
 
-from . import files
 from .archive import Archive, Standin, Stored, standin
 from .rows import Rows
 from .storage import GraphFileError
@@ -167,7 +167,7 @@ def _rows(matrix: Tensor, features: Tensor, chosen: Tensor, between: int, target
 
 def save(graph: Graph, path: str | os.PathLike[str], tokenizer_name: str | None, scan: str | None) -> None:
     op = "Graph.to_circuit_tracer"
-    into = files.writable(op, path)
+    into = writable(op, path)
     for name, value in (("tokenizer_name", tokenizer_name), ("scan", scan)):
         if value is not None and not isinstance(value, str):
             raise TypeError(f"{op}: {name} must be a string, got {type(value).__name__}")
@@ -195,7 +195,17 @@ def save(graph: Graph, path: str | os.PathLike[str], tokenizer_name: str | None,
         "scan": graph.provenance.get("scan") if scan is None else scan,
     }
     pickling: Any = SimpleNamespace(__name__="pickle", Pickler=_Writer)
-    files.replace_file(into, lambda fresh: torch.save(held, fresh, pickle_module=pickling))
+    replace_file(op, into, lambda file: _pickled(held, file, pickling))
+
+
+def _pickled(content: dict[str, Any], file: BinaryIO, pickling: Any) -> None:
+    """torch.save, which hides the system's error behind one about positions in its archive."""
+    try:
+        torch.save(content, file, pickle_module=pickling)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _matrix(graph: Graph, chosen: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import files
+from pycircuit.files.atomic import writable, write_text
+from pycircuit.files.locks import locked
+
 from .prune import Pruned, thresholds
 from .supernodes import supernodes
 
@@ -25,7 +27,7 @@ def to_json(
     graph: Graph, path: str | os.PathLike[str], slug: str | None, node_threshold: float, edge_threshold: float,
     scan: str | None,
 ) -> None:  # fmt: skip
-    path = files.writable("Graph.to_json", path)
+    path = writable("Graph.to_json", path)
     slug = path.stem if slug is None else slug
     if not isinstance(slug, str) or not _SLUG.fullmatch(slug):
         raise ValueError(f"Graph.to_json: slug must be a name without slashes or control characters, got {slug!r}")
@@ -44,7 +46,7 @@ def to_json(
     parameters = {"pinnedIds": [], "supernodes": groups, "linkType": "both", "clickedId": "", "sg_pos": ""}
     links = _links(pruned, {node: entry["node_id"] for node, entry in nodes.items()})
     whole = {"metadata": metadata, "qParams": parameters, "nodes": list(nodes.values()), "links": links}
-    files.write_text(path, json.dumps(whole, allow_nan=False))
+    write_text("Graph.to_json", path, json.dumps(whole, allow_nan=False))
     _enter(path.with_name(_OVERVIEW), metadata)
 
 
@@ -141,9 +143,9 @@ def _links(pruned: Pruned, ids: dict[int, str]) -> list[dict[str, Any]]:
 
 def _enter(path: Path, metadata: dict[str, Any]) -> None:
     """Replace or add the graph's entry in the overview."""
-    with files.locked(path.parent):
+    with locked(path.parent):
         graphs = [entry for entry in _entries(path) if entry.get("slug") != metadata["slug"]]
-        files.write_text(path, json.dumps({"graphs": [*graphs, metadata]}, allow_nan=False, indent=2))
+        write_text("Graph.to_json", path, json.dumps({"graphs": [*graphs, metadata]}, allow_nan=False, indent=2))
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from pycircuit.files.atomic import picture, write_text
 from pycircuit.ops import checks
 
-from . import files
 from .layout import LEFT, Box, Curve, Place, measure, place, route, shorten
 from .supernodes import key
 from .tree import name, plain, strongest
@@ -35,7 +35,7 @@ def plot(
     target: int,
     group: bool,
 ) -> None:
-    where = files.picture("plot", path)
+    where = picture("plot", path)
     checks.whole("plot", "max_nodes", max_nodes, 1)
     if not isinstance(group, bool):
         raise TypeError(f"plot: group must be True or False, got {type(group).__name__}")
@@ -48,7 +48,7 @@ def plot(
     boxes = _collapsed(graph, _connected(boxes, path_nodes))
     left_out = inner - sum(box.kind in ("feature", "error") for box in boxes)
     where_all = place(boxes, graph.layers)
-    files.write_text(where, _svg(boxes, path_nodes, where_all, left_out, graph.layers))
+    write_text("plot", where, _svg(boxes, path_nodes, where_all, left_out, graph.layers))
 
 
 def _boxes(pruned: Pruned, most: int, path: set[int], together: bool) -> tuple[list[Box], int]:

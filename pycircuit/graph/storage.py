@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from . import files
+from pycircuit.files.atomic import replace_file, writable
+from pycircuit.files.safetensors import write_tensors
+
 from .rows import Rows
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _KEY = "pycircuit.graph"
+_SAVE = "Graph.save"
 _INT, _LONG, _DOUBLE = (torch.int32,), (torch.int64,), (torch.float64,)
 _EITHER = (torch.float32, torch.float64)
 _NAMES = {"I32": torch.int32, "I64": torch.int64, "F32": torch.float32, "F64": torch.float64, "F16": torch.float16}
@@ -52,23 +54,9 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
         "target_labels": graph.targets.labels, "token_text": graph.tokens.text, "timings": graph.timings,
         "provenance": graph.provenance, "labels": [[*key, text] for key, text in graph.labels.items()],
     }  # fmt: skip
-    tensors = _alone({name: parts[name] for name in _TENSORS})
+    tensors = {name: parts[name] for name in _TENSORS}
     metadata = {_KEY: json.dumps(about, allow_nan=False)}
-    try:
-        files.replace_file(files.writable("Graph.save", path), lambda fresh: save_file(tensors, fresh, metadata))
-    except SafetensorError as error:
-        raise OSError(f"Graph.save: path must be writable, got {path}: {error}") from None
-
-
-def _alone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, copied where they do not fill memory of their own: safetensors refuses to write memory twice."""
-    out, seen = {}, set()
-    for name, t in tensors.items():
-        memory = t.untyped_storage()
-        whole = t.is_contiguous() and memory.nbytes() == t.nbytes and memory.data_ptr() not in seen
-        seen.add(memory.data_ptr())
-        out[name] = t if whole else t.clone(memory_format=torch.contiguous_format)
-    return out
+    replace_file(_SAVE, writable(_SAVE, path), lambda file: write_tensors(file, tensors, metadata))
 
 
 def load(kind: type[Graph], path: str | os.PathLike[str]) -> Graph:

@@ -18,7 +18,7 @@ from pycircuit.ops.precision import without_autocast
 from pycircuit.progress import Progress, Report
 from pycircuit.transcoders.lazy import kept_bytes
 
-from .checkpoint import Checkpoint, digest
+from .checkpoint import Checkpoint, digest, reserved
 from .plan import Plan, Work, decide, parse_bytes
 from .rows import Found
 from .targets import Target, check, choose, positions_of
@@ -47,13 +47,14 @@ def attribute(
     memory: "8GiB" or bytes, what the run may take beside the model; None: most of what is free. Rows that do not fit
     keep their largest entries, and `graph.dropped` what was left out.
     progress: True writes to stderr, False is silent, a function is called with (phase, done, total).
-    checkpoint: a folder for rows as they are found; the same call goes on from there after a kill. Ctrl-C ends the
-    sweep and returns the graph of the rows found so far, `provenance["interrupted"]` set.
+    checkpoint: a folder for rows as they are found; the same call goes on from there after a kill, and waits while
+    another has the folder. Ctrl-C ends the sweep and returns the graph of the rows found so far,
+    `provenance["interrupted"]` set.
     """
     check_model("attribute", model)
     check(max_features, probability, max_targets, round_size)
     bound = parse_bytes(memory)
-    with closing(Progress(progress)) as show:
+    with closing(Progress(progress)) as show, reserved(checkpoint, show):
         begin = time.perf_counter()
         ids = model.tokens(prompt)
         positions = positions_of(position, len(ids))

@@ -5,20 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pycircuit.graph.files import replace_file, write_text
+from pycircuit.files.atomic import naming, replace_file, write_text
+from pycircuit.files.locks import exclusive
+from pycircuit.files.safetensors import write_tensors
+from pycircuit.progress import Progress
 
 from .store import Part
 
+_RUN, _LOCK = "run.json", "run.lock"
+_ROWS = re.compile(r"rows-\d{9}\.safetensors")
+_DRAFT = re.compile(rf"\.({re.escape(_RUN)}|{_ROWS.pattern})\.\w+\.partial")
 _ARRAYS = ("lengths", "column", "weight", "dropped", "mass")
 
 
@@ -27,72 +34,138 @@ class CheckpointError(ValueError):
 
 
 def digest(*parts: Tensor | Sequence[Tensor]) -> str:
-    """Of the exact bits of some tensors."""
-    found = hashlib.sha256()
+    """SHA-256 of the types, shapes and exact bits of some tensors."""
+    sha = hashlib.sha256()
     for part in parts:
         for t in [part] if isinstance(part, Tensor) else part:
-            found.update(f"{t.dtype}{list(t.shape)}".encode())
-            found.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+            sha.update(f"{t.dtype}{list(t.shape)}".encode())
+            sha.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+@contextmanager
+def reserved(folder: str | os.PathLike[str] | None, show: Progress) -> Iterator[None]:
+    """Reserve a folder of rows for one run: others wait until it ends, however it ends."""
+    with ExitStack() as stack:
+        if folder is not None:
+            path = Path(folder)
+            if path.exists() and not path.is_dir():
+                raise CheckpointError(f"attribute: checkpoint must be a folder, got the file {path}")
+            with naming("attribute", path):
+                path.mkdir(parents=True, exist_ok=True)
+                _refuse_strangers(path)
+                stack.enter_context(exclusive(path / _LOCK, lambda: _wait(path, show)))
+        yield
+
+
+def _wait(folder: Path, show: Progress) -> None:
+    show.say(f"checkpoint: another run has {folder}; this one waits until it ends")
+    show.step("waiting", 0, 1, "runs")
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """Raise where a folder without a run has files of other kinds, which are not to be mixed with ours."""
+    names = {entry.name for entry in folder.iterdir()}
+    strangers = sorted(n for n in names - {_RUN, _LOCK} if not _ROWS.fullmatch(n) and not _DRAFT.fullmatch(n))
+    if strangers and _RUN not in names:
+        raise CheckpointError(
+            f"attribute: checkpoint must be an empty folder or one of an earlier run, got {folder} with other files in "
+            f"it, such as {strangers[0]}"
+        )
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """The run that a folder holds, from its run.json; None where there is none."""
+    path = folder / _RUN
+    if not path.exists():
+        return None
+    try:
+        run = json.loads(path.read_bytes())
+        intact = run.pop("digest") == _digest_of(run)
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"attribute: checkpoint must hold a readable run.json, got {path}: {error}; remove {folder}"
+        ) from None
+    if not intact:
+        raise CheckpointError(
+            f"attribute: checkpoint must hold run.json as it was written, got {path} with another digest; "
+            f"remove {folder}"
+        )
+    return dict(run)
+
+
+def _digest_of(run: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
 
 class Checkpoint:
-    """A folder of run.json, which says what the run is, and one file for every tile of rows, named by its first."""
+    """A reserved folder of run.json, which says what the run is, and a file for every tile of rows, named by its first.
+
+    Every file has a digest, and a tile also that of its run.json and the nodes of its rows. `run` is the run that the
+    folder holds: this one, but for `plan`, which depends on the memory that was free.
+    """
 
     def __init__(self, folder: str | os.PathLike[str], run: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
-        if self.folder.exists() and not self.folder.is_dir():
-            raise CheckpointError(f"attribute: checkpoint must be a folder, got the file {self.folder}")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        described = self.folder / "run.json"
-        if not described.exists():
-            if any(self.folder.iterdir()):
+        names = sorted(entry.name for entry in self.folder.iterdir())
+        for draft in filter(_DRAFT.fullmatch, names):  # of runs that were killed: none that is alive has the folder
+            (self.folder / draft).unlink()
+        stored = read_run(self.folder)
+        if stored is None:
+            if rows := list(filter(_ROWS.fullmatch, names)):
                 raise CheckpointError(
-                    f"attribute: checkpoint must be an empty folder or one of an earlier run, got {self.folder} with "
-                    "other files in it"
+                    f"attribute: checkpoint must hold run.json beside its rows, got {self.folder / rows[0]} without; "
+                    f"remove {self.folder}"
                 )
-            write_text(described, json.dumps(run, indent=1))
-        self.run = self._same(described, run)
-
-    def _same(self, described: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-        """The run the folder holds; `plan`, which depends on the memory that was free, is taken from there."""
-        try:
-            held = json.loads(described.read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"attribute: checkpoint must hold a readable run.json, got {error}") from None
-        differing = [
-            name for name in run if name != "plan" and (not isinstance(held, dict) or held.get(name) != run[name])
-        ]
+            text = json.dumps({**run, "digest": _digest_of(run)}, indent=1)
+            write_text("attribute", self.folder / _RUN, text)
+            stored = dict(run)
+        differing = [name for name in run if name != "plan" and stored.get(name) != run[name]]
         if differing:
             raise CheckpointError(
                 f"attribute: checkpoint must be of this very run, got one that differs in {', '.join(differing)}; "
                 f"use another folder or remove {self.folder}"
             )
-        return dict(held)
+        self.run, self.digest = stored, _digest_of(stored)
 
     def _path(self, row: int) -> Path:
         return self.folder / f"rows-{row:09d}.safetensors"
 
-    def save(self, row: int, part: Part, bias: Tensor) -> None:
-        arrays = {name: getattr(part, name) for name in _ARRAYS}
-        replace_file(self._path(row), lambda path: save_file({**arrays, "bias": bias.cpu().numpy()}, path))
+    def save(self, row: int, part: Part, bias: Tensor, nodes: Tensor) -> None:
+        """Write the rows of these nodes, the first of which is `row`."""
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(part, name))) for name in _ARRAYS}
+        tensors |= {"bias": bias.cpu(), "nodes": nodes.cpu()}
+        metadata = self._place(row, tensors)
+        replace_file("attribute", self._path(row), lambda file: write_tensors(file, tensors, metadata))
 
-    def load(self, row: int) -> tuple[Part, Tensor] | None:
-        """The rows from this one on that an earlier run found: (part, bias)."""
+    def _place(self, row: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        """What a file says of itself: the run, the first row, the bits."""
+        bits = digest([tensors[name] for name in (*_ARRAYS, "bias", "nodes")])
+        return {"run": self.digest, "row": str(row), "digest": bits}
+
+    def load(self, row: int, nodes: Tensor) -> tuple[Part, Tensor] | None:
+        """The rows from this one on that an earlier run found: (part, bias). nodes: those that may follow."""
         path = self._path(row)
         if not path.exists():
             return None
         try:
-            arrays = load_file(path)
-            part = Part(*(arrays[name] for name in _ARRAYS))
-            bias = arrays["bias"]
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in (*_ARRAYS, "bias", "nodes")}
+        except (OSError, SafetensorError, ValueError) as error:
             raise CheckpointError(
-                f"attribute: checkpoint must hold whole files, got {path.name}: {error}; delete it"
+                f"attribute: checkpoint must hold whole files, got {path}: {error}; delete it"
             ) from None
-        entries, count = int(part.lengths.sum()), len(part)
-        if not (len(part.column) == len(part.weight) == entries and len(bias) == count == len(part.mass)):
+        expected = self._place(row, tensors)
+        differing = [name for name in expected if metadata.get(name) != expected[name]]
+        if differing:
             raise CheckpointError(
-                f"attribute: checkpoint must hold whole rows, got {path.name} of other shapes; delete it"
+                f"attribute: checkpoint must hold files of this run as they were written, got {path} that differs in "
+                f"{', '.join(differing)}; delete it"
             )
-        return part, torch.from_numpy(np.ascontiguousarray(bias))
+        if not torch.equal(tensors["nodes"], nodes[: len(tensors["nodes"])].cpu()):
+            raise CheckpointError(
+                f"attribute: checkpoint must hold rows of the features that this run comes to, got {path} with others; "
+                "delete it and those after it"
+            )
+        return Part(*(tensors[name].numpy() for name in _ARRAYS)), tensors["bias"].clone()

@@ -60,7 +60,8 @@ class Found:
     def add_targets(self) -> None:
         chosen = [self.targets[t] for t in self.order]
         vectors = torch.stack([t.vector for t in chosen])
-        self._add([t.layer for t in chosen], [t.position for t in chosen], lambda a, b: vectors[a:b])
+        nodes = self.sweep.columns.count + torch.tensor(self.order)
+        self._add(nodes, [t.layer for t in chosen], [t.position for t in chosen], lambda a, b: vectors[a:b])
 
     def add_features(self, chosen: Tensor) -> None:
         falling = torch.argsort(self.position[chosen], stable=True)
@@ -68,7 +69,7 @@ class Found:
         chosen = chosen[torch.argsort(self.layer[chosen], descending=True, stable=True)]
         self._nodes.append(chosen)
         layer, position = self.layer[chosen].tolist(), self.position[chosen].tolist()
-        self._add(layer, position, lambda a, b: self._of(self.local.transcoders.w_enc, chosen[a:b]))
+        self._add(chosen, layer, position, lambda a, b: self._of(self.local.transcoders.w_enc, chosen[a:b]))
 
     def _of(self, weights: Sequence[Tensor], chosen: Tensor) -> Tensor:
         """Each chosen feature's entry of its layer's encoder weights, in the order of `chosen`."""
@@ -80,18 +81,18 @@ class Found:
         back = torch.cat([(layer == at).nonzero()[:, 0] for at in layers]).argsort()
         return torch.cat(parts)[back]
 
-    def _add(self, layer: list[int], position: list[int], vectors: Callable[[int, int], Tensor]) -> None:
+    def _add(self, nodes: Tensor, layer: list[int], position: list[int], vectors: Callable[[int, int], Tensor]) -> None:
         """Rows of targets sorted from the highest layer down. Each tile is kept whole or not at all."""
         done = 0
         while done < len(layer):
-            held = None if self.checkpoint is None else self.checkpoint.load(self.store.count)
+            held = None if self.checkpoint is None else self.checkpoint.load(self.store.count, nodes[done:])
             if held is not None:
                 part, bias = held
                 self._biases.append(bias.to(self.value))
                 self.store.restore(part)
             else:
                 end = done + self._fitting(layer[done:], position[done:])
-                part = self._swept(layer[done:end], position[done:end], vectors(done, end))
+                part = self._swept(nodes[done:end], layer[done:end], position[done:end], vectors(done, end))
             done += len(part)
             self.show.step("sweep", self.store.count, self.total)
 
@@ -99,7 +100,7 @@ class Found:
         room = 0 if self.plan.dense else self.sweep.columns.count * self.value.element_size()
         return self.sweep.fitting(layer, position, self.tile_bytes, room)
 
-    def _swept(self, layer: list[int], position: list[int], vectors: Tensor) -> Part:
+    def _swept(self, nodes: Tensor, layer: list[int], position: list[int], vectors: Tensor) -> Part:
         while True:
             room = self.store.room(len(layer))
             try:
@@ -115,7 +116,7 @@ class Found:
         begin = time.perf_counter()
         part = self.store.pack(room, layer, position)
         if self.checkpoint is not None:
-            self.checkpoint.save(self.store.count, part, bias)
+            self.checkpoint.save(self.store.count, part, bias, nodes[: len(part)])
         self._biases.append(bias)
         self.store.take(part)
         self.packing += time.perf_counter() - begin

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pycircuit import ops
-from pycircuit.graph.files import picture, write_text
+from pycircuit.files.atomic import picture, write_text
 from pycircuit.model import ReplacementModel
 from pycircuit.model.sites import hooked
 from pycircuit.ops import Features, FileRows
@@ -65,7 +65,9 @@ class Evaluation:
             Panel(title, {"all": [nan if v is None else v for v in values]}, "layer 0", str(len(values) - 1))
             for title, values in by_layer.items()
         ]
-        write_text(picture("plot", path), chart([*panels, Panel("features by density", density, "never", "0.1 to 1")]))
+        write_text(
+            "plot", picture("plot", path), chart([*panels, Panel("features by density", density, "never", "0.1 to 1")])
+        )
 
     def __str__(self) -> str:
         names = ["never", *(f"1e{n}" for n in DECADES[:-1]), "1"]

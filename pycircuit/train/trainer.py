@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pycircuit.graph.files import picture, write_text
+from pycircuit.files.atomic import picture, write_text
 from pycircuit.ops.precision import without_autocast
 from pycircuit.progress import Progress, Report
 from pycircuit.trace.checkpoint import digest
@@ -57,7 +57,9 @@ class History:
             "silent features": by_layer(self.dead),
         }
         end = str(len(self.loss))
-        write_text(picture("plot", path), chart([Panel(title, held, "step 1", end) for title, held in lines.items()]))
+        write_text(
+            "plot", picture("plot", path), chart([Panel(title, held, "step 1", end) for title, held in lines.items()])
+        )
 
 
 class Trainer:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+
+from pycircuit.files.locks import exclusive
 
 
 def cache_folder() -> Path:
@@ -51,7 +51,7 @@ def made_once(kind: str, sources: list[Path], about: str, size: int, write: Call
 def _make(kept: Path, size: int, write: Callable[[Path], None]) -> None:
     kept.parent.mkdir(parents=True, exist_ok=True)
     fresh = kept.with_name(f".{kept.name}.partial")
-    with _alone(fresh):
+    with exclusive(fresh):
         try:
             if kept.is_file():
                 return
@@ -61,22 +61,3 @@ def _make(kept: Path, size: int, write: Callable[[Path], None]) -> None:
             fresh.replace(kept)
         finally:
             fresh.unlink(missing_ok=True)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Nobody else has this file, which is not there yet, or half of it is."""
-    while True:
-        with path.open("ab") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            if is_still(path, os.fstat(held.fileno())):
-                yield
-                return
-
-
-def is_still(path: Path, state: os.stat_result) -> bool:
-    """Whoever had it before may take it away at any time."""
-    try:
-        return os.path.samestat(state, path.stat())
-    except FileNotFoundError:
-        return False

@@ -163,19 +163,6 @@ def open_safetensors(path: Path) -> dict[str, Stored]:
     return {name: _typed(path, state, name, *entry) for name, entry in found.items()}
 
 
-def safetensors_header(tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
-    """What comes before tensors that follow in this order; they begin at a multiple of 8 bytes."""
-    names = {dtype: name for name, dtype in KINDS.items()}
-    header, at = {}, 0
-    for name, (dtype, shape) in tensors.items():
-        size = prod(shape) * dtype.itemsize
-        header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
 def _typed(path: Path, state: State, name: str, offset: int, shape: tuple[int, ...], kind: str) -> Stored:
     if kind not in KINDS:
         raise TypeError(f"load: {path}: {name} must be one of {', '.join(KINDS)}, got {kind}")

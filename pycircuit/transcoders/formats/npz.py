@@ -17,10 +17,11 @@ from typing import IO
 import numpy as np
 import torch
 
+from pycircuit.files.safetensors import safetensors_header
 from pycircuit.transcoders.pages import State
 
 from .cache import made_once
-from .files import Stored, open_safetensors, reading, safetensors_header
+from .files import Stored, open_safetensors, reading
 
 _KINDS = {"<f8": torch.float64, "<f4": torch.float32, "<f2": torch.float16}
 _LOCAL = struct.Struct("<4s5H3L2H")  # what comes before a member's name

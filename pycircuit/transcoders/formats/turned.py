@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pycircuit.files.safetensors import safetensors_header
+
 from .cache import made_once
-from .files import Stored, open_safetensors, safetensors_header
+from .files import Stored, open_safetensors
 
 LEAST = 64 << 20  # bytes from which on it is worth a file; what is smaller is done in memory
 _STEP = 32 << 20  # bytes turned at a time

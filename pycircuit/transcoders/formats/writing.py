@@ -8,62 +8,27 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from pycircuit.ops import Features, FileRows
+from pycircuit.files.atomic import naming, write_atomically
+from pycircuit.files.locks import is_still
+from pycircuit.files.safetensors import write_tensors
+from pycircuit.ops import FileRows
 
-from .cache import is_still
-from .files import KINDS, safetensors_header
+from .files import KINDS
 
-_CHUNK = 32 << 20  # bytes held at a time
 _KEY = "resume.json"
 
 
-def _dtype(t: Tensor | FileRows) -> torch.dtype:
-    return t.dtype
-
-
-def _chunks(t: Tensor | FileRows) -> Iterator[Tensor]:
-    """All rows in order, some at a time, on the CPU."""
-    count = t.shape[0] if len(t.shape) else 1
-    step = max(1, _CHUNK // max(1, prod(t.shape[1:]) * _dtype(t).itemsize))
-    for begin in range(0, count, step):
-        end = min(begin + step, count)
-        if isinstance(t, FileRows):
-            index = torch.arange(begin, end)
-            yield t.gather(Features(torch.tensor([0, len(index)]), index, index.new_empty(0)))[1]
-        else:
-            yield (t[begin:end] if t.ndim else t[None]).detach().cpu().contiguous()
-
-
 def write_safetensors(path: Path, tensors: dict[str, Tensor | FileRows]) -> None:
-    """Widest types first, so that every tensor lies on a multiple of its own size."""
-    ordered = sorted(tensors.items(), key=lambda item: (-_dtype(item[1]).itemsize, item[0]))
-    for name, t in ordered:
-        if _dtype(t) not in KINDS.values():
-            raise TypeError(f"save: {name} must be one of {', '.join(KINDS)}, got {_dtype(t)}")
-    header = safetensors_header({name: (_dtype(t), tuple(t.shape)) for name, t in ordered})
-    fresh = path.with_name(f"{path.name}.partial")
-    try:
-        with fresh.open("wb") as file:
-            file.write(header)
-            for _, t in ordered:
-                _write(file, t)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-def _write(file: BinaryIO, t: Tensor | FileRows) -> None:
-    for chunk in _chunks(t):
-        file.write(memoryview(chunk.reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
+    """Write a file of floating-point tensors."""
+    for name, t in tensors.items():
+        if t.dtype not in KINDS.values():
+            raise TypeError(f"save: {name} must be one of {', '.join(KINDS)}, got {t.dtype}")
+    write_atomically(path, lambda file: write_tensors(file, tensors))
 
 
 def destination(op: str, path: str | os.PathLike[str]) -> Path:
@@ -79,8 +44,8 @@ def destination(op: str, path: str | os.PathLike[str]) -> Path:
 @contextmanager
 def draft_of(op: str, path: Path, key: dict[str, Any] | None) -> Iterator[Path]:
     """A hidden folder beside `path` that takes its name in the end. key: kept after a failure, to go on from there."""
-    draft = path.absolute().with_name(f".{path.name}.{'resume' if key else os.getpid()}.draft")
-    with _telling(op, path, key is not None):
+    draft = path.absolute().with_name(f".{path.name}.{'resume' if key else 'new'}.draft")
+    with naming(op, path, "; the same call goes on where this one stopped" if key else ""):
         draft.mkdir(exist_ok=True)
         handle = os.open(draft, os.O_RDONLY)
         try:
@@ -133,18 +98,6 @@ def _flush(path: Path) -> None:
         os.fsync(held)
     finally:
         os.close(held)
-
-
-@contextmanager
-def _telling(op: str, path: Path, resumes: bool) -> Iterator[None]:
-    """What the system says against writing, in our words."""
-    try:
-        yield
-    except OSError as error:
-        if str(error).startswith(("load:", f"{op}:")):
-            raise
-        again = "; the same call goes on where this one stopped" if resumes else ""
-        raise type(error)(f"{op}: {path} must be possible to write, got {error.strerror or error}{again}") from None
 
 
 def write_folder(

@@ -1,0 +1,1 @@
+"""The ground floor of everything on disk: atomic writing, locks, safetensors."""
