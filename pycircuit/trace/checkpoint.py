@@ -70,6 +70,24 @@ class Checkpoint:
             )
         return dict(held)
 
+    @staticmethod
+    def planned(folder: str | os.PathLike[str]) -> tuple[bool, int | None] | None:
+        """How the rows that a folder holds were ranked and cut: (dense, keep); None where it holds no run.
+
+        A run that goes on must do the same: another ranking would choose other rows.
+        """
+        described = Path(folder) / "run.json"
+        try:
+            plan = json.loads(described.read_text())["plan"]
+            return plan["dense"], plan["keep"]
+        except (OSError, ValueError, KeyError, TypeError):  # none, or one that __init__ refuses
+            return None
+
+    @staticmethod
+    def largest(folder: str | os.PathLike[str]) -> int:
+        """Bytes of the largest file of rows in a folder."""
+        return max((file.stat().st_size for file in Path(folder).glob("rows-*")), default=0)
+
     def _path(self, row: int) -> Path:
         return self.folder / f"rows-{row:09d}.safetensors"
 
