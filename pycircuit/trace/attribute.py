@@ -14,13 +14,19 @@ from torch import Tensor
 
 from pycircuit.graph import Graph, Targets, Tokens
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel, check_model
+from pycircuit.ops import StoredAttention
 from pycircuit.ops.precision import without_autocast
 from pycircuit.progress import Progress, Report
 from pycircuit.transcoders.lazy import kept_bytes
 
 from .checkpoint import Checkpoint, digest, reserved
-from .plan import Plan, Work, decide, parse_bytes
+from .columns import Columns
+from .estimate import places, sample
+from .memory_model import Work, round_of
+from .plan import Bound, Fixed, MemoryBoundError, Plan, decide, least, refusal
+from .release import trim
 from .rows import Found
+from .store import Part
 from .targets import Target, check, choose, positions_of
 
 
@@ -53,18 +59,32 @@ def attribute(
     """
     check_model("attribute", model)
     check(max_features, probability, max_targets, round_size)
-    bound = parse_bytes(memory)
+    bound = Bound.of(memory, model.device)
     with closing(Progress(progress)) as show, reserved(checkpoint, show):
         begin = time.perf_counter()
         ids = model.tokens(prompt)
         positions = positions_of(position, len(ids))
-        _plan(model, len(ids), bound)  # a prompt that cannot fit is refused here
+        outputs = len(positions) * (max_targets if targets is None else len(targets))
+        fixed = Fixed() if checkpoint is None else Fixed(rows=Checkpoint.planned(checkpoint))
+        first = _first_plan(model, ids, max_features, outputs, bound, fixed)  # a prompt that cannot fit is refused
         show.step("forward", 0, len(ids), "positions")
-        local = model.freeze(ids)
-        chosen = choose(model, local, targets, position, probability, max_targets)
+
+        def freeze(stored: bool) -> tuple[LocalReplacement, list[Target]]:
+            local = model.freeze(ids, stored)
+            trim()
+            return local, choose(model, local, targets, position, probability, max_targets)
+
+        local, chosen = freeze(first.stored)
+        work = _work(local, chosen, max_features, round_size, checkpoint)
+        plan = decide(model, work, bound, fixed)
+        if plan.stored != first.stored:  # with the features that there are, patterns have no place
+            del local, chosen
+            trim()
+            local, chosen = freeze(plan.stored)
         forward = time.perf_counter() - begin
-        graph = _run(model, local, chosen, max_features, round_size, bound, show, checkpoint, forward)
-    asked = {"positions": positions, "probability": probability, "max_targets": max_targets, "memory": bound}
+        graph = _run(model, local, chosen, max_features, round_size, plan, show, checkpoint, forward)
+    asked = {"positions": positions, "probability": probability, "max_targets": max_targets}
+    asked["memory"] = bound.bytes if bound.given else None
     graph.provenance["settings"].update(asked | {"targets": "likeliest" if targets is None else "given"})
     return graph
 
@@ -83,24 +103,47 @@ def trace_frozen(
     """`attribute` on a prompt that is frozen already, in silence: for tools that change what was frozen."""
     check(max_features, probability, max_targets, round_size)
     chosen = choose(model, local, targets, position, probability, max_targets)
-    return _run(model, local, chosen, max_features, round_size, None, Progress(False), None, 0.0)
+    fixed = Fixed(stored=isinstance(local.model.layers[0].attention, StoredAttention))
+    plan = decide(model, _work(local, chosen, max_features, round_size, None), Bound.of(None, model.device), fixed)
+    return _run(model, local, chosen, max_features, round_size, plan, Progress(False), None, 0.0)
 
 
-def _plan(model: ReplacementModel, positions: int, bound: int | None) -> Plan:
-    """Of a prompt of which nothing is known but its length: the least it can need."""
-    return decide(model, Work(positions, 0, 1, 1, model.depth, False), bound)
+def _first_plan(
+    model: ReplacementModel, ids: Tensor, max_features: int | None, outputs: int, bound: Bound, fixed: Fixed
+) -> Plan:
+    """The plan of a prompt of which nothing is known but its length, and so of the least that it can need."""
+    try:
+        return decide(model, Work(len(ids), 0, 1, 1, model.depth, False), bound)
+    except MemoryBoundError:
+        work = sample(model, ids, max_features, outputs).work
+        raise MemoryBoundError(refusal(work, least(model, work, fixed), bound)) from None
 
 
-def _work(found: Found, targets: Sequence[Target], rows: int) -> Work:
-    """Rows of the targets and of `rows` features; of those the ones that see most are taken."""
-    columns, layers, positions = found.sweep.columns, found.layer, found.position
-    depth, local = columns.layers, found.local
-    kept = kept_bytes(local.transcoders.w_dec, [len(f.index.unique()) for f in local.features])
-    sizes = columns.cone_sizes(layers, positions)
-    seen = int(sizes.topk(rows).values.sum()) if rows else 0
+def _work(
+    local: LocalReplacement,
+    targets: Sequence[Target],
+    max_features: int | None,
+    round_size: int | None,
+    checkpoint: str | os.PathLike[str] | None,
+) -> Work:
+    """Rows of the targets and of the features that see most."""
+    columns = Columns.of(local)
+    sizes = columns.cone_sizes(*places(columns))
+    rows = len(sizes) if max_features is None else min(max_features, len(sizes))
     ends = torch.tensor([[t.layer, t.position] for t in targets], device="cpu")
-    entries = seen + int(columns.cone_sizes(*ends.unbind(1)).sum())
-    return Work(columns.positions, len(layers), rows + len(targets), entries, depth, 0 < rows < len(layers), kept)
+    entries = int(sizes.topk(rows).values.sum()) + int(columns.cone_sizes(*ends.unbind(1)).sum())
+    return Work(
+        positions=columns.positions,
+        features=len(sizes),
+        rows=rows + len(targets),
+        entries=entries,
+        layers=columns.layers,
+        ranked=0 < rows < len(sizes),
+        batch=max(len(targets), round_of(rows, len(sizes), round_size)),
+        decoders=kept_bytes(local.transcoders.w_dec, local.features),
+        busiest=columns.busiest,
+        stored_bytes=None if checkpoint is None else Checkpoint.largest(checkpoint),
+    )
 
 
 def _run(
@@ -109,7 +152,7 @@ def _run(
     targets: list[Target],
     max_features: int | None,
     round_size: int | None,
-    bound: int | None,
+    plan: Plan,
     show: Progress,
     checkpoint: str | os.PathLike[str] | None,
     forward: float,
@@ -118,17 +161,15 @@ def _run(
     found = Found(local, targets)
     total = len(found.layer)
     wanted = total if max_features is None else min(max_features, total)
-    plan = decide(model, _work(found, targets, wanted), bound)
+    trim()
     folder = None if checkpoint is None else _checkpoint(checkpoint, found, targets, wanted, round_size, plan)
-    if folder is not None:
-        plan = Plan(**folder.run["plan"])
     found.start(plan, show, folder, len(targets) + wanted)
     interrupted = False
     try:
         found.add_targets()
         while (left := wanted - found.expanded) > 0:
             before = time.perf_counter()
-            step = left if wanted == total else min(left, round_size or max(64, wanted // 8))
+            step = min(left, round_of(wanted, total, round_size))
             picked = torch.arange(total, device=found.layer.device) if wanted == total else found.most_influential(step)
             ranking += time.perf_counter() - before
             found.add_features(picked)
@@ -141,7 +182,9 @@ def _run(
     built = time.perf_counter()
     settings = {"max_features": max_features, "round_size": round_size}
     about = {"settings": settings, "keep": plan.keep, "interrupted": interrupted}
-    graph = _graph(model, found, targets, timings, about)
+    part = found.finish()
+    trim()
+    graph = _graph(model, found, part, targets, timings, about)
     timings["graph"] = time.perf_counter() - built + found.packing
     return graph
 
@@ -164,9 +207,14 @@ def _checkpoint(
 
 
 def _graph(
-    model: ReplacementModel, found: Found, targets: list[Target], timings: dict[str, float], about: dict[str, Any]
+    model: ReplacementModel,
+    found: Found,
+    part: Part,
+    targets: list[Target],
+    timings: dict[str, float],
+    about: dict[str, Any],
 ) -> Graph:
-    frozen, part = found.local.model, found.finish()
+    frozen = found.local.model
     decode: Callable[[list[int]], Any] = str if model.tokenizer is None else model.tokenizer.decode
     text = [str(t) if model.tokenizer is None else str(decode([t])) for t in frozen.tokens.tolist()]
     return Graph(
@@ -198,8 +246,8 @@ def _labels(model: ReplacementModel, found: Found) -> dict[tuple[int, int], str]
     """Of features that are active, by (layer, feature)."""
     if not model.labels:
         return {}
-    active = set(zip(found.layer.tolist(), found.index.tolist(), strict=True))
-    return {key: label for key, label in model.labels.items() if key in active}
+    active = [set(f.index.unique().tolist()) for f in found.local.features]
+    return {key: label for key, label in model.labels.items() if key[0] < len(active) and key[1] in active[key[0]]}
 
 
 def _provenance(model: ReplacementModel, about: dict[str, Any]) -> dict[str, Any]:

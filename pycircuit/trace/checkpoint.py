@@ -128,6 +128,20 @@ class Checkpoint:
             )
         self.run, self.digest = stored, _digest_of(stored)
 
+    @staticmethod
+    def planned(folder: str | os.PathLike[str]) -> tuple[bool, int | None] | None:
+        """How the rows that a folder holds were ranked and cut: (dense, keep); None where it holds no run.
+
+        A run that goes on must do the same: another ranking would choose other rows.
+        """
+        run = read_run(Path(folder))
+        return None if run is None else (run["plan"]["dense"], run["plan"]["keep"])
+
+    @staticmethod
+    def largest(folder: str | os.PathLike[str]) -> int:
+        """Bytes of the largest file of rows in a folder."""
+        return max((file.stat().st_size for file in Path(folder).glob("rows-*")), default=0)
+
     def _path(self, row: int) -> Path:
         return self.folder / f"rows-{row:09d}.safetensors"
 

@@ -41,6 +41,11 @@ class Columns:
         return int(self.before[:, -1].sum())
 
     @property
+    def busiest(self) -> int:
+        """The most features of a layer."""
+        return int(self.before[:, -1].max())
+
+    @property
     def count(self) -> int:
         return self.features + (self.layers + 1) * self.positions
 

@@ -15,7 +15,8 @@ from pycircuit.ops import Features
 from pycircuit.transcoders.lazy import kept_bytes
 
 from .columns import Columns
-from .plan import Plan, Work, decide, parse_bytes, readable
+from .memory_model import Work, round_of
+from .plan import Bound, Plan, decide, readable
 from .targets import check
 
 _SAMPLE = 256  # positions that are run to see how many features are active
@@ -77,33 +78,45 @@ def estimate(
     """
     check_model("estimate", model)
     check(max_features, 1.0, max_targets, None)
-    bound, ids = parse_bytes(memory), model.tokens(prompt)
-    decide(model, Work(len(ids), 0, 1, 1, model.depth, False), bound)
+    bound, ids = Bound.of(memory, model.device), model.tokens(prompt)
+    seen = sample(model, ids, max_features, max_targets)
+    plan = decide(model, seen.work, bound)
+    operations = _operations(model, len(ids), seen)
+    seconds = operations / (_SHARE * _rate(model))
+    sampled, work = min(len(ids), _SAMPLE), seen.work
+    return Estimate(len(ids), sampled, work.features, work.rows, work.columns, plan, operations, seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Features of the first positions of a prompt, going on as they began. layer, position: of every feature."""
+
+    work: Work
+    layer: Tensor
+    position: Tensor
+    sizes: Tensor
+
+
+def sample(model: ReplacementModel, ids: Tensor, max_features: int | None, outputs: int) -> Sample:
+    """What is to be expected of a prompt. outputs: how many targets it has."""
     found = model.activations([ids[:_SAMPLE]])[0]
     columns = _columns(model, ids, found)
-    total = columns.features
-    wanted = total if max_features is None else min(max_features, total)
-    layer, position = _places(columns)
+    layer, position = places(columns)
     sizes = columns.cone_sizes(layer, position)
-    ends = columns.cone_sizes(*(torch.full((max_targets,), at, device="cpu") for at in (model.depth, len(ids) - 1)))
-    entries = int(sizes.topk(wanted).values.sum()) + int(ends.sum())
-    ranked = 0 < wanted < total
-    kept = kept_bytes(model.transcoders.w_dec, _distinct(model, columns, found))
-    plan = decide(model, Work(len(ids), total, wanted + max_targets, entries, model.depth, ranked, kept), bound)
-    work = _operations(model, len(ids), layer, position, sizes, wanted)
-    seconds = work / (_SHARE * _rate(model))
-    sampled = min(len(ids), _SAMPLE)
-    return Estimate(len(ids), sampled, total, wanted + max_targets, columns.count, plan, work, seconds)
-
-
-def _distinct(model: ReplacementModel, columns: Columns, found: Sequence[Features]) -> list[int]:
-    """How many features of each layer are active anywhere: those of the sample, growing with the prompt at the most."""
-    every = columns.before[:, -1] - columns.before[:, 0]
-    counts = []
-    for at, f in enumerate(found):
-        here = len(f.index.unique())
-        counts.append(min(model.transcoders.size(at), -(-here * int(every[at]) // max(1, f.count))))
-    return counts
+    wanted = columns.features if max_features is None else min(max_features, columns.features)
+    ends = columns.cone_sizes(*(torch.full((outputs,), at, device="cpu") for at in (model.depth, len(ids) - 1)))
+    work = Work(
+        positions=len(ids),
+        features=columns.features,
+        rows=wanted + outputs,
+        entries=int(sizes.topk(wanted).values.sum()) + int(ends.sum()),
+        layers=model.depth,
+        ranked=0 < wanted < columns.features,
+        batch=max(outputs, round_of(wanted, columns.features, None)),
+        decoders=kept_bytes(model.transcoders.w_dec, found, columns.features / max(1, sum(f.count for f in found))),
+        busiest=columns.busiest,
+    )
+    return Sample(work, layer, position, sizes)
 
 
 def _columns(model: ReplacementModel, ids: Tensor, found: Sequence[Features]) -> Columns:
@@ -116,25 +129,24 @@ def _columns(model: ReplacementModel, ids: Tensor, found: Sequence[Features]) ->
     return Columns(np.concatenate([before, later.astype(np.int64)], 1), len(ids))
 
 
-def _places(columns: Columns) -> tuple[Tensor, Tensor]:
+def places(columns: Columns) -> tuple[Tensor, Tensor]:
     """Layer and position of every feature."""
     here = np.diff(columns.before, axis=1)
     layer, position = (a.ravel() for a in np.indices(here.shape))
     return torch.from_numpy(layer.repeat(here.ravel())), torch.from_numpy(position.repeat(here.ravel()))
 
 
-def _operations(
-    model: ReplacementModel, positions: int, layer: Tensor, position: Tensor, sizes: Tensor, rows: int
-) -> float:
+def _operations(model: ReplacementModel, positions: int, seen: Sample) -> float:
     """Forward, encoders, and the sweep of `rows` average features: projections, attention, scores."""
     width, first = model.width, model.weights.layers[0]
     inner = first.w_o.shape[1] + first.w_v.shape[0]
     weights = sum(p.numel() for p in model.hf_model.parameters())
     encoders = sum(model.transcoders.size(at) * width for at in range(model.depth))
     forward = 2.0 * positions * (weights + encoders)
-    passed = (layer - 1).clamp_min(0).double() * (position + 1)  # positions projected down and up again
-    each = passed * (2 * width * inner + first.w_o.shape[1] * (position + 1)) + 2.0 * width * sizes
-    return forward + rows * float(each.mean() if len(each) else 0.0)
+    longest = seen.position + 1
+    passed = (seen.layer - 1).clamp_min(0).double() * longest  # positions projected down and up again
+    each = passed * (2 * width * inner + first.w_o.shape[1] * longest) + 2.0 * width * seen.sizes
+    return forward + seen.work.rows * float(each.mean() if len(each) else 0.0)
 
 
 def _rate(model: ReplacementModel) -> float:

@@ -16,7 +16,7 @@ from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.progress import Progress, Report
 
 from .attribute import attribute
-from .plan import free_bytes, parse_bytes
+from .plan import Bound
 
 
 def attribute_many(
@@ -31,6 +31,7 @@ def attribute_many(
 
     Every prompt is checked before the first one runs. workers: prompts traced at a time, each on its share of the
     cores and of `memory`; None: one to a core on the CPU (short prompts leave cores idle otherwise), one on a GPU.
+    With several workers one graph may be waiting for its reader, and has a share of `memory` of its own.
     """
     check_model("attribute_many", model)
     if isinstance(prompts, str | Tensor):
@@ -48,28 +49,41 @@ def attribute_many(
     threads = torch.get_num_threads()
     count = workers or (threads if model.device.type == "cpu" else 1)
     count = max(1, min(count, len(ids)))
-    bound = parse_bytes(memory) or int(0.8 * free_bytes(model.device))
-    return _graphs(model, ids, count, threads, bound // count, Progress(progress), options)
+    ahead = count + (count > 1)  # prompts under way, and graphs that wait for their reader
+    share = max(1, Bound.of(memory, model.device).bytes // ahead)
+    return _graphs(model, ids, count, ahead, threads, share, Progress(progress), options)
 
 
 def _graphs(
-    model: ReplacementModel, ids: list[Tensor], workers: int, threads: int, bound: int, show: Progress, options: Any
+    model: ReplacementModel,
+    ids: list[Tensor],
+    workers: int,
+    ahead: int,
+    threads: int,
+    share: int,
+    show: Progress,
+    options: Any,
 ) -> Iterator[Graph]:
-    """A generator: prompts run ahead of the reader by no more than there are workers."""
+    """A generator: no more than `ahead` prompts are under way or wait for the reader, each within its share."""
 
     def one(prompt: Tensor) -> Graph:
         torch.set_num_threads(max(1, threads // workers))  # of this worker's own products
-        return attribute(model, prompt, memory=bound, progress=False, **options)
+        return attribute(model, prompt, memory=share, progress=False, **options)
 
     waiting = iter(ids)
     show.step("prompts", 0, len(ids), "prompts")
     with ThreadPoolExecutor(workers, thread_name_prefix="pycircuit") as pool:
         running: list[Future[Graph]] = []
+
+        def submit() -> None:
+            for prompt in islice(waiting, ahead - len(running)):
+                running.append(pool.submit(copy_context().run, one, prompt))
+
         try:
+            submit()
             for done in range(len(ids)):
-                for prompt in islice(waiting, workers + 1 - len(running)):
-                    running.append(pool.submit(copy_context().run, one, prompt))
                 graph = running.pop(0).result()
+                submit()
                 show.step("prompts", done + 1, len(ids), "prompts")
                 yield graph
         finally:

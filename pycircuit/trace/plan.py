@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 
 import psutil
 import torch
 
-from pycircuit.model.frozen import BLOCK as ATTENTION_BLOCK
 from pycircuit.model.replacement import PATTERN_BYTES, ReplacementModel
+
+from .memory_model import MemoryModel, Work
 
 TILE_BYTES = 32 << 20  # of a tile's state and its projections: larger ones gain nothing
 TILE_TARGETS = 24  # of full length: fewer would read decoders and make patterns again too often
 FEWEST = 256  # entries of a row that are kept under any bound
 _UNITS = {"": 1, "b": 1}
 _UNITS.update((p + s, n**e) for s, n in (("", 1000), ("b", 1000), ("ib", 1024)) for e, p in enumerate("kmgt", 1))
+_SHOWN = (("GiB", 1 << 30, 2), ("MiB", 1 << 20, 1), ("KiB", 1 << 10, 1), ("B", 1, 0))  # unit, bytes, figures
 _CGROUP = Path("/sys/fs/cgroup")
-_CHECKED = 1.5  # of the bytes of rows: what making a graph of them takes at its peak
 _SHARE = 0.8  # of the memory that is free, taken where no bound is given
 
 
@@ -48,37 +51,36 @@ def free_bytes(device: torch.device) -> int:
     return max(free, 0)
 
 
-def readable(size: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"
+def readable(size: float, up: bool = False) -> str:
+    """A size in its unit. up: rounded up, so that it is enough when given back."""
+    unit, step, digits = next(u for u in _SHOWN if size >= u[1] or u[1] == 1)
+    shown = size / step
+    return f"{ceil(shown * 10**digits) / 10**digits if up else shown:.{digits}f} {unit}"
 
 
 @dataclass(frozen=True)
-class Work:
-    """The size of a trace. entries: of all its rows together, at the most; decoders: bytes of rows left in files."""
+class Bound:
+    """Bytes that a trace may take beside its model. given: by the user, otherwise most of what is free."""
 
-    positions: int
-    features: int
-    rows: int
-    entries: int
-    layers: int
-    ranked: bool
-    decoders: int = 0
+    bytes: int
+    given: bool
 
-    @property
-    def columns(self) -> int:
-        return self.features + (self.layers + 1) * self.positions
+    @classmethod
+    def of(cls, memory: str | int | None, device: torch.device) -> Bound:
+        size = parse_bytes(memory)
+        return cls(int(free_bytes(device) * _SHARE), False) if size is None else cls(size, True)
+
+    def __str__(self) -> str:
+        return f"{readable(self.bytes)} ({'memory=' if self.given else f'{_SHARE:.0%} of what is free'})"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a trace runs. needs: bytes by part, which add up to at most `memory`.
+    """How a trace runs. needs: bytes by part, of the phase that takes the most; they add up to at most `memory`.
 
     stored: attention patterns are kept, otherwise recomputed; dense: rows are kept dense while they are ranked;
-    keep: how many entries of a row stay, None for all; tile_bytes: of the sweep's state at a time.
+    keep: how many entries of a row stay, None for all; tile_bytes: of the sweep's state and edges at a time;
+    edge_bytes: of these, the edges of one target; entries: of all rows together, at the most.
     """
 
     memory: int
@@ -86,6 +88,9 @@ class Plan:
     dense: bool
     keep: int | None
     tile_bytes: int
+    edge_bytes: int = 0
+    entries: int = 0
+    phase: str = ""
     needs: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -93,80 +98,93 @@ class Plan:
         return sum(self.needs.values())
 
 
-class Needs:
-    """Bytes of the parts of a trace of one model, as counted from its shapes."""
+@dataclass(frozen=True)
+class Fixed:
+    """Parts of a plan that are decided already: by patterns that are there, or by the rows of a checkpoint."""
 
-    def __init__(self, model: ReplacementModel, work: Work) -> None:
-        self.model, self.work, self.size = model, work, model.dtype.itemsize
+    stored: bool | None = None
+    rows: tuple[bool, int | None] | None = None  # dense, keep
 
-    def forward(self) -> int:
-        """Streams that are kept, and what one layer of the model's own forward works on."""
-        p, d, layers = self.work.positions, self.model.width, self.model.depth
-        config = self.model.hf_model.config.get_text_config()
-        inner = int(getattr(config, "intermediate_size", None) or 4 * d)
-        heads = max(w.heads for w in self.model.weights.layers)
-        block = min(heads * p * p, max(ATTENTION_BLOCK, heads * p))
-        kept = (2 * layers + 4) * p * d
-        return self.size * (kept + 4 * p * inner + 6 * p * d + 5 * block) + 4 * p * p
-
-    def patterns(self) -> int:
-        return self.size * sum(w.heads for w in self.model.weights.layers) * self.work.positions**2
-
-    def attention(self, stored: bool) -> int:
-        if stored:
-            return self.patterns()
-        per = sum((w.heads + w.kv_heads) * (w.w_o.shape[1] // w.heads) + w.heads for w in self.model.weights.layers)
-        return self.size * per * self.work.positions
-
-    def features(self) -> int:
-        return self.work.features * (2 * 8 + 2 * self.size + 6 * 8)
-
-    def one_target(self) -> int:
-        """Of a tile that holds a single target of full length."""
-        wide = max(w.w_o.shape[1] + w.w_v.shape[0] + w.heads for w in self.model.weights.layers)
-        return self.size * self.work.positions * (self.model.width + wide)
-
-    def dense(self) -> int:
-        return self.size * self.work.rows * self.work.columns if self.work.ranked else 0
-
-    def packed(self, keep: int | None) -> int:
-        """CSR of all rows, and what checking and summing them takes."""
-        entries = self.work.entries if keep is None else min(self.work.entries, self.work.rows * keep)
-        return int(_CHECKED * entries * (4 + self.size)) + 64 * self.work.rows
-
-    def room(self, tile_bytes: int) -> int:
-        """Rows of one tile that are not kept dense."""
-        return max(self.size * self.work.columns, tile_bytes)
+    def choices(self, ranked: bool) -> Iterator[tuple[bool, int | None]]:
+        """Rows that keep all entries, fastest first; only what is ranked is of use dense."""
+        if self.rows is None:
+            yield from [(True, None)] * ranked
+            yield False, None
+        else:
+            yield self.rows
 
 
-def decide(model: ReplacementModel, work: Work, memory: int | None) -> Plan:
-    """The fastest way that fits; MemoryBoundError, with the number that would do, if none does."""
-    bound = int(free_bytes(model.device) * _SHARE) if memory is None else memory
-    needs = Needs(model, work)
-    stored = needs.patterns() <= min(PATTERN_BYTES, bound // 4)
-    fixed = {"forward": needs.forward(), "attention": needs.attention(stored), "features": needs.features()}
-    if work.decoders:
-        fixed["decoder rows"] = work.decoders
-    left = bound - sum(fixed.values())
-    tile = max(needs.one_target(), min(max(TILE_BYTES, TILE_TARGETS * needs.one_target()), left // 8))
-    fixed["tile"] = 2 * tile
-    left -= fixed["tile"]
-    for dense, keep in ((True, None), (False, None)):
-        rows = needs.packed(keep) + (needs.dense() if dense else needs.room(tile))
-        if rows <= left and (work.ranked or not dense):
-            return Plan(bound, stored, dense, keep, tile, {**fixed, "rows": rows})
-    least = needs.packed(FEWEST) + needs.room(tile)
-    if least > left:
-        raise MemoryBoundError(_refusal(work, sum(fixed.values()) + least, bound, memory is None))
-    keep = int((left - needs.room(tile)) / (_CHECKED * (4 + needs.size) * max(work.rows, 1))) - 16
-    keep = max(keep, FEWEST)
-    return Plan(bound, stored, False, keep, tile, {**fixed, "rows": needs.packed(keep) + needs.room(tile)})
+def decide(model: ReplacementModel, work: Work, bound: Bound, fixed: Fixed = Fixed()) -> Plan:  # noqa: B008 - frozen
+    """The fastest plan that fits; MemoryBoundError, with the bound that would do, if none does."""
+    models = _models(model, work, bound.bytes, fixed)
+    for comfortable in (True, False):  # all entries in tiles of a good size, or else in smaller ones
+        for memory in models:
+            for dense, keep in fixed.choices(work.ranked):
+                plan = _fitted(memory, dense, keep, bound.bytes, comfortable)
+                if plan is not None:
+                    return plan
+    for memory in sorted(models, key=MemoryModel.attention):
+        plan = _cut(memory, bound.bytes) if fixed.rows is None else None
+        if plan is not None:
+            return plan
+    raise MemoryBoundError(refusal(work, least(model, work, fixed), bound))
 
 
-def _refusal(work: Work, least: int, bound: int, free: bool) -> str:
-    which = f"{_SHARE:.0%} of what is free" if free else "memory="
+def _models(model: ReplacementModel, work: Work, bound: int, fixed: Fixed) -> list[MemoryModel]:
+    """Patterns stored where a quarter of the bound holds them, and recomputed."""
+    stored, recomputed = (MemoryModel(model, work, stored) for stored in (True, False))
+    if fixed.stored is not None:
+        return [stored if fixed.stored else recomputed]
+    small = stored.patterns() <= min(PATTERN_BYTES, bound // 4)
+    return [stored, recomputed] if small else [recomputed]
+
+
+def _fitted(memory: MemoryModel, dense: bool, keep: int | None, bound: int, comfortable: bool) -> Plan | None:
+    """The plan with these rows and the largest tile that is of use, if there is one."""
+    edges = memory.edges(dense, keep)
+    lone = memory.one_target(edges)
+    targets = min(max(TILE_TARGETS, TILE_BYTES // memory.one_target(0)), memory.work.batch)
+    left = bound - sum(memory.phases(dense, keep, 0)["sweep"].values())
+    floor = min(targets * lone, max(lone, bound // 16)) if comfortable else lone
+    if left < floor:
+        return None
+    tile = min(targets * lone, left)
+    phases = memory.phases(dense, keep, tile)
+    name = max(phases, key=lambda phase: sum(phases[phase].values()))
+    needs = {part: size for part, size in phases[name].items() if size}
+    plan = Plan(bound, memory.stored, dense, keep, tile, edges, memory.entries(keep), name, needs)
+    return plan if plan.total <= bound else None
+
+
+def _cut(memory: MemoryModel, bound: int) -> Plan | None:
+    """The plan that keeps the most entries of every row."""
+    low, high = FEWEST, max(FEWEST, memory.work.columns)
+    best = _fitted(memory, False, low, bound, False)
+    while best is not None and high - low > 16:
+        middle = (low + high) // 2
+        plan = _fitted(memory, False, middle, bound, False)
+        low, high, best = (middle, high, plan) if plan is not None else (low, middle, best)
+    return best
+
+
+def least(model: ReplacementModel, work: Work, fixed: Fixed = Fixed()) -> int:  # noqa: B008 - frozen
+    """The smallest bound that `decide` finds a plan for."""
+    dense, keep = (False, FEWEST) if fixed.rows is None else fixed.rows
+    smallest = []
+    for stored in (True, False) if fixed.stored is None else (fixed.stored,):
+        memory = MemoryModel(model, work, stored)
+        lone = memory.one_target(memory.edges(dense, keep))
+        peak = max(sum(parts.values()) for parts in memory.phases(dense, keep, lone).values())
+        if fixed.stored is not None or not stored:
+            smallest.append(peak)
+        elif memory.patterns() <= PATTERN_BYTES:
+            smallest.append(max(peak, 4 * memory.patterns()))
+    return min(smallest)
+
+
+def refusal(work: Work, smallest: int, bound: Bound) -> str:
     return (
-        f"attribute: memory must be at least {readable(least)} for {work.positions} positions, {work.features} active "
-        f"features and {work.rows} rows, got {readable(bound)} ({which}); allow more, shorten the prompt or lower "
+        f"attribute: memory must be at least {readable(smallest, up=True)} for {work.positions} positions, "
+        f"{work.features} active features and {work.rows} rows, got {bound}; allow more, shorten the prompt or lower "
         "max_features"
     )

@@ -44,7 +44,8 @@ class Found:
     ) -> None:
         self.plan, self.show, self.checkpoint, self.total = plan, show, checkpoint, rows
         self.tile_bytes = plan.tile_bytes
-        self.store = Store(self.sweep.columns, self.value, rows, plan.dense, plan.keep) if store is None else store
+        columns = self.sweep.columns
+        self.store = Store(columns, self.value, rows, plan.dense, plan.keep, plan.entries) if store is None else store
         show.step("sweep", 0, rows)
 
     @property
@@ -97,8 +98,8 @@ class Found:
             self.show.step("sweep", self.store.count, self.total)
 
     def _fitting(self, layer: list[int], position: list[int]) -> int:
-        room = 0 if self.plan.dense else self.sweep.columns.count * self.value.element_size()
-        return self.sweep.fitting(layer, position, self.tile_bytes, room)
+        unpacked = 0 if self.plan.dense else self.sweep.columns.count * self.value.element_size()
+        return self.sweep.fitting(layer, position, self.tile_bytes, self.plan.edge_bytes or unpacked)
 
     def _swept(self, nodes: Tensor, layer: list[int], position: list[int], vectors: Tensor) -> Part:
         while True:
@@ -157,6 +158,8 @@ class Found:
         return torch.cat([given, (self.value[nodes].double() - own.double()).cpu()])
 
     def finish(self) -> Part:
+        """All rows; what the sweep worked with is given back."""
+        self.sweep.release()
         return self.store.finish()
 
 

@@ -12,8 +12,7 @@ from pycircuit import ops
 from pycircuit.graph import Rows
 
 from .columns import Columns
-
-_AT_ONCE = 1 << 20  # entries of a block that are searched for the largest together
+from .memory_model import PACK_BLOCK
 
 
 class Part:
@@ -43,44 +42,48 @@ class Part:
 
     @classmethod
     def of_cones(cls, block: Tensor, columns: Columns, layer: Sequence[int], position: Sequence[int]) -> Part:
-        """What rows of a block [rows, columns] hold in their cones, zeros left out."""
+        """What rows of a block [rows, columns] hold in their cones, zeros left out, a few rows at a time."""
         flat, iota = block.cpu().numpy(), np.arange(columns.count, dtype=np.int32)
         cones = [columns.cone(at, p) for at, p in zip(layer, position, strict=True)]
-        lengths = np.array([sum(end - begin for begin, end in cone) for cone in cones], np.int64)
-        weight = np.concatenate([row[a:b] for row, cone in zip(flat, cones, strict=True) for a, b in cone])
-        column = np.concatenate([iota[a:b] for cone in cones for a, b in cone])
-        kept = weight != 0
-        if not kept.all():
-            ends = lengths.cumsum()
-            lengths = np.add.reduceat(kept, np.concatenate([[0], ends[:-1]]), dtype=np.int64)
-            column, weight = column[kept], weight[kept]
+        lengths = np.array(
+            [sum(np.count_nonzero(row[a:b]) for a, b in cone) for row, cone in zip(flat, cones, strict=True)], np.int64
+        )
+        column, weight = np.empty(lengths.sum(), np.int32), np.empty(lengths.sum(), flat.dtype)
+        step, end = max(1, PACK_BLOCK // max(1, columns.count)), 0
+        for begin in range(0, len(flat), step):
+            rows = list(zip(flat[begin : begin + step], cones[begin : begin + step], strict=True))
+            entries = np.concatenate([row[a:b] for row, cone in rows for a, b in cone])
+            sources = np.concatenate([iota[a:b] for _, cone in rows for a, b in cone])
+            start, end = end, end + int(lengths[begin : begin + step].sum())
+            filled = slice(None) if end - start == len(entries) else entries != 0
+            column[start:end], weight[start:end] = sources[filled], entries[filled]
         return cls(lengths, column, weight)
 
     @classmethod
     def of_largest(cls, block: Tensor, keep: int) -> Part:
         """The `keep` largest entries of every row of a block, a few rows at a time."""
-        step = max(1, _AT_ONCE // max(1, block.shape[1]))
-        parts = [Rows.from_dense(block[at : at + step].cpu(), keep) for at in range(0, len(block), step)]
-        rows = [r for r, _, _ in parts]
-        return cls(
-            np.concatenate([r.lengths() for r in rows]),
-            np.concatenate([r.column.numpy() for r in rows]),
-            np.concatenate([r.weight.numpy() for r in rows]),
-            np.concatenate([dropped.numpy() for _, dropped, _ in parts]),
-            np.concatenate([mass.numpy() for _, _, mass in parts]),
-        )
+        lengths = np.array([min(keep, np.count_nonzero(row)) for row in block.cpu().numpy()], np.int64)
+        column, weight = np.empty(lengths.sum(), np.int32), np.empty(lengths.sum(), block.cpu().numpy().dtype)
+        dropped, mass, end = np.empty(len(block)), np.empty(len(block)), 0
+        step = max(1, PACK_BLOCK // max(1, block.shape[1]))
+        for begin in range(0, len(block), step):
+            rows, left_out, left_mass = Rows.from_dense(block[begin : begin + step].cpu(), keep)
+            start, end = end, end + rows.entries
+            column[start:end], weight[start:end] = rows.column.numpy(), rows.weight.numpy()
+            dropped[begin : begin + step], mass[begin : begin + step] = left_out.numpy(), left_mass.numpy()
+        return cls(lengths, column, weight, dropped, mass)
 
 
 class _Growing:
-    """An array appended to in place: the system moves its pages, nothing is copied or held twice."""
+    """An array appended to in place; `most` entries are reserved, of which memory holds those that were written."""
 
-    def __init__(self, dtype: np.dtype | type) -> None:
-        self.held, self.size = np.empty(0, dtype), 0
+    def __init__(self, dtype: np.dtype | type, most: int) -> None:
+        self.held, self.size = np.empty(most, dtype), 0
 
     def append(self, values: np.ndarray) -> None:
         size = self.size + len(values)
         if size > len(self.held):
-            self.held.resize(max(size, len(self.held) * 3 // 2), refcheck=False)
+            self.held.resize(size, refcheck=False)
         self.held[self.size : size] = values
         self.size = size
 
@@ -101,14 +104,17 @@ class Store:
     keep: cut every row to so many entries; None for all of them.
     """
 
-    def __init__(self, columns: Columns, like: Tensor, rows: int, dense: bool, keep: int | None) -> None:
+    def __init__(
+        self, columns: Columns, like: Tensor, rows: int, dense: bool, keep: int | None, entries: int = 0
+    ) -> None:
+        """entries: of all rows together, at the most."""
         self.columns, self.like, self.keep = columns, like, keep
         self.block = like.new_zeros(rows, columns.count) if dense else None
         self._tile = like.new_empty(0)
         self.count = 0
         kind = np.float64 if like.dtype == torch.float64 else np.float32
-        self._column, self._weight = _Growing(np.int32), _Growing(kind)
-        self._lengths, self._dropped, self._mass = _Growing(np.int64), _Growing(np.float64), _Growing(np.float64)
+        self._column, self._weight = _Growing(np.int32, entries), _Growing(kind, entries)
+        self._lengths, self._dropped, self._mass = (_Growing(t, rows) for t in (np.int64, np.float64, np.float64))
 
     def room(self, count: int) -> Tensor:
         """[count, columns] zeros to add edges to."""
@@ -116,6 +122,7 @@ class Store:
             return self.block[self.count : self.count + count]
         size = count * self.columns.count
         if self._tile.numel() < size:
+            self._tile = self._tile[:0].clone()  # before the larger one is there
             self._tile = self.like.new_empty(size)
         return self._tile[:size].view(count, -1).zero_()
 
@@ -137,9 +144,10 @@ class Store:
     def restore(self, part: Part) -> None:
         """Keep rows that come from elsewhere."""
         if self.block is not None:
-            row = torch.from_numpy(np.repeat(np.arange(len(part)), part.lengths))
-            at = (row.to(self.like.device), torch.from_numpy(part.column).long().to(self.like.device))
-            self.room(len(part))[at] = torch.from_numpy(part.weight).to(self.like.device)
+            ends = part.lengths.cumsum()
+            for row, begin, end in zip(self.room(len(part)), ends - part.lengths, ends, strict=True):
+                column, weight = (torch.from_numpy(a[begin:end]).to(self.like.device) for a in (part.column, part.weight))
+                row[column.long()] = weight
         self.take(part)
 
     def influence(self, order: Tensor, node: Tensor, weight: Tensor) -> Tensor:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from pycircuit import ops
 from pycircuit.model.replacement import LocalReplacement
-from pycircuit.ops import Features
+from pycircuit.ops import Features, StoredAttention
 
 from .columns import Columns
 from .hop import Hop, hop, land
+from .memory_model import has_kernel, tile_cost
 from .plan import TILE_BYTES
 
 
@@ -78,6 +79,10 @@ class Sweep:
         self._each = _one_each(self.frozen.embeddings)
         self._skips = any(s is not None for s in local.transcoders.w_skip)
         self._buffers: dict[str, Tensor] = {}
+        stored = isinstance(self.frozen.layers[0].attention, StoredAttention)
+        kernel = has_kernel("attend_back", self.frozen.device, self.frozen.dtype)
+        size = self.frozen.dtype.itemsize
+        self._cost = tile_cost(self.frozen.layers, self.transcoders, self.frozen.width, size, stored, kernel)
         back_v, part = self.frozen.layers[0].back_v, self.frozen.position_part
         self._values = self.frozen.embeddings @ back_v.T
         self._position_values = None if part is None else part @ back_v.T
@@ -140,19 +145,15 @@ class Sweep:
             done += count
         return out, bias
 
-    def fitting(self, layer: Sequence[int], position: Sequence[int], tile_bytes: int, room_bytes: int = 0) -> int:
+    def fitting(self, layer: Sequence[int], position: Sequence[int], tile_bytes: int, target_bytes: int = 0) -> int:
         """How many of these targets, sorted from the highest layer down, make a tile: one at the least.
 
-        tile_bytes bounds the state with its projections, and the rows written where each takes room_bytes.
+        tile_bytes bounds what the tile takes at its peak, with target_bytes for the edges of each target.
         """
-        frozen, size = self.frozen, self.frozen.embeddings.element_size()
-        row_bytes = size * (frozen.width + max(one.w_o.shape[1] + one.w_v.shape[0] for one in frozen.layers))
-        spread_bytes = 3 * size * max(one.heads for one in frozen.layers)  # what a hop keeps of a target's positions
         rows = longest = 0
         for t, p in enumerate(position):
             rows, longest = rows + (p + 1 if layer[t] else 0), max(longest, p + 1)
-            needed = max(rows * row_bytes + (t + 1) * longest * spread_bytes, (t + 1) * room_bytes)
-            if t and needed > tile_bytes:
+            if t and self._cost.of(rows, t + 1, longest, target_bytes) > tile_bytes:
                 return t
         return len(position)
 
@@ -165,10 +166,10 @@ class Sweep:
         size = 1
         for n in shape:
             size *= n
-        held = self._buffers.get(name)
-        if held is None or held.numel() < size:
-            held = self._buffers[name] = self.frozen.embeddings.new_empty(size)
-        return held[:size].view(shape)
+        if name not in self._buffers or self._buffers[name].numel() < size:
+            self._buffers.pop(name, None)  # before the larger one is there
+            self._buffers[name] = self.frozen.embeddings.new_empty(size)
+        return self._buffers[name][:size].view(shape)
 
     def tile(self, layer: Sequence[int], position: Sequence[int], vectors: Tensor, out: Tensor) -> Tensor:
         """Adds the edges of targets sorted from the highest layer down to out [targets, columns]; returns the biases.

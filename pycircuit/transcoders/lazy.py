@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from threading import RLock
 from typing import Any, Protocol
@@ -146,6 +146,12 @@ class LazyRows(FileRows):
         scaled = self.gain is not None or self.share is not None
         return torch.float32 if scaled and self.stored == torch.bfloat16 else super().dtype
 
+    @property
+    def reading(self) -> int:
+        """Bytes of an entry, besides the one that comes out, while it is read and converted."""
+        scaled = self.gain is not None or self.share is not None
+        return self.stored.itemsize + (8 if scaled else 0) if scaled or self.stored != self.dtype else 0
+
     def to(self, *where: Any, **how: Any) -> LazyRows:
         """As of a tensor: another type is given to rows as they are read; their place is that of who asks for them."""
         return replace(self, wanted=torch.empty(0, dtype=self.dtype).to(*where, **how).dtype)
@@ -213,15 +219,20 @@ class Slot(FileRows):
         return compact, rows[:, self.at]
 
 
-def kept_bytes(decoders: Sequence[Any], distinct: Sequence[int]) -> int:
-    """Of decoder rows while features are in use that use `distinct` rows of each layer's decoder.
+def kept_bytes(decoders: Sequence[Any], features: Sequence[Features], growth: float = 1.0) -> int:
+    """Bytes of decoder rows while features of each layer are in use, and of what reading the largest layer's takes.
 
-    Above the cache's bound a layer's rows are read again each time, and are there beside what it holds.
+    Above the cache's bound a layer's rows are read again each time, and are there beside what it holds. growth: how
+    many times these features the prompt has.
     """
-    lazy = [(d, count) for d, count in zip(decoders, distinct, strict=True) if isinstance(d, LazyRows)]
-    sizes = [count * prod(d.shape[1:]) * d.dtype.itemsize for d, count in lazy]
+    lazy = [(d, f) for d, f in zip(decoders, features, strict=True) if isinstance(d, LazyRows)]
+    if not lazy:
+        return 0
+    counts = [min(d.shape[0], ceil(growth * len(f.index.unique()))) for d, f in lazy]
+    sizes = [count * prod(d.shape[1:]) * d.dtype.itemsize for (d, _), count in zip(lazy, counts, strict=True)]
+    reading = max(size * d.reading / d.dtype.itemsize for (d, _), size in zip(lazy, sizes, strict=True))
     most = sum({id(d.cache): d.cache.most for d, _ in lazy}.values())
-    return sum(sizes) if sum(sizes) <= most else most + max(sizes)
+    return int(reading) + (sum(sizes) if sum(sizes) <= most else most + max(sizes))
 
 
 def _read(plane: Plane, used: list[int], out: Tensor) -> None:
