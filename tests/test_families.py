@@ -20,7 +20,7 @@ from tiny_models import (
 
 import pycircuit as pc
 from pycircuit.model import capture as capturing
-from pycircuit.model import families, frozen
+from pycircuit.model import families, frozen, hooks
 from pycircuit.model.families import FAMILIES, family_of
 from pycircuit.model.weights import read_weights
 from pycircuit.transcoders.types import READS
@@ -212,7 +212,7 @@ def test_the_model_is_left_as_it_was() -> None:
         freeze(model)
     assert model.config._attn_implementation == before
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    assert capturing._current.get() is None
+    assert hooks._choice() is None
 
 
 def test_nothing_holds_a_tape() -> None:

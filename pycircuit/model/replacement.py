@@ -14,9 +14,10 @@ from pycircuit.ops.checks import whole
 from pycircuit.ops.precision import without_autocast
 from pycircuit.transcoders import Transcoders
 
-from .capture import Captured, attention_by, capture, disagreement, read_batch, relative, running
+from .capture import Captured, capture, disagreement, read_batch, relative, running
 from .families import FamilyError, family_of
 from .frozen import FrozenModel
+from .hooks import attention_by
 from .weights import read_weights
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class ReplacementModel:
 
     @property
     def running(self) -> Any:
-        """A lock: hooks belong to one forward at a time; threads may share the rest."""
+        """A lock: threads run one forward of ours at a time and share the rest; an application's own need not wait."""
         return running(self.hf_model)
 
     @property

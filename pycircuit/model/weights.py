@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .families import Family, FamilyError
 from .frozen import FrozenNorm
 
+NORMS = ("attention_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm")
 _EPS = ("eps", "variance_epsilon")
 
 
