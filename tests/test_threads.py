@@ -18,7 +18,7 @@ from test_trace import replacement
 from torch import Tensor
 
 import pycircuit as pc
-from pycircuit.model.hooks import attention_by
+from pycircuit.model.replacement import attention_by
 from pycircuit.train.stream import Source
 
 pytestmark = pytest.mark.usefixtures("one_thread")
