@@ -97,6 +97,7 @@ class Meeting:
 
     def _start(self) -> None:
         self.future = self.pool.submit(self.other)
+        self.future.add_done_callback(lambda _: self.stopped.set())  # it died on the way
         assert self.stopped.wait(SECONDS)
 
     def _ours(self, *_: Any) -> None:
