@@ -51,7 +51,7 @@ def attribute(
     sweep and returns the graph of the rows found so far, `provenance["interrupted"]` set.
     """
     check_model("attribute", model)
-    check(max_features, probability, max_targets, round_size)
+    max_features, max_targets, round_size = check(max_features, probability, max_targets, round_size)
     bound = parse_bytes(memory)
     with closing(Progress(progress)) as show:
         begin = time.perf_counter()
@@ -80,7 +80,7 @@ def trace_frozen(
     round_size: int | None = None,
 ) -> Graph:
     """`attribute` on a prompt that is frozen already, in silence: for tools that change what was frozen."""
-    check(max_features, probability, max_targets, round_size)
+    max_features, max_targets, round_size = check(max_features, probability, max_targets, round_size)
     chosen = choose(model, local, targets, position, probability, max_targets)
     return _run(model, local, chosen, max_features, round_size, None, Progress(False), None, 0.0)
 

@@ -76,7 +76,7 @@ def estimate(
     MemoryBoundError, as `attribute` would raise it, for a prompt that cannot fit.
     """
     check_model("estimate", model)
-    check(max_features, 1.0, max_targets, None)
+    max_features, max_targets, _ = check(max_features, 1.0, max_targets, None)
     bound, ids = parse_bytes(memory), model.tokens(prompt)
     decide(model, Work(len(ids), 0, 1, 1, model.depth, False), bound)
     found = model.activations([ids[:_SAMPLE]])[0]

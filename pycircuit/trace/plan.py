@@ -11,6 +11,7 @@ import torch
 
 from pycircuit.model.frozen import BLOCK as ATTENTION_BLOCK
 from pycircuit.model.replacement import PATTERN_BYTES, ReplacementModel
+from pycircuit.ops.checks import is_int
 
 TILE_BYTES = 32 << 20  # of a tile's state and its projections: larger ones gain nothing
 TILE_TARGETS = 24  # of full length: fewer would read decoders and make patterns again too often
@@ -28,8 +29,8 @@ class MemoryBoundError(MemoryError):
 
 def parse_bytes(value: str | int | None) -> int | None:
     """ "8GiB", "500 MB" or a number of bytes."""
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
-        return value
+    if value is None or (is_int(value) and value > 0):
+        return None if value is None else int(value)
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value) if isinstance(value, str) else None
     unit = None if found is None else _UNITS.get(found[2].lower())
     if found is None or unit is None or not float(found[1]):
