@@ -20,7 +20,7 @@ from tiny_models import (
 
 import pycircuit as pc
 from pycircuit.model import capture as capturing
-from pycircuit.model import families, frozen
+from pycircuit.model import families, frozen, hooks
 from pycircuit.model.families import FAMILIES, family_of
 from pycircuit.model.weights import read_weights
 from pycircuit.transcoders.types import READS
@@ -212,7 +212,7 @@ def test_the_model_is_left_as_it_was() -> None:
         freeze(model)
     assert model.config._attn_implementation == before
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    assert capturing._current.get() is None
+    assert hooks._choice() is None
 
 
 def test_nothing_holds_a_tape() -> None:
@@ -220,6 +220,32 @@ def test_nothing_holds_a_tape() -> None:
     tensors = [v for layer in local.model.layers for v in vars(layer).values() if isinstance(v, torch.Tensor)]
     tensors += [local.errors, local.model.embeddings, local.model.final_stream, local.model.unembedding]
     assert not any(t.requires_grad for t in tensors)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_inputs_that_require_gradients(name: str) -> None:
+    """As adapters are trained: the embedding's output asks for a gradient, and no trace has one."""
+    model = build(name)
+    plain = pc.attribute(pc.ReplacementModel(model, transcoders()), prompt(), max_features=5, progress=False)
+    model.enable_input_require_grads()
+    for layer in model.get_submodule(FAMILIES[name].layers):
+        layer.mlp.register_forward_hook(lambda module, args, out: out.requires_grad_())
+    opened = pc.ReplacementModel(model, transcoders())
+    graph = pc.attribute(opened, prompt(), max_features=5, progress=False)
+    assert torch.equal(graph.rows.weight, plain.rows.weight) and not graph.rows.weight.requires_grad
+    assert not any(t.requires_grad for t in vars(opened.freeze(prompt()).model).values() if torch.is_tensor(t))
+
+
+def test_experts_that_have_no_float64() -> None:
+    """transformers' default for experts is torch's grouped product; the error names the setting that helps."""
+    model = build("gpt_oss", torch.float64)
+    if not hasattr(model, "set_experts_implementation"):
+        return  # before transformers 5 experts were always computed one by one
+    model.set_experts_implementation("grouped_mm")
+    with pytest.raises(ValueError, match=r"float64 and grouped_mm.*call model\.set_experts_implementation\('eager'\)"):
+        pc.ReplacementModel(model, transcoders(torch.float64))
+    model.set_experts_implementation("eager")
+    pc.ReplacementModel(model, transcoders(torch.float64))
 
 
 def test_training_mode_is_refused() -> None:

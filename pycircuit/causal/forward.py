@@ -6,19 +6,18 @@ so that nothing below the first change runs again and no family needs code of it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
-from pycircuit.model.capture import Captured, attend, attending, capture, described, layer_at, window_of
+from pycircuit.model.capture import Captured, attend, capture, described, layer_at, window_of
 from pycircuit.model.frozen import FrozenModel, capped_logits, mix
+from pycircuit.model.hooks import Hooks, attending
 from pycircuit.model.replacement import ReplacementModel
-from pycircuit.model.sites import NORMS, Held, sites
-from pycircuit.model.weights import module
+from pycircuit.model.sites import Held, sites
+from pycircuit.model.weights import NORMS, module
 from pycircuit.ops import Attention, Features
 
 from .intervention import Hold
@@ -89,30 +88,16 @@ def plain(model: ReplacementModel, ids: Tensor, patterns: bool) -> Plain:
     """Run the prompt as it is. patterns: attention is going to be held."""
     reads, writes = model.transcoders.reads, model.transcoders.writes
     stored = patterns and model.stores_patterns(len(ids))
-    with _called(model) as calls:
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    with Hooks() as hooks:
+        for layer in module(model.hf_model, model.family.layers, model.family).children():
+            hooks.before(layer, lambda args, kwargs: calls.append((args, kwargs)))
         captured: Captured = capture(
             model.hf_model, model.family, model.weights, ids, (reads, writes, "resid_in"), stored, settle=False
         )
     streams, frozen = captured.streams, captured.model
     state = State(model, 0, streams[reads], frozen.final_norm.forward(frozen.final_stream))
     return Plain(model, frozen, state, streams[writes], streams["resid_in"], calls)
-
-
-@contextmanager
-def _called(model: ReplacementModel) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """What every layer is called with while this is open."""
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append((args, kwargs))
-
-    layers = module(model.hf_model, model.family.layers, model.family).children()
-    handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(eq=False)
@@ -132,7 +117,8 @@ class Changed:
         model, start = self.plain.model, self.plain.state
         self.read = start.read.new_empty(self.rows, model.depth - self.first, *start.read.shape[1:])
         row, reads, writes = model.family, model.transcoders.reads, model.transcoders.writes
-        hooks = sites(model.hf_model, row, model.weights, reads, writes, self._read, self._write, self._held())
+        held, first = self._held(), self.first
+        hooks = sites(model.hf_model, row, model.weights, reads, writes, self._read, self._write, held, first)
         with hooks, attending(model.hf_model, self._attend):
             stream = self.steering.write(-1, self.plain.entered[self.first].expand(self.rows, -1, -1))
             for layer, (args, kwargs) in list(zip(self._layers, self.plain.calls, strict=True))[self.first :]:

@@ -77,7 +77,8 @@ def generate(
     if seed >= 1 << 32:
         raise ValueError(f"{OP}: seed must be below 2^32, got {seed}")
     given = interventions_of(OP, "steer", steer, model)
-    one = isinstance(prompts, str | Tensor) or (isinstance(prompts, Sequence) and all(type(t) is int for t in prompts))
+    one = isinstance(prompts, str) or hasattr(prompts, "tolist")
+    one = one or (isinstance(prompts, Sequence) and all(map(checks.is_int, prompts)))
     ids = [model.tokens(prompt) for prompt in ([prompts] if one else _several(prompts))]
     where = {len(t): _where(model, given, len(t), count) for t in ids}
     generators = [torch.Generator().manual_seed((seed << 24) + i) for i in range(len(ids))]

@@ -88,7 +88,7 @@ class Intervened:
     def _checked(self, features: Any) -> list[tuple[int, int, int]]:
         op, model, count = "effect", self.after.model, len(self.after.final)
         found = []
-        for one in features.tolist() if isinstance(features, Tensor) else features:
+        for one in features.tolist() if hasattr(features, "tolist") else features:
             if isinstance(one, Feature):
                 one = (one.layer, one.position, one.index)
             if not isinstance(one, Sequence) or len(one) != 3:

@@ -6,11 +6,9 @@ embedding and norms: no family needs code of its own. The rest is read by hooks 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from threading import Lock, RLock
+from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,23 +19,17 @@ from pycircuit.ops import Attention, RecomputedAttention, StoredAttention
 
 from .families import Family, FamilyError
 from .frozen import BLOCK, FrozenLayer, FrozenModel, FrozenNorm
-from .weights import LayerWeights, ModelWeights, Norm, module
+from .hooks import Hooks, attending, attention_by, require_calls, stream_into, stream_out
+from .weights import NORMS, LayerWeights, ModelWeights, Norm, module
 
-IMPLEMENTATION = "pycircuit_capture"
-# (module, query, key, value, what else transformers says) -> [prompts, positions, heads, width]
-Attend = Callable[[nn.Module, Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
 STREAMS = ("resid_in", "attention_out", "resid_mid", "mlp_normed", "mlp_in", "mlp_raw", "mlp_out")
 
 _RUNNING: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
-_MAKING = Lock()
-
-_current: ContextVar[Attend | None] = ContextVar("pycircuit_capture", default=None)
 
 
 def running(model: nn.Module) -> Any:
-    """The lock of a model, held while it runs: hooks see every forward, through whatever object."""
-    with _MAKING:
-        return _RUNNING.setdefault(model, RLock())
+    """The lock of a model, held while we run it: one of our forwards at a time, through whatever object."""
+    return _RUNNING.setdefault(model, RLock())
 
 
 @dataclass(eq=False)
@@ -60,6 +52,7 @@ class _Recorder:
     attention: dict[int, Attention] = field(default_factory=dict)
     norms: dict[tuple[int, str], FrozenNorm] = field(default_factory=dict)
     windows: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
+    written: set[tuple[str, int]] = field(default_factory=set)
     position_part: Tensor | None = None
     first_stream: Tensor | None = None
     final_stream: Tensor | None = None
@@ -67,6 +60,7 @@ class _Recorder:
     def write(self, name: str, layer: int, value: Tensor) -> None:
         if name in self.streams:
             self.streams[name][layer] = value[0]
+            self.written.add((name, layer))
 
     def attend(self, owner: nn.Module, query: Tensor, key: Tensor, value: Tensor, how: dict[str, Any]) -> Tensor:
         layer, wide = layer_at(self.layer_of, owner), self.weights.dtype
@@ -100,31 +94,10 @@ def window_of(mask: Tensor) -> int:
     return window
 
 
-def _attend(
-    owner: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **how: Any
-) -> tuple[Tensor, None]:
-    """The attention function given to transformers. query: [prompts, heads, positions, width]."""
-    act = _current.get()
-    if act is None or attention_mask is None:
-        raise RuntimeError(f"capture: attention must run inside a capture, with a mask, got {type(owner).__name__}")
-    return act(owner, query, key, value, {**how, "attention_mask": attention_mask}), None
-
-
 def layer_at(layer_of: dict[int, int], owner: nn.Module) -> int:
     if id(owner) not in layer_of:
         raise RuntimeError(f"capture: attention must be in a layer that the row names, got {type(owner).__name__}")
     return layer_of[id(owner)]
-
-
-@contextmanager
-def attending(model: nn.Module, act: Attend) -> Iterator[None]:
-    """`act` computes attention while this is open, in this thread."""
-    token = _current.set(act)
-    try:
-        with attention_by(model, IMPLEMENTATION):
-            yield
-    finally:
-        _current.reset(token)
 
 
 def described(
@@ -192,110 +165,68 @@ def _logits(attention: RecomputedAttention, begin: int, end: int, first: int) ->
     return logits.masked_fill_(~seen, -torch.inf)
 
 
-def _mask(*args: Any, **how: Any) -> Tensor:
-    """The mask function given to transformers: the whole [1, 1, positions, positions] of booleans, never skipped."""
-    from transformers.masking_utils import sdpa_mask
-
-    how.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
-    mask = sdpa_mask(*args, **how)
-    assert mask is not None  # nothing may be skipped
-    return mask
+def _before(hooks: Hooks, owner: nn.Module, act: Callable[[Tensor], None]) -> None:
+    hooks.before(owner, lambda args, kwargs: act(stream_into(args, kwargs)))
 
 
-@contextmanager
-def attention_by(model: nn.Module, name: str) -> Iterator[None]:
-    """transformers computes attention as `name` says while this is open; the model's own choice comes back after.
-
-    "eager" is what a family means: other implementations drop softcaps or scales in some versions.
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register(IMPLEMENTATION, _attend)
-    AttentionMaskInterface.register(IMPLEMENTATION, _mask)
-    configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    before = [(config, config._attn_implementation) for config in configs.values()]
-    try:
-        for config, _ in before:
-            config._attn_implementation = name
-        yield
-    finally:
-        for config, chosen in before:
-            config._attn_implementation = chosen
+def _after(hooks: Hooks, owner: nn.Module, act: Callable[[Tensor], None]) -> None:
+    hooks.after(owner, lambda args, kwargs, out: act(stream_out(out)))
 
 
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
+@dataclass(frozen=True, eq=False)
+class _Taps:
+    """What hooks on the modules of a row write into a recorder."""
 
+    row: Family
+    recorder: _Recorder
 
-def _output(value: Any) -> Tensor:
-    return value[0] if isinstance(value, tuple) else value
-
-
-class _Hooks:
-    """Hooks on the modules of a row, writing into a recorder; removed together."""
-
-    def __init__(self, row: Family, recorder: _Recorder) -> None:
-        self.row, self.recorder, self.handles = row, recorder, []  # type: tuple[Family, _Recorder, list[Any]]
-
-    def put(self, model: nn.Module) -> None:
+    def put(self, hooks: Hooks, model: nn.Module) -> None:
         row, recorder = self.row, self.recorder
         layers = list(module(model, row.layers, row).children())
-        for at, (layer, weights) in enumerate(zip(layers, recorder.weights.layers, strict=True)):
-            self._layer(at, layer, weights)
+        for i, (layer, weights) in enumerate(zip(layers, recorder.weights.layers, strict=True)):
+            self._layer(hooks, i, layer, weights)
         if row.position_embedding is not None:
-            self._after(module(model, row.position_embedding, row), self._positions)
-        self._norm(-1, module(model, row.final_norm, row), "final_norm", recorder.weights.final_norm)
+            _after(hooks, module(model, row.position_embedding, row), self._positions)
+        self._norm(hooks, -1, module(model, row.final_norm, row), "final_norm", recorder.weights.final_norm)
 
-    def _before(self, of: nn.Module, act: Callable[[Tensor], None]) -> None:
-        self.handles.append(
-            of.register_forward_pre_hook(lambda _, args, kwargs: act(_first(args, kwargs)), with_kwargs=True)
-        )
-
-    def _after(self, of: nn.Module, act: Callable[[Tensor], Any]) -> None:
-        self.handles.append(of.register_forward_hook(lambda _, args, out: act(_output(out))))
-
-    def _layer(self, at: int, layer: nn.Module, weights: LayerWeights) -> None:
+    def _layer(self, hooks: Hooks, index: int, layer: nn.Module, weights: LayerWeights) -> None:
         row, write = self.row, self.recorder.write
-        self.recorder.layer_of.update((id(m), at) for m in layer.modules())
-        self._before(layer, lambda x: self._enter(at, x))
-        for name in ("attention_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm"):
+        self.recorder.layer_of.update((id(m), index) for m in layer.modules())
+        _before(hooks, layer, lambda x: self._enter(index, x))
+        for name in NORMS:
             path, norm = getattr(row, name), getattr(weights, name)
             if path is not None:
-                self._norm(at, module(layer, path, row), name, norm)
+                self._norm(hooks, index, module(layer, path, row), name, norm)
         mlp = module(layer, row.mlp, row)
         last = module(layer, row.post_attention_norm or row.output, row)
-        self._after(last, lambda out: write("attention_out", at, out))
-        self._before(module(layer, row.mlp_norm or row.mlp, row), lambda x: write("resid_mid", at, x))
-        self._before(mlp, lambda x: write("mlp_in", at, x))
-        self._after(mlp, lambda out: write("mlp_raw", at, out))
-        self._after(module(layer, row.post_mlp_norm or row.mlp, row), lambda out: write("mlp_out", at, out))
+        _after(hooks, last, lambda out: write("attention_out", index, out))
+        _before(hooks, module(layer, row.mlp_norm or row.mlp, row), lambda x: write("resid_mid", index, x))
+        _before(hooks, mlp, lambda x: write("mlp_in", index, x))
+        _after(hooks, mlp, lambda out: write("mlp_raw", index, out))
+        _after(hooks, module(layer, row.post_mlp_norm or row.mlp, row), lambda out: write("mlp_out", index, out))
 
-    def _enter(self, at: int, x: Tensor) -> None:
-        self.recorder.write("resid_in", at, x)
-        if at == 0:
+    def _enter(self, index: int, x: Tensor) -> None:
+        self.recorder.write("resid_in", index, x)
+        if index == 0:
             self.recorder.first_stream = x[0].to(self.recorder.weights.dtype)
 
     def _positions(self, out: Tensor) -> None:
         self.recorder.position_part = out.reshape(-1, out.shape[-1]).to(self.recorder.weights.dtype)
 
-    def _norm(self, at: int, of: nn.Module, name: str, norm: Norm) -> None:
+    def _norm(self, hooks: Hooks, index: int, owner: nn.Module, name: str, norm: Norm) -> None:
         """Denominators from the norm's own input. In float64 its output is ours: transformers' goes through float32."""
 
-        def act(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor | None:
-            x = _first(args, kwargs)
-            frozen = self.recorder.norms[at, name] = norm.freeze(x[0])
-            if at < 0:
+        def act(args: tuple[Any, ...], kwargs: dict[str, Any], _: Tensor) -> Tensor | None:
+            x = stream_into(args, kwargs)
+            frozen = self.recorder.norms[index, name] = norm.freeze(x[0])
+            if index < 0:
                 self.recorder.final_stream = x[0].to(self.recorder.weights.dtype)
             if name == "mlp_norm" and "mlp_normed" in self.recorder.streams:
                 bare = FrozenNorm(frozen.sigma, None, None, frozen.center)
-                self.recorder.write("mlp_normed", at, bare.forward(x[0].to(frozen.sigma.dtype))[None])
+                self.recorder.write("mlp_normed", index, bare.forward(x[0].to(frozen.sigma.dtype))[None])
             return frozen.forward(x[0])[None] if x.dtype == torch.float64 else None
 
-        self.handles.append(of.register_forward_hook(act, with_kwargs=True))
-
-    def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
+        hooks.after(owner, act)
 
 
 def capture(
@@ -319,14 +250,10 @@ def capture(
     shape = (len(weights.layers), len(ids), weights.width)
     streams = {name: torch.empty(shape, dtype=weights.dtype, device=weights.device) for name in wanted}
     recorder = _Recorder(weights, len(ids), stored, streams, {})
-    hooks = _Hooks(row, recorder)
-    with running(model):
-        try:
-            hooks.put(model)
-            with torch.no_grad(), attending(model, recorder.attend):
-                model.base_model(input_ids=ids[None], use_cache=False)
-        finally:
-            hooks.remove()
+    with running(model), Hooks() as hooks:
+        _Taps(row, recorder).put(hooks, model)
+        with torch.no_grad(), attending(model, recorder.attend):
+            model.base_model(input_ids=ids[None], use_cache=False)
     _complete(recorder, row)
     frozen = _assembled(recorder, ids)
     if half:
@@ -352,34 +279,42 @@ def read_batch(model: Any, row: Family, weights: ModelWeights, ids: Tensor, read
 
 
 def _read_into(out: Tensor, model: Any, row: Family, weights: ModelWeights, ids: Tensor, reads: str) -> None:
-    handles = []
-    for at, (layer, w) in enumerate(zip(module(model, row.layers, row).children(), weights.layers, strict=True)):
-        before = row.mlp if reads == "mlp_in" or row.mlp_norm is None else row.mlp_norm
-        norm = w.mlp_norm if reads == "mlp_normed" else None
+    seen = set()
+    with Hooks() as hooks:
+        layers = module(model, row.layers, row).children()
+        for index, (layer, layer_weights) in enumerate(zip(layers, weights.layers, strict=True)):
+            owner = row.mlp if reads == "mlp_in" or row.mlp_norm is None else row.mlp_norm
+            norm = layer_weights.mlp_norm if reads == "mlp_normed" else None
 
-        def act(_: nn.Module, args: Any, kwargs: Any, at: int = at, norm: Norm | None = norm) -> None:
-            x = _first(args, kwargs)
-            if norm is not None:
-                flat = x.flatten(0, 1).to(weights.dtype)
-                x = replace(norm.freeze(flat), gain=None, bias=None).forward(flat).view_as(x)
-            out[at] = x
+            def act(args: Any, kwargs: Any, index: int = index, norm: Norm | None = norm) -> None:
+                x = stream_into(args, kwargs)
+                if norm is not None:
+                    flat = x.flatten(0, 1).to(weights.dtype)
+                    x = replace(norm.freeze(flat), gain=None, bias=None).forward(flat).view_as(x)
+                out[index] = x
+                seen.add(index)
 
-        handles.append(module(layer, before, row).register_forward_pre_hook(act, with_kwargs=True))
-    try:
+            hooks.before(module(layer, owner, row), act)
         with torch.no_grad(), attention_by(model, "eager"):
             model.base_model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    require_calls(row, {reads: range(len(weights.layers))}, {(reads, index) for index in seen})
 
 
 def _complete(recorder: _Recorder, row: Family) -> None:
-    missing = [i for i in range(len(recorder.weights.layers)) if i not in recorder.attention]
-    if missing or recorder.first_stream is None or recorder.final_stream is None:
-        raise FamilyError(
-            f"capture: the row of {row.model_type!r} must name the modules that run, got no attention in layers "
-            f"{missing}; does this model use transformers' attention interface?"
-        )
+    """Nothing of what a frozen model is made of may be missing, nor a stream hold what was in memory before."""
+    depth = range(len(recorder.weights.layers))
+    wanted = {"attention": depth, "resid_in": range(1), "final_norm": range(-1, 0)}
+    wanted |= dict.fromkeys(recorder.streams, depth)
+    wanted |= {name: depth for name in NORMS if getattr(row, name) is not None}
+    written = {("attention", index) for index in recorder.attention} | recorder.written
+    written |= {(name, index) for index, name in recorder.norms}
+    if recorder.first_stream is not None:
+        written.add(("resid_in", 0))
+    if row.position_embedding is not None:
+        wanted["position_embedding"] = range(1)
+    if recorder.position_part is not None:
+        written.add(("position_embedding", 0))
+    require_calls(row, wanted, written)
 
 
 def _assembled(recorder: _Recorder, ids: Tensor) -> FrozenModel:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from pycircuit.ops import Features
-from pycircuit.ops.checks import whole
+from pycircuit.ops.checks import is_int, whole
 from pycircuit.ops.precision import without_autocast
 from pycircuit.transcoders import Transcoders
 
-from .capture import Captured, attention_by, capture, disagreement, read_batch, relative, running
+from .capture import Captured, capture, disagreement, read_batch, relative, running
 from .families import FamilyError, family_of
 from .frozen import FrozenModel
+from .hooks import attention_by
 from .weights import read_weights
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class ReplacementModel:
             kind = type(tokenizer).__name__
             raise TypeError(f"ReplacementModel: tokenizer must have a method encode(text), got {kind}")
         if ignore_positions is not None:
-            whole("ReplacementModel", "ignore_positions", ignore_positions, 0)
+            ignore_positions = whole("ReplacementModel", "ignore_positions", ignore_positions, 0)
         self.hf_model, self.tokenizer, self.transcoders = hf_model.eval(), tokenizer, transcoders
         self.labels = dict(labels or {})
         self.weights = read_weights(hf_model, self.family)
@@ -81,7 +82,7 @@ class ReplacementModel:
 
     @property
     def running(self) -> Any:
-        """A lock: hooks belong to one forward at a time; threads may share the rest."""
+        """A lock: threads run one forward of ours at a time and share the rest; an application's own need not wait."""
         return running(self.hf_model)
 
     @property
@@ -244,9 +245,9 @@ class ReplacementModel:
             prompt = prompt.tolist()
         if isinstance(prompt, list | tuple) and len(prompt) == 1 and isinstance(prompt[0], list | tuple):
             prompt = prompt[0]  # [1, positions], as tokenizers return it
-        if not isinstance(prompt, list | tuple) or not all(type(t) is int for t in prompt):
+        if not isinstance(prompt, list | tuple) or not all(map(is_int, prompt)):
             raise TypeError(f"prompt must be text or a list of token ids, got {type(prompt).__name__}")
-        return list(prompt)
+        return list(map(int, prompt))
 
     def _ignored(self) -> int:
         name = str(getattr(self.hf_model.config, "_name_or_path", "")).rstrip("/")

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture import attention_by, running
+from .capture import running
 from .families import Family
 from .frozen import FrozenNorm
-from .weights import LayerWeights, ModelWeights, Norm, module
+from .hooks import Hooks, attention_by, require_calls, stream_into, stream_out
+from .weights import NORMS, LayerWeights, ModelWeights, Norm, module
 
 Read = Callable[[int, Tensor], None]
 Write = Callable[[int, Tensor], Tensor | None]
 Held = Mapping[tuple[int, str], FrozenNorm]  # by layer and the name of the row's entry; the final norm's layer is -1
-NORMS = ("attention_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm")
 
 
 def _read(
@@ -54,44 +54,52 @@ def sites(
     read: Read,
     write: Write,
     held: Held | None = None,
+    first: int = 0,
 ) -> Iterator[None]:
-    """While open, `read(layer, x)` and then `write(layer, y)` are called in every layer of a forward.
+    """While open, `read(layer, x)` and then `write(layer, y)` are called in every layer of a forward in this thread.
 
     x, y: [prompts, positions, width] in the weights' type. What `write` returns, if anything, takes y's place.
     held: norms that keep the denominators of one prompt, whatever passes through them; with a mapping, though empty,
-    every norm of a float64 model is ours: transformers' go through float32.
+    every norm of a float64 model is ours: transformers' go through float32. first: the first layer that runs.
     """
-    with running(model):
-        yield from _hooked(model, row, weights, reads, writes, read, write, held)
+    seen: set[tuple[str, int]] = set()
+    with running(model), Hooks() as hooks, torch.no_grad():
+        if held is not None:
+            _hold_norms(hooks, model, row, weights, held)
+        for index, layer in enumerate(module(model, row.layers, row).children()):
+            norm = (held or {}).get((index, "mlp_norm"))
+            owner, shape = _read(layer, weights.layers[index], row, reads, weights.dtype, norm)
+            hooks.before(owner, _reader((reads, index), shape, read, seen))
+            path = row.post_mlp_norm or row.mlp if writes == "mlp_out" else row.mlp
+            hooks.after(module(layer, path, row), _writer((writes, index), weights.dtype, write, seen))
+        yield
+    layers = range(first, len(weights.layers))
+    require_calls(row, {reads: layers, writes: layers}, seen)
 
 
-def _hooked(
-    model: Any, row: Family, weights: ModelWeights, reads: str, writes: str, read: Read, write: Write, held: Held | None
-) -> Iterator[None]:
-    held, handles = held or {}, [] if held is None else _norms(model, row, weights, held)
-    for at, layer in enumerate(module(model, row.layers, row).children()):
-        of, shape = _read(layer, weights.layers[at], row, reads, weights.dtype, held.get((at, "mlp_norm")))
+def _reader(
+    site: tuple[str, int], shape: Callable[[Tensor], Tensor], read: Read, seen: set[tuple[str, int]]
+) -> Callable[[Any, Any], None]:
+    def act(args: Any, kwargs: Any) -> None:
+        seen.add(site)
+        read(site[1], shape(stream_into(args, kwargs)))
 
-        def before(_: nn.Module, args: Any, kwargs: Any, at: int = at, shape: Any = shape) -> None:
-            read(at, shape(args[0] if args else kwargs["hidden_states"]))
+    return act
 
-        def after(_: nn.Module, args: Any, kwargs: Any, out: Any, at: int = at) -> Any:
-            first = out[0] if isinstance(out, tuple) else out
-            fresh = write(at, first.to(weights.dtype))
-            if fresh is None:
-                return None
-            fresh = fresh.to(first.dtype)
-            return (fresh, *out[1:]) if isinstance(out, tuple) else fresh
 
-        path = row.post_mlp_norm or row.mlp if writes == "mlp_out" else row.mlp
-        handles.append(of.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module(layer, path, row).register_forward_hook(after, with_kwargs=True))
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _writer(
+    site: tuple[str, int], dtype: torch.dtype, write: Write, seen: set[tuple[str, int]]
+) -> Callable[[Any, Any, Any], Any]:
+    def act(args: Any, kwargs: Any, out: Any) -> Any:
+        seen.add(site)
+        first = stream_out(out)
+        fresh = write(site[1], first.to(dtype))
+        if fresh is None:
+            return None
+        fresh = fresh.to(first.dtype)
+        return (fresh, *out[1:]) if isinstance(out, tuple) else fresh
+
+    return act
 
 
 @contextmanager
@@ -103,21 +111,19 @@ def hooked(
         yield
 
 
-def _norms(model: Any, row: Family, weights: ModelWeights, held: Held) -> list[Any]:
+def _hold_norms(hooks: Hooks, model: Any, row: Family, weights: ModelWeights, held: Held) -> None:
     """Hooks on every norm of the stream that put what is held in place."""
-    found: list[Any] = [(-1, model, row.final_norm, "final_norm", weights.final_norm)]
-    for at, layer in enumerate(module(model, row.layers, row).children()):
-        found += [(at, layer, getattr(row, name), name, getattr(weights.layers[at], name)) for name in NORMS]
-    return [
-        module(root, path, row).register_forward_hook(_holder(norm, held.get((at, name))), with_kwargs=True)
-        for at, root, path, name, norm in found
-        if path is not None
-    ]
+    norms: list[Any] = [(-1, model, row.final_norm, "final_norm", weights.final_norm)]
+    for i, layer in enumerate(module(model, row.layers, row).children()):
+        norms += [(i, layer, getattr(row, name), name, getattr(weights.layers[i], name)) for name in NORMS]
+    for i, root, path, name, norm in norms:
+        if path is not None:
+            hooks.after(module(root, path, row), _holder(norm, held.get((i, name))))
 
 
-def _holder(norm: Norm, held: FrozenNorm | None) -> Callable[..., Tensor | None]:
-    def act(_: nn.Module, args: Any, kwargs: Any, out: Tensor) -> Tensor | None:
-        x = args[0] if args else kwargs["hidden_states"]
+def _holder(norm: Norm, held: FrozenNorm | None) -> Callable[[Any, Any, Tensor], Tensor | None]:
+    def act(args: Any, kwargs: Any, out: Tensor) -> Tensor | None:
+        x = stream_into(args, kwargs)
         if held is None and x.dtype != torch.float64:
             return None
         return _normed(norm, held, x.to(norm.gain.dtype)).to(out.dtype)

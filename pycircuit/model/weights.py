@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .families import Family, FamilyError
 from .frozen import FrozenNorm
 
+NORMS = ("attention_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm")
 _EPS = ("eps", "variance_epsilon")
 
 
@@ -190,6 +191,15 @@ def _one_device(model: nn.Module) -> torch.device:
     return devices.pop()
 
 
+def _check_experts(config: Any, dtype: torch.dtype) -> None:
+    """transformers' default for experts is torch's grouped product, which float64 models cannot be run with."""
+    if dtype == torch.float64 and getattr(config, "_experts_implementation", None) == "grouped_mm":
+        raise ValueError(
+            "ReplacementModel: model must compute its experts in its own type, got float64 and grouped_mm, which has "
+            "none; call model.set_experts_implementation('eager')"
+        )
+
+
 def _flag(value: bool | str, config: Any) -> bool:
     return bool(getattr(config, value)) if isinstance(value, str) else value
 
@@ -199,6 +209,7 @@ def read_weights(model: Any, row: Family) -> ModelWeights:
     device, config = _one_device(model), model.config.get_text_config()
     head, head_name = _end(model, row.head, "get_output_embeddings", row)
     unembedding = _required(head, None, head_name)
+    _check_experts(config, unembedding.dtype)
     dtype = torch.float64 if unembedding.dtype == torch.float64 else torch.float32
     final_norm = _norm(model, row.final_norm, row, dtype)
     assert final_norm is not None  # the row always names one

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from math import inf
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -241,9 +241,14 @@ def shares(op: str, name: str, t: Tensor) -> None:
             raise ValueError(f"{op}: {name} must be finite and not negative, got {low} to {high}")
 
 
+def is_int(value: Any) -> TypeGuard[int]:
+    """True for an int and for a NumPy integer, False for a bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def whole(op: str, name: str, value: Any, least: int) -> int:
     """A whole number, NumPy's included, of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if not is_int(value):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
     if value < least:
         rule = f"at least {least}" if least else "zero or positive"

@@ -58,7 +58,7 @@ def attribute(
     `provenance["interrupted"]` set.
     """
     check_model("attribute", model)
-    check(max_features, probability, max_targets, round_size)
+    max_features, max_targets, round_size = check(max_features, probability, max_targets, round_size)
     bound = Bound.of(memory, model.device)
     with closing(Progress(progress)) as show, reserved(checkpoint, show):
         begin = time.perf_counter()
@@ -101,7 +101,7 @@ def trace_frozen(
     round_size: int | None = None,
 ) -> Graph:
     """`attribute` on a prompt that is frozen already, in silence: for tools that change what was frozen."""
-    check(max_features, probability, max_targets, round_size)
+    max_features, max_targets, round_size = check(max_features, probability, max_targets, round_size)
     chosen = choose(model, local, targets, position, probability, max_targets)
     fixed = Fixed(stored=isinstance(local.model.layers[0].attention, StoredAttention))
     plan = decide(model, _work(local, chosen, max_features, round_size, None), Bound.of(None, model.device), fixed)

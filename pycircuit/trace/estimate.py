@@ -77,7 +77,7 @@ def estimate(
     MemoryBoundError, as `attribute` would raise it, for a prompt that cannot fit.
     """
     check_model("estimate", model)
-    check(max_features, 1.0, max_targets, None)
+    max_features, max_targets, _ = check(max_features, 1.0, max_targets, None)
     bound, ids = Bound.of(memory, model.device), model.tokens(prompt)
     seen = sample(model, ids, max_features, max_targets)
     plan = decide(model, seen.work, bound)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pycircuit.graph import Graph
 from pycircuit.model.replacement import ReplacementModel, check_model
+from pycircuit.ops.checks import is_int
 from pycircuit.progress import Progress, Report
 
 from .attribute import attribute
@@ -38,7 +39,7 @@ def attribute_many(
         raise TypeError(f"attribute_many: prompts must be a list of prompts, got one {type(prompts).__name__}")
     if "checkpoint" in options:
         raise ValueError("attribute_many: checkpoint must be given to attribute, prompt by prompt")
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+    if workers is not None and (not is_int(workers) or workers < 1):
         raise ValueError(f"attribute_many: workers must be an int of at least 1, got {workers!r}")
     ids = []
     for i, prompt in enumerate(prompts):
@@ -47,7 +48,7 @@ def attribute_many(
         except (TypeError, ValueError) as error:
             raise type(error)(f"attribute_many: prompts[{i}]: {error}") from None
     threads = torch.get_num_threads()
-    count = workers or (threads if model.device.type == "cpu" else 1)
+    count = int(workers or 0) or (threads if model.device.type == "cpu" else 1)
     count = max(1, min(count, len(ids)))
     ahead = count + (count > 1)  # prompts under way, and graphs that wait for their reader
     share = max(1, Bound.of(memory, model.device).bytes // ahead)

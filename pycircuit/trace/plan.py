@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from pycircuit.model.replacement import PATTERN_BYTES, ReplacementModel
+from pycircuit.ops.checks import is_int
 
 from .memory_model import MemoryModel, Work
 
@@ -31,8 +32,8 @@ class MemoryBoundError(MemoryError):
 
 def parse_bytes(value: str | int | None) -> int | None:
     """ "8GiB", "500 MB" or a number of bytes."""
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
-        return value
+    if value is None or (is_int(value) and value > 0):
+        return None if value is None else int(value)
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value) if isinstance(value, str) else None
     unit = None if found is None else _UNITS.get(found[2].lower())
     if found is None or unit is None or not float(found[1]):

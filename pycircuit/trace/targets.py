@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pycircuit.model.frozen import FrozenModel
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel
+from pycircuit.ops import checks
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class Feature:
     layer: int
     position: int
     index: int
+
+    def __post_init__(self) -> None:
+        for name in ("layer", "position", "index"):
+            object.__setattr__(self, name, checks.whole("Feature", name, getattr(self, name), -(2**63)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,20 +42,22 @@ class Target:
     preactivation: float
 
 
-def check(max_features: Any, probability: Any, max_targets: Any, round_size: Any) -> None:
-    """What can be said of the arguments before the model runs."""
+def check(max_features: Any, probability: Any, max_targets: Any, round_size: Any) -> tuple[int | None, int, int | None]:
+    """max_features, max_targets and round_size as plain ints, as far as can be said before the model runs."""
     for name, value, least in (("max_features", max_features, 0), ("round_size", round_size, 1)):
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not checks.is_int(value):
             raise TypeError(f"attribute: {name} must be an int or None, got {type(value).__name__}")
         if value < least:
             rule = "not be negative" if not least else f"be at least {least}"
             raise ValueError(f"attribute: {name} must {rule}, got {value}")
     if isinstance(probability, bool) or not isinstance(probability, int | float) or not 0 < probability <= 1:
         raise ValueError(f"attribute: probability must be above 0 and at most 1, got {probability}")
-    if isinstance(max_targets, bool) or not isinstance(max_targets, int) or max_targets < 1:
+    if not checks.is_int(max_targets) or max_targets < 1:
         raise ValueError(f"attribute: max_targets must be an int of at least 1, got {max_targets!r}")
+    wanted, step = (None if value is None else int(value) for value in (max_features, round_size))
+    return wanted, int(max_targets), step
 
 
 def choose(
@@ -80,15 +87,17 @@ def choose(
 
 
 def positions_of(position: int | Sequence[int], count: int) -> list[int]:
+    if hasattr(position, "tolist"):
+        position = position.tolist()  # positions, as a tensor or an array, or a number of either
     if not isinstance(position, int | Sequence) or isinstance(position, str):
         raise TypeError(f"attribute: position must be an int or a list of them, got {type(position).__name__}")
     given = [position] if isinstance(position, int) else list(position)
     if not given:
         raise ValueError("attribute: position must name at least one position, got none")
     for p in given:
-        if isinstance(p, bool) or not isinstance(p, int) or not -count <= p < count:
+        if not checks.is_int(p) or not -count <= p < count:
             raise ValueError(f"attribute: position must be from {-count} to {count - 1}, got {p!r}")
-    return [p % count for p in given]
+    return [int(p) % count for p in given]
 
 
 def _text(model: ReplacementModel, token: int) -> str:
@@ -137,7 +146,8 @@ def _given(model: ReplacementModel, local: LocalReplacement, target: Any, positi
         if len(ids) != 1:
             raise ValueError(f"attribute: targets must be single tokens, got {target!r} ({len(ids)} of them)")
         target = ids[0]
-    if isinstance(target, int) and not isinstance(target, bool):
+    if checks.is_int(target):
+        target = int(target)
         if not 0 <= target < frozen.unembedding.shape[0]:
             last = frozen.unembedding.shape[0] - 1
             raise ValueError(f"attribute: targets must be token ids from 0 to {last}, got {target}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from pycircuit.model import ReplacementModel
 from pycircuit.model.families import family_of
 from pycircuit.model.weights import read_weights
+from pycircuit.ops.checks import is_int
 
 from .stream import Source
 
@@ -26,9 +27,9 @@ def source_of(op: str, model: Any, reads: str, writes: str, ignore: int | None) 
     if ignore is None:
         name = str(getattr(model.config, "_name_or_path", "")).rstrip("/")
         ignore = family.chat_ignore_positions if name.endswith("-it") else 1
-    if type(ignore) is not int or ignore < 0:
+    if not is_int(ignore) or ignore < 0:
         raise ValueError(f"{op}: ignore_positions must be a whole number, zero or more, got {ignore!r}")
-    return Source(model.eval(), family, read_weights(model, family), reads, writes, ignore)
+    return Source(model.eval(), family, read_weights(model, family), reads, writes, int(ignore))
 
 
 def token_ids(op: str, texts: Texts, model: Any, tokenizer: Any, vocabulary: int) -> list[Tensor]:

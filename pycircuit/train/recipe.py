@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import TypeVar
 
+from pycircuit.ops.checks import is_int
 from pycircuit.transcoders.types import READS, WRITES
 
 KINDS = ("plt", "clt")
@@ -24,11 +25,12 @@ _BUFFER = 1 << 30  # bytes
 _MOST = 65536  # tokens
 
 
-def _whole(name: str, value: object, least: int) -> None:
-    if type(value) is not int:
+def _whole(name: str, value: object, least: int) -> int:
+    if not is_int(value):
         raise TypeError(f"train: {name} must be a whole number, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"train: {name} must be at least {least}, got {value}")
+    return int(value)
 
 
 def _option(default: T, says: str) -> T:
@@ -74,17 +76,20 @@ class Recipe:
             value = getattr(self, name)
             if value not in allowed and not (name == "reads" and value is None):
                 raise ValueError(f"train: {name} must be one of {', '.join(allowed)}, got {value!r}")
-        if self.buffer is not None and type(self.batch) is int:
-            _whole("buffer", self.buffer, self.batch)
+        if self.buffer is not None and is_int(self.batch):
+            object.__setattr__(self, "buffer", _whole("buffer", self.buffer, self.batch))
         least = {"features": 1, "steps": 1, "start": 1, "batch": 1, "context": 2, "warmup": 0, "revive": 0}
         for name, bound in least.items():
-            _whole(name, getattr(self, name), bound)
+            object.__setattr__(self, name, _whole(name, getattr(self, name), bound))
+        if is_int(self.seed):
+            object.__setattr__(self, "seed", int(self.seed))
         for name in ("sparsity", "sparsity_rise", "decay", "sharpness", "bandwidth", "rate"):
             value, positive = getattr(self, name), name in ("sharpness", "bandwidth", "rate")
             if value is not None and (not isfinite(value) or value < 0 or (positive and value == 0)):
                 raise ValueError(f"train: {name} must be {'positive' if positive else 'zero or positive'}, got {value}")
-        for k in self.k if isinstance(self.k, tuple) else (self.k,):
-            _whole("k", k, 1)
+        counts = tuple(_whole("k", k, 1) for k in (self.k if isinstance(self.k, tuple) else (self.k,)))
+        object.__setattr__(self, "k", counts if isinstance(self.k, tuple) else counts[0])
+        for k in counts:
             if self.activation in ("topk", "batchtopk") and k > self.features:
                 raise ValueError(f"train: k must be at most the {self.features} features, got {k}")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pycircuit.model.hooks import Hooks
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel
 
 from .transcoders import ignored, transcoders_of, without_zeros
@@ -20,16 +22,12 @@ _TOLERANCE_HALF = 2e-2
 
 def frozen(model: Any, ids: Tensor) -> LocalReplacement:
     """The prompt on their model. ids: [positions]."""
-    with _bare(model._module):
+    with _bare(model._module) as hooks:
         ours = ReplacementModel(model._module, transcoders_of(model), ignore_positions=ignored(model, len(ids)))
         ours.weights = replace(ours.weights, longest=0)  # rotary positions have no end, and theirs asks for none
         seen: list[Tensor] = []
-        embedding = ours.hf_model.get_input_embeddings()
-        handle = embedding.register_forward_hook(lambda _, args, out: seen.append(out.detach()[0]))
-        try:
-            local = ours.freeze(ids)
-        finally:
-            handle.remove()
+        hooks.after(ours.hf_model.get_input_embeddings(), lambda args, kwargs, out: seen.append(out.detach()[0]))
+        local = ours.freeze(ids)
     errors = local.errors
     errors[:, : local.ignore_positions] = 0  # theirs drops them
     features = tuple(map(without_zeros, local.features))
@@ -38,17 +36,17 @@ def frozen(model: Any, ids: Tensor) -> LocalReplacement:
 
 
 @contextmanager
-def _bare(model: Any) -> Iterator[None]:
-    """The transformers model in evaluation mode, without what nnsight puts around each forward: what a trace of its
-    own asked for inside a module, such as another attention function, would answer in ours."""
+def _bare(model: Any) -> Iterator[Hooks]:
+    """The transformers model in evaluation mode and, in this thread, without what nnsight puts around each forward:
+    what a trace of its own asked for inside a module, such as another attention function, would answer in ours."""
     training = [m for m in model.modules() if m.training]
-    wrapped = [m for m in model.modules() if {"__nnsight_forward__", "forward"} <= vars(m).keys()]
-    held = [(m, m.__dict__.pop("forward")) for m in wrapped]
     try:
-        yield
+        with Hooks() as hooks:
+            for m in model.modules():
+                if {"__nnsight_forward__", "forward"} <= vars(m).keys():
+                    hooks.instead(m, "forward", partial(type(m).forward, m))
+            yield hooks
     finally:
-        for module, forward in held:
-            module.forward = forward
         for module in training:
             module.training = True
 
