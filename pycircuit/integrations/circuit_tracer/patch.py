@@ -12,6 +12,8 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from .attribution import attribute, library
+from .graph_files import create_graph_files
+from .graphs import compute_graph_scores, compute_node_influence, prune_graph
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ REPLACEMENTS: list[Replacement] = [
     Replacement("attribution.attribute", "attribute", attribute),
     Replacement("attribution.attribute_transformerlens", "attribute", attribute),
     Replacement("attribution.attribute_nnsight", "attribute", attribute),
+    Replacement("graph", "compute_node_influence", compute_node_influence),
+    Replacement("graph", "prune_graph", prune_graph),
+    Replacement("graph", "compute_graph_scores", compute_graph_scores),
+    Replacement("utils.create_graph_files", "create_graph_files", create_graph_files),
 ]
 
 
@@ -116,6 +122,8 @@ class Accelerated:
 
 def accelerate() -> Accelerated:
     """From now on circuit_tracer.attribute, and every name it was imported by, is pycircuit's.
+
+    So are prune_graph, compute_graph_scores, compute_node_influence and create_graph_files.
 
     with accelerate(): ...     # or:    done = accelerate(); ...; done.restore()
 
