@@ -116,7 +116,7 @@ def _config(config: Any) -> dict[str, Any]:
 
 
 def _names(found: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    scan = found.get("scan")
+    scan = found.get("scan_name", found.get("scan"))  # since July 2026, and before
     if not all(isinstance(one, str) for one in (scan if type(scan) is list else [scan] if scan is not None else [])):
         raise TypeError(f"scan must be a string or a list of strings, got {type(scan).__name__}")
     names = {"model": config.get("model_name"), "scan": scan}
@@ -192,10 +192,16 @@ def save(graph: Graph, path: str | os.PathLike[str], tokenizer_name: str | None,
         "input_tokens": graph.tokens.ids,
         "selected_features": chosen,
         "activation_values": graph.values,
-        "scan": graph.provenance.get("scan") if scan is None else scan,
+        "scan": graph.provenance.get("scan") if scan is None else scan,  # every version reads this name, few the later
     }
     pickling: Any = SimpleNamespace(__name__="pickle", Pickler=_Writer)
-    files.replace_file(into, lambda fresh: torch.save(held, fresh, pickle_module=pickling))
+    files.replace_file(into, lambda fresh: _write(held, fresh, pickling))
+
+
+def _write(values: dict[str, Any], path: Path, pickling: Any) -> None:
+    # torch.save names an archive after the path that it opens; the same graph has the same bytes under every name.
+    with path.open("wb") as file:
+        torch.save(values, file, pickle_module=pickling)
 
 
 def _matrix(graph: Graph, chosen: Tensor) -> Tensor:
