@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .attribution import library
+from .generations import library
 from .graphs import is_plain, original, prune_graph
 
 _MODULE = "utils.create_graph_files"

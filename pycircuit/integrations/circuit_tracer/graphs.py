@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .attribution import library
+from .generations import library
 
 _LEAST = 1e-10  # circuit-tracer divides a row by no less
 
