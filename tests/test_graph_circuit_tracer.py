@@ -181,6 +181,28 @@ def test_files_of_other_versions(tmp_path: Path, theirs: Callable[[], None], cha
     assert graph.provenance.get("scan") == changes.get("scan", usual["scan"])
 
 
+@pytest.mark.parametrize("names", ["org/new", ["org/one", "org/two"]], ids=["one", "several"])
+def test_files_that_say_scan_name_keep_it(tmp_path: Path, names: Any) -> None:
+    """As circuit-tracer writes since July 2026, and as every version of it reads again."""
+    graph = Graph.from_circuit_tracer(saved(tmp_path / "g.pt", scan=None, scan_name=names))
+    assert graph.provenance["scan"] == names
+    graph.to_circuit_tracer(tmp_path / "again.pt")
+    assert torch.load(tmp_path / "again.pt", weights_only=False)["scan"] == names
+    with pytest.raises(GraphFileError, match="scan must be a string or a list of strings, got dict"):
+        Graph.from_circuit_tracer(saved(tmp_path / "g.pt", scan=None, scan_name={}))
+
+
+def test_the_same_graph_has_the_same_bytes(tmp_path: Path) -> None:
+    """Under any name, from any process, and after it was saved and loaded."""
+    graph = random_graph()
+    graph.save(tmp_path / "g.safetensors")
+    for name, of in (("a", graph), ("a_longer_name", graph), ("loaded", Graph.load(tmp_path / "g.safetensors"))):
+        of.to_circuit_tracer(tmp_path / f"{name}.pt")
+    first, *others = (path.read_bytes() for path in sorted(tmp_path.glob("*.pt")))
+    assert all(data == first for data in others)
+    assert str(os.getpid()).encode() not in first
+
+
 def test_selected_features_in_any_order(tmp_path: Path) -> None:
     usual, turned = content(), content()
     swap = torch.tensor([1, 0, *range(2, 10)])

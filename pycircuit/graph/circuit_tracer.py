@@ -116,7 +116,7 @@ def _config(config: Any) -> dict[str, Any]:
 
 
 def _names(found: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    scan = found.get("scan")
+    scan = found.get("scan_name", found.get("scan"))  # since July 2026, and before
     if not all(isinstance(one, str) for one in (scan if type(scan) is list else [scan] if scan is not None else [])):
         raise TypeError(f"scan must be a string or a list of strings, got {type(scan).__name__}")
     names = {"model": config.get("model_name"), "scan": scan}
@@ -192,14 +192,17 @@ def save(graph: Graph, path: str | os.PathLike[str], tokenizer_name: str | None,
         "input_tokens": graph.tokens.ids,
         "selected_features": chosen,
         "activation_values": graph.values,
-        "scan": graph.provenance.get("scan") if scan is None else scan,
+        "scan": graph.provenance.get("scan") if scan is None else scan,  # every version reads this name, few the later
     }
     pickling: Any = SimpleNamespace(__name__="pickle", Pickler=_Writer)
     replace_file(op, into, lambda file: _pickled(held, file, pickling))
 
 
 def _pickled(content: dict[str, Any], file: BinaryIO, pickling: Any) -> None:
-    """torch.save, which hides the system's error behind one about positions in its archive."""
+    """torch.save into an open file: it would name the archive after a path, and other names make other bytes.
+
+    It hides the system's error behind one about positions in its archive.
+    """
     try:
         torch.save(content, file, pickle_module=pickling)
     except RuntimeError as error:

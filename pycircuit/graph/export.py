@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -21,33 +24,81 @@ if TYPE_CHECKING:
 
 _SLUG = re.compile(r"[^/\\\x00-\x1f]+")
 _OVERVIEW = "graph-metadata.json"
+_PINNED = 200  # circuit-tracer's page draws no more in its subgraph
 
 
 def to_json(
     graph: Graph, path: str | os.PathLike[str], slug: str | None, node_threshold: float, edge_threshold: float,
     scan: str | None,
-) -> None:  # fmt: skip
+) -> str:  # fmt: skip
     path = writable("Graph.to_json", path)
     slug = path.stem if slug is None else slug
     if not isinstance(slug, str) or not _SLUG.fullmatch(slug):
         raise ValueError(f"Graph.to_json: slug must be a name without slashes or control characters, got {slug!r}")
-    scan = str(graph.provenance.get("scan", "local")) if scan is None else scan
-    if not isinstance(scan, str):
-        raise TypeError(f"Graph.to_json: scan must be a string, got {type(scan).__name__}")
+    scan, transcoder_list = _transcoders(graph, scan)
     node_threshold, edge_threshold = thresholds("Graph.to_json", node_threshold, edge_threshold)
     pruned = graph.prune(node_threshold, edge_threshold)
     metadata = {
-        "slug": slug, "scan": scan, "transcoder_list": [], "prompt_tokens": list(graph.tokens.text),
+        "slug": slug, "scan": scan, "transcoder_list": transcoder_list, "prompt_tokens": list(graph.tokens.text),
         "prompt": graph.prompt, "node_threshold": node_threshold, "schema_version": 1,
         "pruning_settings": {"node_threshold": node_threshold, "edge_threshold": edge_threshold},
     }  # fmt: skip
     nodes = _nodes(pruned)
-    groups = [[name, *(nodes[node]["node_id"] for node in group)] for name, group in supernodes(pruned)]
-    parameters = {"pinnedIds": [], "supernodes": groups, "linkType": "both", "clickedId": "", "sg_pos": ""}
-    links = _links(pruned, {node: entry["node_id"] for node, entry in nodes.items()})
-    whole = {"metadata": metadata, "qParams": parameters, "nodes": list(nodes.values()), "links": links}
-    write_text("Graph.to_json", path, json.dumps(whole, allow_nan=False))
+    ids = {node: entry["node_id"] for node, entry in nodes.items()}
+    groups = _groups(pruned, ids)
+    pinned = [node_id for _, *members in groups for node_id in members]
+    parameters = {"pinnedIds": pinned, "supernodes": groups, "linkType": "both", "clickedId": "", "sg_pos": ""}
+    content = {"metadata": metadata, "qParams": parameters, "nodes": list(nodes.values()), "links": _links(pruned, ids)}
+    write_text("Graph.to_json", path, json.dumps(content, allow_nan=False))
     _enter(path.with_name(_OVERVIEW), metadata)
+    _warn_of_one_layer(pruned)
+    return _query(slug, pinned, groups)
+
+
+def _transcoders(graph: Graph, scan: str | None) -> tuple[str, list[str]]:
+    """(the set of transcoders, the list of them where there are several), as circuit-tracer's page takes them."""
+    names = graph.provenance.get("scan", "local") if scan is None else scan
+    if isinstance(names, list) and scan is None:
+        return f"custom-{hashlib.sha256('-'.join(names).encode()).hexdigest()[:16]}", names
+    if not isinstance(names, str):
+        raise TypeError(f"Graph.to_json: scan must be a string, got {type(names).__name__}")
+    return names, []
+
+
+def _groups(pruned: Pruned, ids: dict[int, str]) -> list[list[str]]:
+    """Name and node ids of each supernode, the most influential first, as many as can be pinned.
+
+    No name stands twice: pages take groups of one name for the same group.
+    """
+    groups, names, count = [], set[str](), 0
+    for name, members in supernodes(pruned):
+        if count + len(members) > _PINNED:
+            continue
+        count += len(members)
+        unique, number = name, 2
+        while unique in names:
+            unique, number = f"{name} ({number})", number + 1
+        names.add(unique)
+        groups.append([unique, *(ids[node] for node in members)])
+    return groups
+
+
+def _query(slug: str, pinned: list[str], groups: list[list[str]]) -> str:
+    """What follows `index.html?`. circuit-tracer's page takes supernodes from there alone, and decodes them twice."""
+    values = {"slug": slug} | ({"pinnedIds": ",".join(pinned), "supernodes": json.dumps(groups)} if groups else {})
+    return "&".join(f"{name}={quote(quote(value, safe=''), safe='')}" for name, value in values.items())
+
+
+def _warn_of_one_layer(pruned: Pruned) -> None:
+    graph, shown = pruned.whole, pruned.node_mask.nonzero()[:, 0]
+    layers = graph.features[shown[shown < graph.first_error], 0].tolist()
+    errors = shown[(shown >= graph.first_error) & (shown < graph.first_token)] - graph.first_error
+    if max([*layers, *(errors // graph.positions).tolist()], default=0) < 1:
+        warnings.warn(
+            "Graph.to_json: features or errors must be above layer 0 for Neuronpedia's page, which opens no other "
+            f"file, got none of {graph.layers} layers; circuit-tracer's page opens it",
+            stacklevel=4,
+        )
 
 
 def _nodes(pruned: Pruned) -> dict[int, dict[str, Any]]:
@@ -87,12 +138,12 @@ def _feature(about: dict[str, Any]) -> dict[str, Any]:
 def _error(about: dict[str, Any]) -> dict[str, Any]:
     layer, position = about["layer"], about["position"]
     return {
-        # Not the peers' 0_{layer}_{position}: feature `layer` of layer 0 has that name. The page only compares ids.
-        "node_id": f"error_{layer}_{position}",
+        # Three numbers, as pages read ids from an address, and none of a feature's.
+        "node_id": f"{layer}_-1_{position}",
         "feature": -1,
         "layer": str(layer),
         "feature_type": "mlp reconstruction error",
-        "jsNodeId": f"{layer}_{position}-0",
+        "jsNodeId": f"{layer}_-1-{position}",
     }
 
 

@@ -263,13 +263,15 @@ class Graph:
         node_threshold: float = 0.8,
         edge_threshold: float = 0.98,
         scan: str | None = None,
-    ) -> None:
+    ) -> str:
         """Write the pruned graph as JSON for circuit-tracer's page, and enter it in graph-metadata.json beside it.
 
         slug: the graph's name there, the file's by default. scan: the set of transcoders, under which the page looks
-        for labels; provenance["scan"] by default, "local" where there is none.
+        for labels; provenance["scan"] by default, "local" where there is none. Supernodes are pinned, the most
+        influential of them, up to 200 nodes. Returns the query of the address, `index.html?...`, that shows them on
+        circuit-tracer's page; Neuronpedia's has them from the file, and opens no graph of layer 0 alone (a warning).
         """
-        export.to_json(self, path, slug, node_threshold, edge_threshold, scan)
+        return export.to_json(self, path, slug, node_threshold, edge_threshold, scan)
 
     @classmethod
     def from_circuit_tracer(cls, path: str | os.PathLike[str], tokenizer: Any = None) -> Graph:

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import pytest
 import torch
 from circuit_tracer.frontend import feature_models, graph_models
 from circuit_tracer.utils import create_graph_files as peer_files
+from circuit_tracer.utils.decode_url_features import decode_url_features
+from graphs import random_graph
 
 import pycircuit as pc
 
@@ -165,6 +168,22 @@ def test_their_page_can_save_into_our_file(folder: Path, address: str) -> None:
     assert saved["qParams"]["pinnedIds"] == pinned and saved["links"] == whole["links"]
 
 
+def test_their_parser_of_addresses_takes_our_supernodes(tmp_path: Path) -> None:
+    """Names with signs that addresses use come through, and so do ids of errors."""
+    graph = random_graph(count=60)
+    labels = {(layer, feature): "50% & #1" for layer, _, feature in graph.features[::2].tolist()}
+    query = replace(graph, labels=labels).to_json(tmp_path / "g.json", node_threshold=1, edge_threshold=1)
+    content = json.loads((tmp_path / "g.json").read_text())
+    groups, single = decode_url_features(f"http://127.0.0.1/index.html?{query}")
+    assert [[name, *(f"{f.layer}_{f.feature_idx}_{f.pos}" for f in members)] for name, members in groups.items()] == (
+        content["qParams"]["supernodes"]
+    )
+    assert len(single) == len(content["qParams"]["pinnedIds"]) > 0
+    errors = [n["node_id"] for n in content["nodes"] if "error" in n["feature_type"]]
+    _, pinned = decode_url_features(f"http://127.0.0.1/index.html?slug=g&pinnedIds={','.join(errors)}")
+    assert len(pinned) == len(errors) > 0 and {feature.feature_idx for feature in pinned} == {-1}
+
+
 def test_their_schema_takes_our_file_and_loses_nothing(folder: Path) -> None:
     whole = json.loads((folder / "tiny.json").read_text())
     read = graph_models.Model.model_validate(whole, strict=True).model_dump()
@@ -187,8 +206,11 @@ def _their_file(theirs: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
 
 
 def _ours(node_id: str, feature_type: str) -> str:
-    """The peer's error ids, 0_{layer}_{position}, are those of layer 0's features; ours are not."""
-    return f"error_{node_id.removeprefix('0_')}" if feature_type == "mlp reconstruction error" else node_id
+    """Error ids of circuit-tracer before July 2026, 0_{layer}_{position}, are those of layer 0's features."""
+    if feature_type != "mlp reconstruction error" or "_-1_" in node_id:
+        return node_id
+    _, layer, position = node_id.split("_")
+    return f"{layer}_-1_{position}"
 
 
 def test_the_same_file_as_theirs(
@@ -201,7 +223,7 @@ def test_the_same_file_as_theirs(
     for key, node in nodes[0].items():
         other = nodes[1][key]
         assert node.keys() == other.keys()
-        same = node.keys() - {"node_id", "activation", "influence", "token_prob", "clerp"}
+        same = node.keys() - {"node_id", "jsNodeId", "activation", "influence", "token_prob", "clerp"}
         assert {name: node[name] for name in same} == {name: other[name] for name in same}
         for name in ("activation", "influence", "token_prob"):
             assert node[name] == (None if other[name] is None else pytest.approx(other[name], rel=1e-4)), (key, name)

@@ -6,6 +6,8 @@ in place of `from circuit_tracer import attribute`, or `accelerate()` once in a 
 """
 
 from .attribution import attribute
+from .graph_files import create_graph_files
+from .graphs import compute_graph_scores, prune_graph
 from .patch import Accelerated, accelerate
 
-__all__ = ["Accelerated", "accelerate", "attribute"]
+__all__ = ["Accelerated", "accelerate", "attribute", "compute_graph_scores", "create_graph_files", "prune_graph"]
