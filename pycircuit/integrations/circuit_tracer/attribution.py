@@ -24,10 +24,10 @@ _running = RLock()  # hooks, and the choice of an attention function, belong to 
 
 
 def library(name: str) -> Any:
-    """One of circuit-tracer's modules."""
+    """circuit-tracer, or one of its modules by its name within it."""
     if find_spec("circuit_tracer") is None:
         raise ImportError("circuit-tracer must be installed for its drop-in: pip install circuit-tracer")
-    return import_module(f"circuit_tracer.{name}")
+    return import_module(f"circuit_tracer.{name}" if name else "circuit_tracer")
 
 
 @without_autocast()

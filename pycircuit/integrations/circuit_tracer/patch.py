@@ -1,10 +1,12 @@
-"""circuit-tracer's `attribute` replaced inside a running program, and put back."""
+"""Functions of circuit-tracer's replaced inside a running program, and put back."""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from threading import RLock
 from types import ModuleType, TracebackType
 from typing import Any
@@ -12,52 +14,76 @@ from typing import Any
 from .attribution import attribute, library
 
 
+@dataclass(frozen=True)
+class Replacement:
+    """A function of circuit-tracer's, by its module within the package and its name, and ours in its place."""
+
+    module: str
+    name: str
+    ours: Callable[..., Any]
+
+
+# A module that a circuit-tracer does not have is left out.
+REPLACEMENTS: list[Replacement] = [
+    Replacement("attribution.attribute", "attribute", attribute),
+    Replacement("attribution.attribute_transformerlens", "attribute", attribute),
+    Replacement("attribution.attribute_nnsight", "attribute", attribute),
+]
+
+
 class _Patch:
     """What is replaced, by what, and how many ask for it."""
 
     def __init__(self) -> None:
         self.lock, self.count = RLock(), 0
-        self.original: Callable[..., Any] | None = None
-        self.ours: Callable[..., Any] | None = None
+        self.pairs: list[tuple[Callable[..., Any], Callable[..., Any]]] = []  # circuit-tracer's own and ours
 
     def enter(self) -> None:
-        module = library("attribution.attribute")
+        originals = _originals()
         with self.lock:
             if not self.count:
-                self.original = module.attribute
-                self.ours = _stands_for(module.attribute)
+                self.pairs = [(theirs, _stands_for(theirs, ours)) for theirs, ours in originals]
             self.count += 1
-            _rebind(self.original, self.ours)  # modules imported since the last time are found again
+            _rebind(self.pairs)  # modules imported since the last time are found again
 
     def leave(self) -> None:
         with self.lock:
             self.count -= 1
             if not self.count:
-                _rebind(self.ours, self.original)
-                self.original = self.ours = None
+                _rebind([(ours, theirs) for theirs, ours in self.pairs])
+                self.pairs = []
 
 
 _patch = _Patch()
 
 
-def _stands_for(original: Callable[..., Any]) -> Callable[..., Any]:
+def _originals() -> list[tuple[Callable[..., Any], Callable[..., Any]]]:
+    """The functions of this circuit-tracer that are to be replaced, and ours."""
+    package = library("")
+    present = [row for row in REPLACEMENTS if find_spec(f"{package.__name__}.{row.module}")]
+    return [(getattr(library(row.module), row.name), row.ours) for row in present]
+
+
+def _stands_for(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
     """A function of its own, so that those who import ours by name keep it when theirs comes back."""
 
     @functools.wraps(original)
     def accelerated(*args: Any, **kwargs: Any) -> Any:
-        return attribute(*args, **kwargs)
+        return ours(*args, **kwargs)
 
     return accelerated
 
 
-def _rebind(present: Any, wanted: Any) -> None:
-    """Every name of every module that is bound to `present`."""
+def _rebind(pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Bind every name of every module that is bound to the first of a pair to the second."""
+    wanted = {id(present): replacement for present, replacement in pairs}
     names_of = vars(ModuleType)["__dict__"].__get__  # a lazy module's own would import all it has
     for module in list(sys.modules.values()):
         if issubclass(type(module), ModuleType):
             names = names_of(module)
-            for name in [name for name, value in list(names.items()) if value is present]:
-                names[name] = wanted
+            for name, value in list(names.items()):
+                if id(value) in wanted:
+                    names[name] = wanted[id(value)]
 
 
 class Accelerated:
