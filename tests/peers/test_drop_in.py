@@ -602,7 +602,7 @@ def test_their_matrix_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_circuit_tracer_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drop_in.attribution, "find_spec", lambda _: None)
+    monkeypatch.setattr(drop_in.generations, "find_spec", lambda _: None)
     for call in (lambda: attribute(ids(), None), accelerate):
         with pytest.raises(ImportError, match="pip install circuit-tracer"):
             call()

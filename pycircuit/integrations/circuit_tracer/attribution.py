@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from threading import RLock
 from typing import Any, Literal
 
@@ -17,17 +15,11 @@ from pycircuit.ops.precision import without_autocast
 from pycircuit.progress import Progress
 from pycircuit.trace.targets import Target
 
+from .generations import Source, library, source
 from .rows import adjacency
 
 OFFLOADS = ("cpu", "disk")
 _running = RLock()  # hooks, and the choice of an attention function, belong to one forward at a time; sweeps do not
-
-
-def library(name: str) -> Any:
-    """circuit-tracer, or one of its modules by its name within it."""
-    if find_spec("circuit_tracer") is None:
-        raise ImportError("circuit-tracer must be installed for its drop-in: pip install circuit-tracer")
-    return import_module(f"circuit_tracer.{name}" if name else "circuit_tracer")
 
 
 @without_autocast()
@@ -60,6 +52,7 @@ def attribute(
         checks.whole("attribute", "max_feature_nodes", max_feature_nodes, 0)
     if offload and offload not in OFFLOADS:
         raise ValueError(f"attribute: offload must be 'cpu', 'disk' or None, got {offload!r}")
+    origin = source(model)
     freeze = _backend(model)
     show, handles = Progress(bool(verbose)), []  # type: tuple[Progress, list[Any]]
     try:
@@ -68,10 +61,10 @@ def attribute(
             show.step("forward", 0, len(ids), "positions")
             with _running:
                 local = freeze(model, ids)
-            targets = _targets(model, local, attribution_targets, max_n_logits, desired_logit_prob)
+            targets = _targets(origin, local, attribution_targets, max_n_logits, desired_logit_prob)
             if offload:
-                handles = library("utils.disk_offload").offload_modules(model.get_offload_targets_phase1(), offload)
-            return _graph(model, ids, local, targets, max_feature_nodes, update_interval * batch_size, show)
+                handles = library("utils.disk_offload").offload_modules(origin.mlps, offload)
+            return _graph(origin, ids, local, targets, max_feature_nodes, update_interval * batch_size, show)
     finally:
         for reload in handles:
             reload()
@@ -79,29 +72,22 @@ def attribute(
 
 
 def _backend(model: Any) -> Callable[[Any, Tensor], LocalReplacement]:
-    """What freezes a prompt on a model of circuit-tracer's."""
-    library("graph")
-    backend = getattr(model, "backend", None)
-    if backend == "transformerlens":
+    """The function that freezes a prompt on a model of circuit-tracer's."""
+    if model.backend == "transformerlens":
         from .transformer_lens import frozen
-    elif backend == "nnsight":
-        from .nnsight import frozen
     else:
-        raise TypeError(
-            "attribute: model must be a circuit_tracer.ReplacementModel with the transformerlens or the nnsight "
-            f"backend, got {type(model).__name__}; pc.attribute takes a pc.ReplacementModel"
-        )
+        from .nnsight import frozen
     return frozen
 
 
-def _targets(model: Any, local: LocalReplacement, asked: Any, most: int, probability: float) -> Any:
+def _targets(origin: Source, local: LocalReplacement, asked: Any, most: int, probability: float) -> Any:
     """Their targets, by their own rules, of the logits after the prompt, which they round to the model's type."""
     last = torch.tensor([local.model.positions - 1], device=local.model.device)
     found = library("attribution.targets").AttributionTargets(
         attribution_targets=asked,
-        logits=local.model.logits(last)[0].to(model.unembed_proj.dtype),
-        unembed_proj=model.unembed_proj,
-        tokenizer=model.tokenizer,
+        logits=local.model.logits(last)[0].to(origin.unembedding.dtype),
+        unembed_proj=origin.unembedding,
+        tokenizer=origin.model.tokenizer,
         max_n_logits=most,
         desired_logit_prob=probability,
     )
@@ -129,20 +115,26 @@ def _rows_of(local: LocalReplacement, targets: Any) -> list[Target]:
 
 
 def _graph(
-    model: Any, ids: Tensor, local: LocalReplacement, targets: Any, most: int | None, round_size: int, show: Progress
+    origin: Source,
+    ids: Tensor,
+    local: LocalReplacement,
+    targets: Any,
+    most: int | None,
+    round_size: int,
+    show: Progress,
 ) -> Any:
     rows: Sequence[Target] = _rows_of(local, targets)
     found = adjacency(local, rows, most, round_size, show)
     return library("graph").Graph(
-        input_string=model.tokenizer.decode(ids),
+        input_string=origin.model.tokenizer.decode(ids),
         input_tokens=ids,
         logit_targets=targets.logit_targets,
         logit_probabilities=targets.logit_probabilities,
         vocab_size=targets.vocab_size,
         active_features=found.active,
-        activation_values=found.values.to(model.unembed_proj.dtype),
+        activation_values=found.values.to(origin.unembedding.dtype),
         selected_features=found.selected,
         adjacency_matrix=found.matrix,
-        cfg=model.model_config,
-        scan=model.scan,
+        cfg=origin.model.cfg,
+        **origin.scan,
     )

@@ -6,12 +6,12 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from threading import RLock
 from types import ModuleType, TracebackType
 from typing import Any
 
-from .attribution import attribute, library
+from .attribution import attribute
+from .generations import generation, has_module, library
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ _patch = _Patch()
 
 def _originals() -> list[tuple[Callable[..., Any], Callable[..., Any]]]:
     """The functions of this circuit-tracer that are to be replaced, and ours."""
-    package = library("")
-    present = [row for row in REPLACEMENTS if find_spec(f"{package.__name__}.{row.module}")]
+    generation("accelerate")
+    present = [row for row in REPLACEMENTS if has_module(row.module)]
     return [(getattr(library(row.module), row.name), row.ours) for row in present]
 
 

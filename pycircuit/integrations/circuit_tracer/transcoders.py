@@ -15,7 +15,7 @@ from pycircuit.transcoders.formats.hooks import READ_NAMES, WRITE_NAMES
 from pycircuit.transcoders.lazy import Cache, LazyRows
 from pycircuit.transcoders.types import Transcoders
 
-from .attribution import library
+from .generations import library
 
 CACHE = 4 << 30  # bytes of decoder rows that are kept while their features are in use
 RELUS = (nn.functional.relu, torch.relu)
