@@ -49,6 +49,7 @@ class _Recorder:
     stored: bool
     streams: dict[str, Tensor]
     layer_of: dict[int, int]
+    exact_norms: bool = True
     attention: dict[int, Attention] = field(default_factory=dict)
     norms: dict[tuple[int, str], FrozenNorm] = field(default_factory=dict)
     windows: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
@@ -214,7 +215,7 @@ class _Taps:
         self.recorder.position_part = out.reshape(-1, out.shape[-1]).to(self.recorder.weights.dtype)
 
     def _norm(self, hooks: Hooks, index: int, owner: nn.Module, name: str, norm: Norm) -> None:
-        """Denominators from the norm's own input. In float64 its output is ours: transformers' goes through float32."""
+        """Denominators from the norm's own input. In float64 an exact output takes the place of transformers' own."""
 
         def act(args: tuple[Any, ...], kwargs: dict[str, Any], _: Tensor) -> Tensor | None:
             x = stream_into(args, kwargs)
@@ -224,7 +225,8 @@ class _Taps:
             if name == "mlp_norm" and "mlp_normed" in self.recorder.streams:
                 bare = FrozenNorm(frozen.sigma, None, None, frozen.center)
                 self.recorder.write("mlp_normed", index, bare.forward(x[0].to(frozen.sigma.dtype))[None])
-            return frozen.forward(x[0])[None] if x.dtype == torch.float64 else None
+            exact = self.recorder.exact_norms and x.dtype == torch.float64
+            return frozen.forward(x[0])[None] if exact else None
 
         hooks.after(owner, act)
 
@@ -237,11 +239,13 @@ def capture(
     record: Sequence[str] = (),
     stored: bool = True,
     settle: bool = True,
+    exact_norms: bool = True,
 ) -> Captured:
     """Run the prompt once and freeze it. ids: [positions]; record: which of STREAMS to keep.
 
     stored: keep attention patterns, otherwise query, key and log-sum-exp. settle: from a model in half
     precision take patterns and MLP outputs, and add up the streams between again in float32 (see `_settled`).
+    exact_norms: in a float64 model compute norms' outputs in float64, where transformers goes through float32.
     """
     if model.training:
         raise ValueError("capture: model must be in evaluation mode, got one in training; call model.hf_model.eval()")
@@ -249,7 +253,7 @@ def capture(
     wanted = {"mlp_raw"} if half else {_recorded(name, row) for name in record}
     shape = (len(weights.layers), len(ids), weights.width)
     streams = {name: torch.empty(shape, dtype=weights.dtype, device=weights.device) for name in wanted}
-    recorder = _Recorder(weights, len(ids), stored, streams, {})
+    recorder = _Recorder(weights, len(ids), stored, streams, {}, exact_norms)
     with running(model), Hooks() as hooks:
         _Taps(row, recorder).put(hooks, model)
         with torch.no_grad(), attending(model, recorder.attend):

@@ -56,6 +56,8 @@ class ReplacementModel:
     once to see that its family's row describes it.
     """
 
+    exact_norms = True  # as `capture` takes it
+
     def __init__(
         self,
         hf_model: Any,
@@ -123,7 +125,9 @@ class ReplacementModel:
         if stored is None:
             stored = self.stores_patterns(len(ids))
         with self.running:
-            captured = capture(self.hf_model, self.family, self.weights, ids, (reads, writes), stored)
+            captured = capture(
+                self.hf_model, self.family, self.weights, ids, (reads, writes), stored, exact_norms=self.exact_norms
+            )
         features = self._features(captured.streams[reads])
         errors = captured.streams[writes]  # becomes what the reconstruction misses
         self.transcoders.add_to(errors, features, captured.streams[reads], self.ignore_positions, sign=-1.0)

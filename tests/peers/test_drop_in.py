@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from threading import Thread, get_ident
 from typing import Any
 
 import circuit_tracer
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from pycircuit.integrations import circuit_tracer as drop_in
 from pycircuit.integrations.circuit_tracer import accelerate, attribute, rows, transcoders, transformer_lens
+from pycircuit.model.replacement import ReplacementModel
 from pycircuit.ops import FileRows
 from pycircuit.trace import MemoryBoundError
 
@@ -227,10 +229,44 @@ def test_in_half_precision_the_same_targets(where: str, kind: str, dtype: torch.
     assert torch.allclose(ours.logit_probabilities, theirs.logit_probabilities, rtol=0.05)
 
 
-def peer(model: Any, **how: Any) -> Graph:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("where", "kind"),
+    [
+        ("lens llama", "plt"),
+        ("lens llama", "clt"),
+        ("lens llama", "plt_topk_skip"),
+        ("lens gemma2", "plt_normed"),
+        ("nnsight llama", "plt"),
+        ("nnsight llama", "clt"),
+        ("nnsight gemma3", "plt"),
+    ],
+)
+def test_in_half_precision_the_same_features(where: str, kind: str, dtype: torch.dtype) -> None:
+    """Also where a pre-activation rounds to the threshold: theirs compares in the model's type."""
+    model = made(where, kind, dtype=dtype)
+    for seed in range(4):
+        prompt = pair.prompt(32, SIZE.vocabulary, seed)
+        how = {**SOME, "max_feature_nodes": 4}
+        ours, theirs = attribute(prompt, model, **how), peer(model, prompt, **how)
+        assert len(theirs.active_features) > 300
+        assert torch.equal(ours.active_features, theirs.active_features)
+        assert torch.equal(ours.activation_values, theirs.activation_values)
+
+
+@pytest.mark.parametrize("kind", ["plt_raw", "clt"])
+def test_in_float64_on_nnsight_the_model_keeps_its_own_norms(kind: str) -> None:
+    """They go through float32, and activations follow."""
+    model = made("nnsight gpt_oss", kind, dtype=torch.float64)
+    ours, theirs = pair.by(attribute, model, ids(), **SOME), pair.trace_peer(model, ids(), **SOME)
+    same(ours, theirs, 1e-6)
+    assert torch.allclose(ours.activation_values, theirs.activation_values, rtol=1e-12, atol=1e-12)
+
+
+def peer(model: Any, prompt: Tensor | None = None, **how: Any) -> Graph:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Full backward hook is firing")
-        return peer_attribute(ids(), model, **how)
+        return peer_attribute(ids() if prompt is None else prompt, model, **how)
 
 
 @pytest.mark.parametrize(
@@ -585,6 +621,79 @@ def test_a_threshold_of_any_shape() -> None:
             rule = one.activation_function
             rule.threshold = torch.nn.Parameter(rule.threshold.reshape(shape))
     same(pair.by(attribute, model, ids(), **SOME), pair.trace_peer(model, ids(), **SOME))
+
+
+@pytest.fixture
+def probes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A line for each time that a model is put to the test."""
+    seen: list[str] = []
+
+    def counted(own: Any) -> Any:
+        return lambda *args: (seen.append("probe"), own(*args))[1]
+
+    for of in (transformer_lens, ReplacementModel):
+        monkeypatch.setattr(of, "_probe", counted(of._probe))
+    return seen
+
+
+@FEW
+def test_a_model_is_put_to_the_test_once_for_its_weights(where: str, probes: list[str]) -> None:
+    model = made(where, "plt")
+    weight = model.blocks[1].attn.W_O if "lens" in where else model._module.model.layers[1].self_attn.o_proj.weight
+    for _ in range(3):
+        attribute(ids(), model, **SOME)
+    assert len(probes) == 1
+    with torch.no_grad():
+        weight.mul_(1.5)
+    attribute(ids(), model, **SOME)
+    assert len(probes) == 2
+    weight.data = weight.data.clone()
+    attribute(ids(), model, **SOME)
+    assert len(probes) == 3
+
+
+@FEW
+def test_no_change_of_weights_makes_a_graph_stale(where: str) -> None:
+    """One through `.data` leaves no trace that torch would count."""
+    model = made(where, "plt")
+    before = attribute(ids(), model, **SOME).adjacency_matrix
+    if "lens" in where:
+        model.blocks[1].attn._W_V.data.mul_(-1.5)
+    else:
+        model._module.model.layers[1].self_attn.v_proj.weight.data.mul_(-1.5)
+    ours = pair.by(attribute, model, ids(), **SOME)
+    same(ours, pair.trace_peer(model, ids(), **SOME))
+    assert ours.adjacency_matrix.shape != before.shape or not torch.allclose(ours.adjacency_matrix, before, atol=1e-3)
+
+
+def test_a_model_that_is_wired_anew_is_put_to_the_test_again(probes: list[str]) -> None:
+    model = made("lens llama", "plt")
+    attribute(ids(), model, **SOME)
+    model.blocks[1].hook_attn_out.add_hook(lambda acts, hook: 2 * acts, is_permanent=True)
+    with pytest.raises(ValueError, match=r"attention .* off"):
+        attribute(ids(), model, **SOME)
+    assert len(probes) == 2
+
+
+def test_a_forward_in_another_thread_does_not_enter_the_graph() -> None:
+    """An application runs the model while it is traced, here between two layers of the trace's own forward."""
+    model, other = made("lens llama", "plt"), pair.prompt(POSITIONS, SIZE.vocabulary, seed=9)
+    wanted, answer = attribute(ids(), model, **SOME), model(other[None])
+    answers: list[Tensor] = []
+
+    def application(_: Any, args: Any, out: Tensor) -> None:
+        if get_ident() == main:
+            thread = Thread(target=lambda: answers.append(model(other[None])))
+            thread.start()
+            thread.join()
+
+    main, handle = get_ident(), model.blocks[2].hook_resid_pre.register_forward_hook(application)
+    try:
+        graph = attribute(ids(), model, **SOME)
+    finally:
+        handle.remove()
+    assert torch.equal(graph.adjacency_matrix, wanted.adjacency_matrix)
+    assert len(answers) >= 1 and all(torch.equal(got, answer) for got in answers)
 
 
 def test_a_model_that_is_built_otherwise_is_refused() -> None:

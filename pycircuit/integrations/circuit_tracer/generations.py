@@ -70,7 +70,7 @@ _SHARED = ("cfg", "tokenizer", "transcoders", "zero_positions", "ensure_tokenize
 BACKENDS = {
     "transformerlens": Backend(
         "unembed.W_U", "blocks",
-        (*_SHARED, "W_E", "unembed.b_U", "ln_final", "hooks", "feature_input_hook", "original_feature_output_hook"),
+        (*_SHARED, "W_E", "unembed.b_U", "ln_final", "hook_dict", "feature_input_hook", "original_feature_output_hook"),
     ),
     "nnsight": Backend("unembed_weight", "pre_logit_location.layers", (*_SHARED, "_module", "embed_weight")),
 }  # fmt: skip

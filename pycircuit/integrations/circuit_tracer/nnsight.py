@@ -11,28 +11,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pycircuit.model.capture import read_batch
 from pycircuit.model.hooks import Hooks
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel
+from pycircuit.ops import Features
 
-from .transcoders import ignored, transcoders_of, without_zeros
+from .probed import once, wiring
+from .transcoders import ignored, own_features, transcoders_of, without_zeros
 
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}  # transformers scales embeddings in float32 at the most
 _TOLERANCE_HALF = 2e-2
 
 
+class _Prompt(ReplacementModel):
+    """Their transformers model for one prompt: probed once, on its own norms, with the features that theirs finds."""
+
+    exact_norms = False
+
+    def __init__(self, model: Any, ids: Tensor, state: tuple[Any, ...]) -> None:
+        self.theirs, self.ids, self.state = model, ids, state
+        super().__init__(model._module, transcoders_of(model), ignore_positions=ignored(model, len(ids)))
+        self.weights = replace(self.weights, longest=0)  # rotary positions have no end, and theirs asks for none
+
+    def _probe(self) -> None:
+        once(self.hf_model, None, self.state, super()._probe)
+
+    def _features(self, x: Tensor) -> tuple[Features, ...]:
+        if self.weights.stored == self.dtype:
+            return tuple(map(without_zeros, super()._features(x)))
+        reads = read_batch(self.hf_model, self.family, self.weights, self.ids[None], self.transcoders.reads)
+        return own_features(self.theirs, reads[:, 0].to(self.weights.stored), self.ignore_positions)
+
+
 def frozen(model: Any, ids: Tensor) -> LocalReplacement:
     """The prompt on their model. ids: [positions]."""
+    state = wiring(model._module, model._module.config)  # before anything of ours is on the modules
     with _bare(model._module) as hooks:
-        ours = ReplacementModel(model._module, transcoders_of(model), ignore_positions=ignored(model, len(ids)))
-        ours.weights = replace(ours.weights, longest=0)  # rotary positions have no end, and theirs asks for none
+        ours = _Prompt(model, ids, state)
         seen: list[Tensor] = []
         hooks.after(ours.hf_model.get_input_embeddings(), lambda args, kwargs, out: seen.append(out.detach()[0]))
         local = ours.freeze(ids)
-    errors = local.errors
-    errors[:, : local.ignore_positions] = 0  # theirs drops them
-    features = tuple(map(without_zeros, local.features))
+    local.errors[:, : local.ignore_positions] = 0  # theirs drops them
     vectors = model.embed_weight.detach()[ids].to(local.model.dtype)
-    return replace(local, features=features, model=_embedded(local.model, seen[0], vectors, ours.weights.stored))
+    return replace(local, model=_embedded(local.model, seen[0], vectors, ours.weights.stored))
 
 
 @contextmanager

@@ -25,8 +25,7 @@ _WRITES = {theirs: ours for ours, theirs in WRITE_NAMES.items()}
 
 def transcoders_of(model: Any) -> Transcoders:
     """The transcoders of their replacement model."""
-    held = model.transcoders
-    theirs = getattr(held, "_module", held)  # nnsight wraps modules
+    theirs = _unwrapped(model.transcoders)
     reads = _named("feature_input_hook", theirs.feature_input_hook, _READS)
     writes = _named("feature_output_hook", theirs.feature_output_hook, _WRITES)
     if hasattr(theirs, "transcoders"):
@@ -121,6 +120,32 @@ def ignored(model: Any, positions: int) -> int:
     if zeroed != range(len(zeroed)):
         raise ValueError(f"attribute: zero_positions must be the first ones, slice(0, n), got {model.zero_positions}")
     return len(zeroed)
+
+
+def own_features(model: Any, x: Tensor, ignore: int) -> tuple[Features, ...]:
+    """Active features as their own encoder finds them, in the model's type. x: [layers, positions, width], in it.
+
+    Which of two numbers in half precision is larger depends on how sums were rounded on the way to it.
+    """
+    theirs = _unwrapped(model.transcoders)
+    return tuple(_sparse(theirs.encode_layer(x[layer], layer), ignore) for layer in range(len(x)))
+
+
+def _sparse(dense: Tensor, ignore: int) -> Features:
+    """Activations that are not zero, past the first `ignore` positions. dense: [positions, features], changed."""
+    dense[:ignore] = 0
+    position, index = dense.nonzero(as_tuple=True)
+    value = dense[position, index].float()
+    if value.isnan().any():
+        raise ValueError(
+            "attribute: activations of the transcoders must not be NaN; look for NaN or inf in W_enc, b_enc"
+        )
+    counts = torch.bincount(position, minlength=len(dense)).cumsum(0)
+    return Features(torch.cat([counts.new_zeros(1), counts]), index, value)
+
+
+def _unwrapped(transcoders: Any) -> Any:
+    return getattr(transcoders, "_module", transcoders)  # nnsight wraps modules
 
 
 def without_zeros(features: Features) -> Features:

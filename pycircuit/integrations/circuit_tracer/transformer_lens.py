@@ -6,8 +6,10 @@ needs: patterns, denominators and streams are recorded in one forward, so no fam
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -20,7 +22,8 @@ from pycircuit.model.replacement import PATTERN_BYTES, LocalReplacement
 from pycircuit.model.weights import Norm, output_back, value_back
 from pycircuit.ops import RecomputedAttention, StoredAttention
 
-from .transcoders import ignored, transcoders_of, without_zeros
+from .probed import once, wiring
+from .transcoders import ignored, own_features, transcoders_of, without_zeros
 
 NORMS = {"attention_norm": "ln1", "post_attention_norm": "ln1_post", "mlp_norm": "ln2", "post_mlp_norm": "ln2_post"}
 CHECKED = {
@@ -54,25 +57,43 @@ class Lens:
 
 @dataclass(eq=False)
 class _Recorder:
-    """What one forward leaves behind."""
+    """Tensors of one forward, filled in by hooks that act in the thread which made it alone."""
 
     lens: Lens
     streams: dict[str, Tensor]
     held: dict[str, Tensor] = field(default_factory=dict)
+    thread: int = field(default_factory=get_ident)
 
-    def keep(self, name: str) -> tuple[str, Callable[..., Tensor]]:
-        def act(value: Tensor, hook: Any) -> Tensor:
-            self.held[name] = value.detach()[0].to(self.lens.dtype)
-            return value
+    def keep(self, name: str) -> tuple[str, Callable[[Tensor], None]]:
+        def act(value: Tensor) -> None:
+            self.held[name] = value[0].to(self.lens.dtype)
 
         return name, act
 
-    def stream(self, name: str, at: int, hook_name: str) -> tuple[str, Callable[..., Tensor]]:
-        def act(value: Tensor, hook: Any) -> Tensor:
-            self.streams[name][at] = value.detach()[0]
-            return value
+    def stream(self, name: str, at: int, hook_name: str) -> tuple[str, Callable[[Tensor], None]]:
+        def act(value: Tensor) -> None:
+            self.streams[name][at] = value[0]
 
         return f"blocks.{at}.{hook_name}", act
+
+    @contextmanager
+    def on(self, model: Any, acts: Sequence[tuple[str, Callable[[Tensor], None]]]) -> Iterator[None]:
+        """The acts at their hook points, beside TransformerLens' own book of hooks, which threads share."""
+        handles = []
+        try:
+            for name, act in acts:
+                handles.append(model.hook_dict[name].register_forward_hook(self._guarded(act)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _guarded(self, act: Callable[[Tensor], None]) -> Callable[[Any, Any, Tensor], None]:
+        def hook(_: Any, args: Any, out: Tensor) -> None:
+            if get_ident() == self.thread:
+                act(out.detach())
+
+        return hook
 
 
 def frozen(model: Any, ids: Tensor) -> LocalReplacement:
@@ -80,11 +101,14 @@ def frozen(model: Any, ids: Tensor) -> LocalReplacement:
     lens, transcoders = read(model), transcoders_of(model)
     transcoders.check(lens)
     stored = _stores(model, lens, len(ids))
-    _probe(model, lens, ids[:8], stored)
+    once(model, stored, wiring(model, model.cfg), lambda: _probe(model, lens, ids[:8], stored))
     record = {"reads": model.feature_input_hook, "writes": model.original_feature_output_hook}
     captured, _ = capture(model, lens, ids, record, stored)
     x, errors, ignore = captured.streams["reads"], captured.streams["writes"], ignored(model, len(ids))
-    features = tuple(without_zeros(transcoders.encode(at, x[at], ignore)) for at in range(lens.depth))
+    if lens.unembedding.dtype == lens.dtype:
+        features = tuple(without_zeros(transcoders.encode(at, x[at], ignore)) for at in range(lens.depth))
+    else:
+        features = own_features(model, x.to(lens.unembedding.dtype), ignore)
     transcoders.add_to(errors, features, x, ignore, sign=-1.0)
     errors[:, :ignore] = 0  # theirs drops them
     return LocalReplacement(captured.model, transcoders, features, errors, ignore)
@@ -167,7 +191,7 @@ def capture(
         keep += [f"blocks.{at}.attn.{name}" for name in (["hook_pattern"] if stored else _query_and_key(model))]
     hooks = [recorder.keep(name) for name in keep]
     hooks += [recorder.stream(name, at, record[name]) for name in record for at in range(lens.depth)]
-    with model.hooks(fwd_hooks=hooks):
+    with recorder.on(model, hooks):
         out = model.forward(ids[None], stop_at_layer=None if whole else lens.depth)
         if not whole:
             out = model.ln_final(out)
