@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -54,25 +55,41 @@ class Lens:
 
 @dataclass(eq=False)
 class _Recorder:
-    """What one forward leaves behind."""
+    """What one forward leaves behind. Forwards of other threads meet these hooks too and pass."""
 
     lens: Lens
     streams: dict[str, Tensor]
     held: dict[str, Tensor] = field(default_factory=dict)
+    written: set[tuple[str, int]] = field(default_factory=set)
+    thread: int = field(default_factory=get_ident)
 
     def keep(self, name: str) -> tuple[str, Callable[..., Tensor]]:
         def act(value: Tensor, hook: Any) -> Tensor:
-            self.held[name] = value.detach()[0].to(self.lens.dtype)
+            if get_ident() == self.thread:
+                self.held[name] = value.detach()[0].to(self.lens.dtype)
             return value
 
         return name, act
 
     def stream(self, name: str, at: int, hook_name: str) -> tuple[str, Callable[..., Tensor]]:
         def act(value: Tensor, hook: Any) -> Tensor:
-            self.streams[name][at] = value.detach()[0]
+            if get_ident() == self.thread:
+                self.streams[name][at] = value.detach()[0]
+                self.written.add((name, at))
             return value
 
         return f"blocks.{at}.{hook_name}", act
+
+    def require(self, names: list[str]) -> None:
+        """TransformerLens' own calls remove the hooks of other threads, ours too."""
+        missing = {name for name in names if name not in self.held}
+        missing |= {name for name in self.streams for i in range(self.lens.depth) if (name, i) not in self.written}
+        if missing:
+            raise RuntimeError(
+                "attribute: model must keep its hooks until the forward ends, got none at "
+                f"{', '.join(sorted(missing))}; "
+                "another thread's hooks() or reset_hooks() took them off: trace before or after it"
+            )
 
 
 def frozen(model: Any, ids: Tensor) -> LocalReplacement:
@@ -171,6 +188,7 @@ def capture(
         out = model.forward(ids[None], stop_at_layer=None if whole else lens.depth)
         if not whole:
             out = model.ln_final(out)
+    recorder.require(keep)
     return Captured(_assembled(model, lens, ids, recorder.held), streams), out[0].detach().to(lens.dtype)
 
 
