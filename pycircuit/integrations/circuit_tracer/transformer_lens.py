@@ -6,10 +6,7 @@ needs: patterns, denominators and streams are recorded in one forward, so no fam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import get_ident
 from typing import Any
 
 import torch
@@ -18,6 +15,7 @@ from torch import Tensor
 from pycircuit.model.capture import Captured, attend, disagreement, relative
 from pycircuit.model.families import FamilyError
 from pycircuit.model.frozen import FrozenLayer, FrozenModel, FrozenNorm
+from pycircuit.model.hooks import Hooks
 from pycircuit.model.replacement import PATTERN_BYTES, LocalReplacement
 from pycircuit.model.weights import Norm, output_back, value_back
 from pycircuit.ops import RecomputedAttention, StoredAttention
@@ -57,43 +55,39 @@ class Lens:
 
 @dataclass(eq=False)
 class _Recorder:
-    """Tensors of one forward, filled in by hooks that act in the thread which made it alone."""
+    """Tensors of one forward, filled in by hooks that act in its thread alone, outside TransformerLens' own book."""
 
     lens: Lens
     streams: dict[str, Tensor]
     held: dict[str, Tensor] = field(default_factory=dict)
-    thread: int = field(default_factory=get_ident)
+    written: set[tuple[str, int]] = field(default_factory=set)
 
-    def keep(self, name: str) -> tuple[str, Callable[[Tensor], None]]:
-        def act(value: Tensor) -> None:
-            self.held[name] = value[0].to(self.lens.dtype)
+    def keep(self, hooks: Hooks, model: Any, name: str) -> None:
+        """Record the whole output of a hook point."""
 
-        return name, act
+        def act(args: Any, kwargs: Any, out: Tensor) -> None:
+            self.held[name] = out.detach()[0].to(self.lens.dtype)
 
-    def stream(self, name: str, at: int, hook_name: str) -> tuple[str, Callable[[Tensor], None]]:
-        def act(value: Tensor) -> None:
-            self.streams[name][at] = value[0]
+        hooks.after(model.hook_dict[name], act)
 
-        return f"blocks.{at}.{hook_name}", act
+    def stream(self, hooks: Hooks, model: Any, name: str, layer: int, hook_name: str) -> None:
+        """Record the output of a hook point as a layer of a stream."""
 
-    @contextmanager
-    def on(self, model: Any, acts: Sequence[tuple[str, Callable[[Tensor], None]]]) -> Iterator[None]:
-        """The acts at their hook points, beside TransformerLens' own book of hooks, which threads share."""
-        handles = []
-        try:
-            for name, act in acts:
-                handles.append(model.hook_dict[name].register_forward_hook(self._guarded(act)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        def act(args: Any, kwargs: Any, out: Tensor) -> None:
+            self.streams[name][layer] = out.detach()[0]
+            self.written.add((name, layer))
 
-    def _guarded(self, act: Callable[[Tensor], None]) -> Callable[[Any, Any, Tensor], None]:
-        def hook(_: Any, args: Any, out: Tensor) -> None:
-            if get_ident() == self.thread:
-                act(out.detach())
+        hooks.after(model.hook_dict[f"blocks.{layer}.{hook_name}"], act)
 
-        return hook
+    def require(self, names: list[str]) -> None:
+        """Raise where a hook point was passed by."""
+        missing = {name for name in names if name not in self.held}
+        missing |= {name for name in self.streams for i in range(self.lens.depth) if (name, i) not in self.written}
+        if missing:
+            raise FamilyError(
+                f"attribute: model must run through its hook points, got nothing at {', '.join(sorted(missing))}; put "
+                "back the modules that were replaced"
+            )
 
 
 def frozen(model: Any, ids: Tensor) -> LocalReplacement:
@@ -189,12 +183,16 @@ def capture(
     for at, (_, norms) in enumerate(lens.layers):
         keep += [f"blocks.{at}.{NORMS[name]}.hook_scale" for name in norms]
         keep += [f"blocks.{at}.attn.{name}" for name in (["hook_pattern"] if stored else _query_and_key(model))]
-    hooks = [recorder.keep(name) for name in keep]
-    hooks += [recorder.stream(name, at, record[name]) for name in record for at in range(lens.depth)]
-    with recorder.on(model, hooks):
+    with Hooks() as hooks:
+        for name in keep:
+            recorder.keep(hooks, model, name)
+        for name, hook_name in record.items():
+            for layer in range(lens.depth):
+                recorder.stream(hooks, model, name, layer, hook_name)
         out = model.forward(ids[None], stop_at_layer=None if whole else lens.depth)
         if not whole:
             out = model.ln_final(out)
+    recorder.require(keep)
     return Captured(_assembled(model, lens, ids, recorder.held), streams), out[0].detach().to(lens.dtype)
 
 
