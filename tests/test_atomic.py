@@ -6,15 +6,13 @@ import errno
 import fcntl
 import json
 import os
-import resource
 import stat
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from disks import disk_full
 from graphs import random_graph
 
 from pycircuit.graph import Graph
@@ -27,17 +25,6 @@ NAMES = {"save": "g.safetensors", "to_json": "g.json", "plot": "g.svg", "to_circ
 
 def write(graph: Graph, method: str, path: Path) -> None:
     getattr(graph, method)(path)
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """The system refuses to write further than this, as it does on a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -119,7 +106,7 @@ def test_a_full_disk_is_named_with_its_path(tmp_path: Path, method: str, size: i
     path = tmp_path / NAMES[method]
     write(GRAPHS[0], method, path)
     before = path.read_bytes()
-    with largest_file(size), pytest.raises(OSError, match=rf"{method}: {path} must be possible to write") as caught:
+    with disk_full(size), pytest.raises(OSError, match=rf"{method}: {path} must be possible to write") as caught:
         write(GRAPHS[2], method, path)
     assert caught.value.errno == errno.EFBIG
     assert path.read_bytes() == before and not list(tmp_path.glob(".*"))

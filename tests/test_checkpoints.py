@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from test_atomic import largest_file
+from disks import disk_full
 from test_runs import TESTS, in_small_tiles, same
 from test_trace import replacement
 
@@ -77,14 +77,14 @@ def test_runs_that_begin_during_the_first_write_wait_and_say_so(
         assert writes.wait(60)
         try:
             runs += [pool.submit(traced, tmp_path, progress=progress) for progress in (report, True)]
-            said, until = "", time.monotonic() + 60
-            while not (waits.is_set() and said) and not any(r.done() for r in runs) and time.monotonic() < until:
-                said += capsys.readouterr().err
+            printed, until = "", time.monotonic() + 60
+            while not (waits.is_set() and printed) and not any(r.done() for r in runs) and time.monotonic() < until:
+                printed += capsys.readouterr().err
                 time.sleep(0.01)
         finally:
             goes_on.set()
         graphs = [run.result() for run in runs]
-    assert f"another run has {tmp_path}; this one waits until it ends" in said
+    assert f"another run has {tmp_path}; this one waits until it ends" in printed
     assert all(same(graph, traced(None)) for graph in graphs)
 
 
@@ -209,7 +209,7 @@ def test_rows_of_other_features_are_refused(complete: Path, tmp_path: Path, monk
 
 @pytest.mark.parametrize(("size", "file"), [(0, r"run\.json"), (3000, "rows-000000000.safetensors")])
 def test_a_full_disk_is_named_with_its_path(tmp_path: Path, size: int, file: str) -> None:
-    with largest_file(size), pytest.raises(OSError, match=rf"attribute: {tmp_path}/{file} must be possible") as caught:
+    with disk_full(size), pytest.raises(OSError, match=rf"attribute: {tmp_path}/{file} must be possible") as caught:
         traced(tmp_path)
     assert caught.value.errno == errno.EFBIG
     assert same(traced(tmp_path), traced(None))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -13,14 +12,14 @@ import sys
 import threading
 import weakref
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from disks import disk_full
 from format_files import LAYERS, ROWS, SIZE, WIDTH, crosslayer, llamascopium, llamascopium_cross, made, write
 from safetensors.torch import load_file, save_file
 from test_formats import archive, array, dense, edit, rewrite, same, same_activity
@@ -582,17 +581,6 @@ def test_an_archive_that_changes_before_it_is_unpacked(
     assert not list(own_cache.rglob("*.*"))
 
 
-@contextmanager
-def disk_full(most: int) -> Iterator[None]:
-    """No file may grow beyond so many bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("name", ["gemma_scope_compressed", "gemma_scope_2"])
 def test_a_cache_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path, name: str) -> None:
     monkeypatch.setattr(turned, "LEAST", 1)
@@ -771,6 +759,24 @@ def test_a_conversion_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytes
     assert len(calls) == LAYERS - 1 and not list((tmp_path / "new").glob(".*"))
     same(formats.load(tmp_path / "new"), expected)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "set"]
+
+
+DIES = """
+import os, sys
+from format_files import made
+from pycircuit.transcoders import formats
+os.fsync = lambda file: os.kill(os.getpid(), 9)
+formats.save(made(False), sys.argv[1])
+"""
+
+
+def test_a_save_that_was_killed_leaves_nothing_for_good(tmp_path: Path) -> None:
+    """The next one writes where it did, and takes its files away."""
+    command = [sys.executable, "-c", DIES, str(tmp_path / "set")]
+    code = subprocess.run(command, cwd=Path(__file__).parent, check=False).returncode
+    assert code == -signal.SIGKILL and len(list(tmp_path.iterdir())) == 1
+    formats.save(made(False), tmp_path / "set")
+    assert [p.name for p in tmp_path.iterdir()] == ["set"] and not list((tmp_path / "set").glob(".*"))
 
 
 def test_a_conversion_begins_anew_where_files_are_read_in_another_way(

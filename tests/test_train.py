@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from disks import disk_full
 from safetensors.torch import load_file, safe_open, save_file
-from test_atomic import largest_file
 from tiny_models import CONFIGS, LAYERS, VOCABULARY, WIDTH, build
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -335,7 +335,7 @@ def test_a_full_disk_is_named_with_the_checkpoint(tmp_path: Path) -> None:
     Trainer(build("llama"), corpus(), recipe).run(path, every=1, progress=False)
     before = path.read_bytes()
     path.unlink()
-    with largest_file(len(before) - 1), pytest.raises(OSError, match=rf"train: {path} must be possible to write"):
+    with disk_full(len(before) - 1), pytest.raises(OSError, match=rf"train: {path} must be possible to write"):
         Trainer(build("llama"), corpus(), recipe).run(path, every=1, progress=False)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]  # of the first step, which had room
     Trainer(build("llama"), corpus(), recipe).run(path, every=1, progress=False)

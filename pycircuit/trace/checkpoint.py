@@ -153,7 +153,7 @@ class Checkpoint:
         replace_file("attribute", self._path(row), lambda file: write_tensors(file, tensors, metadata))
 
     def _place(self, row: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-        """What a file says of itself: the run, the first row, the bits."""
+        """Metadata of a file: its run, its first row, the digest of its tensors."""
         bits = digest([tensors[name] for name in (*_ARRAYS, "bias", "nodes")])
         return {"run": self.digest, "row": str(row), "digest": bits}
 
