@@ -19,6 +19,7 @@ from pycircuit.progress import Progress, Report
 from pycircuit.transcoders.lazy import kept_bytes
 
 from .checkpoint import Checkpoint, digest
+from .finite import check_active
 from .plan import Plan, Work, decide, parse_bytes
 from .rows import Found
 from .targets import Target, check, choose, positions_of
@@ -114,6 +115,7 @@ def _run(
     forward: float,
 ) -> Graph:
     begin, ranking = time.perf_counter(), 0.0
+    check_active(local)
     found = Found(local, targets)
     total = len(found.layer)
     wanted = total if max_features is None else min(max_features, total)

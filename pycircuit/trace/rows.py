@@ -12,6 +12,7 @@ from pycircuit.model.replacement import LocalReplacement
 from pycircuit.progress import Progress
 
 from .checkpoint import Checkpoint
+from .finite import check_rows
 from .plan import Plan
 from .store import Part, Store
 from .sweep import Sweep
@@ -54,8 +55,11 @@ class Found:
 
     def nodes(self) -> Tensor:
         """The features with a row, in the order of rows."""
-        none = self.layer.new_empty(0)
-        return torch.cat([none, *self._nodes])[: self.expanded]
+        return self.row_features()[: self.expanded]
+
+    def row_features(self) -> Tensor:
+        """The features chosen for rows, those included whose rows are still being swept."""
+        return torch.cat([self.layer.new_empty(0), *self._nodes])
 
     def add_targets(self) -> None:
         chosen = [self.targets[t] for t in self.order]
@@ -114,6 +118,7 @@ class Found:
                 layer, position, vectors = layer[:fewer], position[:fewer], vectors[:fewer]
         begin = time.perf_counter()
         part = self.store.pack(room, layer, position)
+        check_rows(self, part, bias)
         if self.checkpoint is not None:
             self.checkpoint.save(self.store.count, part, bias)
         self._biases.append(bias)

@@ -110,8 +110,15 @@ def _likeliest(
 
 
 def _output(frozen: FrozenModel, label: str, token: int, weight: float, position: int, vector: Tensor) -> Target:
-    normed = frozen.final_norm.forward(frozen.final_stream)[position]
-    return Target(label, token, weight, len(frozen.layers), position, vector, float(normed.double() @ vector.double()))
+    normed = frozen.final_norm.forward(frozen.final_stream)[position].double()
+    largest, vector = float(normed.abs() @ vector.double().abs()), vector.to(frozen.dtype)
+    if not largest <= torch.finfo(frozen.dtype).max:
+        dtype = str(frozen.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"attribute: target {label!r} must have a direction whose product with the stream fits {dtype}, got terms "
+            f"of {largest:g} together; scale it down"
+        )
+    return Target(label, token, weight, len(frozen.layers), position, vector, float(normed @ vector.double()))
 
 
 def _token(model: ReplacementModel, frozen: FrozenModel, token: int, position: int, weight: float) -> Target:
@@ -151,7 +158,7 @@ def _given(model: ReplacementModel, local: LocalReplacement, target: Any, positi
             raise ValueError(f"attribute: a direction's weight must be finite and not negative, got {weight}")
         if not bool(vector.isfinite().all()):
             raise ValueError(f"attribute: a direction must be finite, got NaN or infinity in {str(label)!r}")
-        return _output(frozen, str(label), -1, float(weight), position, vector.detach().to(frozen.embeddings))
+        return _output(frozen, str(label), -1, float(weight), position, vector.detach().to(frozen.device))
     known = "token ids, token strings, (label, weight, direction) or pc.Feature"
     raise TypeError(f"attribute: targets must be {known}, got {target!r}")
 
