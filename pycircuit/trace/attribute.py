@@ -177,6 +177,7 @@ def _graph(
         row_node=found.row_node(),
         bias=found.row_bias(),
         preactivation=found.preactivation(),
+        product_norm=found.product_norm(),
         targets=Targets(
             [t.label for t in targets],
             torch.tensor([t.token for t in targets], device="cpu"),

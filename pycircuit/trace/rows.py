@@ -16,7 +16,9 @@ from .finite import check_rows
 from .plan import Plan
 from .store import Part, Store
 from .sweep import Sweep
-from .targets import Target
+from .targets import Target, product_norm
+
+_BLOCK = 4096  # encoder rows that are looked at together
 
 
 class Found:
@@ -159,6 +161,14 @@ class Found:
         nodes = self.nodes()
         own = self._of(self.local.transcoders.b_enc, nodes)
         return torch.cat([given, (self.value[nodes].double() - own.double()).cpu()])
+
+    def product_norm(self) -> Tensor:
+        """Norms of the products that each row's pre-activation is the sum of: [rows] float64."""
+        norms = [torch.tensor([self.targets[t].product_norm for t in self.order], dtype=torch.float64, device="cpu")]
+        for nodes in self.nodes().split(_BLOCK):
+            vectors = self._of(self.local.transcoders.w_enc, nodes)
+            norms.append(product_norm(self.local, self.layer[nodes], self.position[nodes], vectors).cpu())
+        return torch.cat(norms)
 
     def finish(self) -> Part:
         return self.store.finish()

@@ -26,7 +26,8 @@ class Feature:
 @dataclass(frozen=True, eq=False)
 class Target:
     """One row to trace. layer: where it reads, the model's depth for the end of the stream; vector: [width]
-    reads there; preactivation: what edges and bias must add up to; token: -1 for what is no token."""
+    reads there; preactivation: what edges and bias must add up to; product_norm: the norm of the products that it
+    is the sum of; token: -1 for what is no token."""
 
     label: str
     token: int
@@ -35,6 +36,7 @@ class Target:
     position: int
     vector: Tensor
     preactivation: float
+    product_norm: float = 0.0
 
 
 def check(max_features: Any, probability: Any, max_targets: Any, round_size: Any) -> None:
@@ -110,15 +112,16 @@ def _likeliest(
 
 
 def _output(frozen: FrozenModel, label: str, token: int, weight: float, position: int, vector: Tensor) -> Target:
-    normed = frozen.final_norm.forward(frozen.final_stream)[position].double()
-    largest, vector = float(normed.abs() @ vector.double().abs()), vector.to(frozen.dtype)
+    products = frozen.final_norm.forward(frozen.final_stream)[position].double() * vector.double()
+    largest = float(products.abs().sum())
     if not largest <= torch.finfo(frozen.dtype).max:
         dtype = str(frozen.dtype).removeprefix("torch.")
         raise ValueError(
             f"attribute: target {label!r} must have a direction whose product with the stream fits {dtype}, got terms "
             f"of {largest:g} together; scale it down"
         )
-    return Target(label, token, weight, len(frozen.layers), position, vector, float(normed @ vector.double()))
+    depth, total, norm = len(frozen.layers), float(products.sum()), float(products.norm())
+    return Target(label, token, weight, depth, position, vector.to(frozen.dtype), total, norm)
 
 
 def _token(model: ReplacementModel, frozen: FrozenModel, token: int, position: int, weight: float) -> Target:
@@ -175,4 +178,16 @@ def _feature(local: LocalReplacement, wanted: Feature) -> Target:
     value = float(found.value[begin + int(at[0])]) - float(local.transcoders.b_enc[wanted.layer][wanted.index])
     vector = local.transcoders.w_enc[wanted.layer][wanted.index].to(local.model.dtype)
     label = f"layer {wanted.layer} feature {wanted.index}"
-    return Target(label, -1, 1.0, wanted.layer, wanted.position, vector, value)
+    place = torch.tensor([wanted.layer]), torch.tensor([wanted.position])
+    norm = float(product_norm(local, *place, vector[None])[0])
+    return Target(label, -1, 1.0, wanted.layer, wanted.position, vector, value, norm)
+
+
+def product_norm(local: LocalReplacement, layer: Tensor, position: Tensor, vectors: Tensor) -> Tensor:
+    """Norms of the products of encoder rows and their input, whose sums are pre-activations: [rows] float64.
+
+    layer, position: [rows]; vectors: [rows, width]. Zeros where the input was not kept.
+    """
+    if local.reads is None:
+        return torch.zeros(len(vectors), dtype=torch.float64, device=vectors.device)
+    return (local.reads[layer, position].double() * vectors.double()).norm(dim=1)
