@@ -574,7 +574,7 @@ def test_no_array_of_nodes_by_nodes() -> None:
     graph = replace(
         by_hand(), features=torch.tensor([[0, 0, 1], [1, 0, 1]]), layers=layers, tokens=tokens, rows=rows,
         row_node=torch.tensor([sources, 1, 0]), bias=torch.zeros(3), preactivation=torch.zeros(3),
-        dropped=None, dropped_mass=None,
+        dropped=None, dropped_mass=None, product_norm=None,
     )  # fmt: skip
     assert graph.nodes == sources + 1
     assert graph.prune().node_mask[:2].tolist() == [True, True]

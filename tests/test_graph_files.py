@@ -19,7 +19,7 @@ from pycircuit.graph import Graph, GraphFileError, Rows, Targets
 
 
 def same(a: Graph, b: Graph) -> bool:
-    tensors = ("features", "values", "row_node", "bias", "preactivation", "dropped", "dropped_mass")
+    tensors = ("features", "values", "row_node", "bias", "preactivation", "dropped", "dropped_mass", "product_norm")
     plain = ("layers", "prompt", "vocab_size", "timings", "provenance")
     return (
         all(torch.equal(getattr(a, n), getattr(b, n)) and getattr(a, n).dtype == getattr(b, n).dtype for n in tensors)

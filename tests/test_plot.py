@@ -120,6 +120,32 @@ def test_tree_unfolds_a_node_once(seed: int) -> None:
     assert all("  ◀" not in line.text for line in lines(graph, 0, 9, 3, 0.0) if line.style != "path")
 
 
+BLANK = ("", " ", "\n\n", "\t", "\x00\x1b[31m", "\ud800", "\ufffe", "\u202e", "\u0301", "<&]]>", "x" * 5000)
+
+
+@pytest.mark.parametrize("text", BLANK, ids=lambda text: ascii(text[:9]))
+def test_texts_that_are_empty_or_cannot_be_printed(text: str, tmp_path: Path) -> None:
+    """Of tokens, targets, labels and the prompt: a valid picture, a tree of short lines, JSON that is read back."""
+    base = random_graph(count=40)
+    labels = {(layer, feature): text for layer, _, feature in base.features.tolist()}
+    targets = replace(base.targets, labels=[text] * len(base.targets))
+    tokens = Tokens(base.tokens.ids, [text] * base.positions)
+    graph = replace(base, tokens=tokens, targets=targets, labels=labels, prompt=text)
+    for group in (True, False):
+        graph.plot(tmp_path / "g.svg", 1, 1, group=group)
+        drawing = Xml.parse(tmp_path / "g.svg").getroot()
+        assert all(t.text for t in drawing.iter(f"{SVG}text"))
+    assert all(len(line.text) < 110 and line.text.isprintable() for line in lines(graph, 1, 9, 3, 0.0)[1:])
+    graph.to_json(tmp_path / "g.json")
+    assert json.loads((tmp_path / "g.json").read_text())["metadata"]["prompt_tokens"] == tokens.text
+
+
+def test_features_with_an_empty_label_are_no_group() -> None:
+    graph = labelled(count=60)
+    unnamed = replace(graph, labels=dict.fromkeys(graph.labels, ""))
+    assert unnamed.supernodes(1, 1) == replace(graph, labels={}).supernodes(1, 1)
+
+
 def floats(element: Xml.Element, *names: str) -> tuple[float, ...]:
     return tuple(float(element.get(name, "nan")) for name in names)
 

@@ -60,6 +60,8 @@ class Graph:
     rows: one CSR row for each of row_node, [rows] int64: targets and the features that were expanded.
     bias: [rows], what reaches a row from no node.        preactivation: [rows], what edges and bias add up to:
         the pre-activation without the encoder's own bias (for a target its logit, centred as it was traced).
+    product_norm: [rows], the norm of the products of encoder row and input that the pre-activation is the sum of:
+        what rounding has to work on where that sum cancels; zeros where it is not known.
     dropped, dropped_mass: [rows], the sum of the entries a compressed row leaves out, and of their absolute values.
     labels: what features stand for, by (layer, feature), where that is known.
     """
@@ -77,6 +79,7 @@ class Graph:
     vocab_size: int = 0
     dropped: Tensor | None = None
     dropped_mass: Tensor | None = None
+    product_norm: Tensor | None = None
     timings: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     labels: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -153,9 +156,10 @@ class Graph:
     def residual(self) -> Tensor:
         """Relative violation of the conservation law, row by row: [rows] float64.
 
-        |edges + dropped + bias - preactivation| over the sum of the absolute values of all these terms, so that
-        rows whose large terms cancel are measured by the terms, not by the small number they add up to. NaN for a
-        graph from a file that does not say what its rows should add up to.
+        |edges + dropped + bias - preactivation| over the sum of the absolute values of all these terms, or over
+        `product_norm` where that is larger: rows whose large terms cancel, among edges or inside the dot product
+        that the pre-activation is, are measured by the terms, not by the small number they add up to. NaN for a graph
+        from a file that does not say what its rows should add up to.
         """
         if self.provenance.get("law") == "unknown":
             return torch.full((self.rows.count,), torch.nan, dtype=torch.float64, device="cpu")
@@ -166,6 +170,7 @@ class Graph:
             terms = block.take(weight).astype(np.float64)
             off[block.rows] += block.reduce(np.add, terms)
             scale[block.rows] += block.reduce(np.add, np.abs(terms, out=terms))
+        np.maximum(scale, _array(self.product_norm), out=scale)
         return torch.from_numpy(np.divide(np.abs(off), scale, out=np.zeros_like(off), where=scale > 0))
 
     @property

@@ -80,9 +80,12 @@ def shorten(text: str, size: float, most: float) -> str:
     """The text, or as much of it as fits into `most` pixels, and an ellipsis."""
     if measure(text, size) <= most:
         return text
-    end = len(text)
-    while end and measure(text[:end].rstrip() + "…", size) > most:
-        end -= 1
+    end, width = 0, measure("…", size)
+    for i, letter in enumerate(text):
+        width += measure(letter, size)
+        if width > most:
+            break
+        end = i + 1
     return text[:end].rstrip() + "…"
 
 

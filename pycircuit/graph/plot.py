@@ -69,7 +69,7 @@ def _group(graph: Graph, node: int) -> object:
     if node >= graph.first_error:
         return node
     layer, _, feature = graph.features[node].tolist()
-    return key(graph, node) if (layer, feature) in graph.labels else node
+    return key(graph, node) if graph.labels.get((layer, feature)) else node
 
 
 def _box(graph: Graph, nodes: list[int], influence: float) -> Box:
@@ -81,6 +81,8 @@ def _box(graph: Graph, nodes: list[int], influence: float) -> Box:
         text, after, influence = plain(first["label"]), f" {100 * first['weight']:.0f}%", first["weight"]
     elif kind == "error":
         text, size = "error", 10
+    elif kind == "token":
+        text = plain(first["label"])
     else:
         text = plain(first.get("label") or f"L{first['layer']}/{first['feature']}")
     text = shorten(text, size, _MOST) + after

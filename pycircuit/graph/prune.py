@@ -117,7 +117,8 @@ def subgraph(graph: Graph, node_mask: Any, edge_mask: Any = None) -> Graph:
         edges &= _mask("edge_mask", edge_mask, graph.rows.entries)
     rows = nodes[graph.row_node.numpy()]
     row, features = torch.from_numpy(rows), torch.from_numpy(nodes[: graph.first_error])
-    assert graph.dropped is not None and graph.dropped_mass is not None  # filled when the graph was made
+    # filled when the graph was made
+    assert graph.dropped is not None and graph.dropped_mass is not None and graph.product_norm is not None
     dropped, mass = _left_out(graph.rows, rows, edges)
     # Errors and tokens keep their places, so a node's new number is the count of places before it.
     places = nodes.copy()
@@ -133,6 +134,7 @@ def subgraph(graph: Graph, node_mask: Any, edge_mask: Any = None) -> Graph:
         row_node=torch.from_numpy(number)[graph.row_node[row]],
         bias=graph.bias[row],
         preactivation=graph.preactivation[row],
+        product_norm=graph.product_norm[row],
         dropped=graph.dropped[row] + torch.from_numpy(dropped[rows]),
         dropped_mass=graph.dropped_mass[row] + torch.from_numpy(mass[rows]),
         targets=_targets_of(graph, nodes[graph.first_target :]),

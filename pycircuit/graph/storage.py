@@ -30,7 +30,9 @@ _TENSORS: dict[str, tuple[torch.dtype, ...]] = {
     "features": _LONG, "values": _EITHER, "row_ptr": _LONG, "column": _INT, "weight": _EITHER, "row_node": _LONG,
     "bias": _DOUBLE, "preactivation": _DOUBLE, "dropped": _DOUBLE, "dropped_mass": _DOUBLE,
     "target_ids": _LONG, "target_weights": _DOUBLE, "target_positions": _LONG, "token_ids": _LONG,
+    "product_norm": _DOUBLE,
 }  # fmt: skip
+_OPTIONAL = {"product_norm"}  # files from before it was there have none
 _TEXTS: dict[str, type] = {
     "layers": int, "prompt": str, "vocab_size": int, "target_labels": list, "token_text": list, "timings": dict,
     "provenance": dict,
@@ -46,6 +48,7 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
         **{name: getattr(graph, name) for name in ("features", "values", "row_node", "bias", "preactivation")},
         **{name: getattr(graph.rows, name) for name in ("row_ptr", "column", "weight")},
         "dropped": graph.dropped, "dropped_mass": graph.dropped_mass, "token_ids": graph.tokens.ids,
+        "product_norm": graph.product_norm,
         "target_ids": graph.targets.ids, "target_weights": graph.targets.weights,
         "target_positions": graph.targets.positions,
     }  # fmt: skip
@@ -64,9 +67,9 @@ def load(kind: type[Graph], path: str | os.PathLike[str]) -> Graph:
     about, tensors = _read(path)
     from .graph import Targets, Tokens
 
-    arrays = ("features", "values", "row_node", "bias", "preactivation", "dropped", "dropped_mass")
+    arrays = ("features", "values", "row_node", "bias", "preactivation", "dropped", "dropped_mass", "product_norm")
     plain = ("layers", "prompt", "vocab_size", "timings", "provenance")
-    fields: dict[str, Any] = {name: tensors[name] for name in arrays} | {name: about[name] for name in plain}
+    fields: dict[str, Any] = {name: tensors.get(name) for name in arrays} | {name: about[name] for name in plain}
     try:
         labels = {(layer, feature): text for layer, feature, text in about.get("labels", [])}
         rows = Rows(tensors["row_ptr"], tensors["column"], tensors["weight"])
@@ -85,10 +88,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             about = _about(path, file.metadata())
-            missing, extra = sorted(_TENSORS.keys() - set(file.keys())), sorted(set(file.keys()) - _TENSORS.keys())
+            present = set(file.keys())
+            missing, extra = sorted(_TENSORS.keys() - _OPTIONAL - present), sorted(present - _TENSORS.keys())
             if missing or extra:
                 raise GraphFileError(f"Graph.load: {path} must hold a graph's tensors, got {missing=}, {extra=}")
-            tensors = {name: _room(path, name, file.get_slice(name)) for name in _TENSORS}
+            tensors = {name: _room(path, name, file.get_slice(name)) for name in _TENSORS.keys() & present}
         _fill(path, tensors)
     except (SafetensorError, OSError) as error:
         raise GraphFileError(

@@ -27,7 +27,7 @@ def supernodes(pruned: Pruned) -> list[Supernode]:
 
 
 def key(graph: Graph, node: int) -> tuple[str, int]:
-    """What the members of a group share: a label and a position; a feature without label has all its positions."""
+    """Label and position of a group; for a feature without a label its own name, at all positions."""
     layer, position, feature = graph.features[node].tolist()
     label = graph.labels.get((layer, feature))
-    return (f"L{layer}/{feature}", -1) if label is None else (label, position)
+    return (label, position) if label else (f"L{layer}/{feature}", -1)

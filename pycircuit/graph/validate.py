@@ -60,11 +60,12 @@ def _sums(graph: Graph) -> dict[str, Tensor]:
     """What belongs to each row, in float64."""
     count = graph.rows.count
     found = {name: _floats(name, getattr(graph, name), count).double() for name in ("bias", "preactivation")}
-    for name in ("dropped", "dropped_mass"):
+    for name in ("dropped", "dropped_mass", "product_norm"):
         given = getattr(graph, name)
         found[name] = graph.bias.new_zeros(count).double() if given is None else _floats(name, given, count).double()
-    if count and found["dropped_mass"].min() < 0:
-        raise ValueError(f"{_OP}: dropped_mass must not be negative, got {float(found['dropped_mass'].min())}")
+    for name in ("dropped_mass", "product_norm"):
+        if count and found[name].min() < 0:
+            raise ValueError(f"{_OP}: {name} must not be negative, got {float(found[name].min())}")
     return found
 
 

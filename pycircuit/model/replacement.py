@@ -37,7 +37,8 @@ class LocalReplacement:
 
     the MLP's output = decoded features + b_dec (both past the first ignore_positions) + skip + errors.
 
-    features: one entry a layer, none where it has no transcoder; errors: [layers, positions, width].
+    features: one entry a layer, none where it has no transcoder; errors: [layers, positions, width]; reads: the same
+    shape, what the transcoders read, None where nobody kept it.
     """
 
     model: FrozenModel
@@ -45,6 +46,7 @@ class LocalReplacement:
     features: tuple[Features, ...]
     errors: Tensor
     ignore_positions: int
+    reads: Tensor | None = None
 
 
 class ReplacementModel:
@@ -128,10 +130,10 @@ class ReplacementModel:
             captured = capture(
                 self.hf_model, self.family, self.weights, ids, (reads, writes), stored, exact_norms=self.exact_norms
             )
-        features = self._features(captured.streams[reads])
-        errors = captured.streams[writes]  # becomes what the reconstruction misses
-        self.transcoders.add_to(errors, features, captured.streams[reads], self.ignore_positions, sign=-1.0)
-        return LocalReplacement(captured.model, self.transcoders, features, errors, self.ignore_positions)
+        x, errors = captured.streams[reads], captured.streams[writes]  # becomes what the reconstruction misses
+        features = self._features(x)
+        self.transcoders.add_to(errors, features, x, self.ignore_positions, sign=-1.0)
+        return LocalReplacement(captured.model, self.transcoders, features, errors, self.ignore_positions, x)
 
     def stores_patterns(self, positions: int) -> bool:
         """Whether the attention patterns of all layers together are small enough to be kept."""

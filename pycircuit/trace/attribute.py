@@ -22,6 +22,7 @@ from pycircuit.transcoders.lazy import kept_bytes
 from .checkpoint import Checkpoint, digest, reserved
 from .columns import Columns
 from .estimate import places, sample
+from .finite import check_active
 from .memory_model import Work, round_of
 from .plan import Bound, Fixed, MemoryBoundError, Plan, decide, least, refusal
 from .release import trim
@@ -158,6 +159,7 @@ def _run(
     forward: float,
 ) -> Graph:
     begin, ranking = time.perf_counter(), 0.0
+    check_active(local)
     found = Found(local, targets)
     total = len(found.layer)
     wanted = total if max_features is None else min(max_features, total)
@@ -224,6 +226,7 @@ def _graph(
         row_node=found.row_node(),
         bias=found.row_bias(),
         preactivation=found.preactivation(),
+        product_norm=found.product_norm(),
         targets=Targets(
             [t.label for t in targets],
             torch.tensor([t.token for t in targets], device="cpu"),

@@ -141,11 +141,11 @@ class MemoryModel:
         return (2 * len(self.layers) + 4 + 2 * half) * self.plane + 4 * len(self.layers) * self.size * self.work.positions
 
     def sources(self) -> int:
-        """Errors, the ends of the stream, and what attention and MLPs add where no source is active."""
+        """Errors, what transcoders read, the ends of the stream, and what is added where no source is active."""
         attention = sum(_adds(w.b_v, w.b_o, w.attention_norm, w.post_attention_norm) for w in self.layers)
         mlps = sum(self.transcoders.bias(at) is not None for at in range(len(self.layers)))
         small = (4 * len(self.layers) + 2 * self.value + 8) * self.size * self.work.positions
-        return (len(self.layers) + attention + mlps + 4) * self.plane + small
+        return (2 * len(self.layers) + attention + mlps + 4) * self.plane + small
 
     def features(self) -> int:
         """By layer, and once more of all layers together."""

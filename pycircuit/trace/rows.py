@@ -12,10 +12,13 @@ from pycircuit.model.replacement import LocalReplacement
 from pycircuit.progress import Progress
 
 from .checkpoint import Checkpoint
+from .finite import check_rows
 from .plan import Plan
 from .store import Part, Store
 from .sweep import Sweep
-from .targets import Target
+from .targets import Target, product_norm
+
+_BLOCK = 4096  # encoder rows that are looked at together
 
 
 class Found:
@@ -55,8 +58,11 @@ class Found:
 
     def nodes(self) -> Tensor:
         """The features with a row, in the order of rows."""
-        none = self.layer.new_empty(0)
-        return torch.cat([none, *self._nodes])[: self.expanded]
+        return self.row_features()[: self.expanded]
+
+    def row_features(self) -> Tensor:
+        """The features chosen for rows, those included whose rows are still being swept."""
+        return torch.cat([self.layer.new_empty(0), *self._nodes])
 
     def add_targets(self) -> None:
         chosen = [self.targets[t] for t in self.order]
@@ -116,6 +122,7 @@ class Found:
                 layer, position, vectors = layer[:fewer], position[:fewer], vectors[:fewer]
         begin = time.perf_counter()
         part = self.store.pack(room, layer, position)
+        check_rows(self, part, bias)
         if self.checkpoint is not None:
             self.checkpoint.save(self.store.count, part, bias, nodes[: len(part)])
         self._biases.append(bias)
@@ -156,6 +163,14 @@ class Found:
         nodes = self.nodes()
         own = self._of(self.local.transcoders.b_enc, nodes)
         return torch.cat([given, (self.value[nodes].double() - own.double()).cpu()])
+
+    def product_norm(self) -> Tensor:
+        """Norms of the products that each row's pre-activation is the sum of: [rows] float64."""
+        norms = [torch.tensor([self.targets[t].product_norm for t in self.order], dtype=torch.float64, device="cpu")]
+        for nodes in self.nodes().split(_BLOCK):
+            vectors = self._of(self.local.transcoders.w_enc, nodes)
+            norms.append(product_norm(self.local, self.layer[nodes], self.position[nodes], vectors).cpu())
+        return torch.cat(norms)
 
     def finish(self) -> Part:
         """All rows; what the sweep worked with is given back."""

@@ -31,7 +31,8 @@ class Feature:
 @dataclass(frozen=True, eq=False)
 class Target:
     """One row to trace. layer: where it reads, the model's depth for the end of the stream; vector: [width]
-    reads there; preactivation: what edges and bias must add up to; token: -1 for what is no token."""
+    reads there; preactivation: what edges and bias must add up to; product_norm: the norm of the products that it
+    is the sum of; token: -1 for what is no token."""
 
     label: str
     token: int
@@ -40,6 +41,7 @@ class Target:
     position: int
     vector: Tensor
     preactivation: float
+    product_norm: float = 0.0
 
 
 def check(max_features: Any, probability: Any, max_targets: Any, round_size: Any) -> tuple[int | None, int, int | None]:
@@ -119,8 +121,16 @@ def _likeliest(
 
 
 def _output(frozen: FrozenModel, label: str, token: int, weight: float, position: int, vector: Tensor) -> Target:
-    normed = frozen.final_norm.forward(frozen.final_stream)[position]
-    return Target(label, token, weight, len(frozen.layers), position, vector, float(normed.double() @ vector.double()))
+    products = frozen.final_norm.forward(frozen.final_stream)[position].double() * vector.double()
+    largest = float(products.abs().sum())
+    if not largest <= torch.finfo(frozen.dtype).max:
+        dtype = str(frozen.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"attribute: target {label!r} must have a direction whose product with the stream fits {dtype}, got terms "
+            f"of {largest:g} together; scale it down"
+        )
+    depth, total, norm = len(frozen.layers), float(products.sum()), float(products.norm())
+    return Target(label, token, weight, depth, position, vector.to(frozen.dtype), total, norm)
 
 
 def _token(model: ReplacementModel, frozen: FrozenModel, token: int, position: int, weight: float) -> Target:
@@ -161,7 +171,7 @@ def _given(model: ReplacementModel, local: LocalReplacement, target: Any, positi
             raise ValueError(f"attribute: a direction's weight must be finite and not negative, got {weight}")
         if not bool(vector.isfinite().all()):
             raise ValueError(f"attribute: a direction must be finite, got NaN or infinity in {str(label)!r}")
-        return _output(frozen, str(label), -1, float(weight), position, vector.detach().to(frozen.embeddings))
+        return _output(frozen, str(label), -1, float(weight), position, vector.detach().to(frozen.device))
     known = "token ids, token strings, (label, weight, direction) or pc.Feature"
     raise TypeError(f"attribute: targets must be {known}, got {target!r}")
 
@@ -178,4 +188,16 @@ def _feature(local: LocalReplacement, wanted: Feature) -> Target:
     value = float(found.value[begin + int(at[0])]) - float(local.transcoders.b_enc[wanted.layer][wanted.index])
     vector = local.transcoders.w_enc[wanted.layer][wanted.index].to(local.model.dtype)
     label = f"layer {wanted.layer} feature {wanted.index}"
-    return Target(label, -1, 1.0, wanted.layer, wanted.position, vector, value)
+    place = torch.tensor([wanted.layer]), torch.tensor([wanted.position])
+    norm = float(product_norm(local, *place, vector[None])[0])
+    return Target(label, -1, 1.0, wanted.layer, wanted.position, vector, value, norm)
+
+
+def product_norm(local: LocalReplacement, layer: Tensor, position: Tensor, vectors: Tensor) -> Tensor:
+    """Norms of the products of encoder rows and their input, whose sums are pre-activations: [rows] float64.
+
+    layer, position: [rows]; vectors: [rows, width]. Zeros where the input was not kept.
+    """
+    if local.reads is None:
+        return torch.zeros(len(vectors), dtype=torch.float64, device=vectors.device)
+    return (local.reads[layer, position].double() * vectors.double()).norm(dim=1)

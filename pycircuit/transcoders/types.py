@@ -179,7 +179,10 @@ class Transcoders(ABC):
             row_ptr = torch.zeros(x.shape[0] + 1, dtype=torch.int64, device=x.device)
             return Features(row_ptr, row_ptr.new_empty(0), x.new_empty(0))
         pages.check(self.w_enc[layer])
-        found = ops.encode(x, self.w_enc[layer], self.b_enc[layer], self.activation[layer], ignore)
+        try:
+            found = ops.encode(x, self.w_enc[layer], self.b_enc[layer], self.activation[layer], ignore)
+        except ValueError as error:
+            raise ValueError(f"encode: layer {layer}: {str(error).removeprefix('encode: ')}") from None
         pages.let_go(self.w_enc[layer])
         return found
 

@@ -1,0 +1,119 @@
+"""The certificate's scale: rows that cancel inside a dot product are right, and an edge that is off is still seen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file, safe_open, save_file
+from torch import Tensor
+
+import pycircuit as pc
+from pycircuit.graph import Graph, Rows
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LAW = 1e-5
+# (family, seed): half of the features of a ReLU are active, and the smallest pre-activation is a millionth of its terms
+CASES = [
+    ("gemma2", 3), ("gemma3", 3), ("gemma3_text", 1), ("gpt_oss", 1), ("llama", 3), ("mistral", 1), ("olmo2", 3),
+    ("phi3", 3), ("qwen2", 1), ("qwen3", 3), ("gemma3", 2), ("gemma3_text", 0),
+]  # fmt: skip
+
+
+def relu_transcoders(size: int, seed: int, dtype: torch.dtype = torch.float32) -> pc.PerLayerTranscoders:
+    layers, width, g = tiny_models.LAYERS, tiny_models.WIDTH, torch.Generator().manual_seed(seed)
+
+    def each(*shape: int, scale: float) -> list[Tensor]:
+        return [(torch.randn(*shape, generator=g) * scale).to(dtype) for _ in range(layers)]
+
+    w_enc, w_dec = each(size, width, scale=width**-0.5), each(size, width, scale=(size * width) ** -0.5)
+    return pc.PerLayerTranscoders(w_enc, [torch.zeros(size, dtype=dtype)] * layers, w_dec, activation=pc.ReLU())
+
+
+def traced(
+    family: str, seed: int, dtype: torch.dtype = torch.float32, size: int = 600
+) -> tuple[Graph, pc.ReplacementModel]:
+    """A graph of all rows on a model with large streams: token embeddings times 30, or with a common part of 1,000."""
+    language = tiny_models.build(family, dtype)
+    embeddings = language.get_input_embeddings().weight.data
+    embeddings.add_(1000.0) if seed % 2 else embeddings.mul_(30.0)
+    model = pc.ReplacementModel(language, relu_transcoders(size, seed, dtype))
+    return pc.attribute(model, tiny_models.prompt(3), progress=False), model
+
+
+@pytest.mark.parametrize(("family", "seed"), CASES)
+def test_right_relu_graphs_keep_the_law(family: str, seed: int) -> None:
+    """Though in some of their rows all terms together are less than a hundredth of what they are computed from."""
+    graph, _ = traced(family, seed)
+    assert len(graph.features) > 1500
+    assert graph.certificate < LAW / 5
+    assert graph.product_norm is not None
+    assert float((graph.product_norm / size_of_terms(graph)).max()) > 100
+
+
+def test_norms_of_products_are_those_of_the_encoder_rows_and_their_input() -> None:
+    from pycircuit.trace.targets import product_norm
+
+    graph, model = traced("llama", 3, torch.float64, size=60)
+    local = model.freeze(tiny_models.prompt(3))
+    assert local.reads is not None and graph.product_norm is not None
+    features = graph.features[graph.row_node[graph.row_node < graph.first_error]]
+    layer, position, index = features.unbind(1)
+    rows = torch.stack([local.transcoders.w_enc[at][n] for at, n in zip(layer, index, strict=True)])
+    own = graph.row_node < graph.first_error
+    torch.testing.assert_close(graph.product_norm[own], product_norm(local, layer, position, rows))
+    products = local.reads[layer, position] * rows
+    torch.testing.assert_close(products.sum(1), graph.preactivation[own])
+    normed = local.model.final_norm.forward(local.model.final_stream)[-1]
+    vectors = local.model.unembedding[graph.targets.ids] - local.model.unembedding_mean
+    order = graph.row_node[~own] - graph.first_target
+    torch.testing.assert_close(graph.product_norm[~own], (vectors * normed).norm(dim=1)[order])
+
+
+def size_of_terms(graph: Graph) -> Tensor:
+    """Absolute values of all terms of each row: [rows]."""
+    edges = [float(graph.rows.row(r)[1].double().abs().sum()) for r in range(graph.rows.count)]
+    return torch.tensor(edges, dtype=torch.float64) + graph.bias.abs() + graph.preactivation.abs()
+
+
+@pytest.mark.parametrize(("family", "seed"), CASES[:4])
+def test_an_edge_that_is_off_is_seen(family: str, seed: int) -> None:
+    """One edge a row, off by 1e-4 of the row's terms: seen unless these are less than a tenth of the products' norm."""
+    graph, _ = traced(family, seed)
+    assert graph.product_norm is not None
+    terms, weight = size_of_terms(graph), graph.rows.weight.clone()
+    first = graph.rows.row_ptr[:-1]
+    weight[first] += (1e-4 * terms).to(weight.dtype)
+    off = replace(graph, rows=Rows(graph.rows.row_ptr, graph.rows.column, weight)).residual > LAW
+    seen = graph.product_norm < 8 * terms
+    assert off[seen].all()
+    assert seen.double().mean() > 0.9 and (graph.product_norm <= terms).double().mean() > 0.5
+
+
+def test_files_from_before_the_norms_still_load(tmp_path: Path) -> None:
+    graph, _ = traced("llama", 3, size=60)
+    graph.save(tmp_path / "g.safetensors")
+    with safe_open(tmp_path / "g.safetensors", "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(tmp_path / "g.safetensors")
+    assert torch.equal(tensors.pop("product_norm"), graph.product_norm)
+    save_file(tensors, tmp_path / "old.safetensors", metadata)
+    old = Graph.load(tmp_path / "old.safetensors")
+    assert old.product_norm is not None and not old.product_norm.any()
+    assert math.isclose(old.certificate, replace(graph, product_norm=None).certificate)
+
+
+def test_a_subgraph_keeps_the_norms_of_its_rows() -> None:
+    graph, _ = traced("llama", 3, size=60)
+    kept = graph.row_node[graph.row_node < graph.first_error][::2]
+    nodes = torch.ones(graph.nodes, dtype=torch.bool)
+    nodes[: graph.first_error] = False
+    nodes[kept] = True
+    part = graph.subgraph(nodes)
+    assert part.product_norm is not None and graph.product_norm is not None
+    assert torch.equal(part.product_norm, graph.product_norm[nodes[graph.row_node]])
+    assert part.certificate <= graph.certificate * 1.01
