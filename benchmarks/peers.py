@@ -342,7 +342,7 @@ def _line(found: Compared, t: Traced, rate: float) -> tuple[str, ...]:
 def markdown(found: list[Compared], rates: machine.Rates) -> str:
     facts = machine.facts()
     lines = [
-        "# Against circuit-tracer",
+        "# Against circuit-tracer 0.5.0 (the package, a fork of upstream's v0.4.1)",
         "",
         "Written by `make bench-peers`; do not edit. circuit-tracer 0.5.0 and pycircuit with the same weights, targets",
         "and rounds, float32, every case in a process of its own, after a warm-up on eight tokens. A",
