@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import ast
 import inspect
-import shutil
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from skip_reasons import unexplained
 
 import pycircuit as pc
 from pycircuit.ops import arguments, cases, reference
-from pycircuit.ops.dispatch import native_isas
 from pycircuit.ops.registry import IMPLEMENTATIONS, OPS
 
-# What a test may be skipped for: something the machine lacks or has, never something we have not done.
-REASONS = {
-    "needs a CUDA device": lambda: not torch.cuda.is_available(),
-    "a CUDA device is here": torch.cuda.is_available,
-    "triton is not installed": lambda: find_spec("triton") is None,
-    "this machine runs every ISA": lambda: all(supported for _, supported in native_isas()),
-    "needs Linux": lambda: not Path("/proc/self/clear_refs").exists(),
-    "nm is not installed": lambda: shutil.which("nm") is None,
-    "no object files under build/": lambda: not (ROOT / "build").exists(),
-}
 ROOT = Path(__file__).parents[1]
 LONGEST_REFERENCE = 15  # lines of a body
 
@@ -88,11 +76,8 @@ def test_reference_is_short(op: str) -> None:
     assert body[-1].end_lineno - body[0].lineno + 1 <= LONGEST_REFERENCE
 
 
-def test_skips_have_known_reasons(skipped: list[tuple[str, str]]) -> None:
-    """Last of all: every skip so far was for a reason above, and the reason is true of this machine."""
-    for test, reason in skipped:
-        known = [holds for start, holds in REASONS.items() if reason.startswith(start)]
-        assert known and known[0](), f"{test}: {reason}"
-    counts = {start: sum(reason.startswith(start) for _, reason in skipped) for start in REASONS}
-    assert sum(counts.values()) == len(skipped)
-    print(f"{len(skipped)} skipped:", {start: n for start, n in counts.items() if n})
+def test_a_skip_needs_a_reason_that_is_known_and_true() -> None:
+    here = "a CUDA device is here" if torch.cuda.is_available() else "needs a CUDA device"
+    elsewhere = "needs a CUDA device" if torch.cuda.is_available() else "a CUDA device is here"
+    assert unexplained([("a", here)]) == []
+    assert unexplained([("a", here), ("b", elsewhere), ("c", "not yet")]) == [f"b: {elsewhere}", "c: not yet"]
