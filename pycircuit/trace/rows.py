@@ -167,7 +167,9 @@ class Found:
     def product_norm(self) -> Tensor:
         """Norms of the products that each row's pre-activation is the sum of: [rows] float64."""
         norms = [torch.tensor([self.targets[t].product_norm for t in self.order], dtype=torch.float64, device="cpu")]
-        for nodes in self.nodes().split(_BLOCK):
+        expanded = self.nodes()
+        for begin in range(0, len(expanded), _BLOCK):
+            nodes = expanded[begin : begin + _BLOCK]
             vectors = self._of(self.local.transcoders.w_enc, nodes)
             norms.append(product_norm(self.local, self.layer[nodes], self.position[nodes], vectors).cpu())
         return torch.cat(norms)
