@@ -17,6 +17,7 @@ import typer
 import pycircuit as pc
 from pycircuit.load import NAMES
 from pycircuit.ops.registry import IMPLEMENTATIONS
+from pycircuit.ops.threads import check_threads
 
 from . import texts
 
@@ -74,6 +75,8 @@ class Running:
         """Threads and implementation as they were asked for; the type of the model's weights."""
         if self.dtype not in (None, *DTYPES):
             raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.threads is not None:
+            check_threads("pycircuit", "--threads", self.threads)
         _silence()
         before = torch.get_num_threads()
         with pc.use(self.implementation):

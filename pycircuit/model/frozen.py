@@ -12,7 +12,7 @@ from torch import Tensor
 from pycircuit.ops import Attention, RecomputedAttention, StoredAttention
 from pycircuit.ops.precision import without_autocast
 
-BLOCK = 1 << 21  # attention weights worked on at once: what a cache holds
+BLOCK = 1 << 19  # attention weights worked on at once: what a cache holds
 
 
 @dataclass(frozen=True, eq=False)

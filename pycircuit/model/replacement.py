@@ -12,6 +12,7 @@ from torch import Tensor
 from pycircuit.ops import Features
 from pycircuit.ops.checks import is_int, whole
 from pycircuit.ops.precision import without_autocast
+from pycircuit.ops.threads import check_torch_threads
 from pycircuit.transcoders import Transcoders
 
 from .capture import Captured, capture, disagreement, read_batch, relative, running
@@ -68,6 +69,7 @@ class ReplacementModel:
         ignore_positions: int | None = None,
         labels: dict[tuple[int, int], str] | None = None,
     ) -> None:
+        check_torch_threads("ReplacementModel")
         self.family = family_of(hf_model)
         if not isinstance(transcoders, Transcoders):
             known = "pc.PerLayerTranscoders or pc.CrossLayerTranscoder"
@@ -297,6 +299,7 @@ def check_model(op: str, model: Any) -> None:
             f"{op}: model must be a pc.ReplacementModel, got {type(model).__name__}; pc.load or "
             "pc.ReplacementModel(model, transcoders) makes one, and it comes before the prompt"
         )
+    check_torch_threads(op)
 
 
 def _split(found: Features, lengths: list[int], ignore: int) -> list[Features]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.ops import Features, FileRows
-
-from .store import Part
 
 if TYPE_CHECKING:
     from .rows import Found
@@ -62,20 +59,23 @@ def _largest(decoder: Tensor | FileRows, features: Features, dtype: torch.dtype)
     return rows.to(dtype).abs().amax(1)[row] * features.value.abs()
 
 
-def check_rows(found: Found, part: Part, bias: Tensor) -> None:
-    """Refuse a tile with an edge or a bias that is NaN or infinite: ValueError with its target and its source."""
-    if bool(torch.from_numpy(part.weight).sum().isfinite() & bias.sum().isfinite().cpu()):
+def check_rows(found: Found, edges: Tensor, bias: Tensor) -> None:
+    """Refuse a tile with an edge or a bias that is NaN or infinite: ValueError with its target and its source.
+
+    edges: [rows, columns]; bias: [rows].
+    """
+    if bool(edges.sum().isfinite() & bias.sum().isfinite()):
         return
-    wrong = np.flatnonzero(~np.isfinite(part.weight))
-    if len(wrong):
-        row = int(np.searchsorted(part.lengths.cumsum(), wrong[0], side="right"))
-        got = f"{part.weight[wrong[0]]} from {_source(found, int(part.column[wrong[0]]))}"
-    elif bool((~bias.isfinite()).any()):
-        row = int((~bias.isfinite()).nonzero()[0, 0])
-        got = f"{float(bias[row])} from the biases"
-    else:
-        return  # finite numbers whose sum overflows
-    _refuse(f"the edges to {_reader(found, found.store.count + row)}", got, found.local)
+    rows = (~(edges.sum(1).isfinite() & bias.isfinite())).nonzero()[:, 0].tolist()
+    for row in rows:
+        wrong = (~edges[row].isfinite()).nonzero()[:, 0]
+        if len(wrong):
+            got = f"{float(edges[row, wrong[0]])} from {_source(found, int(wrong[0]))}"
+        elif not bool(bias[row].isfinite()):
+            got = f"{float(bias[row])} from the biases"
+        else:
+            continue  # finite numbers whose sum overflows
+        _refuse(f"the edges to {_reader(found, found.store.count + row)}", got, found.local)
 
 
 def _source(found: Found, column: int) -> str:

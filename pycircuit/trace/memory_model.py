@@ -138,7 +138,9 @@ class MemoryModel:
     def streams(self) -> int:
         """Both recorded streams, the ends of the stream, and denominators of norms."""
         half = self.own != self.size
-        return (2 * len(self.layers) + 4 + 2 * half) * self.plane + 4 * len(self.layers) * self.size * self.work.positions
+        return (2 * len(self.layers) + 4 + 2 * half) * self.plane + 4 * len(
+            self.layers
+        ) * self.size * self.work.positions
 
     def sources(self) -> int:
         """Errors, what transcoders read, the ends of the stream, and what is added where no source is active."""
@@ -232,7 +234,7 @@ class MemoryModel:
     def edges(self, dense: bool, keep: int | None) -> int:
         """Of a target in a tile: its row where rows are not kept dense, and its packed entries."""
         entries = self.work.columns if keep is None else min(keep, self.work.columns)
-        copies = 1 if self.work.stored_bytes is None else 3
+        copies = 2 * (self.work.stored_bytes is not None) + (not dense or self.work.stored_bytes is not None)
         return (0 if dense else self.size * self.work.columns) + copies * entries * (4 + self.size)
 
     def packing(self) -> int:
@@ -240,7 +242,7 @@ class MemoryModel:
         return self.scoring() + together * (2 * (4 + self.size) + 1) + 2 * (self.work.stored_bytes or 0)
 
     def dense(self) -> int:
-        return self.size * self.work.rows * self.work.columns if self.work.ranked else 0
+        return self.size * self.work.rows * self.work.columns
 
     def entries(self, keep: int | None) -> int:
         return self.work.entries if keep is None else min(self.work.entries, self.work.rows * keep)
@@ -248,7 +250,12 @@ class MemoryModel:
     def packed(self, keep: int | None) -> int:
         """CSR of all rows, in arrays whose last page may be a huge one."""
         entries = self.entries(keep)
-        return entries * (4 + self.size) + (2 * HUGE_PAGE if 4 * entries > 2 * HUGE_PAGE else 0) + _ROW * self.work.rows
+        return entries * (4 + self.size) + self._huge(4 * entries) + _ROW * self.work.rows
+
+    @staticmethod
+    def _huge(size: int) -> int:
+        """What two arrays of about this size take beyond their ends."""
+        return 2 * HUGE_PAGE if size >= 2 * HUGE_PAGE else 0
 
     # Phases
 
@@ -261,14 +268,16 @@ class MemoryModel:
         if work.decoders:
             after["decoder rows"] = work.decoders
         packed = self.packed(keep)
-        rows = packed + (self.dense() if dense else 0)
-        ranking = (32 * work.features + 8 * work.columns) if work.ranked else 0
+        rows = self.dense() + _ROW * work.rows if dense else packed
+        beside = 4 * self.entries(keep) + self._huge(self.dense()) + self.packing() if dense else 0
+        ranking = (32 * work.features + 24 * work.columns) if work.ranked else 0
         return {
             "forward": {**before, "layer": self.forward()},
             "features": {**before, "features": features, "layer": self.encoding(), "decoder rows": work.decoders},
             "targets": {**after, "logits": self.targets()},
             "start": {**after, "layer": self.constants(), "choice": 64 * work.features},
             "sweep": {**after, "rows": rows, "tile": tile + self.packing(), "ranking": ranking},
+            "packing": {**after, "rows": rows + beside},
             "graph": {**after, "rows": packed, "graph": 26 * work.features + 20 * work.columns},
         }
 

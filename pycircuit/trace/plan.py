@@ -81,7 +81,7 @@ class Plan:
 
     stored: attention patterns are kept, otherwise recomputed; dense: rows are kept dense while they are ranked;
     keep: how many entries of a row stay, None for all; tile_bytes: of the sweep's state and edges at a time;
-    edge_bytes: of these, the edges of one target; entries: of all rows together, at the most.
+    edge_bytes: of these, the edges of one target; entries: of all rows together, at the most; batch: rows of a round.
     """
 
     memory: int
@@ -91,6 +91,7 @@ class Plan:
     tile_bytes: int
     edge_bytes: int = 0
     entries: int = 0
+    batch: int = 0
     phase: str = ""
     needs: dict[str, int] = field(default_factory=dict)
 
@@ -115,7 +116,7 @@ class Fixed:
             yield self.rows
 
 
-def decide(model: ReplacementModel, work: Work, bound: Bound, fixed: Fixed = Fixed()) -> Plan:  # noqa: B008 - frozen
+def decide(model: ReplacementModel, work: Work, bound: Bound, fixed: Fixed = Fixed()) -> Plan:
     """The fastest plan that fits; MemoryBoundError, with the bound that would do, if none does."""
     models = _models(model, work, bound.bytes, fixed)
     for comfortable in (True, False):  # all entries in tiles of a good size, or else in smaller ones
@@ -124,10 +125,11 @@ def decide(model: ReplacementModel, work: Work, bound: Bound, fixed: Fixed = Fix
                 plan = _fitted(memory, dense, keep, bound.bytes, comfortable)
                 if plan is not None:
                     return plan
-    for memory in sorted(models, key=MemoryModel.attention):
-        plan = _cut(memory, bound.bytes) if fixed.rows is None else None
-        if plan is not None:
-            return plan
+    for comfortable in (True, False):
+        for memory in sorted(models, key=MemoryModel.attention):
+            plan = _cut(memory, bound.bytes, comfortable) if fixed.rows is None else None
+            if plan is not None:
+                return plan
     raise MemoryBoundError(refusal(work, least(model, work, fixed), bound))
 
 
@@ -153,22 +155,22 @@ def _fitted(memory: MemoryModel, dense: bool, keep: int | None, bound: int, comf
     phases = memory.phases(dense, keep, tile)
     name = max(phases, key=lambda phase: sum(phases[phase].values()))
     needs = {part: size for part, size in phases[name].items() if size}
-    plan = Plan(bound, memory.stored, dense, keep, tile, edges, memory.entries(keep), name, needs)
+    plan = Plan(bound, memory.stored, dense, keep, tile, edges, memory.entries(keep), memory.work.batch, name, needs)
     return plan if plan.total <= bound else None
 
 
-def _cut(memory: MemoryModel, bound: int) -> Plan | None:
+def _cut(memory: MemoryModel, bound: int, comfortable: bool) -> Plan | None:
     """The plan that keeps the most entries of every row."""
     low, high = FEWEST, max(FEWEST, memory.work.columns)
-    best = _fitted(memory, False, low, bound, False)
+    best = _fitted(memory, False, low, bound, comfortable)
     while best is not None and high - low > 16:
         middle = (low + high) // 2
-        plan = _fitted(memory, False, middle, bound, False)
+        plan = _fitted(memory, False, middle, bound, comfortable)
         low, high, best = (middle, high, plan) if plan is not None else (low, middle, best)
     return best
 
 
-def least(model: ReplacementModel, work: Work, fixed: Fixed = Fixed()) -> int:  # noqa: B008 - frozen
+def least(model: ReplacementModel, work: Work, fixed: Fixed = Fixed()) -> int:
     """The smallest bound that `decide` finds a plan for."""
     dense, keep = (False, FEWEST) if fixed.rows is None else fixed.rows
     smallest = []

@@ -14,6 +14,7 @@ from pycircuit.progress import Progress
 from .checkpoint import Checkpoint
 from .finite import check_rows
 from .plan import Plan
+from .release import trim
 from .store import Part, Store
 from .sweep import Sweep
 from .targets import Target, product_norm
@@ -47,9 +48,17 @@ class Found:
     ) -> None:
         self.plan, self.show, self.checkpoint, self.total = plan, show, checkpoint, rows
         self.tile_bytes = plan.tile_bytes
-        columns = self.sweep.columns
-        self.store = Store(columns, self.value, rows, plan.dense, plan.keep, plan.entries) if store is None else store
+        unpacked = 0 if plan.dense else self.sweep.columns.count * self.value.element_size()
+        self.target_bytes = plan.edge_bytes or unpacked
+        self.batch = min(rows, plan.batch or rows)
+        self.sweep.reserve(self.tile_bytes, self.batch, self.target_bytes)
+        self.store = self._store(rows) if store is None else store
         show.step("sweep", 0, rows)
+
+    def _store(self, rows: int) -> Store:
+        plan = self.plan
+        targets = min(self.batch, plan.tile_bytes // max(1, self.target_bytes))
+        return Store(self.sweep.columns, self.value, rows, plan.dense, plan.keep, plan.entries, targets)
 
     @property
     def expanded(self) -> int:
@@ -92,22 +101,23 @@ class Found:
         """Rows of targets sorted from the highest layer down. Each tile is kept whole or not at all."""
         done = 0
         while done < len(layer):
-            held = None if self.checkpoint is None else self.checkpoint.load(self.store.count, nodes[done:])
-            if held is not None:
-                part, bias = held
+            saved = None if self.checkpoint is None else self.checkpoint.load(self.store.count, nodes[done:])
+            if saved is not None:
+                part, bias = saved
                 self._biases.append(bias.to(self.value))
-                self.store.restore(part)
+                end = done + len(part)
+                self.store.restore(part, layer[done:end], position[done:end])
             else:
-                end = done + self._fitting(layer[done:], position[done:])
-                part = self._swept(nodes[done:end], layer[done:end], position[done:end], vectors(done, end))
-            done += len(part)
+                tile = slice(done, done + self._fitting(layer[done:], position[done:]))
+                end = done + self._swept(nodes[tile], layer[tile], position[tile], vectors(done, tile.stop))
+            done = end
             self.show.step("sweep", self.store.count, self.total)
 
     def _fitting(self, layer: list[int], position: list[int]) -> int:
-        unpacked = 0 if self.plan.dense else self.sweep.columns.count * self.value.element_size()
-        return self.sweep.fitting(layer, position, self.tile_bytes, self.plan.edge_bytes or unpacked)
+        return self.sweep.fitting(layer, position, self.tile_bytes, self.target_bytes)
 
-    def _swept(self, nodes: Tensor, layer: list[int], position: list[int], vectors: Tensor) -> Part:
+    def _swept(self, nodes: Tensor, layer: list[int], position: list[int], vectors: Tensor) -> int:
+        """Find and keep rows of these targets, from the first on; returns of how many."""
         while True:
             room = self.store.room(len(layer))
             try:
@@ -121,19 +131,25 @@ class Found:
                 fewer = self._fitting(layer, position)
                 layer, position, vectors = layer[:fewer], position[:fewer], vectors[:fewer]
         begin = time.perf_counter()
-        part = self.store.pack(room, layer, position)
-        check_rows(self, part, bias)
-        if self.checkpoint is not None:
+        check_rows(self, room, bias)
+        part = None
+        if not self.store.dense or self.checkpoint is not None:
+            part = self.store.pack(room, layer, position)
+        if self.checkpoint is not None and part is not None:
             self.checkpoint.save(self.store.count, part, bias, nodes[: len(part)])
         self._biases.append(bias)
-        self.store.take(part)
+        if self.store.dense or part is None:
+            self.store.settle(layer, position)
+        else:
+            self.store.take(part)
         self.packing += time.perf_counter() - begin
-        return part
+        return len(layer)
 
     def _shrink(self) -> None:
         """Half the tile, from now on."""
         self.tile_bytes //= 2
         self.sweep.release()
+        self.sweep.reserve(self.tile_bytes, self.batch, self.target_bytes)
         if self.value.is_cuda:
             torch.cuda.empty_cache()
 
@@ -177,6 +193,8 @@ class Found:
     def finish(self) -> Part:
         """All rows; what the sweep worked with is given back."""
         self.sweep.release()
+        self.store.release()
+        trim()
         return self.store.finish()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,49 @@ from pycircuit.graph import Rows
 
 from .columns import Columns
 from .memory_model import PACK_BLOCK
+
+
+class Growing:
+    """An array appended to in place; `most` entries are reserved, of which memory holds those that were written."""
+
+    def __init__(self, dtype: np.dtype | type, most: int) -> None:
+        self.held, self.size = np.empty(most, dtype), 0
+
+    def append(self, values: np.ndarray) -> None:
+        size = self.size + len(values)
+        if size > len(self.held):
+            self.held.resize(size, refcheck=False)
+        self.held[self.size : size] = values
+        self.size = size
+
+    def __call__(self) -> np.ndarray:
+        """What is in it: a view, good until the next append."""
+        return self.held[: self.size]
+
+    def finish(self, size: int) -> np.ndarray:
+        """The first `size` of it, and no more memory than they take."""
+        self.held.resize(size, refcheck=False)
+        return self.held
+
+
+def cone_entries(
+    block: np.ndarray, columns: Columns, layer: Sequence[int], position: Sequence[int]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(entries of each row, their columns, their weights) of some rows of a block at a time, zeros left out."""
+    iota, step = np.arange(columns.count, dtype=np.int32), max(1, PACK_BLOCK // max(1, columns.count))
+    for begin in range(0, len(layer), step):
+        places = zip(layer[begin : begin + step], position[begin : begin + step], strict=True)
+        cones = [columns.cone(at, p) for at, p in places]
+        lengths = np.array([sum(end - first for first, end in cone) for cone in cones], np.int64)
+        rows = block[begin : begin + step]
+        weight = np.concatenate([row[a:b] for row, cone in zip(rows, cones, strict=True) for a, b in cone])
+        column = np.concatenate([iota[a:b] for cone in cones for a, b in cone])
+        filled = weight != 0
+        if not filled.all():
+            starts = lengths.cumsum() - lengths
+            lengths = np.add.reduceat(filled, starts, dtype=np.int64)
+            column, weight = column[filled], weight[filled]
+        yield lengths, column, weight
 
 
 class Part:
@@ -43,21 +86,14 @@ class Part:
     @classmethod
     def of_cones(cls, block: Tensor, columns: Columns, layer: Sequence[int], position: Sequence[int]) -> Part:
         """What rows of a block [rows, columns] hold in their cones, zeros left out, a few rows at a time."""
-        flat, iota = block.cpu().numpy(), np.arange(columns.count, dtype=np.int32)
-        cones = [columns.cone(at, p) for at, p in zip(layer, position, strict=True)]
-        lengths = np.array(
-            [sum(np.count_nonzero(row[a:b]) for a, b in cone) for row, cone in zip(flat, cones, strict=True)], np.int64
-        )
-        column, weight = np.empty(lengths.sum(), np.int32), np.empty(lengths.sum(), flat.dtype)
-        step, end = max(1, PACK_BLOCK // max(1, columns.count)), 0
-        for begin in range(0, len(flat), step):
-            rows = list(zip(flat[begin : begin + step], cones[begin : begin + step], strict=True))
-            entries = np.concatenate([row[a:b] for row, cone in rows for a, b in cone])
-            sources = np.concatenate([iota[a:b] for _, cone in rows for a, b in cone])
-            start, end = end, end + int(lengths[begin : begin + step].sum())
-            filled = slice(None) if end - start == len(entries) else entries != 0
-            column[start:end], weight[start:end] = sources[filled], entries[filled]
-        return cls(lengths, column, weight)
+        most = sum(end - begin for at, p in zip(layer, position, strict=True) for begin, end in columns.cone(at, p))
+        array = block.cpu().numpy()
+        lengths, column, weight = np.empty(0, np.int64), Growing(np.int32, most), Growing(array.dtype, most)
+        for counts, sources, entries in cone_entries(array, columns, layer, position):
+            lengths = np.concatenate([lengths, counts])
+            column.append(sources)
+            weight.append(entries)
+        return cls(lengths, column.finish(column.size), weight.finish(weight.size))
 
     @classmethod
     def of_largest(cls, block: Tensor, keep: int) -> Part:
@@ -74,47 +110,36 @@ class Part:
         return cls(lengths, column, weight, dropped, mass)
 
 
-class _Growing:
-    """An array appended to in place; `most` entries are reserved, of which memory holds those that were written."""
-
-    def __init__(self, dtype: np.dtype | type, most: int) -> None:
-        self.held, self.size = np.empty(most, dtype), 0
-
-    def append(self, values: np.ndarray) -> None:
-        size = self.size + len(values)
-        if size > len(self.held):
-            self.held.resize(size, refcheck=False)
-        self.held[self.size : size] = values
-        self.size = size
-
-    def __call__(self) -> np.ndarray:
-        """What is in it: a view, good until the next append."""
-        return self.held[: self.size]
-
-    def finish(self, size: int) -> np.ndarray:
-        """The first `size` of it, and no more memory than they take."""
-        self.held.resize(size, refcheck=False)
-        return self.held
-
-
 class Store:
     """Edge rows of a trace as it finds them, and the influence that runs through them.
 
-    dense: keep them as the sweep writes them, too, [rows, columns], so that ranking reads at the speed of memory.
-    keep: cut every row to so many entries; None for all of them.
+    dense: keep them as the sweep writes them, [rows, columns], so that ranking reads at the speed of memory; they are
+    packed where they lie when all are there. keep: cut every row to so many entries; None for all of them.
     """
 
     def __init__(
-        self, columns: Columns, like: Tensor, rows: int, dense: bool, keep: int | None, entries: int = 0
+        self,
+        columns: Columns,
+        like: Tensor,
+        rows: int,
+        dense: bool,
+        keep: int | None,
+        entries: int = 0,
+        targets: int = 0,
     ) -> None:
-        """entries: of all rows together, at the most."""
-        self.columns, self.like, self.keep = columns, like, keep
-        self.block = like.new_zeros(rows, columns.count) if dense else None
+        """entries: of all rows together, at the most; targets: of a tile, at the most."""
+        self.columns, self.like, self.keep, self.dense, self.targets = columns, like, keep, dense, targets
+        kind = np.float64 if like.dtype == torch.float64 else np.float32
+        self._memory = np.zeros(rows * columns.count if dense and not like.is_cuda else 0, kind)
+        self.block: Tensor | None = None
+        if dense:
+            on_device = like.new_zeros(rows * columns.count) if like.is_cuda else torch.from_numpy(self._memory)
+            self.block = on_device.view(rows, columns.count)
         self._tile = like.new_empty(0)
         self.count = 0
-        kind = np.float64 if like.dtype == torch.float64 else np.float32
-        self._column, self._weight = _Growing(np.int32, entries), _Growing(kind, entries)
-        self._lengths, self._dropped, self._mass = (_Growing(t, rows) for t in (np.int64, np.float64, np.float64))
+        self._places: tuple[list[int], list[int]] = [], []  # layers and positions of dense rows
+        self._column, self._weight = Growing(np.int32, entries), Growing(kind, 0 if dense else entries)
+        self._lengths, self._dropped, self._mass = (Growing(t, rows) for t in (np.int64, np.float64, np.float64))
 
     def room(self, count: int) -> Tensor:
         """[count, columns] zeros to add edges to."""
@@ -122,8 +147,8 @@ class Store:
             return self.block[self.count : self.count + count]
         size = count * self.columns.count
         if self._tile.numel() < size:
-            self._tile = self._tile[:0].clone()  # before the larger one is there
-            self._tile = self.like.new_empty(size)
+            self.release()
+            self._tile = self.like.new_empty(max(count, self.targets) * self.columns.count)
         return self._tile[:size].view(count, -1).zero_()
 
     def pack(self, filled: Tensor, layer: Sequence[int], position: Sequence[int]) -> Part:
@@ -132,8 +157,14 @@ class Store:
             return Part.of_largest(filled, self.keep)
         return Part.of_cones(filled, self.columns, layer, position)
 
+    def settle(self, layer: Sequence[int], position: Sequence[int]) -> None:
+        """Keep rows that were written to a dense store's room, of targets reading there."""
+        for places, more in zip(self._places, (layer, position), strict=True):
+            places[self.count :] = more
+        self.count += len(layer)
+
     def take(self, part: Part) -> None:
-        """Keep these rows; in a dense store they lie in its next room already (see `restore`)."""
+        """Keep packed rows."""
         self._column.append(part.column)
         self._weight.append(part.weight)
         self._dropped.append(part.dropped)
@@ -141,14 +172,18 @@ class Store:
         self._lengths.append(part.lengths)
         self.count += len(part)
 
-    def restore(self, part: Part) -> None:
-        """Keep rows that come from elsewhere."""
-        if self.block is not None:
+    def restore(self, part: Part, layer: Sequence[int], position: Sequence[int]) -> None:
+        """Keep packed rows that come from elsewhere, of targets reading there."""
+        if self.block is None:
+            self.take(part)
+        else:
             ends = part.lengths.cumsum()
             for row, begin, end in zip(self.room(len(part)), ends - part.lengths, ends, strict=True):
-                column, weight = (torch.from_numpy(a[begin:end]).to(self.like.device) for a in (part.column, part.weight))
+                column, weight = (
+                    torch.from_numpy(a[begin:end]).to(self.like.device) for a in (part.column, part.weight)
+                )
                 row[column.long()] = weight
-        self.take(part)
+            self.settle(layer, position)
 
     def influence(self, order: Tensor, node: Tensor, weight: Tensor) -> Tensor:
         """Of every column, through the rows in `order` (outputs, then layers from the top): [columns] on the device."""
@@ -171,7 +206,28 @@ class Store:
 
     def finish(self) -> Part:
         """All rows; the store is empty after. Where an interrupt came in the middle of `take`, those before it."""
-        self.block, self._tile = None, self._tile[:0]
+        if self.block is not None:
+            self._pack_block()
         lengths = self._lengths.finish(self.count)
         entries = (g.finish(int(lengths.sum())) for g in (self._column, self._weight))
         return Part(lengths, *entries, *(g.finish(self.count) for g in (self._dropped, self._mass)))
+
+    def release(self) -> None:
+        """Give back what rows were written to before they were packed."""
+        self._tile = self._tile[:0].clone()
+
+    def _pack_block(self) -> None:
+        """Move the entries of dense rows together, each before the place where it was, so that no copy is needed."""
+        assert self.block is not None
+        array, end = self.block.cpu().numpy(), 0
+        flat = array.reshape(-1)
+        layer, position = (places[: self.count] for places in self._places)
+        for lengths, column, weight in cone_entries(array, self.columns, layer, position):
+            flat[end : end + len(weight)] = weight
+            end += len(weight)
+            self._column.append(column)
+            self._lengths.append(lengths)
+        self._weight.held = self._memory if self._memory.size else flat
+        self._memory, self.block = self._memory[:0].copy(), None
+        for sums in (self._dropped, self._mass):
+            sums.append(np.zeros(self.count))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from math import prod
 
 import torch
 from torch import Tensor
@@ -79,6 +80,7 @@ class Sweep:
         self._each = _one_each(self.frozen.embeddings)
         self._skips = any(s is not None for s in local.transcoders.w_skip)
         self._buffers: dict[str, Tensor] = {}
+        self._most_rows = self._most_targets = 0
         stored = isinstance(self.frozen.layers[0].attention, StoredAttention)
         kernel = has_kernel("attend_back", self.frozen.device, self.frozen.dtype)
         size = self.frozen.dtype.itemsize
@@ -157,19 +159,22 @@ class Sweep:
                 return t
         return len(position)
 
+    def reserve(self, tile_bytes: int, targets: int, target_bytes: int = 0) -> None:
+        """Make room once for the largest tile of up to `targets`: a buffer that grows leaves holes where it was."""
+        self._most_targets = min(targets, tile_bytes // max(1, self._cost.target + target_bytes))
+        self._most_rows = min(tile_bytes // self._cost.row, targets * self.columns.positions)
+
     def release(self) -> None:
         """Give the buffers back."""
         self._buffers.clear()
 
-    def _buffer(self, name: str, *shape: int) -> Tensor:
-        """Room kept from one tile to the next."""
-        size = 1
-        for n in shape:
-            size *= n
-        if name not in self._buffers or self._buffers[name].numel() < size:
-            self._buffers.pop(name, None)  # before the larger one is there
-            self._buffers[name] = self.frozen.embeddings.new_empty(size)
-        return self._buffers[name][:size].view(shape)
+    def _buffer(self, name: str, count: int, *shape: int, most: int = 0) -> Tensor:
+        """[count, *shape], kept from one tile to the next; memory holds what was written."""
+        size = prod(shape)
+        if name not in self._buffers or self._buffers[name].numel() < count * size:
+            self._buffers.pop(name, None)
+            self._buffers[name] = self.frozen.embeddings.new_empty(max(count, most) * size)
+        return self._buffers[name][: count * size].view(count, *shape)
 
     def tile(self, layer: Sequence[int], position: Sequence[int], vectors: Tensor, out: Tensor) -> Tensor:
         """Adds the edges of targets sorted from the highest layer down to out [targets, columns]; returns the biases.
@@ -178,7 +183,7 @@ class Sweep:
         """
         gradient, bias = self.read(layer, position, vectors)
         tile, fresh = Tile(layer, position, gradient, out, bias), None
-        state = self._buffer("state", tile.ends[-1], self.frozen.width)
+        state = self._buffer("state", tile.ends[-1], self.frozen.width, most=self._most_rows)
         for at in reversed(range(min(layer[0] + 1, self.columns.layers))):
             above, parallel = tile.reading(at + 1), self.frozen.layers[at].parallel
             tile.enter(above, state)
@@ -218,7 +223,7 @@ class Sweep:
         count = len(ptr) - 1
         if constant is None or not count:
             return
-        part = self._buffer("part", count, self.columns.positions).zero_()
+        part = self._buffer("part", count, self.columns.positions, most=self._most_targets).zero_()
         ops.edge_scores(rows, ptr, self._each, constant, part)
         bias[:count] += part.sum(1)
 
@@ -251,7 +256,7 @@ class Sweep:
         layer, ptr = self.frozen.layers[at], tile.prefix_ptr[: tile.hopped + 1]
         rows, where = state[: tile.ends[tile.hopped]], tile.where[: tile.ends[tile.hopped]]
         self._constants(self._attention[at], ptr, rows, tile.bias)
-        y = self._buffer("y", len(rows), layer.back_o.shape[1])
+        y = self._buffer("y", len(rows), layer.back_o.shape[1], most=self._most_rows)
         first = tile.hopped - (0 if fresh is None else len(fresh.own))
         mixed = tile.ends[first]
         torch.mm(rows[:mixed], layer.back_o, out=y[:mixed])
@@ -259,7 +264,7 @@ class Sweep:
             fresh.through(layer.back_o).fill(y[mixed:], [e - mixed for e in tile.ends[first : tile.hopped + 1]])
         if layer.post_attention_norm is not None:
             y /= layer.post_attention_norm.sigma[where, None]
-        z = self._buffer("z", len(rows), layer.kv_heads, layer.head_width)
+        z = self._buffer("z", len(rows), layer.kv_heads, layer.head_width, most=self._most_rows)
         ops.attend_back(y.unflatten(1, (layer.heads, -1)), ptr, layer.attention, z)
         flat = z.flatten(1)
         if layer.attention_norm is not None:
