@@ -21,6 +21,7 @@ from pycircuit.ops import Attention, RecomputedAttention, StoredAttention
 
 from .families import Family, FamilyError
 from .frozen import BLOCK, FrozenLayer, FrozenModel, FrozenNorm
+from .release import trim
 from .weights import LayerWeights, ModelWeights, Norm, module
 
 IMPLEMENTATION = "pycircuit_capture"
@@ -57,6 +58,7 @@ class _Recorder:
     stored: bool
     streams: dict[str, Tensor]
     layer_of: dict[int, int]
+    lean: bool = False
     attention: dict[int, Attention] = field(default_factory=dict)
     norms: dict[tuple[int, str], FrozenNorm] = field(default_factory=dict)
     windows: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
@@ -267,6 +269,9 @@ class _Hooks:
         self._after(last, lambda out: write("attention_out", at, out))
         self._before(module(layer, row.mlp_norm or row.mlp, row), lambda x: write("resid_mid", at, x))
         self._before(mlp, lambda x: write("mlp_in", at, x))
+        if self.recorder.lean:
+            for of in (layer, mlp):
+                self._before(of, lambda _: trim())
         self._after(mlp, lambda out: write("mlp_raw", at, out))
         self._after(module(layer, row.post_mlp_norm or row.mlp, row), lambda out: write("mlp_out", at, out))
 
@@ -306,11 +311,13 @@ def capture(
     record: Sequence[str] = (),
     stored: bool = True,
     settle: bool = True,
+    lean: bool = False,
 ) -> Captured:
     """Run the prompt once and freeze it. ids: [positions]; record: which of STREAMS to keep.
 
     stored: keep attention patterns, otherwise query, key and log-sum-exp. settle: from a model in half
     precision take patterns and MLP outputs, and add up the streams between again in float32 (see `_settled`).
+    lean: give back what each layer freed, so that the next one's tensors need not lie beside its holes.
     """
     if model.training:
         raise ValueError("capture: model must be in evaluation mode, got one in training; call model.hf_model.eval()")
@@ -318,7 +325,7 @@ def capture(
     wanted = {"mlp_raw"} if half else {_recorded(name, row) for name in record}
     shape = (len(weights.layers), len(ids), weights.width)
     streams = {name: torch.empty(shape, dtype=weights.dtype, device=weights.device) for name in wanted}
-    recorder = _Recorder(weights, len(ids), stored, streams, {})
+    recorder = _Recorder(weights, len(ids), stored, streams, {}, lean)
     hooks = _Hooks(row, recorder)
     with running(model):
         try:
