@@ -89,7 +89,7 @@ def test_rows_that_do_not_fit_keep_their_largest(kind: str, max_features: int | 
 
 def test_a_prompt_that_cannot_fit_is_refused_before_it_runs(monkeypatch: Any) -> None:
     model = replacement("llama", "plt", torch.float32)
-    monkeypatch.setattr(model, "freeze", lambda *_: pytest.fail("the model ran"))
+    monkeypatch.setattr(model, "freeze", lambda *_, **__: pytest.fail("the model ran"))
     with pytest.raises(pc.MemoryBoundError, match=r"for 13 positions.*got 1\.0 KiB.*shorten the prompt"):
         pc.attribute(model, tiny_models.prompt(), memory=1024, progress=False)
     with pytest.raises(ValueError, match="position must be from"):

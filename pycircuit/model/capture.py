@@ -20,6 +20,7 @@ from pycircuit.ops import Attention, RecomputedAttention, StoredAttention
 from .families import Family, FamilyError
 from .frozen import BLOCK, FrozenLayer, FrozenModel, FrozenNorm
 from .hooks import Hooks, attending, attention_by, require_calls, stream_into, stream_out
+from .release import trim
 from .weights import NORMS, LayerWeights, ModelWeights, Norm, module
 
 STREAMS = ("resid_in", "attention_out", "resid_mid", "mlp_normed", "mlp_in", "mlp_raw", "mlp_out")
@@ -50,6 +51,7 @@ class _Recorder:
     streams: dict[str, Tensor]
     layer_of: dict[int, int]
     exact_norms: bool = True
+    lean: bool = False
     attention: dict[int, Attention] = field(default_factory=dict)
     norms: dict[tuple[int, str], FrozenNorm] = field(default_factory=dict)
     windows: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
@@ -203,6 +205,9 @@ class _Taps:
         _after(hooks, last, lambda out: write("attention_out", index, out))
         _before(hooks, module(layer, row.mlp_norm or row.mlp, row), lambda x: write("resid_mid", index, x))
         _before(hooks, mlp, lambda x: write("mlp_in", index, x))
+        if self.recorder.lean:
+            for owner in (layer, mlp):
+                _before(hooks, owner, lambda _: trim())
         _after(hooks, mlp, lambda out: write("mlp_raw", index, out))
         _after(hooks, module(layer, row.post_mlp_norm or row.mlp, row), lambda out: write("mlp_out", index, out))
 
@@ -240,12 +245,14 @@ def capture(
     stored: bool = True,
     settle: bool = True,
     exact_norms: bool = True,
+    lean: bool = False,
 ) -> Captured:
     """Run the prompt once and freeze it. ids: [positions]; record: which of STREAMS to keep.
 
     stored: keep attention patterns, otherwise query, key and log-sum-exp. settle: from a model in half
     precision take patterns and MLP outputs, and add up the streams between again in float32 (see `_settled`).
     exact_norms: in a float64 model compute norms' outputs in float64, where transformers goes through float32.
+    lean: give back what each layer freed, so that the next one's tensors need not lie beside its holes.
     """
     if model.training:
         raise ValueError("capture: model must be in evaluation mode, got one in training; call model.hf_model.eval()")
@@ -253,7 +260,7 @@ def capture(
     wanted = {"mlp_raw"} if half else {_recorded(name, row) for name in record}
     shape = (len(weights.layers), len(ids), weights.width)
     streams = {name: torch.empty(shape, dtype=weights.dtype, device=weights.device) for name in wanted}
-    recorder = _Recorder(weights, len(ids), stored, streams, {}, exact_norms)
+    recorder = _Recorder(weights, len(ids), stored, streams, {}, exact_norms, lean)
     with running(model), Hooks() as hooks:
         _Taps(row, recorder).put(hooks, model)
         with torch.no_grad(), attending(model, recorder.attend):

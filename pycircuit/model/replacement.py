@@ -122,15 +122,27 @@ class ReplacementModel:
         return torch.tensor(ids, dtype=torch.int64, device=self.device)
 
     @without_autocast()
-    def freeze(self, prompt: str | Sequence[int] | Tensor, stored: bool | None = None) -> LocalReplacement:
-        """Run the prompt once. stored: keep attention patterns; None decides by their size."""
+    def freeze(
+        self, prompt: str | Sequence[int] | Tensor, stored: bool | None = None, lean: bool = False
+    ) -> LocalReplacement:
+        """Run the prompt once. stored: keep attention patterns; None decides by their size.
+
+        lean: give back what each layer of the forward freed before the next one begins.
+        """
         ids = self.tokens(prompt)
         reads, writes = self.transcoders.reads, self.transcoders.writes
         if stored is None:
             stored = self.stores_patterns(len(ids))
         with self.running:
             captured = capture(
-                self.hf_model, self.family, self.weights, ids, (reads, writes), stored, exact_norms=self.exact_norms
+                self.hf_model,
+                self.family,
+                self.weights,
+                ids,
+                (reads, writes),
+                stored,
+                exact_norms=self.exact_norms,
+                lean=lean,
             )
         x, errors = captured.streams[reads], captured.streams[writes]  # becomes what the reconstruction misses
         features = self._features(x)

@@ -6,13 +6,14 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pycircuit.graph import Graph, Targets, Tokens
+from pycircuit.model.release import trim
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel, check_model
 from pycircuit.ops import StoredAttention
 from pycircuit.ops.precision import without_autocast
@@ -25,7 +26,6 @@ from .estimate import places, sample
 from .finite import check_active
 from .memory_model import Work, round_of
 from .plan import Bound, Fixed, MemoryBoundError, Plan, decide, least, refusal
-from .release import trim
 from .rows import Found
 from .store import Part
 from .targets import Target, check, choose, positions_of
@@ -67,16 +67,17 @@ def attribute(
         positions = positions_of(position, len(ids))
         outputs = len(positions) * (max_targets if targets is None else len(targets))
         fixed = Fixed() if checkpoint is None else Fixed(rows=Checkpoint.planned(checkpoint))
-        first = _first_plan(model, ids, max_features, outputs, bound, fixed)  # a prompt that cannot fit is refused
+        saved = None if checkpoint is None else Checkpoint.largest(checkpoint)
+        first = _first_plan(model, ids, max_features, outputs, bound, fixed, saved)  # refuses what cannot fit
         show.step("forward", 0, len(ids), "positions")
 
         def freeze(stored: bool) -> tuple[LocalReplacement, list[Target]]:
-            local = model.freeze(ids, stored)
+            local = model.freeze(ids, stored, lean=bound.given)
             trim()
             return local, choose(model, local, targets, position, probability, max_targets)
 
         local, chosen = freeze(first.stored)
-        work = _work(local, chosen, max_features, round_size, checkpoint)
+        work = _work(local, chosen, max_features, round_size, saved)
         plan = decide(model, work, bound, fixed)
         if plan.stored != first.stored:  # with the features that there are, patterns have no place
             del local, chosen
@@ -110,14 +111,20 @@ def trace_frozen(
 
 
 def _first_plan(
-    model: ReplacementModel, ids: Tensor, max_features: int | None, outputs: int, bound: Bound, fixed: Fixed
+    model: ReplacementModel,
+    ids: Tensor,
+    max_features: int | None,
+    outputs: int,
+    bound: Bound,
+    fixed: Fixed,
+    saved: int | None,
 ) -> Plan:
     """The plan of a prompt of which nothing is known but its length, and so of the least that it can need."""
     try:
         return decide(model, Work(len(ids), 0, 1, 1, model.depth, False), bound)
     except MemoryBoundError:
-        work = sample(model, ids, max_features, outputs).work
-        raise MemoryBoundError(refusal(work, least(model, work, fixed), bound)) from None
+        work = replace(sample(model, ids, max_features, outputs).work, stored_bytes=saved)
+        raise MemoryBoundError(refusal(work, least(model, work, fixed), bound, fixed)) from None
 
 
 def _work(
@@ -125,9 +132,9 @@ def _work(
     targets: Sequence[Target],
     max_features: int | None,
     round_size: int | None,
-    checkpoint: str | os.PathLike[str] | None,
+    saved: int | None,
 ) -> Work:
-    """Rows of the targets and of the features that see most."""
+    """Rows of the targets and of the features that see most; saved: bytes of a checkpoint's largest file."""
     columns = Columns.of(local)
     sizes = columns.cone_sizes(*places(columns))
     rows = len(sizes) if max_features is None else min(max_features, len(sizes))
@@ -143,7 +150,7 @@ def _work(
         batch=max(len(targets), round_of(rows, len(sizes), round_size)),
         decoders=kept_bytes(local.transcoders.w_dec, local.features),
         busiest=columns.busiest,
-        stored_bytes=None if checkpoint is None else Checkpoint.largest(checkpoint),
+        stored_bytes=saved,
     )
 
 

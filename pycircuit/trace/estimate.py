@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pycircuit import ops
 from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops import Features
 from pycircuit.transcoders.lazy import kept_bytes
@@ -22,6 +25,8 @@ from .targets import check
 _SAMPLE = 256  # positions that are run to see how many features are active
 _ROOM = 1.25  # for prompts whose later positions are busier than the sample
 _SHARE = 0.5  # of the matrix rate that a trace reaches
+_TRACE_CALLS, _TILE_CALLS, _ROW_CALLS = 40, 15, 0.2  # of a small op: of a trace; of a tile and a row, in each layer
+_MOMENT = 0.01  # seconds of each measurement
 
 
 @dataclass(frozen=True)
@@ -81,17 +86,22 @@ def estimate(
     bound, ids = Bound.of(memory, model.device), model.tokens(prompt)
     seen = sample(model, ids, max_features, max_targets)
     plan = decide(model, seen.work, bound)
-    operations = _operations(model, len(ids), seen)
-    seconds = operations / (_SHARE * _rate(model))
+    forward, swept = _operations(model, len(ids), seen)
+    seconds = seen.seconds + swept / (_SHARE * _rate(model)) + _calls(plan, seen) * _call_seconds(model)
+    operations = forward + swept
     sampled, work = min(len(ids), _SAMPLE), seen.work
     return Estimate(len(ids), sampled, work.features, work.rows, work.columns, plan, operations, seconds)
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Features of the first positions of a prompt, going on as they began. layer, position: of every feature."""
+    """Features of the first positions of a prompt, going on as they began.
+
+    layer, position: of every feature; sizes: how many columns each sees; seconds: of the forward and the encoders.
+    """
 
     work: Work
+    seconds: float
     layer: Tensor
     position: Tensor
     sizes: Tensor
@@ -99,7 +109,9 @@ class Sample:
 
 def sample(model: ReplacementModel, ids: Tensor, max_features: int | None, outputs: int) -> Sample:
     """What is to be expected of a prompt. outputs: how many targets it has."""
+    begin = time.perf_counter()
     found = model.activations([ids[:_SAMPLE]])[0]
+    seconds = (time.perf_counter() - begin) * len(ids) / min(len(ids), _SAMPLE)
     columns = _columns(model, ids, found)
     layer, position = places(columns)
     sizes = columns.cone_sizes(layer, position)
@@ -116,7 +128,7 @@ def sample(model: ReplacementModel, ids: Tensor, max_features: int | None, outpu
         decoders=kept_bytes(model.transcoders.w_dec, found, columns.features / max(1, sum(f.count for f in found))),
         busiest=columns.busiest,
     )
-    return Sample(work, layer, position, sizes)
+    return Sample(work, seconds, layer, position, sizes)
 
 
 def _columns(model: ReplacementModel, ids: Tensor, found: Sequence[Features]) -> Columns:
@@ -136,25 +148,47 @@ def places(columns: Columns) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(layer.repeat(here.ravel())), torch.from_numpy(position.repeat(here.ravel()))
 
 
-def _operations(model: ReplacementModel, positions: int, seen: Sample) -> float:
-    """Forward, encoders, and the sweep of `rows` average features: projections, attention, scores."""
+def _operations(model: ReplacementModel, positions: int, seen: Sample) -> tuple[float, float]:
+    """Of forward and encoders, and of the sweep of `rows` average features: projections, attention, scores."""
     width, first = model.width, model.weights.layers[0]
     inner = first.w_o.shape[1] + first.w_v.shape[0]
     weights = sum(p.numel() for p in model.hf_model.parameters())
     encoders = sum(model.transcoders.size(at) * width for at in range(model.depth))
-    forward = 2.0 * positions * (weights + encoders)
     longest = seen.position + 1
     passed = (seen.layer - 1).clamp_min(0).double() * longest  # positions projected down and up again
     each = passed * (2 * width * inner + first.w_o.shape[1] * longest) + 2.0 * width * seen.sizes
-    return forward + seen.work.rows * float(each.mean() if len(each) else 0.0)
+    return 2.0 * positions * (weights + encoders), seen.work.rows * float(each.mean() if len(each) else 0.0)
+
+
+def _calls(plan: Plan, seen: Sample) -> float:
+    """What does not grow with a tensor's size, in calls of a small op: of the trace, its tiles and its rows."""
+    work, mean = seen.work, float((seen.position + 1).double().mean()) if len(seen.position) else 1.0
+    rounds = 1 + ceil(work.rows / max(1, work.batch)) if work.rows else 1
+    together = max(1.0, plan.targets * work.positions / mean)
+    tiles = max(rounds, ceil(work.rows / together))
+    return _TRACE_CALLS + work.layers * (tiles * _TILE_CALLS + work.rows * _ROW_CALLS)
+
+
+def _call_seconds(model: ReplacementModel) -> float:
+    """Time of an op on a few numbers, measured now: checks, dispatch, and the way into the kernel."""
+    of: dict[str, Any] = {"device": model.device}
+    rows, out = torch.ones(4, 8, dtype=model.dtype, **of), torch.zeros(1, 4, dtype=model.dtype, **of)
+    features = Features(torch.arange(5, **of), torch.arange(4, **of), rows[:, 0].contiguous())
+    prefix_ptr = torch.tensor([0, 4], **of)
+    return _mean_seconds(lambda: float(ops.edge_scores(rows, prefix_ptr, features, rows, out)[0, 0]))
 
 
 def _rate(model: ReplacementModel) -> float:
     """Operations a second of a product as the sweep does them, measured now."""
-    a, b = (torch.ones(n, 1024, dtype=model.dtype, device=model.device) for n in (2048, 1024))
-    best = float("inf")
-    for _ in range(4):
-        begin = time.perf_counter()
-        float((a @ b.T)[0, 0])
-        best = min(best, time.perf_counter() - begin)
-    return 2.0 * 2048 * 1024 * 1024 / best
+    a, b = (torch.ones(n, 1024, dtype=model.dtype, device=model.device) for n in (512, 1024))
+    return 2.0 * 512 * 1024 * 1024 / _mean_seconds(lambda: float((a @ b.T)[0, 0]))
+
+
+def _mean_seconds(call: Callable[[], float]) -> float:
+    """Mean over a moment rather than the best call: other programs slow the trace as they slow this."""
+    call()
+    begin, count, spent = time.perf_counter(), 0, 0.0
+    while spent < _MOMENT:
+        call()
+        count, spent = count + 1, time.perf_counter() - begin
+    return spent / count

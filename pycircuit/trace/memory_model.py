@@ -20,8 +20,9 @@ from pycircuit.ops.dispatch import plan as dispatched
 from pycircuit.transcoders import Transcoders
 
 PROCESS = 3 << 20  # Python's own objects, and pages of the allocator that are partly used
+_LIBRARY = 9 << 18  # of a thread: where the library of matrix products arranges its operands, kept once it is there
 HUGE_PAGE = 2 << 20  # NumPy asks the system for pages of this size
-PACK_BLOCK = 1 << 18  # entries that are packed together
+PACK_BLOCK = 1 << 16  # entries that are packed together
 _SCRATCH = 192 << 10  # bytes of a thread in a native op, at the least
 _WIDENED = 16384  # rows of a half-precision unembedding that are widened together
 _ROW = 400  # bytes of a row's own numbers: node, sums, and Python's lists of layers and positions
@@ -262,7 +263,8 @@ class MemoryModel:
     def phases(self, dense: bool, keep: int | None, tile: int) -> dict[str, dict[str, int]]:
         """Every phase's parts, in bytes."""
         work = self.work
-        before = {"process": PROCESS, "attention": self.attention(), "streams": self.streams()}
+        process = PROCESS + _LIBRARY * torch.get_num_threads()
+        before = {"process": process, "attention": self.attention(), "streams": self.streams()}
         features = self.features()
         after = {**before, "streams": self.sources(), "features": features}
         if work.decoders:

@@ -81,7 +81,8 @@ class Plan:
 
     stored: attention patterns are kept, otherwise recomputed; dense: rows are kept dense while they are ranked;
     keep: how many entries of a row stay, None for all; tile_bytes: of the sweep's state and edges at a time;
-    edge_bytes: of these, the edges of one target; entries: of all rows together, at the most; batch: rows of a round.
+    targets: how many of full length make a tile; edge_bytes: what the edges of one take; entries: of all rows
+    together, at the most; batch: rows of a round.
     """
 
     memory: int
@@ -89,6 +90,7 @@ class Plan:
     dense: bool
     keep: int | None
     tile_bytes: int
+    targets: int = 1
     edge_bytes: int = 0
     entries: int = 0
     batch: int = 0
@@ -130,7 +132,7 @@ def decide(model: ReplacementModel, work: Work, bound: Bound, fixed: Fixed = Fix
             plan = _cut(memory, bound.bytes, comfortable) if fixed.rows is None else None
             if plan is not None:
                 return plan
-    raise MemoryBoundError(refusal(work, least(model, work, fixed), bound))
+    raise MemoryBoundError(refusal(work, least(model, work, fixed), bound, fixed))
 
 
 def _models(model: ReplacementModel, work: Work, bound: int, fixed: Fixed) -> list[MemoryModel]:
@@ -155,7 +157,19 @@ def _fitted(memory: MemoryModel, dense: bool, keep: int | None, bound: int, comf
     phases = memory.phases(dense, keep, tile)
     name = max(phases, key=lambda phase: sum(phases[phase].values()))
     needs = {part: size for part, size in phases[name].items() if size}
-    plan = Plan(bound, memory.stored, dense, keep, tile, edges, memory.entries(keep), memory.work.batch, name, needs)
+    plan = Plan(
+        bound,
+        memory.stored,
+        dense,
+        keep,
+        tile,
+        tile // lone,
+        edges,
+        memory.entries(keep),
+        memory.work.batch,
+        name,
+        needs,
+    )
     return plan if plan.total <= bound else None
 
 
@@ -185,9 +199,17 @@ def least(model: ReplacementModel, work: Work, fixed: Fixed = Fixed()) -> int:
     return min(smallest)
 
 
-def refusal(work: Work, smallest: int, bound: Bound) -> str:
+def refusal(work: Work, smallest: int, bound: Bound, fixed: Fixed) -> str:
+    needed = readable(smallest, up=True)
+    if fixed.rows is not None:
+        dense, keep = fixed.rows
+        entries = "whole rows" if keep is None else f"{keep} entries of a row"
+        ranked = "ranked dense" if dense else "ranked packed"
+        return (
+            f"attribute: memory must be at least {needed} to go on with this checkpoint, which holds {entries}, "
+            f"{ranked}, got {bound}; allow more, or begin again in another folder"
+        )
     return (
-        f"attribute: memory must be at least {readable(smallest, up=True)} for {work.positions} positions, "
-        f"{work.features} active features and {work.rows} rows, got {bound}; allow more, shorten the prompt or lower "
-        "max_features"
+        f"attribute: memory must be at least {needed} for {work.positions} positions, {work.features} active features "
+        f"and {work.rows} rows, got {bound}; allow more, shorten the prompt or lower max_features"
     )

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pycircuit.model.release import trim
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.progress import Progress
 
 from .checkpoint import Checkpoint
 from .finite import check_rows
 from .plan import Plan
-from .release import trim
 from .store import Part, Store
 from .sweep import Sweep
 from .targets import Target, product_norm

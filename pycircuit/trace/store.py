@@ -86,7 +86,7 @@ class Part:
     @classmethod
     def of_cones(cls, block: Tensor, columns: Columns, layer: Sequence[int], position: Sequence[int]) -> Part:
         """What rows of a block [rows, columns] hold in their cones, zeros left out, a few rows at a time."""
-        most = sum(end - begin for at, p in zip(layer, position, strict=True) for begin, end in columns.cone(at, p))
+        most = int(columns.cone_sizes(*(torch.tensor(places, device="cpu") for places in (layer, position))).sum())
         array = block.cpu().numpy()
         lengths, column, weight = np.empty(0, np.int64), Growing(np.int32, most), Growing(array.dtype, most)
         for counts, sources, entries in cone_entries(array, columns, layer, position):

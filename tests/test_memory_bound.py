@@ -1,0 +1,156 @@
+"""`memory=` bounds what a trace takes, whatever its shape; a refusal names a bound that is enough."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from memory_cases import LEAST, Case
+from test_trace import replacement
+
+import pycircuit as pc
+from pycircuit.trace import plan
+from pycircuit.trace.estimate import sample
+from pycircuit.trace.sweep import Sweep
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+on_linux = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs Linux to reset the peak of memory"
+)
+
+CASES = {
+    "patterns above the bound": Case("llama", 400, 0.5, heads=16, kv_heads=4, max_features=16),
+    "patterns and a checkpoint": Case("llama", 300, 0.6, heads=16, max_features=32, checkpoint=True),
+    "long prompt": Case("gpt2", 1400, 0.5, layers=2, width=64, heads=2, max_features=16, active=4),
+    "long prompt, at the least": Case("llama", 1000, LEAST, layers=2, width=64, max_features=8, active=4),
+    "wide MLP": Case("gpt_neox", 300, 0.5, inner=4096, max_features=8),
+    "large vocabulary": Case("gpt2", 16, 1.0, vocabulary=60000, width=64, max_features=8),
+    "every feature": Case("llama", 40, 0.6, max_features=None, active=8),
+    "many features, at the least": Case("gemma2", 40, LEAST, max_features=200, reads="resid_mid"),
+    "cross-layer with a skip": Case("gemma2", 128, 0.6, cross=True, skip=True, reads="resid_mid"),
+    "no feature": Case("llama", 200, LEAST, heads=8, max_features=0),
+    "half precision": Case("llama", 200, 0.6, dtype="bfloat16", heads=8),
+    "double precision": Case("llama", 96, 0.7, dtype="float64", cross=True),
+    "checkpoint, at the least": Case("gpt_neox", 96, LEAST, layers=4, size=2048, active=32, checkpoint=True),
+}
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, dict[str, Any]]:
+    """All cases in one fresh process."""
+    cases = json.dumps([asdict(case) for case in CASES.values()])
+    script = str(Path(__file__).with_name("memory_cases.py"))
+    run = subprocess.run([sys.executable, script, cases], capture_output=True, text=True, check=True)
+    return dict(zip(CASES, json.loads(run.stdout), strict=True))
+
+
+@on_linux
+@pytest.mark.parametrize("name", CASES)
+def test_resident_memory_stays_within_the_bound(name: str, measured: dict[str, dict[str, Any]]) -> None:
+    found = measured[name]
+    assert found["peak"] <= 1.05 * found["bound"]
+    assert found["certificate"] < 1e-5
+
+
+@on_linux
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.share == LEAST])
+def test_the_bound_that_a_refusal_names_is_enough(name: str, measured: dict[str, dict[str, Any]]) -> None:
+    assert measured[name]["refusals"] == 1
+
+
+@pytest.mark.parametrize("max_features", [None, 30, 0])
+@pytest.mark.parametrize("kind", ["plt", "clt_skip"])
+def test_no_smaller_bound_than_the_least_is_enough(kind: str, max_features: int | None) -> None:
+    model, ids = replacement("llama", kind, torch.float32), tiny_models.prompt(24)
+    smallest = plan.least(model, sample(model, ids, max_features, 1).work)
+    how: dict[str, Any] = {"targets": [5], "max_features": max_features, "progress": False}
+    assert pc.attribute(model, ids, memory=smallest, **how).certificate < 1e-5
+    with pytest.raises(pc.MemoryBoundError, match=f"at least {plan.readable(smallest, up=True)}"):
+        pc.attribute(model, ids, memory=smallest - 1, **how)
+
+
+@pytest.mark.parametrize("size", [1, 1023, 1025, 3_456_789, (1 << 30) - 1, (1 << 30) + 1, 98_765_432_109])
+def test_a_size_rounded_up_is_enough(size: int) -> None:
+    read = plan.parse_bytes(plan.readable(size, up=True))
+    assert read is not None and size <= read <= 1.011 * size + 110
+
+
+def test_patterns_follow_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are recomputed where the plan says so, however small they are."""
+    model, ids = replacement("llama", "plt", torch.float32), tiny_models.prompt()
+    stored, freeze = [], model.freeze
+
+    def spied(prompt: Any, keep: bool | None = None, **how: Any) -> Any:
+        stored.append(keep)
+        return freeze(prompt, keep, **how)
+
+    monkeypatch.setattr(model, "freeze", spied)
+    for limit in (1 << 30, 100):
+        monkeypatch.setattr(plan, "PATTERN_BYTES", limit)
+        pc.attribute(model, ids, max_features=0, progress=False)
+    assert stored == [True, False]
+
+
+# Checkpoints under another bound
+
+
+def traced(folder: Path, memory: int | str | None, max_features: int | None = 40) -> pc.Graph:
+    model, ids = replacement("llama", "plt", torch.float32), tiny_models.prompt(60)
+    return pc.attribute(model, ids, max_features=max_features, memory=memory, checkpoint=folder, progress=False)
+
+
+def test_a_checkpoint_goes_on_under_another_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles and patterns follow the new bound; rows stay what they are."""
+    first, tiles, fitting = traced(tmp_path, None), [], Sweep.fitting
+    for file in sorted(tmp_path.glob("rows-*"))[1:]:
+        file.unlink()
+    monkeypatch.setattr(Sweep, "fitting", lambda *args: (tiles.append(args[3]), fitting(*args))[1])
+    model, ids = replacement("llama", "plt", torch.float32), tiny_models.prompt(60)
+    bound = int(1.2 * plan.least(model, sample(model, ids, 40, 10).work, plan.Fixed(rows=(True, None))))
+    again = traced(tmp_path, bound)
+    assert tiles and max(tiles) < bound
+    assert torch.equal(first.row_node, again.row_node) and again.certificate < 1e-5
+    torch.testing.assert_close(again.dense(), first.dense(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_checkpoint_of_whole_rows_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that were cut are no rows of a run that keeps them: refused, with a bound that is enough."""
+    monkeypatch.setattr(plan, "FEWEST", 8)
+    traced(tmp_path, None, None)
+    model, ids = replacement("llama", "plt", torch.float32), tiny_models.prompt(60)
+    smallest = plan.least(model, sample(model, ids, None, 10).work)
+    with pytest.raises(pc.MemoryBoundError, match="to go on with this checkpoint") as refusal:
+        traced(tmp_path, smallest, None)
+    enough = str(refusal.value).split("at least ")[1].split(" to go on")[0]
+    assert traced(tmp_path, enough, None).provenance["keep"] is None
+
+
+# What is said beforehand
+
+
+@pytest.mark.parametrize("max_features", [None, 20])
+@pytest.mark.parametrize("name", ["demo", "llama", "gpt2"])
+def test_the_time_of_a_short_trace_is_foretold(
+    name: str, max_features: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a factor of two, in time of the processor, of which other programs take none."""
+    monkeypatch.setattr(time, "perf_counter", time.process_time)
+    if name == "demo":
+        model, prompt = pc.load("demo"), "the capital of the state containing Dallas is"
+    else:
+        model, prompt = replacement(name, "plt", torch.float32), tiny_models.prompt()
+    found = [pc.estimate(model, prompt, max_features=max_features).seconds for _ in range(5)]
+    took = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        pc.attribute(model, prompt, max_features=max_features, progress=False)
+        took.append(time.perf_counter() - begin)
+    assert 0.5 < sorted(found)[2] / min(took) < 2
