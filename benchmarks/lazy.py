@@ -37,8 +37,8 @@ from torch import Tensor
 import pycircuit as pc
 from pycircuit.bench import machine, memory, sections
 from pycircuit.bench.trace import markdown_table
+from pycircuit.files.safetensors import safetensors_header
 from pycircuit.transcoders import formats
-from pycircuit.transcoders.formats.files import safetensors_header
 
 HERE = Path(__file__).parent
 ACTIVE = 16  # features of a layer at a position

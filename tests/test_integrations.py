@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pycircuit.integrations import circuit_tracer, sae_lens, sparsify
-from pycircuit.integrations.circuit_tracer import attribution
+from pycircuit.integrations.circuit_tracer import generations
 from pycircuit.integrations.handle import Accelerated
 
 
@@ -68,7 +68,7 @@ def test_a_pickled_object_runs_its_own_methods() -> None:
 
 def test_circuit_tracer_is_imported_when_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(name.split(".")[0] in ("circuit_tracer", "transformer_lens", "nnsight") for name in sys.modules)
-    monkeypatch.setattr(attribution, "find_spec", lambda _: None)
+    monkeypatch.setattr(generations, "find_spec", lambda _: None)
     for call in (lambda: circuit_tracer.attribute([0, 1], None), circuit_tracer.accelerate):
         with pytest.raises(ImportError, match="pip install circuit-tracer"):
             call()

@@ -65,7 +65,7 @@ def attribute(
         begin = time.perf_counter()
         ids = model.tokens(prompt)
         positions = positions_of(position, len(ids))
-        outputs = len(positions) * (max_targets if targets is None else len(targets))
+        outputs = len(positions) * (len(targets) if isinstance(targets, Sequence) else max_targets)
         fixed = Fixed() if checkpoint is None else Fixed(rows=Checkpoint.planned(checkpoint))
         saved = None if checkpoint is None else Checkpoint.largest(checkpoint)
         first = _first_plan(model, ids, max_features, outputs, bound, fixed, saved)  # refuses what cannot fit
