@@ -29,15 +29,15 @@ def wiring(model: nn.Module, config: Any) -> tuple[Any, ...]:
     Numbers are read anew for every prompt, so nothing here can make a graph stale. Not seen: a module's own attributes,
     and a change of weights through `.data` that leaves them where they are.
     """
-    tensors = (*model.parameters(), *model.buffers())
-    modules = ((m, vars(m).get("forward")) for m in model.modules())
-    wired = tuple((type(m), id(forward), *map(tuple, _hooks(m))) for m, forward in modules)
-    return tuple(map(_place, tensors)), wired, repr(config)
+    return tuple(map(_state, model.modules())), repr(config)
 
 
-def _hooks(module: nn.Module) -> tuple[Any, Any]:
-    """Hooks by their numbers, which are not given again."""
-    return module._forward_hooks, module._forward_pre_hooks
+def _state(module: nn.Module) -> tuple[Any, ...]:
+    """One module's part: its hooks by their numbers, which are not given again."""
+    own = vars(module)
+    tensors = (t for t in (*own["_parameters"].values(), *own["_buffers"].values()) if t is not None)
+    hooks = tuple(own["_forward_hooks"]), tuple(own["_forward_pre_hooks"])
+    return type(module), id(own.get("forward")), hooks, tuple(map(_place, tensors))
 
 
 def _place(t: Tensor) -> tuple[Any, ...]:
