@@ -51,12 +51,12 @@ def attribute(
     token strings, (label, weight, direction) or pc.Feature. position: where the outputs are read, one or several.
     max_features: how many features get a row of their own, the most influential first, chosen in rounds of
     round_size (default an eighth of them, at least 64); None: all.
-    memory: "8GiB" or bytes, what the run may take beside the model; None: most of what is free. Rows that do not fit
-    keep their largest entries, and `graph.dropped` what was left out.
+    memory: "8GiB" or bytes, what the run may take beside the model at its peak; None: most of what is free. Rows that
+    do not fit keep their largest entries, and `graph.dropped` what was left out.
     progress: True writes to stderr, False is silent, a function is called with (phase, done, total).
-    checkpoint: a folder for rows as they are found; the same call goes on from there after a kill, and waits while
-    another has the folder. Ctrl-C ends the sweep and returns the graph of the rows found so far,
-    `provenance["interrupted"]` set.
+    checkpoint: a folder for rows as they are found; the same call goes on from there after a kill, under another
+    memory= too if rows can be kept and ranked as they were, and waits while another has the folder. Ctrl-C ends the
+    sweep and returns the graph of the rows found so far, `provenance["interrupted"]` set.
     """
     check_model("attribute", model)
     max_features, max_targets, round_size = check(max_features, probability, max_targets, round_size)

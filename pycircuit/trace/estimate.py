@@ -25,7 +25,7 @@ from .targets import check
 _SAMPLE = 256  # positions that are run to see how many features are active
 _ROOM = 1.25  # for prompts whose later positions are busier than the sample
 _SHARE = 0.5  # of the matrix rate that a trace reaches
-_TRACE_CALLS, _TILE_CALLS, _ROW_CALLS = 40, 15, 0.2  # of a small op: of a trace; of a tile and a row, in each layer
+_TRACE_CALLS, _TILE_CALLS, _ROW_CALLS = 24, 9, 0.13  # of a small op: of a trace; of a tile and a row, in each layer
 _MOMENT = 0.01  # seconds of each measurement
 
 
@@ -33,8 +33,9 @@ _MOMENT = 0.01  # seconds of each measurement
 class Estimate:
     """features: how many are active, counted on the first `sampled` positions; rows, columns: of the edges.
 
-    plan: how the trace would run, with its bytes by part; operations: floating-point, of all of it; seconds: what
-    they take at the rate of matrix products measured now, within a factor of two.
+    plan: how the trace would run, with the bytes of its largest phase by part; operations: floating-point, of all of
+    it; seconds: of the forward, of the sweep's products and of its calls at the rates measured now, within a factor
+    of two.
     """
 
     positions: int

@@ -18,6 +18,7 @@ from pycircuit.ops import JumpReLU, TopK
 from pycircuit.ops.dispatch import Request
 from pycircuit.ops.dispatch import plan as dispatched
 from pycircuit.transcoders import Transcoders
+from pycircuit.transcoders.pages import mapped_bytes
 
 PROCESS = 3 << 20  # Python's own objects, and pages of the allocator that are partly used
 _LIBRARY = 9 << 18  # of a thread: where the library of matrix products arranges its operands, kept once it is there
@@ -25,6 +26,7 @@ HUGE_PAGE = 2 << 20  # NumPy asks the system for pages of this size
 PACK_BLOCK = 1 << 16  # entries that are packed together
 _SCRATCH = 192 << 10  # bytes of a thread in a native op, at the least
 _WIDENED = 16384  # rows of a half-precision unembedding that are widened together
+_AROUND = 64 << 10  # bytes that the system maps where a page of a file is touched
 _ROW = 400  # bytes of a row's own numbers: node, sums, and Python's lists of layers and positions
 
 
@@ -184,6 +186,7 @@ class MemoryModel:
             return 0
         rule, size = self.transcoders.activation[layer], w_enc.shape[0]
         theta = self.size * size if isinstance(rule, JumpReLU) else 0
+        theta += mapped_bytes(w_enc)
         if self._native("encode", w_enc.dtype):
             best = p * (8 * (rule.k + max(16, rule.k // 2)) + 12 * rule.k) if isinstance(rule, TopK) else 12 * n
             return best + 24 * n + theta + self._scratch()
@@ -211,6 +214,11 @@ class MemoryModel:
             self.work.busiest * self.model.width * (gathered + 2 * self.size)
             + patterns * self.size * self.heads * self.work.positions**2
         )
+
+    def encoder_rows(self) -> int:
+        """Pages of encoders left in files, of the rows of a round; the system maps some pages around each."""
+        mapped = sum(mapped_bytes(w) for w in self.transcoders.w_enc if w is not None)
+        return min(mapped, self.work.batch * _AROUND)
 
     def _scratch(self) -> int:
         return torch.get_num_threads() * max(_SCRATCH, 256 * self.model.width)
@@ -267,6 +275,8 @@ class MemoryModel:
         before = {"process": process, "attention": self.attention(), "streams": self.streams()}
         features = self.features()
         after = {**before, "streams": self.sources(), "features": features}
+        if encoder_rows := self.encoder_rows():
+            after["encoder rows"] = encoder_rows
         if work.decoders:
             after["decoder rows"] = work.decoders
         packed = self.packed(keep)

@@ -11,6 +11,7 @@ from torch import Tensor
 from pycircuit.model.release import trim
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.progress import Progress
+from pycircuit.transcoders import pages
 
 from .checkpoint import Checkpoint
 from .finite import check_rows
@@ -85,7 +86,11 @@ class Found:
         chosen = chosen[torch.argsort(self.layer[chosen], descending=True, stable=True)]
         self._nodes.append(chosen)
         layer, position = self.layer[chosen].tolist(), self.position[chosen].tolist()
-        self._add(chosen, layer, position, lambda a, b: self._of(self.local.transcoders.w_enc, chosen[a:b]))
+        encoders = self.local.transcoders.w_enc
+        self._add(chosen, layer, position, lambda a, b: self._of(encoders, chosen[a:b]))
+        for w_enc in encoders:
+            if w_enc is not None:
+                pages.let_go(w_enc)
 
     def _of(self, weights: Sequence[Tensor], chosen: Tensor) -> Tensor:
         """Each chosen feature's entry of its layer's encoder weights, in the order of `chosen`."""

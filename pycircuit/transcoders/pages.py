@@ -76,6 +76,12 @@ def check(t: Tensor) -> None:
         )
 
 
+def mapped_bytes(t: Tensor) -> int:
+    """Bytes of a tensor's file that may become resident; 0 for one in memory of its own."""
+    held = _HELD.get(t)
+    return 0 if held is None else len(held.pages)
+
+
 def let_go(t: Tensor) -> None:
     """Count the pages of a mapped tensor to this process no longer; the system has them still, and gives them back
     when they are used. Of one that was written to, and of every other tensor, nothing is let go."""
