@@ -55,6 +55,14 @@ def test_readme_has_the_figures_that_were_measured() -> None:
     assert f"set of {held['files'] / 1e9:.0f} GB is traced holding {held['peak'] / 1e9:.1f} GB beside the model" in text
 
 
+@pytest.mark.parametrize("name", [*DOCUMENTS, "benchmarks/RESULTS.md"])
+def test_documents_say_which_circuit_tracer_is_meant(name: str) -> None:
+    """Several carry the name; docs/circuit-tracer.md tells them apart."""
+    text = (ROOT / name).read_text()
+    if re.search(r"(?<![`\w/])circuit-tracer(?![.`])", text):
+        assert re.search(r"circuit-tracer\W+0\.5\.0\W+(is )?the package", text)
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_targets_and_links_exist(name: str) -> None:
     text = (ROOT / name).read_text()
