@@ -26,6 +26,7 @@ def test_readme_has_an_example() -> None:
     assert "README.md" in EXAMPLES
 
 
+@pytest.mark.filterwarnings("ignore:Graph.to_json. features or errors must be above layer 0")  # of a tiny random model
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a page one after another, as its reader would."""
