@@ -47,7 +47,7 @@ def cone_entries(
         places = zip(layer[begin : begin + step], position[begin : begin + step], strict=True)
         cones = [columns.cone(at, p) for at, p in places]
         lengths = np.array([sum(end - first for first, end in cone) for cone in cones], np.int64)
-        rows = block[begin : begin + step]
+        rows = block[begin : begin + len(cones)]  # an interrupted block has more
         weight = np.concatenate([row[a:b] for row, cone in zip(rows, cones, strict=True) for a, b in cone])
         column = np.concatenate([iota[a:b] for cone in cones for a, b in cone])
         filled = weight != 0
