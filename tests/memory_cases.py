@@ -80,9 +80,9 @@ def transcoders(case: Case, dtype: torch.dtype) -> Any:
 
 
 def refused(error: pc.MemoryBoundError) -> str:
-    found = re.search(r"at least ([\d.]+ \w+)", str(error))
-    assert found is not None
-    return found[1]
+    size = re.search(r"at least ([\d.]+ \w+)", str(error))
+    assert size is not None
+    return size[1]
 
 
 def run(case: Case) -> dict[str, Any]:
@@ -99,6 +99,7 @@ def run(case: Case) -> dict[str, Any]:
                 graph = pc.attribute(model, ids, memory=bound, **how)
                 break
             except pc.MemoryBoundError as error:
+                assert refusals < 3, f"a bound that a refusal named was refused: {error}"
                 bound, refusals = pc.trace.plan.parse_bytes(refused(error)), refusals + 1
     peak = memory.peak()
     assert before is not None and peak is not None

@@ -85,9 +85,9 @@ def attribute(
             local, chosen = freeze(plan.stored)
         forward = time.perf_counter() - begin
         graph = _run(model, local, chosen, max_features, round_size, plan, show, checkpoint, forward)
-    asked = {"positions": positions, "probability": probability, "max_targets": max_targets}
-    asked["memory"] = bound.bytes if bound.given else None
-    graph.provenance["settings"].update(asked | {"targets": "likeliest" if targets is None else "given"})
+    settings = {"positions": positions, "probability": probability, "max_targets": max_targets}
+    settings["memory"] = bound.bytes if bound.given else None
+    graph.provenance["settings"].update(settings | {"targets": "likeliest" if targets is None else "given"})
     return graph
 
 

@@ -78,8 +78,8 @@ def check(t: Tensor) -> None:
 
 def mapped_bytes(t: Tensor) -> int:
     """Bytes of a tensor's file that may become resident; 0 for one in memory of its own."""
-    held = _HELD.get(t)
-    return 0 if held is None else len(held.pages)
+    mapping = _HELD.get(t)
+    return 0 if mapping is None else len(mapping.pages)
 
 
 def let_go(t: Tensor) -> None:
