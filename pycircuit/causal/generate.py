@@ -77,9 +77,9 @@ def generate(
     if seed >= 1 << 32:
         raise ValueError(f"{OP}: seed must be below 2^32, got {seed}")
     given = interventions_of(OP, "steer", steer, model)
-    one = isinstance(prompts, str) or hasattr(prompts, "tolist")
-    one = one or (isinstance(prompts, Sequence) and all(map(checks.is_int, prompts)))
-    ids = [model.tokens(prompt) for prompt in ([prompts] if one else _several(prompts))]
+    single = isinstance(prompts, str) or hasattr(prompts, "tolist")
+    single = single or (isinstance(prompts, Sequence) and all(map(checks.is_int, prompts)))
+    ids = [model.tokens(prompt) for prompt in ([prompts] if single else _several(prompts))]
     where = {len(t): _where(model, given, len(t), count) for t in ids}
     generators = [torch.Generator().manual_seed((seed << 24) + i) for i in range(len(ids))]
     found: list[list[int]] = [[] for _ in ids]
@@ -89,7 +89,7 @@ def generate(
             decoder = _Decoder(model, where[together.shape[1]], together, count)
             for at, tokens in zip(batch, decoder.run(sampling, [generators[i] for i in batch]), strict=True):
                 found[at] = tokens
-    return found[0] if one else found
+    return found[0] if single else found
 
 
 def _several(prompts: Any) -> Sequence[Any]:
