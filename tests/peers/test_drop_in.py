@@ -26,6 +26,7 @@ from circuit_tracer.attribution.targets import CustomTarget
 from circuit_tracer.graph import Graph, compute_graph_scores, prune_graph
 from circuit_tracer.utils import create_graph_files
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pycircuit.integrations import circuit_tracer as drop_in
 from pycircuit.integrations.circuit_tracer import accelerate, attribute, rows, transcoders, transformer_lens
@@ -422,6 +423,34 @@ def test_a_model_is_as_it_was(where: str) -> None:
     attribute(ids(), model, **SOME)
     after = pair.trace_peer(model, ids(), **SOME)
     assert torch.equal(before.adjacency_matrix, after.adjacency_matrix)
+
+
+class Copies(TorchDispatchMode):
+    """Counts the copies of matrices of one shape, turned."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        self.count += function is torch.ops.aten.clone.default and out.shape == self.shape
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_weights_of_their_mlps_are_not_copied_to_be_turned(dtype: torch.dtype) -> None:
+    """In half precision they are: there the layout decides how sums are rounded, and with them which features fire."""
+    model = made("lens llama", "plt", dtype=dtype)
+    attribute(ids(), model, **SOME)  # probes the model
+    weight = model.blocks[0].mlp.old_mlp.W_in
+    before = model(ids())
+    with Copies(weight.T.shape) as copies:
+        attribute(ids(), model, **SOME)
+    assert (copies.count == 0) == (dtype == torch.float32)
+    with Copies(weight.T.shape) as copies:
+        assert torch.equal(model(ids()), before)
+    assert copies.count > 0, "TransformerLens does not copy any more: take this out of transformer_lens.py"
 
 
 def modes(model: Any) -> list[tuple[str, bool]]:

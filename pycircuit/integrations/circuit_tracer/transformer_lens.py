@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pycircuit.model.capture import Captured, attend, disagreement, relative
 from pycircuit.model.families import FamilyError
@@ -88,6 +89,21 @@ class _Recorder:
                 f"attribute: model must run through its hook points, got nothing at {', '.join(sorted(missing))}; put "
                 "back the modules that were replaced"
             )
+
+
+class _WithoutCopies(TorchFunctionMode):
+    """Turned weights multiply where they lie, in this thread; TransformerLens copies each one before every product.
+
+    Not in half precision, where the layout decides how sums are rounded.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is Tensor.contiguous and not kwargs and len(args) == 1:
+            weight = args[0]
+            turned = weight.ndim == 2 and weight.dtype in _TOLERANCE and weight.T.is_contiguous()
+            if turned and isinstance(weight._base, torch.nn.Parameter):
+                return weight
+        return function(*args, **(kwargs or {}))
 
 
 def frozen(model: Any, ids: Tensor) -> LocalReplacement:
@@ -189,7 +205,8 @@ def capture(
         for name, hook_name in record.items():
             for layer in range(lens.depth):
                 recorder.stream(hooks, model, name, layer, hook_name)
-        out = model.forward(ids[None], stop_at_layer=None if whole else lens.depth)
+        with _WithoutCopies():
+            out = model.forward(ids[None], stop_at_layer=None if whole else lens.depth)
         if not whole:
             out = model.ln_final(out)
     recorder.require(keep)
