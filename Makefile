@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt pyproject.toml constraints.txt
 MODULES := $(shell find pycircuit kernels -name '*.py' | sort)
 
-.PHONY: demo test test-peers test-real lint bench bench-lazy bench-peers box gpu sanitize build clean
+.PHONY: demo test test-peers test-real lint bench bench-lazy bench-peers bench-short box gpu sanitize build clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -124,6 +124,10 @@ test-peers: .venv-peers/.build .venv-peers/.browser
 # Standard shapes against circuit-tracer, edges checked first: make bench-peers [SHAPE=small]
 bench-peers: .venv-peers/.build
 	$(PEERS)/python benchmarks/peers.py $(if $(SHAPE),--shape $(SHAPE))
+
+# The drop-in's fixed cost: ten tokens of a 30-layer model beside pc.attribute.
+bench-short: .venv-peers/.build
+	$(PEERS)/python benchmarks/short_call.py
 
 # On a machine with a GPU, with its own Python and no network: make gpu [RESULTS=dir] [SECTION=name]
 gpu:
