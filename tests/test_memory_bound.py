@@ -26,18 +26,21 @@ on_linux = pytest.mark.skipif(
 )
 
 CASES = {
-    "patterns above the bound": Case("llama", 400, 0.5, heads=16, kv_heads=4, max_features=16),
-    "patterns and a checkpoint": Case("llama", 300, 0.6, heads=16, max_features=32, checkpoint=True),
-    "long prompt": Case("gpt2", 1400, 0.5, layers=2, width=64, heads=2, max_features=16, active=4),
+    "patterns above the bound": Case("llama", 400, 24, heads=16, kv_heads=4, max_features=16),
+    "patterns and a checkpoint": Case("llama", 300, 28, heads=16, max_features=32, checkpoint=True),
+    "long prompt": Case("gpt2", 1400, 28, layers=2, width=64, heads=2, max_features=16, active=4),
     "long prompt, at the least": Case("llama", 1000, LEAST, layers=2, width=64, max_features=8, active=4),
-    "wide MLP": Case("gpt_neox", 300, 0.5, inner=4096, max_features=8),
-    "large vocabulary": Case("gpt2", 16, 1.0, vocabulary=60000, width=64, max_features=8),
-    "every feature": Case("llama", 40, 0.6, max_features=None, active=8),
+    "wide MLP": Case("gpt_neox", 300, 14, inner=4096, max_features=8),
+    "large vocabulary": Case("gpt2", 16, 5, vocabulary=60000, width=64, max_features=8),
+    "every feature": Case("llama", 40, 20, max_features=None, active=8),
     "many features, at the least": Case("gemma2", 40, LEAST, max_features=200, reads="resid_mid"),
-    "cross-layer with a skip": Case("gemma2", 128, 0.6, cross=True, skip=True, reads="resid_mid"),
+    "cross-layer with a skip": Case("gemma2", 128, 14, cross=True, skip=True, reads="resid_mid"),
     "no feature": Case("llama", 200, LEAST, heads=8, max_features=0),
-    "half precision": Case("llama", 200, 0.6, dtype="bfloat16", heads=8),
-    "double precision": Case("llama", 96, 0.7, dtype="float64", cross=True),
+    "half precision": Case("llama", 200, 20, dtype="bfloat16", heads=8),
+    "half-precision encoders": Case(
+        "llama", 48, 30, layers=2, width=512, size=8192, cross=True, dtype="float16", active=8, max_features=16
+    ),
+    "double precision": Case("llama", 96, 25, dtype="float64", cross=True),
     "checkpoint, at the least": Case("gpt_neox", 96, LEAST, layers=4, size=2048, active=32, checkpoint=True),
 }
 
@@ -67,7 +70,7 @@ def test_resident_memory_stays_within_the_bound(name: str, measured: dict[str, d
 
 
 @on_linux
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.share == LEAST])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.memory == LEAST])
 def test_the_bound_that_a_refusal_names_is_enough(name: str, measured: dict[str, dict[str, Any]]) -> None:
     assert measured[name]["refusals"] == 1
 

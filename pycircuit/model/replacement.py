@@ -19,6 +19,7 @@ from .capture import Captured, capture, disagreement, read_batch, relative, runn
 from .families import FamilyError, family_of
 from .frozen import FrozenModel
 from .hooks import attention_by
+from .release import trim
 from .weights import read_weights
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class ReplacementModel:
     ) -> LocalReplacement:
         """Run the prompt once. stored: keep attention patterns; None decides by their size.
 
-        lean: give back what each layer of the forward freed before the next one begins.
+        lean: give back what each layer of the forward, and its features, freed before the next one begins.
         """
         ids = self.tokens(prompt)
         reads, writes = self.transcoders.reads, self.transcoders.writes
@@ -145,7 +146,7 @@ class ReplacementModel:
                 lean=lean,
             )
         x, errors = captured.streams[reads], captured.streams[writes]  # becomes what the reconstruction misses
-        features = self._features(x)
+        features = self._features(x, lean)
         self.transcoders.add_to(errors, features, x, self.ignore_positions, sign=-1.0)
         return LocalReplacement(captured.model, self.transcoders, features, errors, self.ignore_positions, x)
 
@@ -251,9 +252,13 @@ class ReplacementModel:
         ]
         return list(zip(*layers, strict=True))
 
-    def _features(self, x: Tensor) -> tuple[Features, ...]:
-        ignore = self.ignore_positions
-        return tuple(self.transcoders.encode(layer, x[layer], ignore) for layer in range(self.depth))
+    def _features(self, x: Tensor, lean: bool = False) -> tuple[Features, ...]:
+        features = []
+        for layer in range(self.depth):
+            features.append(self.transcoders.encode(layer, x[layer], self.ignore_positions))
+            if lean:
+                trim()
+        return tuple(features)
 
     def _encoded(self, prompt: Any) -> list[int]:
         if isinstance(prompt, str):

@@ -36,9 +36,9 @@ class _Prompt(ReplacementModel):
     def _probe(self) -> None:
         once(self.hf_model, None, self.state, super()._probe)
 
-    def _features(self, x: Tensor) -> tuple[Features, ...]:
+    def _features(self, x: Tensor, lean: bool = False) -> tuple[Features, ...]:
         if self.weights.stored == self.dtype:
-            return tuple(map(without_zeros, super()._features(x)))
+            return tuple(map(without_zeros, super()._features(x, lean)))
         reads = read_batch(self.hf_model, self.family, self.weights, self.ids[None], self.transcoders.reads)
         return own_features(self.theirs, reads[:, 0].to(self.weights.stored), self.ignore_positions)
 
