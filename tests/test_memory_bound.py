@@ -41,6 +41,9 @@ CASES = {
         "llama", 48, 30, layers=2, width=512, size=8192, cross=True, dtype="float16", active=8, max_features=16
     ),
     "double precision": Case("llama", 96, 25, dtype="float64", cross=True),
+    "double precision, ranked": Case(
+        "llama", 32, 58, layers=6, width=64, size=1024, dtype="float64", active=96, max_features=200
+    ),
     "checkpoint, at the least": Case("gpt_neox", 96, LEAST, layers=4, size=2048, active=32, checkpoint=True),
 }
 

@@ -253,6 +253,12 @@ class MemoryModel:
     def dense(self) -> int:
         return self.size * self.work.rows * self.work.columns
 
+    def shares(self, dense: bool) -> int:
+        """Dense rows once more, and their columns that have rows, where no kernel ranks them in place."""
+        if not dense or self._native("influence", self.model.dtype):
+            return 0
+        return self.dense() + (self.size + 2) * self.work.rows**2
+
     def entries(self, keep: int | None) -> int:
         return self.work.entries if keep is None else min(self.work.entries, self.work.rows * keep)
 
@@ -282,7 +288,7 @@ class MemoryModel:
         packed = self.packed(keep)
         rows = self.dense() + _ROW * work.rows if dense else packed
         beside = 4 * self.entries(keep) + self._huge(self.dense()) + self.packing() if dense else 0
-        ranking = (32 * work.features + 24 * work.columns) if work.ranked else 0
+        ranking = (32 * work.features + 24 * work.columns + self.shares(dense)) if work.ranked else 0
         return {
             "forward": {**before, "layer": self.forward()},
             "features": {**before, "features": features, "layer": self.encoding(), "decoder rows": work.decoders},
