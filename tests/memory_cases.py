@@ -43,6 +43,7 @@ class Case:
     max_features: int | None = 64
     dtype: str = "float32"
     checkpoint: bool = False
+    precision: str = "float32"
 
 
 def build(case: Case) -> pc.ReplacementModel:
@@ -87,9 +88,10 @@ def refused(error: pc.MemoryBoundError) -> str:
 
 def run(case: Case) -> dict[str, Any]:
     model, ids = build(case), torch.arange(case.positions) % case.vocabulary
-    how: dict[str, Any] = {"max_features": case.max_features, "progress": False}
+    how: dict[str, Any] = {"max_features": case.max_features, "progress": False, "precision": case.precision}
     pc.attribute(model, ids[:8], max_features=4, progress=False)  # what libraries take once
-    estimated, refusals = pc.estimate(model, ids, max_features=case.max_features).bytes, 0
+    estimated = pc.estimate(model, ids, max_features=case.max_features, precision=case.precision).bytes
+    refusals = 0
     bound = 4096 if case.share == LEAST else int(float(case.share) * estimated)
     with TemporaryDirectory() as folder:
         how["checkpoint"] = folder if case.checkpoint else None

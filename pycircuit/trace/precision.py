@@ -16,12 +16,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from pycircuit.ops.precision import tf32_products
 
 Precision = Literal["float32", "float32-fast", "tf32", "bfloat16"]
 
-_TF32_SPLIT = 2.0**13 + 1  # 24 bits of a float32 less the 11 of a tf32
+_TF32_SPLIT = 2.0**13 + 1  # Veltkamp's constant: a float32 has 24 bits, a tf32 has 11
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def arithmetic_of(op: str, precision: Any, device: torch.device, dtype: torch.dt
                 f"{precision!r}; load the model with dtype='float32'"
             )
         return FLOAT64
+    if device.type == "cuda" and TorchVersion(torch.__version__) < "2.10":
+        raise RuntimeError(f"{op}: torch must be 2.10 or newer to trace on a GPU, got {torch.__version__}; upgrade it")
     if device.type == "cpu":
         if precision == "tf32":
             raise ValueError(
