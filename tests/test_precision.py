@@ -78,7 +78,7 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     graph = pc.trace.trace_frozen(model, local, max_targets=2, max_features=ROWS)
     row_node = graph.row_node[graph.row_node < graph.first_error]
     layer, position, index = graph.features[row_node].unbind(1)
-    vectors = [local.transcoders.w_enc[at][i].double() for at, i in zip(layer, index, strict=True)]
+    vectors = [local.transcoders.w_enc[n][i].double() for n, i in zip(layer, index, strict=True)]
     truth, _ = Sweep(in_float64(local)).rows(layer.tolist(), position.tolist(), torch.stack(vectors))
     yield Case(model, local, row_node, truth)
 
@@ -218,7 +218,7 @@ def test_a_gpu_needs_a_torch_that_adds_products_of_parts(monkeypatch: pytest.Mon
     assert {name: arithmetic_of("attribute", name, gpu, torch.float32) for name in PRECISIONS} == PRECISIONS
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1+cu130"))
     with pytest.raises(
-        RuntimeError, match=r"attribute: torch must be 2\.10 or newer .* got 2\.9\.1\+cu130; upgrade it"
+        RuntimeError, match=r"attribute: torch must be 2\.10 or newer .* got 2\.9\.1\+cu130; upgrade torch"
     ):
         arithmetic_of("attribute", "float32", gpu, torch.float32)
 

@@ -61,8 +61,7 @@ def attribute(
     checkpoint: a folder for rows as they are found; the same call goes on from there after a kill, under another
     memory= too if rows can be kept and ranked as they were, and waits while another has the folder. Ctrl-C ends the
     sweep and returns the graph of the rows found so far, `provenance["interrupted"]` set.
-    precision: of the sweep's products with attention's weights. "float32" is as good as float32 everywhere;
-    "float32-fast" (the law within 1e-5), "tf32" (5e-4, on a GPU only) and "bfloat16" (5e-3) save time.
+    precision: of the sweep's products; docs/law.md has the choices, and how closely the law holds under each.
     """
     check_model("attribute", model)
     arithmetic = arithmetic_of("attribute", precision, model.device, model.dtype)
@@ -75,9 +74,7 @@ def attribute(
         outputs = len(positions) * (len(targets) if isinstance(targets, Sequence) else max_targets)
         fixed = Fixed() if checkpoint is None else Fixed(rows=Checkpoint.planned(checkpoint))
         saved = None if checkpoint is None else Checkpoint.largest(checkpoint)
-        first = _first_plan(
-            model, ids, max_features, outputs, arithmetic, bound, fixed, saved
-        )  # refuses what cannot fit
+        first = _first_plan(model, ids, max_features, outputs, arithmetic, bound, fixed, saved)  # or a refusal
         show.step("forward", 0, len(ids), "positions")
 
         def freeze(stored: bool) -> tuple[LocalReplacement, list[Target]]:
@@ -86,8 +83,7 @@ def attribute(
             return local, choose(model, local, targets, position, probability, max_targets)
 
         local, chosen = freeze(first.stored)
-        work = _work(local, chosen, max_features, round_size, arithmetic, saved)
-        plan = decide(model, work, bound, fixed)
+        plan = decide(model, _work(local, chosen, max_features, round_size, arithmetic, saved), bound, fixed)
         if plan.stored != first.stored:  # with the features that there are, patterns have no place
             del local, chosen
             trim()
@@ -95,8 +91,8 @@ def attribute(
         forward = time.perf_counter() - begin
         graph = _run(model, local, chosen, max_features, round_size, arithmetic, plan, show, checkpoint, forward)
     settings = {"positions": positions, "probability": probability, "max_targets": max_targets}
-    settings["memory"] = bound.bytes if bound.given else None
-    graph.provenance["settings"].update(settings | {"targets": "likeliest" if targets is None else "given"})
+    settings |= {"memory": bound.bytes if bound.given else None, "targets": "likeliest" if targets is None else "given"}
+    graph.provenance["settings"].update(settings)
     return graph
 
 

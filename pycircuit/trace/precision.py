@@ -30,7 +30,7 @@ class Arithmetic:
     """Arithmetic of a product of matrices whose sums are float32, or float64 in a float64 model.
 
     tolerance: of the law, the largest certificate of a right graph. parts: how many numbers of type `dtype` stand for
-    a number, 0 where it is multiplied as it is.
+    each factor; 0: factors are of this type themselves.
     """
 
     name: str
@@ -55,7 +55,7 @@ PRECISIONS: dict[str, Arithmetic] = {
     "tf32": Arithmetic("tf32", 5e-4, torch.float32, 1),
     "bfloat16": Arithmetic("bfloat16", 5e-3, torch.bfloat16, 1),
 }
-FLOAT32 = replace(PRECISIONS["float32"], parts=0)
+FLOAT32 = replace(PRECISIONS["float32"], dtype=torch.float32, parts=0)
 FLOAT64 = Arithmetic("float64", 1e-10, torch.float64, 0)
 
 
@@ -73,17 +73,16 @@ def arithmetic_of(op: str, precision: Any, device: torch.device, dtype: torch.dt
                 f"{precision!r}; load the model with dtype='float32'"
             )
         return FLOAT64
-    if device.type == "cuda" and TorchVersion(torch.__version__) < "2.10":
-        raise RuntimeError(f"{op}: torch must be 2.10 or newer to trace on a GPU, got {torch.__version__}; upgrade it")
-    if device.type == "cpu":
-        if precision == "tf32":
-            raise ValueError(
-                f"{op}: precision must be 'float32', 'float32-fast' or 'bfloat16' on a CPU, which has no tf32, got "
-                f"{precision!r}; leave it out, or load the model with device='cuda'"
-            )
-        if precision != "bfloat16":
-            return replace(PRECISIONS[precision], parts=0)
-    return PRECISIONS[precision]
+    if device.type == "cuda":
+        if TorchVersion(torch.__version__) < "2.10":
+            raise RuntimeError(f"{op}: torch must be 2.10 or newer on a GPU, got {torch.__version__}; upgrade torch")
+        return PRECISIONS[precision]
+    if precision == "tf32":
+        raise ValueError(
+            f"{op}: precision must be 'float32', 'float32-fast' or 'bfloat16' on a CPU, which has no tf32, got "
+            f"{precision!r}; leave it out, or load the model with device='cuda'"
+        )
+    return PRECISIONS[precision] if precision == "bfloat16" else replace(FLOAT32, name=precision)
 
 
 class Products:
