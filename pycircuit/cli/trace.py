@@ -211,6 +211,7 @@ def summary(graph: pc.Graph, pruned: Pruned) -> dict[str, Any]:
         "scores": graph.scores()._asdict(),
         "certificate": graph.certificate,
         "precision": graph.provenance["precision"],
+        "tolerance": graph.provenance["tolerance"],
         "timings": graph.timings,
         "interrupted": bool(graph.provenance["interrupted"]),
     }
