@@ -213,7 +213,9 @@ def test_words_that_are_no_precision(precision: Any, kind: type[Exception], says
 
 
 def test_a_gpu_needs_a_torch_that_adds_products_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "dtype_out" in torch.ops.aten.addmm.overloads()
+    out, parts = torch.zeros(3, 3), torch.zeros(3, 3, dtype=torch.bfloat16)
+    with pytest.raises(NotImplementedError, match=r"aten::addmm\.dtype_out"):  # of a GPU alone
+        torch.addmm(out, parts, parts, beta=0, out_dtype=torch.float32, out=out)
     gpu = torch.device("cuda")
     assert {name: arithmetic_of("attribute", name, gpu, torch.float32) for name in PRECISIONS} == PRECISIONS
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1+cu130"))
