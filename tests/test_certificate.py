@@ -14,9 +14,10 @@ from torch import Tensor
 
 import pycircuit as pc
 from pycircuit.graph import Graph, Rows
+from pycircuit.trace.precision import PRECISIONS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-LAW = 1e-5
+LAW = PRECISIONS["float32"].tolerance
 # (family, seed): half of the features of a ReLU are active, and the smallest pre-activation is a millionth of its terms
 CASES = [
     ("gemma2", 3), ("gemma3", 3), ("gemma3_text", 1), ("gpt_oss", 1), ("llama", 3), ("mistral", 1), ("olmo2", 3),

@@ -347,6 +347,10 @@ def test_attribute_runs_as_it_is_told(run: Run, world: World) -> None:
     done = run("attribute", *world.opening, PROMPT, "--memory", "1KB")
     assert done.code == 1 and "memory" in done.err and "debug" not in done.err and done.err.count("\n") == 1
     assert run("attribute", *world.opening, PROMPT, "--memory", "lots").code == 2
+    written = json.loads(run("attribute", *world.opening, PROMPT, "--precision", "bfloat16", "--json").out)
+    assert written["precision"] == "bfloat16" and 1e-5 < written["certificate"] < written["tolerance"] == 5e-3
+    refused = run("attribute", *world.opening, PROMPT, "--precision", "tf32")
+    assert refused.code == 2 and "attribute: precision must be" in refused.err
     assert run("attribute", *world.opening, PROMPT, "--device", "nowhere").code == 2
 
 
@@ -359,6 +363,11 @@ def test_estimate(run: Run, world: World) -> None:
     by_ids = json.loads(run("estimate", *world.opening, "--ids", "1,5,17,42, 8 23 11 3", "--json").out)
     assert by_ids["features"] == found["features"]
     assert "memory" in run("estimate", *world.opening, PROMPT).out
+    assert run("estimate", *world.opening, PROMPT, "--precision", "half").code == 2
+    more = json.loads(
+        run("estimate", *world.opening, PROMPT, "--max-features", 5, "--precision", "bfloat16", "--json").out
+    )
+    assert more["bytes"] > found["bytes"]
 
 
 # Interventions

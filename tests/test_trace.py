@@ -11,6 +11,7 @@ from torch import Tensor
 
 import pycircuit as pc
 from pycircuit.model.replacement import LocalReplacement
+from pycircuit.trace.precision import FLOAT32, FLOAT64
 from pycircuit.trace.sweep import Sweep
 
 WEIGHTS = ("w_enc", "b_enc", "w_dec", "b_dec", "w_skip")
@@ -59,15 +60,13 @@ EVERY = [(family, kind) for family in tiny_models.CONFIGS for kind in KINDS]
 @pytest.mark.parametrize(("family", "kind"), EVERY)
 def test_law(family: str, kind: str) -> None:
     """Edges plus bias are the pre-activation: float32 to 1e-5, float64 to 1e-10, of the terms they add up."""
-    for implementation, dtype, bound in (
-        ("native", torch.float32, 1e-5), ("reference", torch.float32, 1e-5), ("reference", torch.float64, 1e-10),
-    ):  # fmt: skip
-        model = replacement(family, kind, dtype)
+    for implementation, arithmetic in (("native", FLOAT32), ("reference", FLOAT32), ("reference", FLOAT64)):
+        model = replacement(family, kind, arithmetic.dtype)
         with pc.use(implementation):
             graph = pc.attribute(model, tiny_models.prompt(), position=[-1, 4], max_targets=3)
             assert pc.last_run().implementation == implementation
         assert graph.rows.count == len(graph.features) + len(graph.targets) > 20
-        assert graph.certificate < bound
+        assert graph.certificate < arithmetic.tolerance == graph.provenance["tolerance"]
 
 
 @pytest.mark.parametrize(("family", "kind"), EVERY)

@@ -10,12 +10,13 @@ from typing import Any
 
 import pycircuit as pc
 from pycircuit.graph import Graph
+from pycircuit.trace.precision import PRECISIONS
 
 from . import cone, machine, models
 from .runner import spread
 from .shapes import Shape
 
-LAW = 1e-5  # the certificate every float32 graph must meet before a time is given
+LAW = PRECISIONS["float32"].tolerance  # the certificate every float32 graph must meet before a time is given
 
 
 @dataclass

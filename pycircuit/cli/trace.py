@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 import pycircuit as pc
 from pycircuit.graph.prune import Pruned, thresholds
+from pycircuit.trace.precision import PRECISIONS, Precision
 
 from .console import console, emit
 from .options import (
@@ -22,6 +23,7 @@ from .options import (
     Quiet,
     Running,
     Stopped,
+    among,
     folder_of_files,
     new_file,
     prompts_of,
@@ -38,6 +40,14 @@ MaxTargets = Annotated[int, typer.Option(help="Likeliest next tokens, at the mos
 Memory = Annotated[
     str | None,
     typer.Option(help="What the trace may take beside the model, as in 8GiB.", show_default="most of what is free"),
+]
+
+SweepPrecision = Annotated[
+    str,
+    typer.Option(
+        help=" | ".join(PRECISIONS) + ", of the sweep's products; tf32 on a GPU only.",
+        autocompletion=among(*PRECISIONS),
+    ),
 ]
 
 
@@ -63,6 +73,7 @@ class Tracing:
     round_size: Annotated[
         int | None, typer.Option(help="Features chosen at a time.", show_default="an eighth of --max-features")
     ] = None
+    precision: SweepPrecision = "float32"
 
     def arguments(self) -> dict[str, Any]:
         """Of pc.attribute."""
@@ -74,6 +85,7 @@ class Tracing:
             "max_features": self.max_features,
             "memory": self.memory,
             "round_size": self.round_size,
+            "precision": self.precision,
         }
 
 
@@ -198,6 +210,8 @@ def summary(graph: pc.Graph, pruned: Pruned) -> dict[str, Any]:
         "strongest": _strongest(graph, pruned),
         "scores": graph.scores()._asdict(),
         "certificate": graph.certificate,
+        "precision": graph.provenance["precision"],
+        "tolerance": graph.provenance["tolerance"],
         "timings": graph.timings,
         "interrupted": bool(graph.provenance["interrupted"]),
     }
@@ -222,14 +236,16 @@ def estimate(
     max_features: MaxFeatures = None,
     memory: Memory = None,
     max_targets: MaxTargets = 10,
+    precision: SweepPrecision = "float32",
     *,
     running: Running,
     as_json: AsJson = False,
 ) -> None:
     """Memory and time of a trace before any of it is spent."""
     asked = prompts_of(prompt, prompts, ids)
+    options = {"precision": cast(Precision, precision)}
     with opening.opened(running) as model:
-        found = [pc.estimate(model, one, max_features, memory, max_targets) for one in asked]
+        found = [pc.estimate(model, one, max_features, memory, max_targets, **options) for one in asked]
     if as_json:
         written = [{**asdict(one), "bytes": one.bytes} for one in found]
         emit(written if prompts is not None else written[0])

@@ -16,7 +16,7 @@ from pycircuit.graph import Graph, Targets, Tokens
 from pycircuit.model.release import trim
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel, check_model
 from pycircuit.ops import StoredAttention
-from pycircuit.ops.precision import without_autocast
+from pycircuit.ops.precision import full_float32, without_autocast
 from pycircuit.progress import Progress, Report
 from pycircuit.transcoders.lazy import kept_bytes
 
@@ -26,12 +26,14 @@ from .estimate import places, sample
 from .finite import check_active
 from .memory_model import Work, round_of
 from .plan import Bound, Fixed, MemoryBoundError, Plan, decide, least, refusal
+from .precision import Arithmetic, Precision, arithmetic_of
 from .rows import Found
 from .store import Part
 from .targets import Target, check, choose, positions_of
 
 
 @without_autocast()
+@full_float32()
 def attribute(
     model: ReplacementModel,
     prompt: str | Sequence[int] | Tensor,
@@ -44,6 +46,8 @@ def attribute(
     progress: bool | Report = True,
     checkpoint: str | os.PathLike[str] | None = None,
     round_size: int | None = None,
+    *,
+    precision: Precision = "float32",
 ) -> Graph:
     """The graph of direct effects on the targets and on the features that matter to them.
 
@@ -57,8 +61,10 @@ def attribute(
     checkpoint: a folder for rows as they are found; the same call goes on from there after a kill, under another
     memory= too if rows can be kept and ranked as they were, and waits while another has the folder. Ctrl-C ends the
     sweep and returns the graph of the rows found so far, `provenance["interrupted"]` set.
+    precision: of the sweep's products; docs/law.md has the choices, and how closely the law holds under each.
     """
     check_model("attribute", model)
+    arithmetic = arithmetic_of("attribute", precision, model.device, model.dtype)
     max_features, max_targets, round_size = check(max_features, probability, max_targets, round_size)
     bound = Bound.of(memory, model.device)
     with closing(Progress(progress)) as show, reserved(checkpoint, show):
@@ -68,7 +74,7 @@ def attribute(
         outputs = len(positions) * (len(targets) if isinstance(targets, Sequence) else max_targets)
         fixed = Fixed() if checkpoint is None else Fixed(rows=Checkpoint.planned(checkpoint))
         saved = None if checkpoint is None else Checkpoint.largest(checkpoint)
-        first = _first_plan(model, ids, max_features, outputs, bound, fixed, saved)  # refuses what cannot fit
+        first = _first_plan(model, ids, max_features, outputs, arithmetic, bound, fixed, saved)  # or a refusal
         show.step("forward", 0, len(ids), "positions")
 
         def freeze(stored: bool) -> tuple[LocalReplacement, list[Target]]:
@@ -77,21 +83,21 @@ def attribute(
             return local, choose(model, local, targets, position, probability, max_targets)
 
         local, chosen = freeze(first.stored)
-        work = _work(local, chosen, max_features, round_size, saved)
-        plan = decide(model, work, bound, fixed)
+        plan = decide(model, _work(local, chosen, max_features, round_size, arithmetic, saved), bound, fixed)
         if plan.stored != first.stored:  # with the features that there are, patterns have no place
             del local, chosen
             trim()
             local, chosen = freeze(plan.stored)
         forward = time.perf_counter() - begin
-        graph = _run(model, local, chosen, max_features, round_size, plan, show, checkpoint, forward)
+        graph = _run(model, local, chosen, max_features, round_size, arithmetic, plan, show, checkpoint, forward)
     settings = {"positions": positions, "probability": probability, "max_targets": max_targets}
-    settings["memory"] = bound.bytes if bound.given else None
-    graph.provenance["settings"].update(settings | {"targets": "likeliest" if targets is None else "given"})
+    settings |= {"memory": bound.bytes if bound.given else None, "targets": "likeliest" if targets is None else "given"}
+    graph.provenance["settings"].update(settings)
     return graph
 
 
 @without_autocast()
+@full_float32()
 def trace_frozen(
     model: ReplacementModel,
     local: LocalReplacement,
@@ -101,13 +107,17 @@ def trace_frozen(
     probability: float = 0.95,
     max_targets: int = 10,
     round_size: int | None = None,
+    *,
+    precision: Precision = "float32",
 ) -> Graph:
     """`attribute` on a prompt that is frozen already, in silence: for tools that change what was frozen."""
+    arithmetic = arithmetic_of("trace_frozen", precision, model.device, model.dtype)
     max_features, max_targets, round_size = check(max_features, probability, max_targets, round_size)
     chosen = choose(model, local, targets, position, probability, max_targets)
     fixed = Fixed(stored=isinstance(local.model.layers[0].attention, StoredAttention))
-    plan = decide(model, _work(local, chosen, max_features, round_size, None), Bound.of(None, model.device), fixed)
-    return _run(model, local, chosen, max_features, round_size, plan, Progress(False), None, 0.0)
+    work = _work(local, chosen, max_features, round_size, arithmetic, None)
+    plan = decide(model, work, Bound.of(None, model.device), fixed)
+    return _run(model, local, chosen, max_features, round_size, arithmetic, plan, Progress(False), None, 0.0)
 
 
 def _first_plan(
@@ -115,15 +125,16 @@ def _first_plan(
     ids: Tensor,
     max_features: int | None,
     outputs: int,
+    arithmetic: Arithmetic,
     bound: Bound,
     fixed: Fixed,
     saved: int | None,
 ) -> Plan:
     """The plan of a prompt of which nothing is known but its length, and so of the least that it can need."""
     try:
-        return decide(model, Work(len(ids), 0, 1, 1, model.depth, False), bound)
+        return decide(model, Work(len(ids), 0, 1, 1, model.depth, False, arithmetic=arithmetic), bound)
     except MemoryBoundError:
-        work = replace(sample(model, ids, max_features, outputs).work, stored_bytes=saved)
+        work = replace(sample(model, ids, max_features, outputs, arithmetic).work, stored_bytes=saved)
         raise MemoryBoundError(refusal(work, least(model, work, fixed), bound, fixed)) from None
 
 
@@ -132,6 +143,7 @@ def _work(
     targets: Sequence[Target],
     max_features: int | None,
     round_size: int | None,
+    arithmetic: Arithmetic,
     saved: int | None,
 ) -> Work:
     """Rows of the targets and of the features that see most; saved: bytes of a checkpoint's largest file."""
@@ -151,6 +163,7 @@ def _work(
         decoders=kept_bytes(local.transcoders.w_dec, local.features),
         busiest=columns.busiest,
         stored_bytes=saved,
+        arithmetic=arithmetic,
     )
 
 
@@ -160,6 +173,7 @@ def _run(
     targets: list[Target],
     max_features: int | None,
     round_size: int | None,
+    arithmetic: Arithmetic,
     plan: Plan,
     show: Progress,
     checkpoint: str | os.PathLike[str] | None,
@@ -167,11 +181,11 @@ def _run(
 ) -> Graph:
     begin, ranking = time.perf_counter(), 0.0
     check_active(local)
-    found = Found(local, targets)
+    found = Found(local, targets, arithmetic)
     total = len(found.layer)
     wanted = total if max_features is None else min(max_features, total)
     trim()
-    folder = None if checkpoint is None else _checkpoint(checkpoint, found, targets, wanted, round_size, plan)
+    folder = None if checkpoint is None else _checkpoint(checkpoint, found, wanted, round_size, plan)
     found.start(plan, show, folder, len(targets) + wanted)
     interrupted = False
     try:
@@ -190,7 +204,8 @@ def _run(
     timings = {"forward": forward, "sweep": time.perf_counter() - begin - ranking - found.packing, "ranking": ranking}
     built = time.perf_counter()
     settings = {"max_features": max_features, "round_size": round_size}
-    about = {"settings": settings, "keep": plan.keep, "interrupted": interrupted}
+    about = {"precision": arithmetic.name, "tolerance": arithmetic.tolerance}
+    about |= {"settings": settings, "keep": plan.keep, "interrupted": interrupted}
     part = found.finish()
     trim()
     graph = _graph(model, found, part, targets, timings, about)
@@ -199,7 +214,7 @@ def _run(
 
 
 def _checkpoint(
-    folder: str | os.PathLike[str], found: Found, targets: list[Target], wanted: int, round_size: int | None, plan: Plan
+    folder: str | os.PathLike[str], found: Found, wanted: int, round_size: int | None, plan: Plan
 ) -> Checkpoint:
     """The folder, if it holds nothing or this very run: same prompt, features, targets and settings, to the bit."""
     local = found.local
@@ -207,7 +222,8 @@ def _checkpoint(
         "tokens": digest(local.model.tokens),
         "model": digest(local.model.final_stream, local.errors),
         "features": digest([f.row_ptr for f in local.features], found.index, found.value),
-        "targets": [[t.label, t.layer, t.position, t.weight, digest(t.vector)] for t in targets],
+        "targets": [[t.label, t.layer, t.position, t.weight, digest(t.vector)] for t in found.targets],
+        "precision": found.sweep.products.arithmetic.name,
         "max_features": wanted,
         "round_size": round_size,
         "plan": asdict(plan),

@@ -15,11 +15,13 @@ from torch import Tensor
 from pycircuit import ops
 from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops import Features
+from pycircuit.ops.precision import full_float32
 from pycircuit.transcoders.lazy import kept_bytes
 
 from .columns import Columns
 from .memory_model import Work, round_of
 from .plan import Bound, Plan, decide, readable
+from .precision import FLOAT32, Arithmetic, Precision, Products, arithmetic_of
 from .targets import check
 
 _SAMPLE = 256  # positions that are run to see how many features are active
@@ -71,24 +73,28 @@ def _short(value: float) -> str:
     return f"{value:.1g}" if value < 1 else f"{value:.{int(value < 10)}f}"
 
 
+@full_float32()
 def estimate(
     model: ReplacementModel,
     prompt: str | Sequence[int] | Tensor,
     max_features: int | None = None,
     memory: str | int | None = None,
     max_targets: int = 10,
+    *,
+    precision: Precision = "float32",
 ) -> Estimate:
     """What `attribute` would need with these arguments. Runs the model on the first positions of the prompt only.
 
     MemoryBoundError, as `attribute` would raise it, for a prompt that cannot fit.
     """
     check_model("estimate", model)
+    arithmetic = arithmetic_of("estimate", precision, model.device, model.dtype)
     max_features, max_targets, _ = check(max_features, 1.0, max_targets, None)
     bound, ids = Bound.of(memory, model.device), model.tokens(prompt)
-    seen = sample(model, ids, max_features, max_targets)
+    seen = sample(model, ids, max_features, max_targets, arithmetic)
     plan = decide(model, seen.work, bound)
     forward, swept = _operations(model, len(ids), seen)
-    seconds = seen.seconds + swept / (_SHARE * _rate(model)) + _calls(plan, seen) * _call_seconds(model)
+    seconds = seen.seconds + swept / (_SHARE * _rate(model, arithmetic)) + _calls(plan, seen) * _call_seconds(model)
     operations = forward + swept
     sampled, work = min(len(ids), _SAMPLE), seen.work
     return Estimate(len(ids), sampled, work.features, work.rows, work.columns, plan, operations, seconds)
@@ -108,7 +114,9 @@ class Sample:
     sizes: Tensor
 
 
-def sample(model: ReplacementModel, ids: Tensor, max_features: int | None, outputs: int) -> Sample:
+def sample(
+    model: ReplacementModel, ids: Tensor, max_features: int | None, outputs: int, arithmetic: Arithmetic = FLOAT32
+) -> Sample:
     """What is to be expected of a prompt. outputs: how many targets it has."""
     begin = time.perf_counter()
     found = model.activations([ids[:_SAMPLE]])[0]
@@ -128,6 +136,7 @@ def sample(model: ReplacementModel, ids: Tensor, max_features: int | None, outpu
         batch=max(outputs, round_of(wanted, columns.features, None)),
         decoders=kept_bytes(model.transcoders.w_dec, found, columns.features / max(1, sum(f.count for f in found))),
         busiest=columns.busiest,
+        arithmetic=arithmetic,
     )
     return Sample(work, seconds, layer, position, sizes)
 
@@ -179,10 +188,11 @@ def _call_seconds(model: ReplacementModel) -> float:
     return _mean_seconds(lambda: float(ops.edge_scores(rows, prefix_ptr, features, rows, out)[0, 0]))
 
 
-def _rate(model: ReplacementModel) -> float:
+def _rate(model: ReplacementModel, arithmetic: Arithmetic) -> float:
     """Operations a second of a product as the sweep does them, measured now."""
-    a, b = (torch.ones(n, 1024, dtype=model.dtype, device=model.device) for n in (512, 1024))
-    return 2.0 * 512 * 1024 * 1024 / _mean_seconds(lambda: float((a @ b.T)[0, 0]))
+    rows, weight = (torch.ones(n, 1024, dtype=model.dtype, device=model.device) for n in (512, 1024))
+    products, weight = Products(arithmetic), weight.T
+    return 2.0 * 512 * 1024 * 1024 / _mean_seconds(lambda: float(products.project(rows, weight)[0, 0]))
 
 
 def _mean_seconds(call: Callable[[], float]) -> float:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from pycircuit.model.frozen import FrozenLayer, pattern_at
 
+from .precision import Products
+
 
 @dataclass(frozen=True, eq=False)
 class Hop:
@@ -33,14 +35,15 @@ class Hop:
             torch.mm(self.spread[:, t, : len(rows)].T, self.vectors[:, t], out=rows)
             rows[-1] += own
 
-    def through(self, w: Tensor) -> Hop:
+    def through(self, w: Tensor, products: Products) -> Hop:
         """The same, every row projected by w: [n, m]."""
-        return Hop(self.spread, self.vectors @ w, self.own @ w)
+        vectors = products.project(self.vectors.flatten(0, 1), w).unflatten(0, self.vectors.shape[:2])
+        return Hop(self.spread, vectors, products.project(self.own, w))
 
 
-def queries(layer: FrozenLayer, rows: Tensor, position: Tensor) -> Tensor:
+def queries(layer: FrozenLayer, rows: Tensor, position: Tensor, products: Products) -> Tensor:
     """Gradients at attention's output, one row a target, to its heads: [heads, targets, head_width]."""
-    y = rows @ layer.back_o
+    y = products.project(rows, layer.back_o)
     if layer.post_attention_norm is not None:
         y /= layer.post_attention_norm.sigma[position, None]
     return y.unflatten(1, (layer.heads, -1)).transpose(0, 1)
@@ -53,21 +56,21 @@ def spread(layer: FrozenLayer, position: Tensor) -> Tensor:
     return pattern if layer.attention_norm is None else pattern.div_(layer.attention_norm.sigma[:longest])
 
 
-def hop(layer: FrozenLayer, rows: Tensor, position: Tensor) -> Hop:
+def hop(layer: FrozenLayer, rows: Tensor, position: Tensor, products: Products) -> Hop:
     """The state below a layer's attention of targets that come to it with one row each: rows [targets, width]."""
-    y = queries(layer, rows, position)
+    y = queries(layer, rows, position, products)
     grouped = y.reshape(layer.kv_heads, -1, layer.head_width)  # heads that share a key follow one another
     vectors = grouped @ layer.back_v.unflatten(0, (layer.kv_heads, -1))
     return Hop(spread(layer, position), vectors.view(layer.heads, len(rows), -1), rows)
 
 
-def land(layer: FrozenLayer, rows: Tensor, position: Tensor, values: Tensor) -> Tensor:
+def land(layer: FrozenLayer, rows: Tensor, position: Tensor, values: Tensor, products: Products) -> Tensor:
     """What the way through this attention finds in sources below it, of which it sees `values`: [targets, longest].
 
     values: [positions, kv_heads * head_width], sources @ back_v.T: projected once for all targets, so that neither
     the state of a target nor its vectors are needed.
     """
-    y, weights = queries(layer, rows, position), spread(layer, position)
+    y, weights = queries(layer, rows, position, products), spread(layer, position)
     grouped = y.reshape(layer.kv_heads, -1, layer.head_width)
     by_head = values[: weights.shape[2]].unflatten(1, (layer.kv_heads, -1)).transpose(0, 1)
     return (grouped @ by_head.transpose(1, 2)).view(weights.shape).mul_(weights).sum(0)

@@ -18,6 +18,7 @@ from pycircuit.progress import Progress, Report
 
 from .attribute import attribute
 from .plan import Bound
+from .precision import arithmetic_of
 
 
 def attribute_many(
@@ -41,6 +42,7 @@ def attribute_many(
         raise ValueError("attribute_many: checkpoint must be given to attribute, prompt by prompt")
     if workers is not None and (not is_int(workers) or workers < 1):
         raise ValueError(f"attribute_many: workers must be an int of at least 1, got {workers!r}")
+    arithmetic_of("attribute_many", options.get("precision", "float32"), model.device, model.dtype)
     ids = []
     for i, prompt in enumerate(prompts):
         try:

@@ -20,6 +20,8 @@ from pycircuit.ops.dispatch import plan as dispatched
 from pycircuit.transcoders import Transcoders
 from pycircuit.transcoders.pages import mapped_bytes
 
+from .precision import FLOAT32, Arithmetic
+
 PROCESS = 3 << 20  # Python's own objects, and pages of the allocator that are partly used
 _LIBRARY = 9 << 18  # of a thread: where the library of matrix products arranges its operands, kept once it is there
 HUGE_PAGE = 2 << 20  # NumPy asks the system for pages of this size
@@ -36,7 +38,7 @@ class Work:
 
     entries: of all its rows together, at the most; batch: the most rows of a round, which are swept together where a
     tile takes them; decoders: bytes of rows left in files; busiest: features of the layer that has most;
-    stored_bytes: of the largest file of a checkpoint, None without one.
+    stored_bytes: of the largest file of a checkpoint, None without one; arithmetic: of the sweep's products.
     """
 
     positions: int
@@ -49,6 +51,7 @@ class Work:
     decoders: int = 0
     busiest: int = 0
     stored_bytes: int | None = None
+    arithmetic: Arithmetic = FLOAT32
 
     @property
     def columns(self) -> int:
@@ -87,19 +90,31 @@ class TileCost:
 
 
 def tile_cost(
-    layers: Sequence[LayerShape], transcoders: Transcoders, width: int, size: int, stored: bool, native: bool = True
+    layers: Sequence[LayerShape],
+    transcoders: Transcoders,
+    width: int,
+    size: int,
+    stored: bool,
+    native: bool = True,
+    multiplied: int = 0,
 ) -> TileCost:
-    """Cost of a target in a tile; size: bytes of a number, native: attention is applied without padding."""
+    """Cost of a target in a tile; size: bytes of a number, native: attention is applied without padding.
+
+    multiplied: bytes that a number takes besides while it is multiplied.
+    """
     heads = max(layer.heads for layer in layers)
     query = max(layer.w_o.shape[1] for layer in layers)
-    inner = query + max(layer.w_v.shape[0] for layer in layers)
+    value = max(layer.w_v.shape[0] for layer in layers)
+    inner = query + value
     written = 2 if transcoders.writes == "mlp_raw" and layers[0].post_mlp_norm is not None else 0
     skipped = 3 if any(w is not None for w in transcoders.w_skip) else 0
     padded = 0 if native else 4 * query
     return TileCost(
-        row=size * (width + inner + max(written, skipped + written // 2) * width + padded) + 16,
+        row=size * (width + inner + max(written, skipped + written // 2) * width + padded)
+        + 16
+        + multiplied * max(width, value),
         position=size * (heads * (2 if stored else 3) + 2) + 9,
-        target=size * (heads * (width + query) + 4 * query + 6 * width),
+        target=size * (heads * (width + query) + 4 * query + 6 * width) + multiplied * heads * width,
     )
 
 
@@ -120,9 +135,8 @@ class MemoryModel:
         self.heads = max(w.heads for w in self.layers)
         self.query = max(w.w_o.shape[1] for w in self.layers)
         self.value = max(w.w_v.shape[0] for w in self.layers)
-        self.cost = tile_cost(
-            self.layers, self.transcoders, model.width, self.size, stored, self._native("attend_back", model.dtype)
-        )
+        native, multiplied = self._native("attend_back", model.dtype), work.arithmetic.row_bytes
+        self.cost = tile_cost(self.layers, self.transcoders, model.width, self.size, stored, native, multiplied)
 
     def _native(self, op: str, dtype: torch.dtype) -> bool:
         return has_kernel(op, self.model.device, self.model.dtype, dtype)
@@ -151,6 +165,13 @@ class MemoryModel:
         mlps = sum(self.transcoders.bias(at) is not None for at in range(len(self.layers)))
         small = (4 * len(self.layers) + 2 * self.value + 8) * self.size * self.work.positions
         return (2 * len(self.layers) + attention + mlps + 4) * self.plane + small
+
+    def weight_parts(self) -> int:
+        """Weights in parts, which the sweep's products read, and one of them while it is split or widened."""
+        sizes = [w.numel() for layer in self.layers for w in (layer.w_o, layer.w_v)]
+        sizes += [w.numel() for w in self.transcoders.w_skip if w is not None]
+        arithmetic = self.work.arithmetic
+        return arithmetic.weight_bytes * sum(sizes) + 4 * arithmetic.parts * max(sizes)
 
     def features(self) -> int:
         """By layer, and once more of all layers together."""
@@ -294,7 +315,13 @@ class MemoryModel:
             "features": {**before, "features": features, "layer": self.encoding(), "decoder rows": work.decoders},
             "targets": {**after, "logits": self.targets()},
             "start": {**after, "layer": self.constants(), "choice": 64 * work.features},
-            "sweep": {**after, "rows": rows, "tile": tile + self.packing(), "ranking": ranking},
+            "sweep": {
+                **after,
+                "rows": rows,
+                "tile": tile + self.packing(),
+                "ranking": ranking,
+                "weights": self.weight_parts(),
+            },
             "packing": {**after, "rows": rows + beside},
             "graph": {**after, "rows": packed, "graph": 26 * work.features + 20 * work.columns},
         }

@@ -16,6 +16,7 @@ from pycircuit.transcoders import pages
 from .checkpoint import Checkpoint
 from .finite import check_rows
 from .plan import Plan
+from .precision import Arithmetic
 from .store import Part, Store
 from .sweep import Sweep
 from .targets import Target, product_norm
@@ -31,8 +32,10 @@ class Found:
 
     store: Store
 
-    def __init__(self, local: LocalReplacement, targets: Sequence[Target]) -> None:
-        self.local, self.sweep, self.targets = local, Sweep(local), targets
+    def __init__(
+        self, local: LocalReplacement, targets: Sequence[Target], arithmetic: Arithmetic | None = None
+    ) -> None:
+        self.local, self.sweep, self.targets = local, Sweep(local, arithmetic), targets
         layers = range(len(local.features))
         position = [f.position() for f in local.features]
         self.layer = torch.cat([torch.full_like(p, at) for at, p in zip(layers, position, strict=True)])

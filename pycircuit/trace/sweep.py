@@ -22,6 +22,7 @@ from .columns import Columns
 from .hop import Hop, hop, land
 from .memory_model import has_kernel, tile_cost
 from .plan import TILE_BYTES
+from .precision import Arithmetic, Products, arithmetic_of
 
 
 class Tile:
@@ -72,19 +73,23 @@ def _one_each(rows: Tensor) -> Features:
 class Sweep:
     """Edges of any targets of one frozen prompt. Buffers live as long as this."""
 
-    def __init__(self, local: LocalReplacement) -> None:
+    def __init__(self, local: LocalReplacement, arithmetic: Arithmetic | None = None) -> None:
         self.local, self.frozen, self.transcoders = local, local.model, local.transcoders
         self.columns = Columns.of(local)
         self._attention = [self._attention_constant(at) for at in range(self.columns.layers)]
         self._mlp_writes = [self._mlp_constant(at) for at in range(self.columns.layers)]
         self._each = _one_each(self.frozen.embeddings)
-        self._skips = any(s is not None for s in local.transcoders.w_skip)
+        self._skips = [None if skip is None else skip.T for skip in local.transcoders.w_skip]
+        if arithmetic is None:
+            arithmetic = arithmetic_of("attribute", "float32", self.frozen.device, self.frozen.dtype)
+        self.products = Products(arithmetic)
         self._buffers: dict[str, Tensor] = {}
         self._most_rows = self._most_targets = 0
         stored = isinstance(self.frozen.layers[0].attention, StoredAttention)
         kernel = has_kernel("attend_back", self.frozen.device, self.frozen.dtype)
         size = self.frozen.dtype.itemsize
-        self._cost = tile_cost(self.frozen.layers, self.transcoders, self.frozen.width, size, stored, kernel)
+        layers, width = self.frozen.layers, self.frozen.width
+        self._cost = tile_cost(layers, self.transcoders, width, size, stored, kernel, arithmetic.row_bytes)
         back_v, part = self.frozen.layers[0].back_v, self.frozen.position_part
         self._values = self.frozen.embeddings @ back_v.T
         self._position_values = None if part is None else part @ back_v.T
@@ -167,6 +172,7 @@ class Sweep:
     def release(self) -> None:
         """Give the buffers back."""
         self._buffers.clear()
+        self.products.release()
 
     def _buffer(self, name: str, count: int, *shape: int, most: int = 0) -> Tensor:
         """[count, *shape], kept from one tile to the next; memory holds what was written."""
@@ -240,10 +246,10 @@ class Sweep:
                 columns = self.columns.of_features(source)
                 ops.edge_scores(written, ptr, found, self.transcoders.decoder(source, at), out[:, columns])
         ops.edge_scores(written, ptr, self._each, self.local.errors[at], out[:, self.columns.of_errors(at)])
-        skip, norm = self.transcoders.w_skip[at], layer.read_norm(self.transcoders.reads)
+        skip, norm = self._skips[at], layer.read_norm(self.transcoders.reads)
         if skip is None:
             return None
-        back = written @ skip.to(written.dtype).T
+        back = self.products.project(written, skip)
         return back if norm is None else norm.back(back, where)
 
     def _attend(self, at: int, fresh: Hop | None, tile: Tile, state: Tensor) -> None:
@@ -259,9 +265,10 @@ class Sweep:
         y = self._buffer("y", len(rows), layer.back_o.shape[1], most=self._most_rows)
         first = tile.hopped - (0 if fresh is None else len(fresh.own))
         mixed = tile.ends[first]
-        torch.mm(rows[:mixed], layer.back_o, out=y[:mixed])
+        self.products.project(rows[:mixed], layer.back_o, y[:mixed])
         if fresh is not None:
-            fresh.through(layer.back_o).fill(y[mixed:], [e - mixed for e in tile.ends[first : tile.hopped + 1]])
+            through = fresh.through(layer.back_o, self.products)
+            through.fill(y[mixed:], [e - mixed for e in tile.ends[first : tile.hopped + 1]])
         if layer.post_attention_norm is not None:
             y /= layer.post_attention_norm.sigma[where, None]
         z = self._buffer("z", len(rows), layer.kv_heads, layer.head_width, most=self._most_rows)
@@ -270,7 +277,7 @@ class Sweep:
         if layer.attention_norm is not None:
             flat /= layer.attention_norm.sigma[where, None]
         if at:
-            rows.addmm_(flat, layer.back_v)
+            self.products.add(rows, flat, layer.back_v)
         else:  # nothing below but tokens: their values are few, the rows of the state many
             ops.edge_scores(flat, ptr, self._each, self._values, tile.out[: tile.hopped, self.columns.of_tokens])
             self._constants(self._position_values, ptr, flat, tile.bias)
@@ -284,12 +291,12 @@ class Sweep:
         self._own_constants(self._attention[at], tile, begin, end)
         if at == 0:
             tokens = tile.out[begin:end, self.columns.of_tokens]
-            found = land(layer, own, position, self._values)
+            found = land(layer, own, position, self._values, self.products)
             tokens[:, : found.shape[1]] += found
             if self._position_values is not None:
-                tile.bias[begin:end] += land(layer, own, position, self._position_values).sum(1)
+                tile.bias[begin:end] += land(layer, own, position, self._position_values, self.products).sum(1)
             return None
-        joined = hop(layer, own, position)
+        joined = hop(layer, own, position, self.products)
         joined.fill(state[tile.ends[begin] :], [e - tile.ends[begin] for e in tile.ends[begin : end + 1]])
         tile.hopped = tile.entered = end
-        return None if self._skips else joined
+        return joined if all(skip is None for skip in self._skips) else None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.ops import checks
-from pycircuit.ops.precision import without_autocast
+from pycircuit.ops.precision import full_float32, without_autocast
 from pycircuit.progress import Progress
 from pycircuit.trace.targets import Target
 
@@ -23,6 +23,7 @@ _running = RLock()  # hooks, and the choice of an attention function, belong to 
 
 
 @without_autocast()
+@full_float32()
 def attribute(
     prompt: str | Tensor | list[int],
     model: Any,

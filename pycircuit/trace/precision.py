@@ -1,0 +1,158 @@
+"""Precision of the sweep's dense products: its names, what the law keeps to under each, and the arithmetic.
+
+A float32 number is the sum of three bfloat16 numbers, its parts, of eight bits each. A product of two numbers is the
+sum of products of their parts, and the six largest of these are as good as float32. Tensor cores multiply bfloat16
+and add in float32. Parts lie side by side in the rows, largest first, and one above another in the weight, smallest
+first, so that the first k parts of the rows meet the last k of the weight in one product:
+
+    [a1 a2 a3] [b3; b2; b1]  +  [a1 a2] [b2; b1]  +  a1 b1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.torch_version import TorchVersion
+
+from pycircuit.ops.precision import tf32_products
+
+Precision = Literal["float32", "float32-fast", "tf32", "bfloat16"]
+
+_TF32_SPLIT = 2.0**13 + 1  # Veltkamp's constant: a float32 has 24 bits, a tf32 has 11
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Arithmetic of a product of matrices whose sums are float32, or float64 in a float64 model.
+
+    tolerance: of the law, the largest certificate of a right graph. parts: how many numbers of type `dtype` stand for
+    each factor; 0: factors are of this type themselves.
+    """
+
+    name: str
+    tolerance: float
+    dtype: torch.dtype
+    parts: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the parts of a weight."""
+        return self.parts * self.dtype.itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a number of the rows while it is multiplied: its parts, and what is left of it or their copy."""
+        return self.parts * (self.dtype.itemsize + 4)
+
+
+PRECISIONS: dict[str, Arithmetic] = {
+    "float32": Arithmetic("float32", 1e-5, torch.bfloat16, 3),
+    "float32-fast": Arithmetic("float32-fast", 1e-5, torch.bfloat16, 2),
+    "tf32": Arithmetic("tf32", 5e-4, torch.float32, 1),
+    "bfloat16": Arithmetic("bfloat16", 5e-3, torch.bfloat16, 1),
+}
+FLOAT32 = replace(PRECISIONS["float32"], dtype=torch.float32, parts=0)
+FLOAT64 = Arithmetic("float64", 1e-10, torch.float64, 0)
+
+
+def arithmetic_of(op: str, precision: Any, device: torch.device, dtype: torch.dtype) -> Arithmetic:
+    """The arithmetic of a precision for a model on this device, of this type; errors name the function `op`."""
+    if not isinstance(precision, str):
+        raise TypeError(f"{op}: precision must be a string, got {type(precision).__name__}; leave it out for 'float32'")
+    if precision not in PRECISIONS:
+        known = ", ".join(map(repr, PRECISIONS))
+        raise ValueError(f"{op}: precision must be one of {known}, got {precision!r}; 'float32' is the default")
+    if dtype == torch.float64:
+        if precision != "float32":
+            raise ValueError(
+                f"{op}: precision must be left out for a float64 model, which is traced in float64, got "
+                f"{precision!r}; load the model with dtype='float32'"
+            )
+        return FLOAT64
+    if device.type == "cuda":
+        if TorchVersion(torch.__version__) < "2.10":
+            raise RuntimeError(f"{op}: torch must be 2.10 or newer on a GPU, got {torch.__version__}; upgrade torch")
+        return PRECISIONS[precision]
+    if precision == "tf32":
+        raise ValueError(
+            f"{op}: precision must be 'float32', 'float32-fast' or 'bfloat16' on a CPU, which has no tf32, got "
+            f"{precision!r}; leave it out, or load the model with device='cuda'"
+        )
+    return PRECISIONS[precision] if precision == "bfloat16" else replace(FLOAT32, name=precision)
+
+
+class Products:
+    """Products of rows and weights. A weight is split into parts when it first comes, and its parts stay."""
+
+    def __init__(self, arithmetic: Arithmetic) -> None:
+        self.arithmetic = arithmetic
+        self._parts: dict[Tensor, Tensor] = {}  # of every weight: [parts * inner, columns]
+
+    def project(self, rows: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+        """rows @ weight: [n, columns]. rows: [n, inner]; weight: [inner, columns], the same tensor in every call."""
+        if not self.arithmetic.parts:
+            return torch.mm(rows, weight.to(rows.dtype), out=out)
+        if out is None:
+            out = rows.new_empty(len(rows), weight.shape[1])
+        self._sum(out, rows, weight, 0)
+        return out
+
+    def add(self, state: Tensor, rows: Tensor, weight: Tensor) -> None:
+        """state += rows @ weight, shapes as in `project`."""
+        if self.arithmetic.parts:
+            self._sum(state, rows, weight, 1)
+        else:
+            state.addmm_(rows, weight)
+
+    def release(self) -> None:
+        """Free the parts of all weights."""
+        self._parts.clear()
+
+    def _sum(self, out: Tensor, rows: Tensor, weight: Tensor, beta: int) -> None:
+        """out = beta * out + rows @ weight, smallest parts first."""
+        count, inner = self.arithmetic.parts, weight.shape[0]
+        left, right = self._rows(rows), self._weight(weight)
+        for k in range(count, 0, -1):
+            _multiply(left[:, : k * inner], right[(count - k) * inner :], out, beta)
+            beta = 1
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        """Parts side by side, largest first: [n, parts * inner]."""
+        parts = rows.new_empty(len(rows), self.arithmetic.parts, rows.shape[1], dtype=self.arithmetic.dtype)
+        _split(rows, parts.unbind(1))
+        return parts.flatten(1)
+
+    def _weight(self, weight: Tensor) -> Tensor:
+        """Parts one above another, smallest first: [parts * inner, columns]."""
+        if weight not in self._parts:
+            parts = weight.new_empty(self.arithmetic.parts, *weight.shape, dtype=self.arithmetic.dtype)
+            _split(weight.float(), parts.unbind(0)[::-1])
+            self._parts[weight] = parts.flatten(0, 1)
+        return self._parts[weight]
+
+
+def _split(numbers: Tensor, parts: Sequence[Tensor]) -> None:
+    """Write a sum of ever smaller parts: float32 rounded to tf32 if that is the type of the part, else bfloat16."""
+    if parts[0].dtype == torch.float32:
+        torch.mul(numbers, _TF32_SPLIT, out=parts[0])
+        parts[0].sub_(parts[0] - numbers)
+        return
+    for i, part in enumerate(parts):
+        part.copy_(numbers)
+        if i + 1 < len(parts):
+            numbers = numbers - part
+
+
+def _multiply(left: Tensor, right: Tensor, out: Tensor, beta: int) -> None:
+    """out = beta * out + left @ right, of parts, in float32 sums."""
+    if out.device.type != "cuda":
+        out.addmm_(left.float(), right.float(), beta=beta)  # exact products of few bits
+    elif left.dtype == torch.float32:
+        with tf32_products():
+            out.addmm_(left, right, beta=beta)
+    else:
+        torch.addmm(out, left, right, beta=beta, out_dtype=torch.float32, out=out)
