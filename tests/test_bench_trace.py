@@ -10,7 +10,7 @@ import torch
 
 import pycircuit as pc
 from pycircuit.bench import cone, memory, models, sections, trace
-from pycircuit.bench.shapes import Shape
+from pycircuit.bench.shapes import SHAPES, Shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,6 +48,22 @@ def test_a_shape_has_its_active_features(graph: pc.Graph) -> None:
     positions = TINY.positions - 1  # none at the first
     assert len(graph.features) / (positions * TINY.layers) == pytest.approx(TINY.active, rel=0.25)
     assert graph.certificate < trace.LAW
+
+
+def test_a_cross_layer_shape_has_bfloat16_decoders() -> None:
+    shape = replace(TINY, cross_layer=True, decoders="bfloat16")
+    model = models.replacement(shape)
+    assert [tuple(w.shape) for w in model.transcoders.w_dec] == [(128, 3, 32), (128, 2, 32), (128, 1, 32)]
+    assert {w.dtype for w in model.transcoders.w_dec} == {torch.bfloat16}
+    graph = pc.attribute(model, models.prompt(shape.positions), max_features=shape.targets)
+    assert len(graph.features) / (11 * shape.layers) == pytest.approx(shape.active, rel=0.25)
+    assert graph.certificate < trace.LAW
+
+
+def test_a_model_takes_its_shapes_prompt() -> None:
+    for shape in SHAPES.values():
+        size = replace(TINY, positions=shape.positions)
+        assert models.language_model(size).config.max_position_embeddings >= shape.positions
 
 
 def test_native_and_reference_are_timed_by_phase() -> None:
