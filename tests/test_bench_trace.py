@@ -27,7 +27,7 @@ def by_hand(shape: Shape, layer: int, position: int, first_hop: bool) -> int:
     ops, n = 0, position + 1
     for at in reversed(range(shape.layers)):
         if at < layer:  # its MLP writes below the target's read
-            ops += 2 * n * (shape.active + 1) * shape.width
+            ops += 2 * n * (shape.active * (at + 1 if shape.cross_layer else 1) + 1) * shape.width
         if at < min(layer, shape.layers - 1) + first_hop:
             ops += 2 * n * shape.width * shape.head_width * shape.heads
             ops += sum(2 * (i + 1) * shape.head_width for _ in range(shape.heads) for i in range(n))
@@ -35,13 +35,15 @@ def by_hand(shape: Shape, layer: int, position: int, first_hop: bool) -> int:
     return ops + 2 * n * shape.width
 
 
+@pytest.mark.parametrize("cross_layer", [False, True])
 @pytest.mark.parametrize("first_hop", [False, True])
-def test_operations_of_the_cone(graph: pc.Graph, first_hop: bool) -> None:
+def test_operations_of_the_cone(graph: pc.Graph, first_hop: bool, cross_layer: bool) -> None:
+    shape = replace(TINY, cross_layer=cross_layer)
     layer, position = cone.expanded(graph)
     assert layer.tolist().count(TINY.layers) == len(graph.targets) and len(layer) == graph.rows.count
     assert position[layer == TINY.layers].unique().tolist() == [TINY.positions - 1]
-    expected = sum(by_hand(TINY, *at, first_hop) for at in zip(layer.tolist(), position.tolist(), strict=True))
-    assert cone.operations(TINY, layer, position, first_hop) == expected
+    expected = sum(by_hand(shape, *at, first_hop) for at in zip(layer.tolist(), position.tolist(), strict=True))
+    assert cone.operations(shape, layer, position, first_hop) == expected
 
 
 def test_a_shape_has_its_active_features(graph: pc.Graph) -> None:

@@ -74,5 +74,5 @@ def test_power_iteration_gives_our_influence(taped: Any) -> None:
     weight[graph.first_target :] = graph.targets.weights.float()
     influence = taped.ranking(rows, graph.row_node, weight)[: graph.first_target]
     expected = graph.influence()[: graph.first_target].float()
-    assert float(expected.sum()) > 1.5 * float(weight.sum())  # more than one hop
+    assert float(expected.sum()) > 1.1 * float(weight.sum())  # more than one hop
     assert torch.allclose(influence, expected, rtol=1e-4, atol=1e-6)
