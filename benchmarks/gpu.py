@@ -103,6 +103,7 @@ class Run:
         )
         job = Job(name, process, time.monotonic(), offset)
         self.running.append(job)
+        self.write()
         return job
 
     def start_section(self, name: str, python: str, limit: float, **changes: str) -> Job:

@@ -36,11 +36,11 @@ def launches_of_op(op: str, share: int, device: str) -> Iterator[Callable[[], An
 
 def launches_of_tuning(op: str, share: int, device: str) -> Iterator[Callable[[], Any]]:
     """Every SHARES-th configuration that is going to be timed."""
-    from gpu_measure import candidates, first_of_classes
+    from gpu_measure import CANDIDATES, candidates, first_of_classes
 
     module = importlib.import_module(f"pycircuit.kernels.{op}")
     for name, item in first_of_classes(op, device):
-        for configuration in candidates(module, name)[share::SHARES]:
+        for configuration in candidates(module, name)[share :: SHARES if device == "cuda" else CANDIDATES]:
             yield partial(module.run, configuration, *item.arguments())
 
 
@@ -66,9 +66,8 @@ def launches_of_trace(name: str, share: int, device: str) -> Iterator[Callable[[
 LAUNCHES = {"op": launches_of_op, "tuning": launches_of_tuning, "trace": launches_of_trace}
 
 
-def tasks() -> list[tuple[str, str, int]]:
+def tasks(shares: range) -> list[tuple[str, str, int]]:
     """(kind, name, share), the longest first."""
-    shares = range(SHARES)
     names = [("trace", name, share) for name in ("gemma2b", "gemma2b-clt", "gemma2b-ten") for share in shares]
     names += [("op", op, share) for op in OPS for share in shares]
     return names + [("tuning", op, share) for op in OPS[:2] for share in shares]
@@ -114,8 +113,8 @@ def resources() -> list[dict[str, Any]]:
 
 
 def compile_kernels(section: Section) -> None:
-    """Save what every task compiled as it ends; in a dry run the interpreter runs every launch, one after another."""
-    names = tasks()
+    """Save what every task compiled as it ends; in a dry run the interpreter runs a third of the launches."""
+    names = tasks(range(1 if section.dry else SHARES))
     if section.dry:
         for task in names:
             section.save(" ".join(map(str, task)), attempt(lambda t=task: compiled(t, section.device)))

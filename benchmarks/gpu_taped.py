@@ -50,8 +50,8 @@ def measured(
     shape: Shape,
 ) -> dict[str, Any]:
     """Seconds of the taped algorithm over the feature rows of a graph, and the distance of its rows from ours."""
-    nodes = graph.row_node[graph.row_node < graph.first_error]
-    layer, position, feature = graph.features[nodes].T.tolist()
+    nodes = graph.row_node[graph.row_node < graph.first_error].cpu()
+    layer, position, feature = graph.features.cpu()[nodes].T.tolist()
     vectors = torch.stack([model.transcoders.w_enc[depth][f] for depth, f in zip(layer, feature, strict=True)])
     synchronise(section.device)
     begin = time.perf_counter()

@@ -15,6 +15,7 @@ import gpu_profile
 import torch
 from gpu_files import Section, attempt, reason
 from torch import Tensor
+from transformers.models.llama import modeling_llama  # noqa: F401 - seconds that are not the model's either
 
 import pycircuit as pc
 from pycircuit.bench import cone, memory, models
@@ -54,6 +55,7 @@ def free_memory(section: Section) -> None:
 @contextmanager
 def replacement(section: Section, shape: Shape) -> Iterator[pc.ReplacementModel]:
     """The model of a shape, built on the card; seconds and bytes are saved, and both are free again after it."""
+    torch.zeros((), device=section.device)  # what a process does on its card for the first time is not the model's
     begin = time.perf_counter()
     model = models.replacement(shape, section.device)
     if section.device == "cuda":
@@ -93,7 +95,7 @@ def traced(
 
 def agreement(expected: Graph, graph: Graph) -> dict[str, Any]:
     """The largest distance of rows that both graphs have, over the first's norm, and how many they share."""
-    if not torch.equal(expected.features, graph.features):
+    if not torch.equal(expected.features.cpu(), graph.features.cpu()):
         return {"unavailable": "other features are active", "active": [len(expected.features), len(graph.features)]}
     common = sorted(set(expected.row_node.tolist()) & set(graph.row_node.tolist()))
     distances = [0.0]
@@ -107,7 +109,7 @@ def dense_row(graph: Graph, node: int) -> Tensor:
     """The row of a node over all columns: [nodes] float64."""
     out = torch.zeros(graph.nodes, dtype=torch.float64)
     column, weight = graph.rows.row(int((graph.row_node == node).nonzero()[0, 0]))
-    out[column.long()] = weight.double()
+    out[column.long().cpu()] = weight.double().cpu()
     return out
 
 
