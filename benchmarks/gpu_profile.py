@@ -29,22 +29,24 @@ def _profile(section: Section, call: Callable[[], Any], what: str) -> dict[str, 
     with torch.profiler.profile(activities=activities) as profiler:
         call()
     events = profiler.key_averages()
-    launches = {event.key: event.count for event in events if "Launch" in event.key}
-    on_card = sum(event.self_device_time_total for event in events) / 1e6
-    rows = sorted(events, key=lambda event: -(event.self_device_time_total or event.self_cpu_time_total))
-    table = [
-        {
-            "name": event.key[:100], "calls": event.count, "device ms": event.self_device_time_total / 1e3,
-            "cpu ms": event.self_cpu_time_total / 1e3,
-        }
-        for event in rows[:HEAVIEST]
-    ]  # fmt: skip
+    kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    operators = [event for event in events if event.device_type == torch.autograd.DeviceType.CPU]
+    result: dict[str, Any] = {"of": what, "launches": {e.key: e.count for e in operators if "Launch" in e.key}}
+    result["device seconds"] = sum(event.self_device_time_total for event in kernels) / 1e6
+    result["kernels"] = heaviest(kernels, "self_device_time_total")
+    result["operators"] = heaviest(operators, "self_cpu_time_total")
     path = section.results / "profile-plt.json.gz"
     profiler.export_chrome_trace(str(path))
     size = path.stat().st_size
     if size > TRACE_BYTES:
         path.unlink()
-    return {"of": what, "launches": launches, "device seconds": on_card, "heaviest": table, "trace bytes": size}
+    return {**result, "trace bytes": size}
+
+
+def heaviest(events: list[Any], time: str) -> list[dict[str, Any]]:
+    """Name, calls and milliseconds of the events that take the most."""
+    ordered = sorted(events, key=lambda event: -getattr(event, time))[:HEAVIEST]
+    return [{"name": e.key[:100], "calls": e.count, "ms": getattr(e, time) / 1e3} for e in ordered]
 
 
 def synchronisations(section: Section, call: Callable[[], Any]) -> None:

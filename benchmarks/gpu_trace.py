@@ -77,7 +77,7 @@ def traced(
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    memory.restart_peak()
+    resident = attempt(memory.restart_peak)  # a sandbox may forbid it
     begin = time.perf_counter()
     graph = pc.attribute(model, models.prompt(shape.positions), max_features=targets, progress=False, **chosen)
     if cuda:
@@ -87,7 +87,7 @@ def traced(
     run |= {"rows": graph.rows.count, "active": len(graph.features), "entries": int(graph.rows.row_ptr[-1])}
     run["dropped mass"] = float(graph.dropped_mass.max()) if len(graph.dropped_mass) else 0.0
     run["peak device bytes"] = torch.cuda.max_memory_allocated() if cuda else None
-    run["peak host bytes"] = memory.peak()
+    run |= {"host bytes before": resident, "peak host bytes": memory.peak()}
     operations = cone.operations(shape, *cone.expanded(graph))
     run |= {"cone operations": operations, "sweep tflops": operations / graph.timings["sweep"] / 1e12}
     return graph, run

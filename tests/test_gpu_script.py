@@ -126,7 +126,8 @@ def test_end_to_end(section: Any, tmp_path: Path) -> None:
         for run in results[name]["runs"]:
             assert run["certificate"] < 1e-5 and 0 < sum(run["timings"].values()) <= run["seconds"]
     assert {run["rows"] - run["active"] for run in results[names[-1]]["runs"]} == {10}  # every feature, ten outputs
-    assert results["profile"]["heaviest"][0]["cpu ms"] > 0 and (tmp_path / "profile-plt.json.gz").exists()
+    assert results["profile"]["operators"][0]["ms"] > 0 and results["profile"]["kernels"] == []
+    assert (tmp_path / "profile-plt.json.gz").stat().st_size == results["profile"]["trace bytes"]
     assert "CUDA" in results["synchronisations"]["unavailable"]
 
 
