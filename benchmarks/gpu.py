@@ -71,8 +71,8 @@ class Job:
 class Run:
     """Everything of one call: its report, its log, its schedule, its processes."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.begin = options, time.monotonic()
+    def __init__(self, options: argparse.Namespace, begin: float) -> None:
+        self.options, self.begin = options, begin
         self.results = options.results.resolve()
         self.results.mkdir(parents=True, exist_ok=True)
         self.scratch = Path(tempfile.mkdtemp(prefix="pycircuit-gpu-"))
@@ -138,8 +138,7 @@ class Run:
             text = (self.results / "log.txt").read_bytes()[job.log_offset :]
             entry["log"] = text.decode(errors="replace")[-2000:]
             self.report["red"].append(f"{job.name}: {state}")
-        if red := entry["results"].get("red"):
-            self.report["red"].append(f"{job.name}: {red}")
+        self.report["red"] += [f"{job.name}: {why}" for why in entry["results"].get("red", [])]
 
     def install(self, limit: float) -> tuple[str, dict[str, str]]:
         """The Python of the sections and what its environment needs, with the kernels compiled beside the install.
@@ -213,13 +212,13 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(arguments)
+    begin, options = time.monotonic(), parse(arguments)
     if options.device == "cuda" and subprocess.run([sys.executable, "-c", HAS_GPU], check=False).returncode:
         print(NO_GPU, file=sys.stderr)
         return 2
     for number in SIGNALS:
         signal.signal(number, stop)
-    return Run(options).run()
+    return Run(options, begin).run()
 
 
 if __name__ == "__main__":

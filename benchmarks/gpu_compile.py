@@ -117,12 +117,19 @@ def compile_kernels(section: Section) -> None:
     names = tasks(range(1 if section.dry else SHARES))
     if section.dry:
         for task in names:
-            section.save(" ".join(map(str, task)), attempt(lambda t=task: compiled(t, section.device)))
+            _save(section, task, attempt(lambda t=task: compiled(t, section.device)))
         section.save("kernels", {"unavailable": "the interpreter compiles nothing"})
         return
     workers = max(1, min(len(names), (os.cpu_count() or 2) - 2))
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    futures = {pool.submit(compiled, task, section.device): " ".join(map(str, task)) for task in names}
+    futures = {pool.submit(compiled, task, section.device): task for task in names}
     for future in as_completed(futures):
-        section.save(futures[future], attempt(future.result))
+        _save(section, futures[future], attempt(future.result))
     pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _save(section: Section, task: tuple[str, str, int], result: dict[str, Any]) -> None:
+    name = " ".join(map(str, task))
+    section.save(name, result)
+    for why in [*result.get("failed", []), *filter(None, [result.get("unavailable")])]:
+        section.mark(f"{name}: {why}")

@@ -150,9 +150,9 @@ def ops(section: Section) -> None:
                 row |= attempt(partial(_row, timer, item, rates))
             rows.append(row)
             section.save("rows", rows)
-    wrong = [f"{row['op']} {row['shape']}: {row['wrong']}" for row in rows if "wrong" in row]
-    if wrong:
-        section.save("red", "; ".join(wrong))
+    for row in rows:
+        if why := row.get("wrong") or row.get("unavailable"):
+            section.mark(f"{row['op']} {row['shape']}: {why}")
 
 
 def candidates(module: Any, name: str) -> list[Config]:

@@ -53,7 +53,7 @@ def run_tests(section: Section) -> None:
     section.save("options", options)
     files = files_with_gpu_tests(section.tests)
     if not files:
-        section.save("red", f"no test is marked for a GPU in {section.tests}")
+        section.mark(f"no test is marked for a GPU in {section.tests}")
         return
     recorder = Recorder(section)
     status = int(pytest.main([*options, *map(str, files)], plugins=[recorder]))
@@ -63,4 +63,4 @@ def run_tests(section: Section) -> None:
     section.save("counts", counts)
     section.save("exit status", status)
     if status or not (counts.get("passed") or section.dry):
-        section.save("red", f"tests: {counts}, pytest's exit status {status}")
+        section.mark(f"{counts}, pytest's exit status {status}")

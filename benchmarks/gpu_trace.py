@@ -23,6 +23,7 @@ from pycircuit.bench.shapes import SHAPES, Shape
 from pycircuit.graph import Graph
 
 PRECISIONS = ("float32", "float32-fast", "tf32", "bfloat16")
+LAWS = {"float32": 1e-5, "float32-fast": 1e-5, "tf32": 5e-4, "bfloat16": 5e-3, None: 1e-5}  # certificates, at most
 RUNS = 3
 TINY = {"layers": 3, "width": 32, "heads": 4, "kv_heads": 2, "head_width": 8, "features": 128, "active": 6}
 FEW_ROWS = 128  # of a long prompt, to know what all of them will take
@@ -128,9 +129,12 @@ def repeated(
             graph, run = traced(section, model, shape, precision, shape.targets)
         except Exception as error:
             section.content[name]["unavailable"] = reason(error)
+            section.mark(f"{name}: {reason(error)}")
             break
         results.append(run)
         section.save(name, {"runs": results})
+        if not run["certificate"] < LAWS[precision]:
+            section.mark(f"{name}: the certificate is {run['certificate']:.1e}")
     if graph is not None and first is not None:
         section.content[name]["agreement"] = attempt(lambda: agreement(first, graph))
     section.save(name, section.content[name])
@@ -184,7 +188,10 @@ def long(section: Section) -> None:
             for warmth in ("first", "again"):
                 result = attempt(partial(_run, section, model, shape, few))
                 section.save(f"{name} {few} rows {warmth}", result)
-            _all_rows(section, model, shape, few, result)
+            if "unavailable" in result:
+                section.mark(f"{name}: {result['unavailable']}")
+            else:
+                _all_rows(section, model, shape, few, result)
 
 
 def _run(section: Section, model: pc.ReplacementModel, shape: Shape, targets: int) -> dict[str, Any]:
@@ -193,8 +200,6 @@ def _run(section: Section, model: pc.ReplacementModel, shape: Shape, targets: in
 
 def _all_rows(section: Section, model: pc.ReplacementModel, shape: Shape, few: int, run: dict[str, Any]) -> None:
     """The whole trace of a long prompt, if the time predicted from few of its rows is left."""
-    if "seconds" not in run:
-        return
     forward = run["timings"]["forward"]
     predicted = forward + (run["seconds"] - forward) * (shape.targets or 0) / few
     section.save(f"{shape.name} predicted seconds", predicted)
