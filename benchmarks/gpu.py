@@ -54,6 +54,9 @@ def stop(number: int, _: Any) -> None:
 
 
 def commit() -> str:
+    """The checkout's own, or why it is not known."""
+    if shutil.which("git") is None:
+        return "not known: no git, and no --commit"
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return head.stdout.strip() or "not known: no git checkout, and no --commit"
 

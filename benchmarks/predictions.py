@@ -210,6 +210,9 @@ def document() -> str:
         "host adds, launches and Python, is not predicted.",
         "",
         *trace_lines(),
+        "",
+        "gemma2b-ten has the sizes of a call that circuit-tracer's notebook publishes: 4.48 s on a card that it does not "
+        "name, 0.48 s of them for 6,338 rows, in bfloat16.",
     ]) + "\n"  # fmt: skip
 
 
