@@ -211,8 +211,8 @@ def document() -> str:
         "",
         *trace_lines(),
         "",
-        "gemma2b-ten has the sizes of a call that circuit-tracer's notebook publishes: 4.48 s on a card that it does not "
-        "name, 0.48 s of them for 6,338 rows, in bfloat16.",
+        "gemma2b-ten has the sizes of a call that circuit-tracer's notebook publishes: 4.48 s on a card that it does "
+        "not name, 0.48 s of them for 6,338 rows, in bfloat16.",
     ]) + "\n"  # fmt: skip
 
 
