@@ -129,9 +129,10 @@ bench-peers: .venv-peers/.build
 bench-short: .venv-peers/.build
 	$(PEERS)/python benchmarks/short_call.py
 
-# On a machine with a GPU, with its own Python and no network: make gpu [RESULTS=dir] [SECTION=name]
+# On a machine with a GPU, with its own Python and no network: make gpu [RESULTS=dir] [SECTION=name] [COMMIT=hash]
 gpu:
-	$(PYTHON) benchmarks/gpu.py $(if $(RESULTS),--results $(RESULTS)) $(if $(SECTION),--section $(SECTION))
+	$(PYTHON) benchmarks/gpu.py $(if $(RESULTS),--results $(RESULTS)) $(if $(SECTION),--section $(SECTION)) \
+	  $(if $(COMMIT),--commit $(COMMIT))
 
 clean:
 	rm -rf .venv .venv-gpu .venv-peers build build-* dist

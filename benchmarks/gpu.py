@@ -1,8 +1,9 @@
-"""The one script for a machine with a GPU: install, test, measure the card, time the ops, write JSON, print a table.
+"""What a machine with a GPU can tell in seven and a half minutes: install, compile, measure, trace, test, tune.
 
-    make gpu [RESULTS=dir] [SECTION=tests|rates|encode|decode|attend_back|edge_scores|influence|tune_<op>]
+    make gpu [RESULTS=dir] [SECTION=name], or without make: python3 benchmarks/gpu.py --results dir --commit hash
 
-Needs no network. Ends within ten minutes: every section has its share of them and leaves out what does not fit.
+Needs no network. Every section is a process of its own, and after every one dir/gpu.json is written anew: what breaks,
+is cut off or is red is marked there and keeps nothing else from being measured.
 """
 
 from __future__ import annotations
@@ -10,146 +11,217 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
+import shutil
+import signal
 import subprocess
 import sys
-import sysconfig
+import tempfile
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-OPS = ("encode", "decode", "attend_back", "edge_scores", "influence")
-SECONDS = {"tests": 210, "rates": 20, "encode": 60, "decode": 30, "attend_back": 50, "edge_scores": 40, "influence": 30}
-SECONDS |= {f"tune_{op}": 500 for op in OPS}  # one at a time, only when named; the rest of 600 is for the install
+from gpu_files import ROOT, SECONDS, TOTAL, write_json
+from gpu_report import table
+
 DRY_RUN = "dry run: interpreted on the CPU at tiny shapes, not a GPU figure"
 NO_GPU = "gpu: needs a CUDA device, found none; run it where one is, or pass --device cpu for a dry run"
+HAS_GPU = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+SECTION_SCRIPT = ROOT / "benchmarks" / "gpu_sections.py"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+INSTALL_LIMIT = 2  # times what is planned for it: what it takes longer, later sections have less
+GRACE = 5.0  # seconds between asking a section to end and ending it
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="where the JSON goes")
-    parser.add_argument("--section", choices=SECONDS, help="run this one only; tune_<op> runs only when named")
+    results = ROOT / "benchmarks" / "results" / "gpu"
+    parser.add_argument("--results", type=Path, default=results, help="folder of gpu.json, log.txt, tests.xml, ...")
+    parser.add_argument("--section", choices=SECONDS, help="run only this one")
+    parser.add_argument("--commit", help="what is measured, where there is no .git to tell")
+    parser.add_argument("--seconds", type=float, default=TOTAL, help="for everything together")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help=f"cpu is a {DRY_RUN}")
     parser.add_argument("--environment", type=Path, default=ROOT / ".venv-gpu", help="where to install the checkout")
     parser.add_argument("--installed", action="store_true", help="use the Python that runs this as it is")
+    parser.add_argument("--tests", type=Path, default=ROOT / "tests", help="the folder or file of tests to run")
     return parser.parse_args(arguments)
 
 
-def install(environment: Path) -> Path:
-    """The checkout, editable, in an environment that also sees the packages of the Python running this."""
-    python = environment / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    site = environment / "lib" / version / "site-packages"
-    # Not --system-site-packages: a Python that is itself in an environment would lend its base, not its packages.
-    borrowed = [p for p in dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))) if p]
-    lines = "\n".join(f"import site; site.addsitedir({p!r})" for p in borrowed)
-    (site / "zz_borrowed.pth").write_text(lines + "\n")
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--disable-pip-version-check"]
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    offline = ["--no-build-isolation", "--no-deps", "--no-index", "--force-reinstall", "-e", str(ROOT)]
-    subprocess.run([*pip, *offline], check=True, env={**os.environ, "PATH": path})
-    return python
+def stop(number: int, _: Any) -> None:
+    raise SystemExit(128 + number)
 
 
-def run_tests(device: str, budget: float) -> dict[str, Any]:
-    """Every GPU test; in a dry run only that they are found, and that they skip with a reason."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=budget, check=False)
-    except subprocess.TimeoutExpired as late:
-        return {"passed": False, "output": f"not done after {budget:.0f} s", "tail": str(late.stdout)[-2000:]}
-    print(done.stdout[-4000:], flush=True)
-    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)}
-    passed = done.returncode == 0 and (counts.get("passed", 0) > 0 or device == "cpu")
-    return {"passed": passed, "counts": counts, "tail": done.stdout[-2000:]}
-
-
-def machine() -> dict[str, Any]:
-    import torch
-    import triton
-
-    found: dict[str, Any] = {"torch": torch.__version__, "triton": triton.__version__, "python": sys.version.split()[0]}
-    if torch.cuda.is_available():
-        card = torch.cuda.get_device_properties(0)
-        found |= {"gpu": card.name, "memory_gib": round(card.total_memory / 2**30, 1)}
-        found |= {"multiprocessors": card.multi_processor_count, "compute": f"{card.major}.{card.minor}"}
+def commit() -> str:
+    """The checkout's own, or why it is not known."""
+    if shutil.which("git") is None:
+        return "not known: no git, and no --commit"
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return found | {"commit": head.stdout.strip() or "not a git checkout", "load": os.getloadavg()[0]}
+    return head.stdout.strip() or "not known: no git checkout, and no --commit"
 
 
-def measure(device: str, section: str | None) -> dict[str, Any]:
-    from gpu_measure import Timer, measure_op, measure_rates, tune
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A process of this run: when it started, and where its log starts."""
 
-    report: dict[str, Any] = {"machine": machine(), "when": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-    report |= {"dry_run": DRY_RUN if device == "cpu" else None, "rows": []}
-    wanted = [section] if section else ["tests", "rates", *OPS]
-    timer = Timer(device)
-    if set(wanted) - {"tests"}:
-        report["rates"] = measure_rates(timer)  # every floor needs them, whatever the section
-    for name in wanted:
-        begin = time.monotonic()
-        timer.deadline = begin + SECONDS[name]
-        if name == "tests":
-            report["tests"] = run_tests(device, SECONDS[name])
-            if not report["tests"]["passed"]:
-                print("gpu: tests failed, so nothing is timed", flush=True)
-                break  # no speed on red
-        elif name.startswith("tune_"):
-            report["tune"] = tune(timer, name.removeprefix("tune_"))
-        elif name in OPS:
-            report["rows"] += measure_op(timer, name, report["rates"])
-        print(f"{name}: {time.monotonic() - begin:.1f} s", flush=True)
-    return report
+    name: str
+    process: subprocess.Popen[bytes]
+    begin: float
+    log_offset: int
 
 
-def table(report: dict[str, Any]) -> str:
-    lines = [report["dry_run"]] if report["dry_run"] else []
-    for name, rate in report.get("rates", {}).items():
-        lines.append(f"{name:<12}{rate:>10.1f} {'GB/s' if name == 'copy' else 'TFLOP/s'}")
-    lines.append(f"{'op':<12}{'shape':<40}{'ms':>9}{'spread':>8}{'floor':>8}{'x ref':>8}{'x lib':>8}{'error':>10}")
-    for row in report["rows"]:
-        if "ms" not in row:
-            lines.append(f"{row['op']:<12}{row['shape']:<40} {row.get('wrong') or row['skipped']}")
-            continue
-        library = f"{row['library_ratio']:>8.2f}" if row["library_ratio"] else f"{'-':>8}"
-        lines.append(
-            f"{row['op']:<12}{row['shape']:<40}{row['ms']:>9.3f}{row['spread']:>8.0%}{row['share_of_floor']:>8.0%}"
-            f"{row['reference_ratio']:>8.2f}{library}{row['error']:>10.1e}"
+class Run:
+    """Everything of one call: its report, its log, its schedule, its processes."""
+
+    def __init__(self, options: argparse.Namespace, begin: float) -> None:
+        self.options, self.begin = options, begin
+        self.results = options.results.resolve()
+        self.results.mkdir(parents=True, exist_ok=True)
+        self.scratch = Path(tempfile.mkdtemp(prefix="pycircuit-gpu-"))
+        self.log = (self.results / "log.txt").open("wb")
+        self.running: list[Job] = []
+        self.report: dict[str, Any] = {
+            "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "commit": options.commit or commit(),
+            "dry_run": DRY_RUN if options.device == "cpu" else None,
+            "sections": {},
+            "red": [],
+        }
+
+    def write(self) -> None:
+        """Put everything that is known into gpu.json."""
+        self.report["seconds"] = round(time.monotonic() - self.begin, 1)
+        write_json(self.results / "gpu.json", self.report)
+
+    def start(self, name: str, command: list[Any], limit: float, **changes: str) -> Job:
+        """A process in a group of its own, writing to the log; Triton's binaries are shared by all of them."""
+        changes |= {"PYTHONUNBUFFERED": "1", "TRITON_CACHE_DIR": str(self.scratch / "triton")}
+        changes["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        if self.options.device == "cpu":
+            changes["TRITON_INTERPRET"] = "1"
+        self.report["sections"][name] = {"state": "running", "limit": round(limit, 1)}
+        offset = os.lseek(self.log.fileno(), 0, os.SEEK_END)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | changes, stdout=self.log, stderr=self.log, start_new_session=True
         )
-    for row in report.get("tune", []):
-        lines.append(f"{row['shape']:<40} best {row['best_ms']:.3f} ms of {row['tried']}: {row['best']}")
-        lines.append(f"{'':<40} recorded {row['chosen_ms']:.3f} ms: {row['chosen']}")
-    if "tests" in report:
-        lines.append(f"tests: {report['tests'].get('counts', report['tests'].get('output'))}")
-    return "\n".join(lines)
+        job = Job(name, process, time.monotonic(), offset)
+        self.running.append(job)
+        self.write()
+        return job
+
+    def start_section(self, name: str, python: str, limit: float, **changes: str) -> Job:
+        words = ["--device", self.options.device, "--seconds", str(max(limit - GRACE, 1.0)), "--out", self.saved(name)]
+        words += ["--results", self.results, "--tests", self.options.tests.resolve()]
+        return self.start(name, [python, SECTION_SCRIPT, name, *words], limit, **changes)
+
+    def saved(self, name: str) -> Path:
+        """The file that a section writes after every result."""
+        return self.scratch / f"{name}.json"
+
+    def finish(self, job: Job, limit: float) -> bool:
+        """Wait for a process, end it at its limit, and write what it has saved, however it ended; True if all of it."""
+        try:
+            status = job.process.wait(max(limit, 0.1))
+            state = f"failed: exit status {status}" if status else "finished"
+        except subprocess.TimeoutExpired:
+            state = f"cut off after {time.monotonic() - job.begin:.0f} s"
+        end(job.process)
+        self.collect(job, state)
+        self.write()
+        return state == "finished"
+
+    def collect(self, job: Job, state: str) -> None:
+        """Put into the report how a process ended and what it has saved."""
+        self.running.remove(job)
+        path, entry = self.saved(job.name), self.report["sections"][job.name]
+        entry |= {"state": state, "seconds": round(time.monotonic() - job.begin, 1)}
+        entry["results"] = json.loads(path.read_text()) if path.exists() else {}
+        if state != "finished":
+            text = (self.results / "log.txt").read_bytes()[job.log_offset :]
+            entry["log"] = text.decode(errors="replace")[-2000:]
+            self.report["red"].append(f"{job.name}: {state}")
+        self.report["red"] += [f"{job.name}: {why}" for why in entry["results"].get("red", [])]
+
+    def install(self, limit: float) -> tuple[str, dict[str, str]]:
+        """The Python of the sections and what its environment needs, with the kernels compiled beside the install.
+
+        Where the install fails, the report is red, and the sections run from the checkout, without the native core.
+        """
+        without = {"PYTHONPATH": str(linked_checkout(self.scratch / "checkout"))}
+        folder = self.options.environment.resolve()
+        compiling = self.start_section("compile", sys.executable, limit, **without)
+        command = [sys.executable, ROOT / "benchmarks" / "gpu_install.py", folder]
+        installing = self.start("install", command, INSTALL_LIMIT * limit)
+        waiting, installed = {compiling: limit, installing: INSTALL_LIMIT * limit}, False
+        while waiting:
+            for job, seconds in list(waiting.items()):
+                if job.process.poll() is not None or time.monotonic() > job.begin + seconds:
+                    finished = self.finish(job, 0)
+                    installed |= finished and job is installing
+                    del waiting[job]
+            time.sleep(0.1)
+        return (str(folder / "bin" / "python"), {}) if installed else (sys.executable, without)
+
+    def sections(self) -> None:
+        """Every section in turn; what an earlier one leaves of its time, the next ones have."""
+        names = [self.options.section] if self.options.section else list(SECONDS)
+        python, changes, scale, planned = sys.executable, {}, self.options.seconds / TOTAL, self.begin
+        if not self.options.installed:
+            python, changes = self.install(SECONDS["compile"] * scale)
+            names, planned = [name for name in names if name != "compile"], planned + SECONDS["compile"] * scale
+        for name in names:
+            planned += SECONDS[name] * scale
+            end_by = self.begin + self.options.seconds if self.options.section else planned
+            limit = end_by - time.monotonic()
+            self.finish(self.start_section(name, python, limit, **changes), limit)
+
+    def run(self) -> int:
+        """Everything; a signal writes what there is and ends what runs."""
+        self.write()
+        try:
+            self.sections()
+        except SystemExit as stopped:
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            jobs = list(self.running)
+            for job in jobs:
+                self.collect(job, "stopped from outside")
+            self.report["red"].append(f"stopped from outside by signal {int(stopped.code or 0) - 128}")
+            self.write()
+            for job in jobs:
+                end(job.process)
+        self.log.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        print(f"{self.results / 'gpu.json'}\n{table(self.report)}", flush=True)
+        return 1 if self.report["red"] else 0
+
+
+def linked_checkout(folder: Path) -> Path:
+    """A folder from which pycircuit and its kernels can be imported although nothing is installed."""
+    package = folder / "pycircuit"
+    package.mkdir(parents=True)
+    for source in (*(ROOT / "pycircuit").iterdir(), ROOT / "kernels"):
+        (package / source.name).symlink_to(source)
+    return folder
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and whatever it started: asked first, then not."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, number)
+            process.wait(GRACE)
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(arguments)
-    if options.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            print(NO_GPU, file=sys.stderr)
-            return 2
-    else:
-        os.environ["TRITON_INTERPRET"] = "1"
-    if not options.installed:
-        python = install(options.environment.resolve())
-        again = [python, __file__, *arguments, "--installed", "--results", options.results.resolve()]
-        return subprocess.run(again, check=False).returncode
-    report = measure(options.device, options.section)
-    options.results.mkdir(parents=True, exist_ok=True)
-    kind = "dry-run" if report["dry_run"] else re.sub(r"\W+", "-", report["machine"]["gpu"]).lower()
-    path = options.results / f"gpu-{kind}{'-' + options.section if options.section else ''}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{path}\n{table(report)}", flush=True)
-    right = report.get("tests", {"passed": True})["passed"] and not any("wrong" in row for row in report["rows"])
-    return 0 if right else 1
+    begin, options = time.monotonic(), parse(arguments)
+    if options.device == "cuda" and subprocess.run([sys.executable, "-c", HAS_GPU], check=False).returncode:
+        print(NO_GPU, file=sys.stderr)
+        return 2
+    for number in SIGNALS:
+        signal.signal(number, stop)
+    return Run(options, begin).run()
 
 
 if __name__ == "__main__":

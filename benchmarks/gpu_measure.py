@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from statistics import median
 from typing import Any
 
 import torch
+from gpu_card import float32_products
+from gpu_files import Section, attempt
 from gpu_shapes import Item, items
 from pycircuit.kernels.config import Config
 
@@ -20,6 +23,8 @@ from pycircuit.ops.registry import OPS
 
 FLUSH_BYTES = 256 * 2**20  # several times the last-level cache of any card today
 TOLERANCE = 1e-5  # sums of up to 16,384 float32 terms
+CANDIDATES = 8  # configurations of a shape class
+TUNED = ("attend_back", "edge_scores")
 CHECKED = 64  # positions of an encode that are held against float64, at either end
 
 
@@ -37,7 +42,7 @@ class Timer:
     def left(self) -> float:
         return self.deadline - time.monotonic()
 
-    def one(self, work: Callable[[], Any]) -> float:
+    def milliseconds(self, work: Callable[[], Any]) -> float:
         self.flush.zero_()
         if self.device == "cpu":
             begin = time.perf_counter()
@@ -50,13 +55,13 @@ class Timer:
         end.synchronize()
         return begin.elapsed_time(end)
 
-    def samples(self, work: Callable[[], Any], seconds: float = 1.5, most: int = 50) -> list[float]:
+    def samples(self, work: Callable[[], Any], seconds: float = 0.7, most: int = 50) -> list[float]:
         """Two warm-ups (the first compiles), then samples until the time or the count is reached; at least three."""
         for _ in range(2 if self.device == "cuda" else 0):
             work()
         least, begin, found = (3 if self.device == "cuda" else 1), time.monotonic(), []
         while len(found) < least or (len(found) < most and time.monotonic() - begin < seconds and least > 1):
-            found.append(self.one(work))
+            found.append(self.milliseconds(work))
         return found
 
 
@@ -66,9 +71,8 @@ def measure_rates(timer: Timer) -> dict[str, float]:
     rates = {}
     for name, dtype, tf32 in (("fp32", "float32", False), ("tf32", "float32", True), ("bf16", "bfloat16", False)):
         a, b = (torch.randn(n, n, device=timer.device).to(getattr(torch, dtype)) for _ in range(2))
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        rates[name] = 2 * n**3 / median(timer.samples(lambda a=a, b=b: a @ b)) / 1e9
-    torch.backends.cuda.matmul.allow_tf32 = False
+        with float32_products("high" if tf32 else "highest"):
+            rates[name] = 2 * n**3 / median(timer.samples(lambda a=a, b=b: a @ b, seconds=0.5)) / 1e9
     source = torch.randn(2**28 if timer.device == "cuda" else 2**12, device=timer.device)
     target = torch.empty_like(source)
     rates["copy"] = 2 * source.nbytes / median(timer.samples(lambda: target.copy_(source))) / 1e6
@@ -103,56 +107,83 @@ def _row(timer: Timer, item: Item, rates: dict[str, float]) -> dict[str, Any]:
     except AssertionError as failed:
         error = str(failed)
     if not (isinstance(error, float) and error < TOLERANCE):
-        return {"op": item.op, "shape": item.shape, "wrong": f"wrong, so not timed: {error}"}
+        return {"wrong": f"wrong, so not timed: {error}"}
     del got
     args = item.arguments()
     ours = timer.samples(lambda: OPS[item.op].form("triton")(*args))
-    plain = median(timer.samples(lambda: getattr(reference, item.op)(*args), seconds=1, most=10))
+    plain = median(timer.samples(lambda: getattr(reference, item.op)(*args), seconds=0.5, most=10))
     library = median(timer.samples(item.library)) if item.library else None
     ms, compute = median(ours), item.operations / rates[item.rate] / 1e9
     floor = max(compute, item.bytes / rates["copy"] / 1e6)
     return {
-        "op": item.op, "shape": item.shape, "ms": ms, "samples_ms": ours, "spread": (max(ours) - min(ours)) / ms,
+        "ms": ms, "samples_ms": ours, "spread": (max(ours) - min(ours)) / ms,
         "floor_ms": floor, "floor_is": "matrix" if compute == floor else "copy", "share_of_floor": floor / ms,
         "tflops": item.operations / ms / 1e9, "gbps": item.bytes / ms / 1e6, "reference_ms": plain,
         "reference_ratio": plain / ms, "library_ms": library, "library_ratio": library and library / ms, "error": error,
     }  # fmt: skip
 
 
-def measure_op(timer: Timer, op: str, rates: dict[str, float]) -> list[dict[str, Any]]:
-    rows = []
-    for item in items(op, timer.device):
-        if timer.left() < 3:
-            rows.append({"op": op, "shape": item.shape, "skipped": "no time left in this section"})
-            continue
-        rows.append(_row(timer, item, rates))
-    return rows
-
-
-def _one_a_class(op: str, device: str) -> Iterator[tuple[str, Item]]:
-    """(shape class, its first item): the largest inputs come last, and are made only when asked for."""
+def first_of_classes(op: str, device: str) -> Iterator[tuple[str, Item]]:
+    """(shape class, its first item); the largest inputs come last, and are not made once every class was seen."""
     module, seen = importlib.import_module(f"pycircuit.kernels.{op}"), set()
     for item in items(op, device):
         name = item.shape_class(module)
         if name not in seen:
             seen.add(name)
             yield name, item
+        if seen >= set(module.HOPPER):
+            return
 
 
-def tune(timer: Timer, op: str) -> list[dict[str, Any]]:
-    """Every configuration of the pruned space for each shape class, the recorded choice first, as time allows."""
-    rows, module = [], importlib.import_module(f"pycircuit.kernels.{op}")
-    for at, (name, item) in enumerate(_one_a_class(op, timer.device)):
-        args, chosen = item.arguments(), module.HOPPER[name]
-        share, begin = timer.left() / max(len(module.HOPPER) - at, 1), time.monotonic()
-        times: dict[Config, float] = {}
-        for candidate in (chosen, *(c for c in module.SPACE if c != chosen)):
-            if times and (time.monotonic() - begin > share or timer.device == "cpu"):
-                break
-            times[candidate] = median(timer.samples(partial(module.run, candidate, *args), seconds=0.2, most=10))
-        best = min(times, key=times.__getitem__)
-        rows.append({
-            "op": op, "shape": f"{name}: {item.shape}", "tried": len(times), "best": str(best), "best_ms": times[best],
-            "chosen": str(chosen), "chosen_ms": times[chosen], "times_ms": {str(c): t for c, t in times.items()},
-        })  # fmt: skip
-    return rows
+def ops(section: Section) -> None:
+    """Two rows of every op, of different shape classes where it has several, with their share of the floor."""
+    timer = Timer(section.device, section.deadline)
+    rates = measure_rates(timer)
+    section.save("rates", rates)
+    rows: list[dict[str, Any]] = []
+    for op in OPS:
+        for _, item in itertools.islice(first_of_classes(op, section.device), 2):
+            row: dict[str, Any] = {"op": op, "shape": item.shape}
+            if timer.left() < 3:
+                row["skipped"] = "no time left"
+            else:
+                row |= attempt(partial(_row, timer, item, rates))
+            rows.append(row)
+            section.save("rows", rows)
+    for row in rows:
+        if why := row.get("wrong") or row.get("unavailable"):
+            section.mark(f"{row['op']} {row['shape']}: {why}")
+
+
+def candidates(module: Any, name: str) -> list[Config]:
+    """The recorded choice of a shape class and its nearest in the space: those that differ from it in the least."""
+    chosen = module.HOPPER[name]
+
+    def differences(c: Config) -> int:
+        blocks = sum(c[key] != value for key, value in chosen.blocks)
+        return blocks + (c.warps != chosen.warps) + (c.stages != chosen.stages)
+
+    return sorted(dict.fromkeys((chosen, *module.SPACE)), key=differences)[:CANDIDATES]
+
+
+def tune(section: Section) -> None:
+    """Few configurations for every shape class of the two ops that the sweep waits for, the recorded choice first."""
+    timer, rows = Timer(section.device, section.deadline), []
+    for op in TUNED:
+        module = importlib.import_module(f"pycircuit.kernels.{op}")
+        for name, item in first_of_classes(op, section.device):
+            row: dict[str, Any] = {"op": op, "class": name, "shape": item.shape, "times_ms": {}}
+            rows.append(row)
+            for candidate in candidates(module, name)[: 2 if section.dry else CANDIDATES]:
+                if timer.left() < 2:
+                    row["stopped"] = "no time left"
+                    break
+                row["times_ms"][str(candidate)] = attempt(partial(_milliseconds, timer, module, candidate, item))
+                section.save("rows", rows)
+            times = {text: ms for text, ms in row["times_ms"].items() if isinstance(ms, float)}
+            row["recorded"], row["best"] = str(module.HOPPER[name]), min(times, key=times.__getitem__, default=None)
+            section.save("rows", rows)
+
+
+def _milliseconds(timer: Timer, module: Any, candidate: Config, item: Item) -> float:
+    return median(timer.samples(partial(module.run, candidate, *item.arguments()), seconds=0.2, most=10))

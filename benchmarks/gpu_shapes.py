@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -35,6 +35,7 @@ class Size:
 
 
 GEMMA2B = Size(2304, 16384, 60, 26, 8, 4, 256, (128, 2300, 8192), (256, 32, 8), 7500, 100_000)
+COMPILED = replace(GEMMA2B, prompts=(128, 2300), targets=(256, 32), rows=512)  # what compiles the same, in less memory
 TINY = Size(48, 160, 6, 4, 4, 2, 16, (5, 20), (4, 2), 20, 150)
 
 
@@ -60,8 +61,8 @@ class Item:
 
 
 def _names(size: Size) -> list[str]:
-    long = ["gemma2b-long"] * (len(size.prompts) - 1)
-    return ["gemma2b", *long] if size is GEMMA2B else ["tiny"] * len(size.prompts)
+    short, long = ("tiny", "tiny") if size is TINY else ("gemma2b", "gemma2b-long")
+    return [short, *[long] * (len(size.prompts) - 1)]
 
 
 def _rate(dtype: torch.dtype) -> str:
@@ -185,8 +186,9 @@ def _influence(size: Size, device: str) -> Iterator[Item]:
     yield Item("influence", shape, lambda: (rows, node, weight, None), 2.0 * count * columns, rows.nbytes + 4 * columns)
 
 
-def items(op: str, device: str) -> Iterator[Item]:
-    size = GEMMA2B if device == "cuda" else TINY
+def items(op: str, device: str, size: Size | None = None) -> Iterator[Item]:
+    """An op's inputs, by default gemma2b's on a card and tiny ones elsewhere; made when they are asked for."""
+    size = size or (GEMMA2B if device == "cuda" else TINY)
     torch.manual_seed(0)
     builders = {
         "encode": _encode, "decode": _decode, "attend_back": _attend_back, "edge_scores": _edge_scores,

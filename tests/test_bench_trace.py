@@ -10,7 +10,7 @@ import torch
 
 import pycircuit as pc
 from pycircuit.bench import cone, memory, models, sections, trace
-from pycircuit.bench.shapes import Shape
+from pycircuit.bench.shapes import SHAPES, Shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,7 +27,7 @@ def by_hand(shape: Shape, layer: int, position: int, first_hop: bool) -> int:
     ops, n = 0, position + 1
     for at in reversed(range(shape.layers)):
         if at < layer:  # its MLP writes below the target's read
-            ops += 2 * n * (shape.active + 1) * shape.width
+            ops += 2 * n * (shape.active * (at + 1 if shape.cross_layer else 1) + 1) * shape.width
         if at < min(layer, shape.layers - 1) + first_hop:
             ops += 2 * n * shape.width * shape.head_width * shape.heads
             ops += sum(2 * (i + 1) * shape.head_width for _ in range(shape.heads) for i in range(n))
@@ -35,19 +35,37 @@ def by_hand(shape: Shape, layer: int, position: int, first_hop: bool) -> int:
     return ops + 2 * n * shape.width
 
 
+@pytest.mark.parametrize("cross_layer", [False, True])
 @pytest.mark.parametrize("first_hop", [False, True])
-def test_operations_of_the_cone(graph: pc.Graph, first_hop: bool) -> None:
+def test_operations_of_the_cone(graph: pc.Graph, first_hop: bool, cross_layer: bool) -> None:
+    shape = replace(TINY, cross_layer=cross_layer)
     layer, position = cone.expanded(graph)
     assert layer.tolist().count(TINY.layers) == len(graph.targets) and len(layer) == graph.rows.count
     assert position[layer == TINY.layers].unique().tolist() == [TINY.positions - 1]
-    expected = sum(by_hand(TINY, *at, first_hop) for at in zip(layer.tolist(), position.tolist(), strict=True))
-    assert cone.operations(TINY, layer, position, first_hop) == expected
+    expected = sum(by_hand(shape, *at, first_hop) for at in zip(layer.tolist(), position.tolist(), strict=True))
+    assert cone.operations(shape, layer, position, first_hop) == expected
 
 
 def test_a_shape_has_its_active_features(graph: pc.Graph) -> None:
     positions = TINY.positions - 1  # none at the first
     assert len(graph.features) / (positions * TINY.layers) == pytest.approx(TINY.active, rel=0.25)
     assert graph.certificate < trace.LAW
+
+
+def test_a_cross_layer_shape_has_bfloat16_decoders() -> None:
+    shape = replace(TINY, cross_layer=True, decoders="bfloat16")
+    model = models.replacement(shape)
+    assert [tuple(w.shape) for w in model.transcoders.w_dec] == [(128, 3, 32), (128, 2, 32), (128, 1, 32)]
+    assert {w.dtype for w in model.transcoders.w_dec} == {torch.bfloat16}
+    graph = pc.attribute(model, models.prompt(shape.positions), max_features=shape.targets)
+    assert len(graph.features) / (11 * shape.layers) == pytest.approx(shape.active, rel=0.25)
+    assert graph.certificate < trace.LAW
+
+
+def test_a_model_takes_its_shapes_prompt() -> None:
+    for shape in SHAPES.values():
+        size = replace(TINY, positions=shape.positions)
+        assert models.language_model(size).config.max_position_embeddings >= shape.positions
 
 
 def test_native_and_reference_are_timed_by_phase() -> None:

@@ -56,6 +56,14 @@ def test_readme_has_the_figures_that_were_measured() -> None:
     assert f"set of {held['files'] / 1e9:.0f} GB is traced holding {held['peak'] / 1e9:.1f} GB beside the model" in text
 
 
+def test_readme_has_no_gpu_figure_that_no_run_measured() -> None:
+    report = ROOT / "benchmarks/results/gpu/gpu.json"
+    measured = report.exists() and not json.loads(report.read_text())["dry_run"]
+    section = (ROOT / "README.md").read_text().split("| on a GPU |")[1].split("\n\n")[0]
+    assert measured or re.findall(r"\d [sx]\b|GB", section) == []
+    assert measured or section.count("not run yet") == 4
+
+
 @pytest.mark.parametrize("name", [*DOCUMENTS, "benchmarks/RESULTS.md"])
 def test_documents_say_which_circuit_tracer_is_meant(name: str) -> None:
     """Several carry the name; docs/circuit-tracer.md tells them apart."""

@@ -27,12 +27,15 @@ def operations(shape: Shape, layer: Tensor, position: Tensor, first_hop: bool = 
 
         2 n d (H h + G h)  for W_O and W_V,    H h n (n + 1)  for the causal half of A^T,
 
-    and each MLP below the target's read 2 n d for every active feature and the error of a position, as do the
-    tokens once. The first of these attentions starts from a single row, so it needs next to nothing: it counts,
-    as if it had n rows, only with first_hop.
+    and each MLP below the target's read 2 n d for every active feature that writes there and the error of a position,
+    as do the tokens once. Across layers, the features of all layers up to an MLP's own write there. The first of
+    these attentions starts from a single row, so it needs next to nothing: it counts, as if it had n rows, only with
+    first_hop.
     """
     n, crossed = (position + 1).double(), layer.clamp(max=shape.layers - 1).double() + first_hop
     query, value = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
     attention = 2 * n * shape.width * (query + value) + query * n * (n + 1)
-    scored = 2 * n * shape.width * (layer.double() * (shape.active + 1) + 1)
+    below = layer.double()
+    writing = below * (below + 1) / 2 if shape.cross_layer else below
+    scored = 2 * n * shape.width * (writing * shape.active + below + 1)
     return float((crossed * attention + scored).sum())

@@ -15,17 +15,19 @@ from .shapes import Shape
 VOCABULARY, MLP_FACTOR = 8192, 4
 
 
-def language_model(shape: Shape, seed: int = 0) -> Any:
-    """A transformers Llama: embeddings N(0, 1), every other matrix N(0, 0.25 / width)."""
+def language_model(shape: Shape, seed: int = 0, device: str = "cpu") -> Any:
+    """A transformers Llama, made on its device: embeddings N(0, 1), every other matrix N(0, 0.25 / width)."""
     import transformers
 
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=shape.width, intermediate_size=MLP_FACTOR * shape.width,
         num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_width, max_position_embeddings=4096, rms_norm_eps=1e-5, tie_word_embeddings=False,
+        head_dim=shape.head_width, max_position_embeddings=max(4096, shape.positions), rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
     )  # fmt: skip
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    g = torch.Generator().manual_seed(seed)
+    with torch.device(device):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    g = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
@@ -33,29 +35,35 @@ def language_model(shape: Shape, seed: int = 0) -> Any:
     return model.eval()
 
 
-def transcoder_weights(shape: Shape, seed: int = 1) -> dict[str, Any]:
-    """Per-layer weights, lists with one entry a layer; theta: [features] leaves `active` features a position."""
-    g = torch.Generator().manual_seed(seed)
+def transcoder_weights(shape: Shape, seed: int = 1, device: str = "cpu") -> dict[str, Any]:
+    """Weights of transcoders, lists with one entry a layer; theta: [features] leaves `active` features a position.
 
-    def each(*size: int, scale: float) -> list[Tensor]:
-        return [torch.randn(*size, generator=g).mul_(scale) for _ in range(shape.layers)]
+    w_dec[l]: [features, width], or [features, layers - l, width] across layers, in the shape's type of decoders.
+    """
+    g = torch.Generator(device).manual_seed(seed)
 
-    threshold = -math.sqrt(2) * float(torch.erfinv(torch.tensor(2 * shape.active / shape.features - 1)))
+    def normal(*size: int, scale: float, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(*size, generator=g, device=device, dtype=dtype).mul_(scale)
+
+    layers, features, width = range(shape.layers), shape.features, shape.width
+    decoder_scale, dtype = (width * shape.active) ** -0.5, getattr(torch, shape.decoders)
+    slots = [(shape.layers - layer,) if shape.cross_layer else () for layer in layers]
+    threshold = -math.sqrt(2) * float(torch.erfinv(torch.tensor(2 * shape.active / features - 1)))
     return {
-        "w_enc": each(shape.features, shape.width, scale=shape.width**-0.5),
-        "w_dec": each(shape.features, shape.width, scale=(shape.width * shape.active) ** -0.5),
-        "b_enc": each(shape.features, scale=0.01),
-        "b_dec": each(shape.width, scale=0.01),
-        "theta": torch.full((shape.features,), threshold),
+        "w_enc": [normal(features, width, scale=width**-0.5) for _ in layers],
+        "w_dec": [normal(features, *slots[layer], width, scale=decoder_scale, dtype=dtype) for layer in layers],
+        "b_enc": [normal(features, scale=0.01) for _ in layers],
+        "b_dec": [normal(width, scale=0.01) for _ in layers],
+        "theta": torch.full((features,), threshold, device=device),
     }
 
 
-def replacement(shape: Shape) -> pc.ReplacementModel:
-    w = transcoder_weights(shape)
-    rule = pc.JumpReLU(w["theta"])
-    return pc.ReplacementModel(
-        language_model(shape), pc.PerLayerTranscoders(w["w_enc"], w["b_enc"], w["w_dec"], w["b_dec"], rule)
-    )
+def replacement(shape: Shape, device: str = "cpu") -> pc.ReplacementModel:
+    """The model and its transcoders on a device; both kinds read after the MLP's norm, where L0 holds."""
+    w = transcoder_weights(shape, device=device)
+    kind = pc.CrossLayerTranscoder if shape.cross_layer else pc.PerLayerTranscoders
+    transcoders = kind(w["w_enc"], w["b_enc"], w["w_dec"], w["b_dec"], pc.JumpReLU(w["theta"]), reads="mlp_in")
+    return pc.ReplacementModel(language_model(shape, device=device), transcoders)
 
 
 def prompt(positions: int, seed: int = 2) -> Tensor:

@@ -245,7 +245,10 @@ def exact(op: str, args: tuple[Any, ...]) -> Any:
 
 
 def error(op: str, got: Any, truth: Any, args: tuple[Any, ...]) -> float:
-    """|got - truth| / |truth|. Sparse results must agree on what is active, ties with a threshold aside."""
+    """|got - truth| / |truth|. Sparse results must agree on what is active, ties with a threshold aside.
+
+    It is reckoned where the arguments of an encode lie, and of the other ops on the CPU.
+    """
     if op == "encode":
         return _encode_error(got, truth, args)
     got, truth = got.double().cpu(), truth.double().cpu()
@@ -256,15 +259,15 @@ def error(op: str, got: Any, truth: Any, args: tuple[Any, ...]) -> float:
 
 
 def _encode_error(got: Features, truth: Features, args: tuple[Any, ...]) -> float:
-    size = args[1].shape[0]
+    size, device = args[1].shape[0], args[0].device
     if int(got.row_ptr[-1]) != got.count or got.positions != truth.positions:
         raise AssertionError(f"encode: row_ptr {got.row_ptr.tolist()} does not fit {got.count} entries")
     key = got.position().cpu() * max(size, 1) + got.index.cpu()
     if bool((key.diff() <= 0).any()):
         raise AssertionError("encode: indices must ascend within a position")
-    ours, theirs = got.to("cpu").dense(size).double(), truth.dense(size).double()
+    ours, theirs = (features.to(device).dense(size).double() for features in (got, truth))
     unequal = (ours != 0) != (theirs != 0)
-    x, w_enc, b_enc, activation, ignored = (convert(a, lambda t: t.double().cpu()) for a in args)
+    x, w_enc, b_enc, activation, ignored = (convert(a, lambda t: t.double()) for a in args)
     pre = torch.addmm(b_enc, x, w_enc.T)
     if unequal.any():  # only what rounding can explain may differ
         scale = (x.abs() @ w_enc.abs().T + b_enc.abs()) * 2.0**-20

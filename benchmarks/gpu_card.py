@@ -1,0 +1,197 @@
+"""What the card and the way to it can do: products in every arithmetic, copies, transfers, launches."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from gpu_files import Section, attempt
+from torch import Tensor
+
+from pycircuit.bench import machine
+
+# Rows, inner width and columns of the sweep's products at gemma2b: a large tile through W_O, one of today's tiles
+# through it, a large tile through W_V; and the square one that data sheets speak of.
+PRODUCTS = ((60_000, 2_304, 2_048), (3_077, 2_304, 2_048), (60_000, 1_024, 2_304), (8_192, 8_192, 8_192))
+TINY_PRODUCTS = ((24, 16, 8), (16, 16, 16))
+TRANSFER_BYTES, LAUNCHES = 1 << 30, 1_000
+
+
+@triton.jit
+def empty_kernel(x):
+    tl.store(x, 1.0)
+
+
+def synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """torch's float32 products as "highest" (float32) or "high" (tf32)."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def seconds(section: Section, call: Callable[[], Any], runs: int = 5) -> float:
+    """Median seconds of a call after a warm-up, to its end on the device."""
+    call()
+    samples = []
+    for _ in range(1 if section.dry else runs):
+        synchronise(section.device)
+        begin = time.perf_counter()
+        call()
+        synchronise(section.device)
+        samples.append(time.perf_counter() - begin)
+    return median(samples)
+
+
+def bfloat16_pieces(x: Tensor, count: int) -> list[Tensor]:
+    """x as a sum of bfloat16 tensors, the largest first."""
+    pieces = []
+    for _ in range(count):
+        pieces.append(x.bfloat16())
+        x = x - pieces[-1].float()
+    return pieces
+
+
+def float32_sum(a: Tensor, b: Tensor, onto: Tensor | None = None) -> Tensor:
+    """onto + a @ b of bfloat16 in float32; the CPU, which has no such product, multiplies float32 copies."""
+    if not a.is_cuda:
+        product = a.float() @ b.float()
+        return product if onto is None else onto + product
+    if onto is None:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.addmm(onto, a, b, out_dtype=torch.float32)
+
+
+def stacked(x: Tensor, w: Tensor, products: int) -> Callable[[], Tensor]:
+    """x @ w as 3 or 6 products of bfloat16 pieces, stacked along the inner width, the smallest first."""
+    count = 2 if products == 3 else 3
+    x_pieces, w_pieces = bfloat16_pieces(x, count), bfloat16_pieces(w, count)
+    left = [torch.cat(x_pieces[: n + 1], 1) for n in range(count)]
+    right = [torch.cat([w_pieces[count - 1 - n]] * (n + 1)) for n in range(count)]
+
+    def product() -> Tensor:
+        out = float32_sum(left[0], right[0])
+        for a, b in zip(left[1:], right[1:], strict=True):
+            out = float32_sum(a, b, out)
+        return out
+
+    return product
+
+
+def product_rates(section: Section, rows: int, inner: int, columns: int) -> dict[str, Any]:
+    """TFLOP/s of useful operations, and the error against float64, of x @ w in every arithmetic."""
+    x, w = (torch.randn(*shape, device=section.device) for shape in ((rows, inner), (inner, columns)))
+    exact, operations = x[:64].double() @ w.double(), 2 * rows * inner * columns
+
+    def rate(call: Callable[[], Tensor]) -> dict[str, float]:
+        error = float((call()[:64].double() - exact).norm() / exact.norm())
+        return {"tflops": operations / seconds(section, call) / 1e12, "error": error}
+
+    def bfloat16() -> dict[str, float]:
+        a, b = x.bfloat16(), w.bfloat16()
+        return rate(lambda: float32_sum(a, b))
+
+    rates: dict[str, Any] = {}
+    for name, precision in (("fp32", "highest"), ("tf32", "high")):
+        with float32_products(precision):
+            rates[name] = attempt(lambda: rate(lambda: x @ w))
+    rates["bf16"] = attempt(bfloat16)
+    for products in (3, 6):
+        rates[f"bf16x{products}"] = attempt(lambda n=products: rate(stacked(x, w, n)))
+    rates["cut into 3 bf16 GB/s"] = attempt(
+        lambda: 10 * x.numel() / seconds(section, lambda: bfloat16_pieces(x, 3)) / 1e9
+    )
+    return rates
+
+
+def transfer_rates(section: Section) -> dict[str, Any]:
+    """GB/s on the card and between it and the host; a first touch of host memory apart from later ones."""
+    count = TRANSFER_BYTES if not section.dry else 1 << 12
+    on_card, other = (torch.empty(count, dtype=torch.uint8, device=section.device) for _ in range(2))
+    rates: dict[str, Any] = {"copy": 2 * count / seconds(section, lambda: other.copy_(on_card)) / 1e9}
+    pageable = torch.empty(count, dtype=torch.uint8)
+    begin = time.perf_counter()
+    pageable.fill_(1)
+    rates["host first touch"] = count / (time.perf_counter() - begin) / 1e9
+    rates["host again"] = count / seconds(section, lambda: pageable.fill_(2)) / 1e9
+    rates["D2H pageable"] = count / seconds(section, lambda: pageable.copy_(on_card)) / 1e9
+    rates["H2D pageable"] = count / seconds(section, lambda: on_card.copy_(pageable)) / 1e9
+
+    def pinned(to_host: bool) -> float:
+        host = torch.empty(count, dtype=torch.uint8, pin_memory=True)
+        target, source = (host, on_card) if to_host else (on_card, host)
+        return count / seconds(section, lambda: target.copy_(source, non_blocking=True)) / 1e9
+
+    rates["D2H pinned"], rates["H2D pinned"] = attempt(lambda: pinned(True)), attempt(lambda: pinned(False))
+    return rates
+
+
+def launch_costs(section: Section) -> dict[str, Any]:
+    """Microseconds of the host and to the end: a torch kernel, a Triton kernel, a synchronisation, a small copy."""
+    x, count = torch.zeros(256, device=section.device), LAUNCHES if not section.dry else 2
+    calls = {
+        "torch launch": lambda: x.add_(1),
+        "Triton launch": lambda: empty_kernel[(1,)](x),
+        "to the host 1 KB": x.cpu,
+    }
+    costs: dict[str, Any] = {}
+    for name, call in calls.items():
+        call()
+        synchronise(section.device)
+        begin = time.perf_counter()
+        for _ in range(count):
+            call()
+        issued = time.perf_counter() - begin
+        synchronise(section.device)
+        costs[name] = {"host_us": 1e6 * issued / count, "us": 1e6 * (time.perf_counter() - begin) / count}
+    costs["synchronise"] = {
+        "us": 1e6 * seconds(section, lambda: [synchronise(section.device) for _ in range(count)]) / count
+    }
+    return costs
+
+
+def facts(section: Section) -> dict[str, Any]:
+    """The machine and what is installed on it."""
+    about: dict[str, Any] = {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda}
+    about |= {"python": platform.python_version(), "cpu": machine.cpu_model(), "cores": os.cpu_count()}
+    about |= {"host_memory_free": machine.available_memory(), "load": machine.load()}
+    about["cublas_workspace"] = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    if section.device == "cuda":
+        card = torch.cuda.get_device_properties(0)
+        about |= {"gpu": card.name, "memory": card.total_memory, "memory_free": torch.cuda.mem_get_info()[0]}
+        about |= {"multiprocessors": card.multi_processor_count, "compute": f"{card.major}.{card.minor}"}
+    about["nvidia-smi"] = attempt(_clocks)
+    return about
+
+
+def _clocks() -> str:
+    query = "--query-gpu=driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,persistence_mode"
+    command = ["nvidia-smi", query, "--format=csv"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+
+
+def card(section: Section) -> None:
+    section.save("machine", facts(section))
+    section.save("launches", attempt(lambda: launch_costs(section)))
+    for rows, inner, columns in TINY_PRODUCTS if section.dry else PRODUCTS:
+        rates = attempt(lambda r=rows, i=inner, c=columns: product_rates(section, r, i, c))
+        section.save(f"product {rows} x {inner} x {columns}", rates)
+    section.save("transfers GB/s", attempt(lambda: transfer_rates(section)))
+    section.save("clocks after", attempt(_clocks))

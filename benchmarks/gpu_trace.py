@@ -1,0 +1,207 @@
+"""Whole traces at the GPU shapes, built on the card: seconds by phase, the law, peaks, agreement of precisions."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import gpu_profile
+import torch
+from gpu_files import Section, attempt, reason
+from torch import Tensor
+from transformers.models.llama import modeling_llama  # noqa: F401 - seconds that are not the model's either
+
+import pycircuit as pc
+from pycircuit.bench import cone, memory, models
+from pycircuit.bench.shapes import SHAPES, Shape
+from pycircuit.graph import Graph
+
+PRECISIONS = ("float32", "float32-fast", "tf32", "bfloat16")
+LAWS = {"float32": 1e-5, "float32-fast": 1e-5, "tf32": 5e-4, "bfloat16": 5e-3, None: 1e-5}  # certificates, at most
+RUNS = 3
+TINY = {"layers": 3, "width": 32, "heads": 4, "kv_heads": 2, "head_width": 8, "features": 128, "active": 6}
+FEW_ROWS = 128  # of a long prompt, to know what all of them will take
+COMPARED = 64  # rows of two graphs
+
+
+def precisions() -> tuple[str | None, ...]:
+    """Every precision that pc.attribute can be asked for; None where it has no such argument."""
+    return PRECISIONS if "precision" in inspect.signature(pc.attribute).parameters else (None,)
+
+
+def label(precision: str | None) -> str:
+    return precision or "float32, no choice"
+
+
+def shape_of(section: Section, name: str) -> Shape:
+    """The standard shape, or in a dry run a tiny one of the same kind."""
+    shape = SHAPES[name]
+    if not section.dry:
+        return shape
+    return replace(shape, **TINY, positions=min(shape.positions, 12), targets=shape.targets and 20)
+
+
+def free_memory(section: Section) -> None:
+    gc.collect()
+    if section.device == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def replacement(section: Section, shape: Shape) -> Iterator[pc.ReplacementModel]:
+    """The model of a shape, built on the card; seconds and bytes are saved, and both are free again after it."""
+    torch.zeros((), device=section.device)  # what a process does on its card for the first time is not the model's
+    begin = time.perf_counter()
+    model = models.replacement(shape, section.device)
+    if section.device == "cuda":
+        torch.cuda.synchronize()
+    size = torch.cuda.memory_allocated() if section.device == "cuda" else None
+    section.save(f"{shape.name} built", {"seconds": time.perf_counter() - begin, "bytes": size})
+    try:
+        yield model
+    finally:
+        del model
+        free_memory(section)
+
+
+def traced(
+    section: Section, model: pc.ReplacementModel, shape: Shape, precision: str | None, targets: int | None
+) -> tuple[Graph, dict[str, Any]]:
+    """The graph of one run, and its seconds, phases, certificate, dropped mass and peaks."""
+    cuda, chosen = section.device == "cuda", {} if precision is None else {"precision": precision}
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    resident = attempt(memory.restart_peak)  # a sandbox may forbid it
+    begin = time.perf_counter()
+    graph = pc.attribute(model, models.prompt(shape.positions), max_features=targets, progress=False, **chosen)
+    if cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - begin
+    run = {"seconds": seconds, "timings": dict(graph.timings), "certificate": graph.certificate}
+    run |= {"rows": graph.rows.count, "active": len(graph.features), "entries": int(graph.rows.row_ptr[-1])}
+    run["dropped mass"] = float(graph.dropped_mass.max()) if len(graph.dropped_mass) else 0.0
+    run["peak device bytes"] = torch.cuda.max_memory_allocated() if cuda else None
+    run |= {"host bytes before": resident, "peak host bytes": memory.peak()}
+    operations = cone.operations(shape, *cone.expanded(graph))
+    run |= {"cone operations": operations, "sweep tflops": operations / graph.timings["sweep"] / 1e12}
+    return graph, run
+
+
+def agreement(expected: Graph, graph: Graph) -> dict[str, Any]:
+    """The largest distance of rows that both graphs have, over the first's norm, and how many they share."""
+    if not torch.equal(expected.features.cpu(), graph.features.cpu()):
+        return {"unavailable": "other features are active", "active": [len(expected.features), len(graph.features)]}
+    common = sorted(set(expected.row_node.tolist()) & set(graph.row_node.tolist()))
+    distances = [0.0]
+    for node in common[:: max(1, len(common) // COMPARED)]:
+        ours, theirs = dense_row(expected, node), dense_row(graph, node)
+        distances.append(float((ours - theirs).norm() / ours.norm().clamp(min=1e-30)))
+    return {"largest distance": max(distances), "shared rows": len(common), "rows": expected.rows.count}
+
+
+def dense_row(graph: Graph, node: int) -> Tensor:
+    """The row of a node over all columns: [nodes] float64."""
+    out = torch.zeros(graph.nodes, dtype=torch.float64)
+    column, weight = graph.rows.row(int((graph.row_node == node).nonzero()[0, 0]))
+    out[column.long().cpu()] = weight.double().cpu()
+    return out
+
+
+def repeated(
+    section: Section, model: pc.ReplacementModel, shape: Shape, precision: str | None, runs: int, first: Graph | None
+) -> Graph | None:
+    """Runs of one precision, saved one by one; the graph of the last, None where there was no time."""
+    name, results, graph = f"{shape.name} {label(precision)}", [], None
+    section.save(name, {"runs": results})
+    for _ in range(runs):
+        needed = 1.3 * results[-1]["seconds"] if results else 0.0
+        if section.left() < needed:
+            section.content[name]["stopped"] = f"a run takes {needed / 1.3:.1f} s, {section.left():.1f} s are left"
+            break
+        try:
+            graph, run = traced(section, model, shape, precision, shape.targets)
+        except Exception as error:
+            section.content[name]["unavailable"] = reason(error)
+            section.mark(f"{name}: {reason(error)}")
+            break
+        results.append(run)
+        section.save(name, {"runs": results})
+        if not run["certificate"] < LAWS[precision]:
+            section.mark(f"{name}: the certificate is {run['certificate']:.1e}")
+    if graph is not None and first is not None:
+        section.content[name]["agreement"] = attempt(lambda: agreement(first, graph))
+    section.save(name, section.content[name])
+    return graph
+
+
+def plt(section: Section) -> None:
+    """The end-to-end trace, its profile and synchronisations, the ten-token call, then the other precisions."""
+    shape, (first, *others) = shape_of(section, "gemma2b"), precisions()
+    with replacement(section, shape) as model:
+        repeated(section, model, replace(shape, name=f"{shape.name} warm-up"), first, 1, None)
+        graph = repeated(section, model, shape, first, RUNS, None)
+        few = max(8, (shape.targets or 0) // 10)
+        gpu_profile.profile(section, lambda: traced(section, model, shape, first, few), f"{few} rows")
+        gpu_profile.synchronisations(section, lambda: traced(section, model, shape, first, shape.targets))
+        for precision in others:
+            if not section.skip(f"{shape.name} {precision}", 5):
+                repeated(section, model, shape, precision, RUNS, graph)
+    if not section.skip("gemma2b-ten", 6):
+        _short(section, shape_of(section, "gemma2b-ten"))
+
+
+def _short(section: Section, shape: Shape) -> None:
+    """The published ten-token call: a warm-up, then runs of every precision."""
+    with replacement(section, shape) as model:
+        repeated(section, model, replace(shape, name=f"{shape.name} warm-up"), precisions()[0], 1, None)
+        graph: Graph | None = None
+        for precision in precisions():
+            last = repeated(section, model, shape, precision, RUNS, graph)
+            graph = graph or last
+
+
+def clt(section: Section) -> None:
+    shape, (first, *others) = shape_of(section, "gemma2b-clt"), precisions()
+    with replacement(section, shape) as model:
+        repeated(section, model, replace(shape, name=f"{shape.name} warm-up"), first, 1, None)
+        graph = repeated(section, model, shape, first, 2, None)
+        for precision in others[:1]:
+            if not section.skip(f"{shape.name} {precision}", 5):
+                repeated(section, model, shape, precision, 2, graph)
+
+
+def long(section: Section) -> None:
+    """Few rows of every long prompt first: they say what all rows take, which run where that fits."""
+    for name in ("gemma2b-long", "gemma2b-long8k"):
+        shape = shape_of(section, name)
+        if section.skip(name, 10):
+            continue
+        with replacement(section, shape) as model:
+            few = min(FEW_ROWS, max(2, (shape.targets or 0) // 4))
+            for warmth in ("first", "again"):
+                result = attempt(partial(_run, section, model, shape, few))
+                section.save(f"{name} {few} rows {warmth}", result)
+            if "unavailable" in result:
+                section.mark(f"{name}: {result['unavailable']}")
+            else:
+                _all_rows(section, model, shape, few, result)
+
+
+def _run(section: Section, model: pc.ReplacementModel, shape: Shape, targets: int) -> dict[str, Any]:
+    return traced(section, model, shape, precisions()[0], targets)[1]
+
+
+def _all_rows(section: Section, model: pc.ReplacementModel, shape: Shape, few: int, run: dict[str, Any]) -> None:
+    """The whole trace of a long prompt, if the time predicted from few of its rows is left."""
+    forward = run["timings"]["forward"]
+    predicted = forward + (run["seconds"] - forward) * (shape.targets or 0) / few
+    section.save(f"{shape.name} predicted seconds", predicted)
+    if not section.skip(shape.name, 1.1 * predicted):
+        repeated(section, model, shape, precisions()[0], 1, None)
