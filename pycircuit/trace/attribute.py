@@ -16,7 +16,7 @@ from pycircuit.graph import Graph, Targets, Tokens
 from pycircuit.model.release import trim
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel, check_model
 from pycircuit.ops import StoredAttention
-from pycircuit.ops.precision import without_autocast
+from pycircuit.ops.precision import full_float32, without_autocast
 from pycircuit.progress import Progress, Report
 from pycircuit.transcoders.lazy import kept_bytes
 
@@ -32,6 +32,7 @@ from .targets import Target, check, choose, positions_of
 
 
 @without_autocast()
+@full_float32()
 def attribute(
     model: ReplacementModel,
     prompt: str | Sequence[int] | Tensor,
@@ -92,6 +93,7 @@ def attribute(
 
 
 @without_autocast()
+@full_float32()
 def trace_frozen(
     model: ReplacementModel,
     local: LocalReplacement,
