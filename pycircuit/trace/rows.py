@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,6 +21,10 @@ from .store import Part, Store
 from .sweep import Sweep
 from .targets import Target, product_norm
 
+_OUT_OF_MEMORY = (  # of torch on the CPU (twice), of Triton and the driver, of cuBLAS (twice)
+    "can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+)  # fmt: skip
 _BLOCK = 4096  # encoder rows that are looked at together
 
 
@@ -57,9 +62,12 @@ class Found:
         show.step("sweep", 0, rows)
 
     def _store(self, rows: int) -> Store:
-        plan = self.plan
-        targets = min(self.batch, plan.tile_bytes // max(1, self.target_bytes))
+        plan, targets = self.plan, self._most_targets()
         return Store(self.sweep.columns, self.value, rows, plan.dense, plan.keep, plan.entries, targets)
+
+    def _most_targets(self) -> int:
+        """Of a tile."""
+        return min(self.batch, self.tile_bytes // max(1, self.target_bytes))
 
     @property
     def expanded(self) -> int:
@@ -114,27 +122,38 @@ class Found:
                 self.store.restore(part, layer[done:end], position[done:end])
             else:
                 tile = slice(done, done + self._fitting(layer[done:], position[done:]))
-                end = done + self._swept(nodes[tile], layer[tile], position[tile], vectors(done, tile.stop))
+                end = done + self._swept(nodes[tile], layer[tile], position[tile], vectors, done)
             done = end
             self.show.step("sweep", self.store.count, self.total)
 
     def _fitting(self, layer: list[int], position: list[int]) -> int:
         return self.sweep.fitting(layer, position, self.tile_bytes, self.target_bytes)
 
-    def _swept(self, nodes: Tensor, layer: list[int], position: list[int], vectors: Tensor) -> int:
-        """Find and keep rows of these targets, from the first on; returns of how many."""
+    def _edges(self, layer: list[int], position: list[int], vectors: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        """Rows and biases of one tile; what it works with is gone if memory ran out."""
+        rows = self.store.room(len(layer))
+        return rows, self.sweep.tile(layer, position, vectors(), rows)
+
+    def _swept(
+        self,
+        nodes: Tensor,
+        layer: list[int],
+        position: list[int],
+        vectors: Callable[[int, int], Tensor],
+        first: int,
+    ) -> int:
+        """Find and keep rows of these targets, from the first on; returns of how many. vectors: theirs from `first`."""
         while True:
-            room = self.store.room(len(layer))
             try:
-                bias = self.sweep.tile(layer, position, vectors, room)
+                room, bias = self._edges(layer, position, partial(vectors, first, first + len(layer)))
                 break
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error) or len(layer) == 1:
                     raise
-                room.zero_()
-                self._shrink()
-                fewer = self._fitting(layer, position)
-                layer, position, vectors = layer[:fewer], position[:fewer], vectors[:fewer]
+            # Only now, as the error held on to the tensors of the tile.
+            self._shrink(len(layer))
+            fewer = self._fitting(layer, position)
+            layer, position = layer[:fewer], position[:fewer]
         begin = time.perf_counter()
         check_rows(self, room, bias)
         part = None
@@ -150,9 +169,13 @@ class Found:
         self.packing += time.perf_counter() - begin
         return len(layer)
 
-    def _shrink(self) -> None:
-        """Half the tile, from now on."""
+    def _shrink(self, count: int) -> None:
+        """Half the tile, from now on; `count` rows that were begun are zero again."""
+        if self.store.dense:
+            self.store.room(count).zero_()
         self.tile_bytes //= 2
+        self.store.release()
+        self.store.targets = self._most_targets()
         self.sweep.release()
         self.sweep.reserve(self.tile_bytes, self.batch, self.target_bytes)
         if self.value.is_cuda:
@@ -206,4 +229,4 @@ class Found:
 def _out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return any(words in str(error) for words in _OUT_OF_MEMORY)

@@ -12,9 +12,7 @@ from pycircuit import ops
 from pycircuit.graph import Rows
 
 from .columns import Columns
-from .memory_model import PACK_BLOCK
-
-EXPORT_BYTES = 64 << 20  # of dense rows on a device that come to the host at a time
+from .memory_model import EXPORT_BYTES, PACK_BLOCK
 
 
 class Growing:
