@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -95,20 +96,27 @@ class Found:
         self._nodes.append(chosen)
         layer, position = self.layer[chosen].tolist(), self.position[chosen].tolist()
         encoders = self.local.transcoders.w_enc
-        self._add(chosen, layer, position, lambda a, b: self._of(encoders, chosen[a:b]))
+        self._add(chosen, layer, position, lambda a, b: self._of(encoders, chosen[a:b], layer[a:b]))
         for w_enc in encoders:
             if w_enc is not None:
                 pages.let_go(w_enc)
 
-    def _of(self, weights: Sequence[Tensor], chosen: Tensor) -> Tensor:
-        """Each chosen feature's entry of its layer's encoder weights, in the order of `chosen`."""
-        layer, index = self.layer[chosen], self.index[chosen]
-        layers = layer.unique().tolist()
-        if not layers:
+    def _of(self, weights: Sequence[Tensor], chosen: Tensor, layer: Sequence[int] | None = None) -> Tensor:
+        """Each chosen feature's entry of its layer's encoder weights, in the order of `chosen`.
+
+        layer: of each, where the host has them.
+        """
+        layers = self.layer[chosen].tolist() if layer is None else layer
+        order = sorted(range(len(layers)), key=layers.__getitem__)
+        if not order:
             return self.value[:0]
-        parts = [weights[at][index[layer == at]].to(self.local.model.dtype) for at in layers]
-        back = torch.cat([(layer == at).nonzero()[:, 0] for at in layers]).argsort()
-        return torch.cat(parts)[back]
+        back = torch.tensor(order, device=chosen.device)
+        index, parts, begin = self.index[chosen[back]], [], 0
+        for at, same in groupby(layers[i] for i in order):
+            end = begin + len(list(same))
+            parts.append(weights[at][index[begin:end]].to(self.local.model.dtype))
+            begin = end
+        return torch.cat(parts)[back.argsort()]
 
     def _add(self, nodes: Tensor, layer: list[int], position: list[int], vectors: Callable[[int, int], Tensor]) -> None:
         """Rows of targets sorted from the highest layer down. Each tile is kept whole or not at all."""

@@ -55,6 +55,10 @@ class Counts:
         for counter in vars(self).values():
             counter.clear()
 
+    def totals(self) -> tuple[int, int]:
+        """Synchronisations and launches."""
+        return sum(self.synchronisations.values()), sum(self.launches.values())
+
     def __str__(self) -> str:
         lines = []
         for name, counter in vars(self).items():
