@@ -47,7 +47,12 @@ HOPPER = {
 }
 
 
-@triton.jit(do_not_specialize=("targets",))  # it changes from call to call and aligns nothing
+# What changes from call to call is not specialised, it would only compile again: the number of targets, and of columns,
+# with which columns of `out` and stretches of a layer's features are aligned by chance.
+@triton.jit(
+    do_not_specialize=("targets", "out_stride"),
+    do_not_specialize_on_alignment=("out", "value", "index", "row_ptr", "prefix_ptr"),
+)
 def edge_scores_kernel(
     gradient, prefix_ptr, row_ptr, index, value, w_dec, out, targets, width, g_stride, w_stride, out_stride,
     SHARES: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,

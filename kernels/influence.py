@@ -37,7 +37,8 @@ SPACE = prune(
 HOPPER = {"wide": config(4, 3, BQ=32, BC=128), "narrow": config(4, 3, BQ=64, BC=64)}
 
 
-@triton.jit
+# The number of columns changes from prompt to prompt.
+@triton.jit(do_not_specialize=("columns", "row_stride"))
 def sum_kernel(rows, order, weight, entering, row_sum, columns, row_stride, HAS_ORDER: tl.constexpr):
     r = tl.program_id(0).to(tl.int64)
     lies = tl.load(order + r) if HAS_ORDER else r
@@ -63,7 +64,7 @@ def _edges(rows, node, r, lies, n, count, row_stride):
     return tl.load(rows + lies[:, None] * row_stride + at[None, :], mask=mask, other=0.0)
 
 
-@triton.jit(do_not_specialize=("first", "count"))  # they change from call to call and align nothing
+@triton.jit(do_not_specialize=("first", "count", "row_stride"))  # they change from call to call and align nothing
 def solve_kernel(
     rows, order, node, entering, row_sum, scale, wrong, first, count, row_stride, HAS_ORDER: tl.constexpr
 ):  # fmt: skip
@@ -89,7 +90,7 @@ def solve_kernel(
     tl.store(entering + n, tl.load(entering + n, mask=later, other=0.0) + pushed, mask=later)
 
 
-@triton.jit(do_not_specialize=("count",))
+@triton.jit(do_not_specialize=("count", "columns", "row_stride"))
 def total_kernel(
     rows, order, scale, out, count, columns, row_stride,
     HAS_ORDER: tl.constexpr, BQ: tl.constexpr, BC: tl.constexpr,

@@ -89,12 +89,16 @@ def compiled(kernel: Any, c: Config, constants: dict[str, Any], own: dict[str, s
     attributes = {
         (at,): [["tt.divisibility", 16]]
         for at, (name, type_) in enumerate(types.items())
-        if type_.startswith("*") or (type_ == "i32" and name in ALIGNED)
+        if (type_.startswith("*") or (type_ == "i32" and name in ALIGNED)) and _specialised(kernel.params[at])
     }
     values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     options = {k: v for k, v in c.launch().items() if k.islower()}
     source = ASTSource(kernel, types, values, attributes)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def _specialised(parameter: Any) -> bool:
+    return not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
 
 
 def inspect(binary: Any) -> dict[str, int]:

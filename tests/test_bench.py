@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import pycircuit as pc
-from pycircuit.bench import compare, inputs, machine, report, rows, runner
+from pycircuit.bench import compare, inputs, machine, models, report, rows, runner
 from pycircuit.bench.machine import Rates
 from pycircuit.bench.report import Report
 from pycircuit.bench.rows import MATRIX, MEMORY, READ, ROWS, Row, Target
 from pycircuit.bench.runner import Options, Result
 from pycircuit.bench.session import Session, plan
-from pycircuit.bench.shapes import Shape
+from pycircuit.bench.shapes import SHAPES, Shape
 from pycircuit.ops import cases
 
 TINY = Shape("tiny", 3, 32, 4, 2, 8, 96, 6, 12, 40, "cpu")
@@ -168,3 +168,9 @@ def test_copies_keep_strides() -> None:
     slot = torch.randn(5, 3, 4)[:, 1]
     (copy,) = runner.copied((slot,))
     assert copy.stride() == slot.stride() and torch.equal(copy, slot) and copy.data_ptr() != slot.data_ptr()
+
+
+def test_the_model_has_the_positions_of_its_shape() -> None:
+    """The longest prompts are longer than a Llama's usual 4,096 positions."""
+    shape = replace(SHAPES["gemma2b-long8k"], layers=1, width=16, heads=2, kv_heads=1, head_width=8)
+    assert models.language_model(shape).config.max_position_embeddings == shape.positions == 8192

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pycircuit.ops import Features
 from pycircuit.ops.checks import is_int, whole
-from pycircuit.ops.precision import without_autocast
+from pycircuit.ops.precision import full_float32, without_autocast
 from pycircuit.ops.threads import check_torch_threads
 from pycircuit.transcoders import Transcoders
 
@@ -123,6 +123,7 @@ class ReplacementModel:
         return torch.tensor(ids, dtype=torch.int64, device=self.device)
 
     @without_autocast()
+    @full_float32()
     def freeze(
         self, prompt: str | Sequence[int] | Tensor, stored: bool | None = None, lean: bool = False
     ) -> LocalReplacement:
@@ -279,6 +280,7 @@ class ReplacementModel:
         return self.family.chat_ignore_positions if name.endswith("-it") else 1
 
     @without_autocast()
+    @full_float32()
     def _probe(self) -> None:
         """The law before anything else: a short prompt must come out of the frozen model as out of the model."""
         count = min(8, self.weights.vocabulary, self.weights.longest or 8)

@@ -6,7 +6,7 @@ Every error reads `op: argument must <rule>, got <value>`, with the fix where th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from numbers import Integral, Real
 from typing import Any, TypeGuard
@@ -189,9 +189,20 @@ def _facts(t: Tensor, find: Callable[[Tensor], tuple[int, ...]]) -> tuple[int, .
     now = (t._version, t.data_ptr(), t.numel())
     seen = getattr(t, "_pycircuit_facts", None)
     if seen is None or seen[0] != now:
-        seen = (now, find(t))
+        seen = (now, {})
         t._pycircuit_facts = seen  # type: ignore[attr-defined]
-    return seen[1]
+    facts: dict[Any, tuple[int, ...]] = seen[1]
+    if find not in facts:
+        facts[find] = find(t)
+    return facts[find]
+
+
+def known_offsets(t: Tensor, values: Sequence[int]) -> Tensor:
+    """Offsets of which the host has a copy, so that no check needs to read them from a device."""
+    if t.device.type != "cpu" and not t.is_inference():
+        facts = {_ends: _ends(torch.tensor(values, device="cpu"))}
+        t._pycircuit_facts = ((t._version, t.data_ptr(), t.numel()), facts)  # type: ignore[attr-defined]
+    return t
 
 
 def _ends(t: Tensor) -> tuple[int, ...]:
@@ -209,6 +220,10 @@ def _extremes(t: Tensor) -> tuple[int, ...]:
         return tuple(torch.stack(t.aminmax()).tolist())
     a = t.numpy()
     return int(np.minimum.reduce(a)), int(np.maximum.reduce(a))
+
+
+def _nan_count(t: Tensor) -> tuple[int]:
+    return (int(t.isnan().sum()),)
 
 
 def offsets(op: str, name: str, value: Any) -> tuple[Tensor, int, int]:
@@ -231,6 +246,13 @@ def bounded(op: str, name: str, t: Tensor, low: int, high: int, rule: str) -> No
     smallest, largest = _facts(t, _extremes)
     if smallest < low or largest >= high:
         raise ValueError(f"{op}: {name} must be {rule}, got {smallest if smallest < low else largest}")
+
+
+def without_nan(op: str, name: str, t: Tensor) -> None:
+    """No entry of t is NaN."""
+    (count,) = _facts(t, _nan_count)
+    if count:
+        raise ValueError(f"{op}: {name} must not hold NaN, got {count} of them")
 
 
 def shares(op: str, name: str, t: Tensor) -> None:

@@ -51,8 +51,7 @@ def activation(op: str, value: Any, size: int, like: Tensor) -> Activation:
     if theta.numel() != 1:
         checks.shaped(op, "activation.theta", theta, (size,), "one for each feature, or a single one")
     checks.same_device(op, w_enc=like, **{"activation.theta": theta})
-    if bool(theta.isnan().any()):
-        raise ValueError(f"{op}: activation.theta must not hold NaN, got {int(theta.isnan().sum())} of them")
+    checks.without_nan(op, "activation.theta", theta)
     return JumpReLU(theta.to(torch.float64 if like.dtype == torch.float64 else torch.float32))
 
 

@@ -57,6 +57,8 @@ class _MatmulSetting:
             torch.set_float32_matmul_precision(self.older)
         for backend, precision in zip(self.backends(), self.newer, strict=True):
             if backend.fp32_precision != precision:
+                backend.fp32_precision = "none"  # torch's general setting, if that is the one
+            if backend.fp32_precision != precision:
                 backend.fp32_precision = precision
 
 

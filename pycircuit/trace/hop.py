@@ -49,28 +49,30 @@ def queries(layer: FrozenLayer, rows: Tensor, position: Tensor, products: Produc
     return y.unflatten(1, (layer.heads, -1)).transpose(0, 1)
 
 
-def spread(layer: FrozenLayer, position: Tensor) -> Tensor:
+def spread(layer: FrozenLayer, position: Tensor, longest: int) -> Tensor:
     """How heads spread one row over the positions before it, norm included: [heads, targets, longest]."""
-    longest = int(position.max()) + 1
     pattern = pattern_at(layer.attention, position, longest)
     return pattern if layer.attention_norm is None else pattern.div_(layer.attention_norm.sigma[:longest])
 
 
-def hop(layer: FrozenLayer, rows: Tensor, position: Tensor, products: Products) -> Hop:
-    """The state below a layer's attention of targets that come to it with one row each: rows [targets, width]."""
+def hop(layer: FrozenLayer, rows: Tensor, position: Tensor, longest: int, products: Products) -> Hop:
+    """The state below a layer's attention of targets that come to it with one row each: rows [targets, width].
+
+    longest: positions that the farthest target sees.
+    """
     y = queries(layer, rows, position, products)
     grouped = y.reshape(layer.kv_heads, -1, layer.head_width)  # heads that share a key follow one another
     vectors = grouped @ layer.back_v.unflatten(0, (layer.kv_heads, -1))
-    return Hop(spread(layer, position), vectors.view(layer.heads, len(rows), -1), rows)
+    return Hop(spread(layer, position, longest), vectors.view(layer.heads, len(rows), -1), rows)
 
 
 def land(layer: FrozenLayer, rows: Tensor, position: Tensor, values: Tensor, products: Products) -> Tensor:
     """What the way through this attention finds in sources below it, of which it sees `values`: [targets, longest].
 
-    values: [positions, kv_heads * head_width], sources @ back_v.T: projected once for all targets, so that neither
+    values: [longest, kv_heads * head_width], sources @ back_v.T: projected once for all targets, so that neither
     the state of a target nor its vectors are needed.
     """
-    y, weights = queries(layer, rows, position, products), spread(layer, position)
+    y, weights = queries(layer, rows, position, products), spread(layer, position, len(values))
     grouped = y.reshape(layer.kv_heads, -1, layer.head_width)
-    by_head = values[: weights.shape[2]].unflatten(1, (layer.kv_heads, -1)).transpose(0, 1)
+    by_head = values.unflatten(1, (layer.kv_heads, -1)).transpose(0, 1)
     return (grouped @ by_head.transpose(1, 2)).view(weights.shape).mul_(weights).sum(0)

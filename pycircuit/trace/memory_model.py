@@ -26,6 +26,7 @@ PROCESS = 3 << 20  # Python's own objects, and pages of the allocator that are p
 _LIBRARY = 9 << 18  # of a thread: where the library of matrix products arranges its operands, kept once it is there
 HUGE_PAGE = 2 << 20  # NumPy asks the system for pages of this size
 PACK_BLOCK = 1 << 16  # entries that are packed together
+EXPORT_BYTES = 64 << 20  # of dense rows on a device that come to the host at a time
 _SCRATCH = 192 << 10  # bytes of a thread in a native op, at the least
 _WIDENED = 16384  # rows of a half-precision unembedding that are widened together
 _AROUND = 64 << 10  # bytes that the system maps where a page of a file is touched
@@ -131,6 +132,7 @@ class MemoryModel:
         self.model, self.work, self.stored = model, work, stored
         self.size, self.own = model.dtype.itemsize, model.weights.stored.itemsize
         self.layers, self.transcoders = model.weights.layers, model.transcoders
+        self.on_gpu = model.device.type != "cpu"  # then rows are packed on the host, whose memory is counted apart
         self.plane = self.size * work.positions * model.width  # of one stream
         self.heads = max(w.heads for w in self.layers)
         self.query = max(w.w_o.shape[1] for w in self.layers)
@@ -265,11 +267,16 @@ class MemoryModel:
         """Of a target in a tile: its row where rows are not kept dense, and its packed entries."""
         entries = self.work.columns if keep is None else min(keep, self.work.columns)
         copies = 2 * (self.work.stored_bytes is not None) + (not dense or self.work.stored_bytes is not None)
-        return (0 if dense else self.size * self.work.columns) + copies * entries * (4 + self.size)
+        packed = 0 if self.on_gpu else copies * entries * (4 + self.size)
+        return (0 if dense else self.size * self.work.columns) + packed
 
     def packing(self) -> int:
+        return self.scoring() + (0 if self.on_gpu else self._packed_together())
+
+    def _packed_together(self) -> int:
+        """Of the rows that are packed at a time, and of a checkpoint's file."""
         together = min(max(PACK_BLOCK, self.work.columns), self.work.batch * self.work.columns)
-        return self.scoring() + together * (2 * (4 + self.size) + 1) + 2 * (self.work.stored_bytes or 0)
+        return together * (2 * (4 + self.size) + 1) + 2 * (self.work.stored_bytes or 0)
 
     def dense(self) -> int:
         return self.size * self.work.rows * self.work.columns
@@ -287,6 +294,14 @@ class MemoryModel:
         """CSR of all rows, in arrays whose last page may be a huge one."""
         entries = self.entries(keep)
         return entries * (4 + self.size) + self._huge(4 * entries) + _ROW * self.work.rows
+
+    def host(self, keep: int | None) -> int:
+        """Beside a GPU, on the host: all packed rows, those of a tile as they come, and the graph."""
+        if not self.on_gpu:
+            return 0
+        tile = max(EXPORT_BYTES, self.size * self.work.columns) + self._packed_together()
+        graph = 26 * self.work.features + 20 * self.work.columns
+        return self.packed(keep) + 2 * tile + graph
 
     @staticmethod
     def _huge(size: int) -> int:
@@ -306,9 +321,9 @@ class MemoryModel:
             after["encoder rows"] = encoder_rows
         if work.decoders:
             after["decoder rows"] = work.decoders
-        packed = self.packed(keep)
+        packed = 0 if self.on_gpu else self.packed(keep)
         rows = self.dense() + _ROW * work.rows if dense else packed
-        beside = 4 * self.entries(keep) + self._huge(self.dense()) + self.packing() if dense else 0
+        beside = 4 * self.entries(keep) + self._huge(self.dense()) + self.packing() if dense and not self.on_gpu else 0
         ranking = (32 * work.features + 24 * work.columns + self.shares(dense)) if work.ranked else 0
         return {
             "forward": {**before, "layer": self.forward()},

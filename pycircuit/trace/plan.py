@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 
 import psutil
@@ -44,7 +44,8 @@ def parse_bytes(value: str | int | None) -> int | None:
 def free_bytes(device: torch.device) -> int:
     """What a run could take now; a container's own limit counts."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch's own allocator
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
     free = int(psutil.virtual_memory().available)
     limit, used = (_CGROUP / name for name in ("memory.max", "memory.current"))
     if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
@@ -61,15 +62,20 @@ def readable(size: float, up: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Bound:
-    """Bytes that a trace may take beside its model. given: by the user, otherwise most of what is free."""
+    """Bytes that a trace may take beside its model. given: by the user, otherwise most of what is free.
+
+    bytes: where the model is; host: beside a GPU, on the host, for what is packed there, most of what is free.
+    """
 
     bytes: int
     given: bool
+    host: float = inf
 
     @classmethod
     def of(cls, memory: str | int | None, device: torch.device) -> Bound:
         size = parse_bytes(memory)
-        return cls(int(free_bytes(device) * _SHARE), False) if size is None else cls(size, True)
+        host = inf if device.type == "cpu" else free_bytes(torch.device("cpu")) * _SHARE
+        return cls(int(free_bytes(device) * _SHARE), False, host) if size is None else cls(size, True, host)
 
     def __str__(self) -> str:
         return f"{readable(self.bytes)} ({'memory=' if self.given else f'{_SHARE:.0%} of what is free'})"
@@ -124,15 +130,26 @@ def decide(model: ReplacementModel, work: Work, bound: Bound, fixed: Fixed = Fix
     for comfortable in (True, False):  # all entries in tiles of a good size, or else in smaller ones
         for memory in models:
             for dense, keep in fixed.choices(work.ranked):
-                plan = _fitted(memory, dense, keep, bound.bytes, comfortable)
+                plan = _fitted(memory, dense, keep, bound, comfortable)
                 if plan is not None:
                     return plan
     for comfortable in (True, False):
         for memory in sorted(models, key=MemoryModel.attention):
-            plan = _cut(memory, bound.bytes, comfortable) if fixed.rows is None else None
+            plan = _cut(memory, bound, comfortable) if fixed.rows is None else None
             if plan is not None:
                 return plan
-    raise MemoryBoundError(refusal(work, least(model, work, fixed), bound, fixed))
+    smallest = least(model, work, fixed)
+    if smallest <= bound.bytes and bound.host < inf:
+        raise MemoryBoundError(
+            f"attribute: {readable(bound.host)} of the host must hold {work.rows} packed rows, which take at least "
+            f"{readable(_packed_at_least(models[-1], fixed), up=True)}; free some, or lower max_features"
+        )
+    raise MemoryBoundError(refusal(work, smallest, bound, fixed))
+
+
+def _packed_at_least(memory: MemoryModel, fixed: Fixed) -> int:
+    """Bytes on the host of rows cut to the fewest entries, or to a checkpoint's."""
+    return memory.host(FEWEST if fixed.rows is None else fixed.rows[1])
 
 
 def _models(model: ReplacementModel, work: Work, bound: int, fixed: Fixed) -> list[MemoryModel]:
@@ -144,9 +161,11 @@ def _models(model: ReplacementModel, work: Work, bound: int, fixed: Fixed) -> li
     return [stored, recomputed] if small else [recomputed]
 
 
-def _fitted(memory: MemoryModel, dense: bool, keep: int | None, bound: int, comfortable: bool) -> Plan | None:
+def _fitted(memory: MemoryModel, dense: bool, keep: int | None, limits: Bound, comfortable: bool) -> Plan | None:
     """The plan with these rows and the largest tile that is of use, if there is one."""
-    edges = memory.edges(dense, keep)
+    if memory.host(keep) > limits.host:
+        return None
+    bound, edges = limits.bytes, memory.edges(dense, keep)
     lone = memory.one_target(edges)
     targets = min(max(TILE_TARGETS, TILE_BYTES // memory.one_target(0)), memory.work.batch)
     left = bound - sum(memory.phases(dense, keep, 0)["sweep"].values())
@@ -173,7 +192,7 @@ def _fitted(memory: MemoryModel, dense: bool, keep: int | None, bound: int, comf
     return plan if plan.total <= bound else None
 
 
-def _cut(memory: MemoryModel, bound: int, comfortable: bool) -> Plan | None:
+def _cut(memory: MemoryModel, bound: Bound, comfortable: bool) -> Plan | None:
     """The plan that keeps the most entries of every row."""
     low, high = FEWEST, max(FEWEST, memory.work.columns)
     best = _fitted(memory, False, low, bound, comfortable)

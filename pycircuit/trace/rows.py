@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -21,6 +23,10 @@ from .store import Part, Store
 from .sweep import Sweep
 from .targets import Target, product_norm
 
+_OUT_OF_MEMORY = (  # of torch on the CPU (twice), of Triton and the driver, of cuBLAS (twice)
+    "can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+)  # fmt: skip
 _BLOCK = 4096  # encoder rows that are looked at together
 
 
@@ -60,9 +66,12 @@ class Found:
         show.step("sweep", 0, rows)
 
     def _store(self, rows: int) -> Store:
-        plan = self.plan
-        targets = min(self.batch, plan.tile_bytes // max(1, self.target_bytes))
+        plan, targets = self.plan, self._most_targets()
         return Store(self.sweep.columns, self.value, rows, plan.dense, plan.keep, plan.entries, targets)
+
+    def _most_targets(self) -> int:
+        """Of a tile."""
+        return min(self.batch, self.tile_bytes // max(1, self.target_bytes))
 
     @property
     def expanded(self) -> int:
@@ -90,20 +99,27 @@ class Found:
         self._nodes.append(chosen)
         layer, position = self.layer[chosen].tolist(), self.position[chosen].tolist()
         encoders = self.local.transcoders.w_enc
-        self._add(chosen, layer, position, lambda a, b: self._of(encoders, chosen[a:b]))
+        self._add(chosen, layer, position, lambda a, b: self._of(encoders, chosen[a:b], layer[a:b]))
         for w_enc in encoders:
             if w_enc is not None:
                 pages.let_go(w_enc)
 
-    def _of(self, weights: Sequence[Tensor], chosen: Tensor) -> Tensor:
-        """Each chosen feature's entry of its layer's encoder weights, in the order of `chosen`."""
-        layer, index = self.layer[chosen], self.index[chosen]
-        layers = layer.unique().tolist()
-        if not layers:
+    def _of(self, weights: Sequence[Tensor], chosen: Tensor, layer: Sequence[int] | None = None) -> Tensor:
+        """Each chosen feature's entry of its layer's encoder weights, in the order of `chosen`.
+
+        layer: of each, where the host has them.
+        """
+        layers = self.layer[chosen].tolist() if layer is None else layer
+        order = sorted(range(len(layers)), key=layers.__getitem__)
+        if not order:
             return self.value[:0]
-        parts = [weights[at][index[layer == at]].to(self.local.model.dtype) for at in layers]
-        back = torch.cat([(layer == at).nonzero()[:, 0] for at in layers]).argsort()
-        return torch.cat(parts)[back]
+        back = torch.tensor(order, device=chosen.device)
+        index, parts, begin = self.index[chosen[back]], [], 0
+        for at, same in groupby(layers[i] for i in order):
+            end = begin + len(list(same))
+            parts.append(weights[at][index[begin:end]].to(self.local.model.dtype))
+            begin = end
+        return torch.cat(parts)[back.argsort()]
 
     def _add(self, nodes: Tensor, layer: list[int], position: list[int], vectors: Callable[[int, int], Tensor]) -> None:
         """Rows of targets sorted from the highest layer down. Each tile is kept whole or not at all."""
@@ -117,27 +133,38 @@ class Found:
                 self.store.restore(part, layer[done:end], position[done:end])
             else:
                 tile = slice(done, done + self._fitting(layer[done:], position[done:]))
-                end = done + self._swept(nodes[tile], layer[tile], position[tile], vectors(done, tile.stop))
+                end = done + self._swept(nodes[tile], layer[tile], position[tile], vectors, done)
             done = end
             self.show.step("sweep", self.store.count, self.total)
 
     def _fitting(self, layer: list[int], position: list[int]) -> int:
         return self.sweep.fitting(layer, position, self.tile_bytes, self.target_bytes)
 
-    def _swept(self, nodes: Tensor, layer: list[int], position: list[int], vectors: Tensor) -> int:
-        """Find and keep rows of these targets, from the first on; returns of how many."""
+    def _edges(self, layer: list[int], position: list[int], vectors: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        """Rows and biases of one tile; what it works with is gone if memory ran out."""
+        rows = self.store.room(len(layer))
+        return rows, self.sweep.tile(layer, position, vectors(), rows)
+
+    def _swept(
+        self,
+        nodes: Tensor,
+        layer: list[int],
+        position: list[int],
+        vectors: Callable[[int, int], Tensor],
+        first: int,
+    ) -> int:
+        """Find and keep rows of these targets, from the first on; returns of how many. vectors: theirs from `first`."""
         while True:
-            room = self.store.room(len(layer))
             try:
-                bias = self.sweep.tile(layer, position, vectors, room)
+                room, bias = self._edges(layer, position, partial(vectors, first, first + len(layer)))
                 break
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error) or len(layer) == 1:
                     raise
-                room.zero_()
-                self._shrink()
-                fewer = self._fitting(layer, position)
-                layer, position, vectors = layer[:fewer], position[:fewer], vectors[:fewer]
+            # Only now, as the error held on to the tensors of the tile.
+            self._shrink(len(layer))
+            fewer = self._fitting(layer, position)
+            layer, position = layer[:fewer], position[:fewer]
         begin = time.perf_counter()
         check_rows(self, room, bias)
         part = None
@@ -153,9 +180,13 @@ class Found:
         self.packing += time.perf_counter() - begin
         return len(layer)
 
-    def _shrink(self) -> None:
-        """Half the tile, from now on."""
+    def _shrink(self, count: int) -> None:
+        """Half the tile, from now on; `count` rows that were begun are zero again."""
+        if self.store.dense:
+            self.store.room(count).zero_()
         self.tile_bytes //= 2
+        self.store.release()
+        self.store.targets = self._most_targets()
         self.sweep.release()
         self.sweep.reserve(self.tile_bytes, self.batch, self.target_bytes)
         if self.value.is_cuda:
@@ -209,4 +240,4 @@ class Found:
 def _out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return any(words in str(error) for words in _OUT_OF_MEMORY)

@@ -12,7 +12,7 @@ from pycircuit import ops
 from pycircuit.graph import Rows
 
 from .columns import Columns
-from .memory_model import PACK_BLOCK
+from .memory_model import EXPORT_BYTES, PACK_BLOCK
 
 
 class Growing:
@@ -130,7 +130,8 @@ class Store:
         """entries: of all rows together, at the most; targets: of a tile, at the most."""
         self.columns, self.like, self.keep, self.dense, self.targets = columns, like, keep, dense, targets
         kind = np.float64 if like.dtype == torch.float64 else np.float32
-        self._memory = np.zeros(rows * columns.count if dense and not like.is_cuda else 0, kind)
+        in_place = dense and not like.is_cuda
+        self._memory = np.zeros(rows * columns.count if in_place else 0, kind)
         self.block: Tensor | None = None
         if dense:
             on_device = like.new_zeros(rows * columns.count) if like.is_cuda else torch.from_numpy(self._memory)
@@ -138,7 +139,7 @@ class Store:
         self._tile = like.new_empty(0)
         self.count = 0
         self._places: tuple[list[int], list[int]] = [], []  # layers and positions of dense rows
-        self._column, self._weight = Growing(np.int32, entries), Growing(kind, 0 if dense else entries)
+        self._column, self._weight = Growing(np.int32, entries), Growing(kind, 0 if in_place else entries)
         self._lengths, self._dropped, self._mass = (Growing(t, rows) for t in (np.int64, np.float64, np.float64))
 
     def room(self, count: int) -> Tensor:
@@ -189,7 +190,8 @@ class Store:
         """Of every column, through the rows in `order` (outputs, then layers from the top): [columns] on the device."""
         if self.block is not None:
             return ops.influence(self.block, node, weight, order)
-        return torch.from_numpy(self._packed_influence(order.numpy(), node.numpy(), weight.numpy())).to(self.like)
+        total = self._packed_influence(*(t.cpu().numpy() for t in (order, node, weight)))
+        return torch.from_numpy(total).to(self.like)
 
     def _packed_influence(self, order: np.ndarray, node: np.ndarray, weight: np.ndarray) -> np.ndarray:
         """The same from packed rows; what was cut off takes its share and hands nothing on."""
@@ -207,7 +209,7 @@ class Store:
     def finish(self) -> Part:
         """All rows; the store is empty after. Where an interrupt came in the middle of `take`, those before it."""
         if self.block is not None:
-            self._pack_block()
+            self._pack_block() if self._memory.size else self._export_block()
         lengths = self._lengths.finish(self.count)
         entries = (g.finish(int(lengths.sum())) for g in (self._column, self._weight))
         return Part(lengths, *entries, *(g.finish(self.count) for g in (self._dropped, self._mass)))
@@ -216,10 +218,20 @@ class Store:
         """Give back what rows were written to before they were packed."""
         self._tile = self._tile[:0].clone()
 
+    def _export_block(self) -> None:
+        """Pack dense rows that lie on a device, some of them on the host at a time."""
+        assert self.block is not None
+        block, count, (layer, position) = self.block, self.count, self._places
+        step = max(1, EXPORT_BYTES // max(1, block[:1].nbytes))
+        self.block, self.count = None, 0
+        for begin in range(0, count, step):
+            rows = slice(begin, min(begin + step, count))
+            self.take(self.pack(block[rows], layer[rows], position[rows]))
+
     def _pack_block(self) -> None:
         """Move the entries of dense rows together, each before the place where it was, so that no copy is needed."""
         assert self.block is not None
-        array, end = self.block.cpu().numpy(), 0
+        array, end = self.block.numpy(), 0
         flat = array.reshape(-1)
         layer, position = (places[: self.count] for places in self._places)
         for lengths, column, weight in cone_entries(array, self.columns, layer, position):
@@ -227,7 +239,7 @@ class Store:
             end += len(weight)
             self._column.append(column)
             self._lengths.append(lengths)
-        self._weight.held = self._memory if self._memory.size else flat
+        self._weight.held = self._memory
         self._memory, self.block = self._memory[:0].copy(), None
         for sums in (self._dropped, self._mass):
             sums.append(np.zeros(self.count))

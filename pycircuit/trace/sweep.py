@@ -8,7 +8,7 @@ under way are the first m, and their rows the first ends[m]. A target joins by i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 from math import prod
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pycircuit import ops
 from pycircuit.model.replacement import LocalReplacement
-from pycircuit.ops import Features, StoredAttention
+from pycircuit.ops import Features, StoredAttention, checks
 
 from .columns import Columns
 from .hop import Hop, hop, land
@@ -38,9 +38,11 @@ class Tile:
         self.position = torch.tensor(position, device=own.device)
         self.ends = list(accumulate((p + 1 for p in position[: self.reading(1)]), initial=0))
         self.prefix_ptr = torch.tensor(self.ends, device=own.device)
-        start = self.prefix_ptr[:-1].repeat_interleave(self.prefix_ptr.diff())
+        start = self.prefix_ptr[:-1].repeat_interleave(self.prefix_ptr.diff(), output_size=self.ends[-1])
         self.where = torch.arange(self.ends[-1], device=own.device) - start
         self.last = self.prefix_ptr[1:] - 1
+        self.positions = position
+        self._prefixes: dict[int, Tensor] = {}
         self.entered = self.hopped = 0
 
     def __len__(self) -> int:
@@ -49,6 +51,17 @@ class Tile:
     def reading(self, at: int) -> int:
         """How many targets read at this layer or above."""
         return sum(layer >= at for layer in self.layer)
+
+    def prefix(self, count: int) -> Tensor:
+        """Where the rows of the first `count` targets begin and end: [count + 1]."""
+        if count not in self._prefixes:
+            ends = self.ends[: count + 1]
+            self._prefixes[count] = checks.known_offsets(self.prefix_ptr[: count + 1], ends)
+        return self._prefixes[count]
+
+    def longest(self, begin: int, end: int) -> int:
+        """Positions that the farthest of targets begin .. end sees."""
+        return max(self.positions[begin:end]) + 1
 
     def enter(self, count: int, state: Tensor) -> None:
         """Give the first `count` targets their rows: zero up to their own."""
@@ -119,13 +132,14 @@ class Sweep:
     def read(self, layer: Sequence[int], position: Sequence[int], vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder (or unembedding) rows through the transpose of their read.
 
-        layer, position: [targets]; the model's depth stands for the end of the stream. vectors: [targets, width].
+        layer, position: [targets], from the highest layer down; the model's depth stands for the end of the stream.
+        vectors: [targets, width].
         Returns gradients with respect to the stream, and each read's constant: [targets, width], [targets].
         """
         gradient, constant = vectors.clone(), vectors.new_zeros(len(vectors))
-        layers, positions = (torch.tensor(t, device=vectors.device) for t in (layer, position))
-        for at in sorted(set(layer)):
-            mine = (layers == at).nonzero()[:, 0]
+        positions, begin = torch.tensor(position, device=vectors.device), 0
+        for at, targets in groupby(layer):
+            mine = slice(begin, begin := begin + len(list(targets)))
             end = at == self.columns.layers
             norm = self.frozen.final_norm if end else self.frozen.layers[at].read_norm(self.transcoders.reads)
             if norm is None:
@@ -211,7 +225,7 @@ class Sweep:
 
     def _tokens(self, tile: Tile, state: Tensor) -> None:
         """What the stream itself carries down to the embeddings."""
-        rows, ptr = state[: tile.ends[tile.hopped]], tile.prefix_ptr[: tile.hopped + 1]
+        rows, ptr = state[: tile.ends[tile.hopped]], tile.prefix(tile.hopped)
         tokens = tile.out[:, self.columns.of_tokens]
         ops.edge_scores(rows, ptr, self._each, self.frozen.embeddings, tokens[: tile.hopped])
         self._constants(self.frozen.position_part, ptr, rows, tile.bias)
@@ -235,7 +249,7 @@ class Sweep:
 
     def _mlp(self, at: int, count: int, tile: Tile, state: Tensor) -> Tensor | None:
         """Scores at the write point of a layer, for the targets reading above; returns what a skip hands on."""
-        rows, ptr, where = state[: tile.ends[count]], tile.prefix_ptr[: count + 1], tile.where[: tile.ends[count]]
+        rows, ptr, where = state[: tile.ends[count]], tile.prefix(count), tile.where[: tile.ends[count]]
         layer, out = self.frozen.layers[at], tile.out[:count]
         self._constants(self._mlp_writes[at], ptr, rows, tile.bias)
         write = layer.write_norm(self.transcoders.writes)
@@ -259,7 +273,7 @@ class Sweep:
         """
         if not tile.hopped:
             return
-        layer, ptr = self.frozen.layers[at], tile.prefix_ptr[: tile.hopped + 1]
+        layer, ptr = self.frozen.layers[at], tile.prefix(tile.hopped)
         rows, where = state[: tile.ends[tile.hopped]], tile.where[: tile.ends[tile.hopped]]
         self._constants(self._attention[at], ptr, rows, tile.bias)
         y = self._buffer("y", len(rows), layer.back_o.shape[1], most=self._most_rows)
@@ -288,15 +302,16 @@ class Sweep:
         if begin == end:
             return None
         layer, own, position = self.frozen.layers[at], tile.own[begin:end], tile.position[begin:end]
+        longest = tile.longest(begin, end)
         self._own_constants(self._attention[at], tile, begin, end)
         if at == 0:
             tokens = tile.out[begin:end, self.columns.of_tokens]
-            found = land(layer, own, position, self._values, self.products)
-            tokens[:, : found.shape[1]] += found
+            tokens[:, :longest] += land(layer, own, position, self._values[:longest], self.products)
             if self._position_values is not None:
-                tile.bias[begin:end] += land(layer, own, position, self._position_values, self.products).sum(1)
+                values = self._position_values[:longest]
+                tile.bias[begin:end] += land(layer, own, position, values, self.products).sum(1)
             return None
-        joined = hop(layer, own, position, self.products)
+        joined = hop(layer, own, position, longest, self.products)
         joined.fill(state[tile.ends[begin] :], [e - tile.ends[begin] for e in tile.ends[begin : end + 1]])
         tile.hopped = tile.entered = end
         return joined if all(skip is None for skip in self._skips) else None

@@ -122,15 +122,14 @@ def _likeliest(
 
 def _output(frozen: FrozenModel, label: str, token: int, weight: float, position: int, vector: Tensor) -> Target:
     products = frozen.final_norm.forward(frozen.final_stream)[position].double() * vector.double()
-    largest = float(products.abs().sum())
+    largest, total, norm = torch.stack([products.abs().sum(), products.sum(), products.norm()]).tolist()
     if not largest <= torch.finfo(frozen.dtype).max:
         dtype = str(frozen.dtype).removeprefix("torch.")
         raise ValueError(
             f"attribute: target {label!r} must have a direction whose product with the stream fits {dtype}, got terms "
             f"of {largest:g} together; scale it down"
         )
-    depth, total, norm = len(frozen.layers), float(products.sum()), float(products.norm())
-    return Target(label, token, weight, depth, position, vector.to(frozen.dtype), total, norm)
+    return Target(label, token, weight, len(frozen.layers), position, vector.to(frozen.dtype), total, norm)
 
 
 def _token(model: ReplacementModel, frozen: FrozenModel, token: int, position: int, weight: float) -> Target:

@@ -182,6 +182,7 @@ class LazyRows(FileRows):
 
     def rows(self, used: Tensor) -> Tensor:
         """Rows of these features, which rise: [distinct, (slots,) width], as stored where nothing multiplies them."""
+        used = used.cpu()  # where files are read, and where share lies
         out = torch.empty(len(used), *self.shape[1:], dtype=self.stored)
         whole = len(self.planes) == 1 and self.planes[0].shape == self.shape
         parts = [out] if whole else [out[:, at] for at in range(len(self.planes))]

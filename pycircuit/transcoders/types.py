@@ -168,6 +168,11 @@ class Transcoders(ABC):
             got = f"{t.dtype} against the model's {model.dtype}"
             rule = "must be float64 exactly if the model is"
             raise TypeError(f"{op}: layer {layer}: {name} {rule}, got {got}; use .to()")
+        if t.dtype == torch.float16 and model.device.type == "cuda":
+            raise TypeError(
+                f"{op}: layer {layer}: {name} must be float32 or bfloat16 on a GPU, whose kernels take no other, got "
+                "float16; use .to(torch.bfloat16), or .to(torch.float32), which is exact"
+            )
         if isinstance(t, Tensor) and t.device != model.device:
             raise ValueError(
                 f"{op}: layer {layer}: {name} must be on {model.device} as the model is, got {t.device}; use .to()"

@@ -1,0 +1,271 @@
+"""A pretended CUDA device: tensors that say cuda:0 and compute on the CPU.
+
+What a CPU forgives and a GPU does not is an error: tensors of both devices in one operation, NumPy's view of a tensor
+on the device. What a GPU pays for is counted by call site: launches, copies, and synchronisations, where the host waits
+for a value. For a process of its own: torch.cuda and torch.tensor are patched and stay so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DEVICE = torch.device("cuda", 0)
+FREE_BYTES, TOTAL_BYTES = 78 << 30, 80 << 30
+PACKAGE = str(Path(__file__).parents[2] / "pycircuit") + "/"
+
+aten = torch.ops.aten
+INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
+NUMBERS = (aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default)  # read by the host
+SIZED_BY_VALUES = (  # the host waits for the size of the result
+    *NUMBERS, aten.nonzero.default, aten.masked_select.default, aten._unique2.default, aten.unique_dim.default,
+    aten.unique_consecutive.default, aten.bincount.default,
+)  # fmt: skip
+WITHOUT_LAUNCH = (
+    aten.detach.default, aten.alias.default, aten._unsafe_view.default, aten.empty.memory_format,
+    aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default, aten.new_empty_strided.default,
+    aten.lift_fresh.default,
+)  # fmt: skip
+
+FACTORIES = (
+    aten.empty.memory_format, aten.empty_strided.default, aten.zeros.default, aten.ones.default, aten.full.default,
+    aten.arange.default, aten.arange.start, aten.arange.start_step, aten.linspace.default, aten.eye.default,
+    aten.scalar_tensor.default,
+)  # fmt: skip
+LIBRARY = torch.library.Library("aten", "IMPL")  # registrations live as long as this
+
+
+class Counts:
+    """What happened on the device since the last `clear`, by call site in the package."""
+
+    def __init__(self) -> None:
+        self.launches: Counter[str] = Counter()
+        self.synchronisations: Counter[str] = Counter()
+        self.uploads: Counter[str] = Counter()
+        self.numbers: Counter[str] = Counter()  # copied to the host
+
+    def clear(self) -> None:
+        for counter in vars(self).values():
+            counter.clear()
+
+    def totals(self) -> tuple[int, int]:
+        """Synchronisations and launches."""
+        return sum(self.synchronisations.values()), sum(self.launches.values())
+
+    def __str__(self) -> str:
+        lines = []
+        for name, counter in vars(self).items():
+            lines.append(f"{name}: {sum(counter.values())}")
+            lines.extend(f"  {count:6d}  {site}" for site, count in counter.most_common(25))
+        return "\n".join(lines)
+
+
+COUNTS = Counts()
+
+
+def site(operation: object) -> str:
+    """The operation and the line of the package that ran it."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
+        frame = frame.f_back
+    line = "outside" if frame is None else f"{frame.f_code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno}"
+    return f"{line} {operation}"
+
+
+class CudaTensor(Tensor):
+    """A tensor on the pretended device. inner: its numbers, on the CPU."""
+
+    inner: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> CudaTensor:
+        made = Tensor._make_wrapper_subclass(
+            cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
+            layout=inner.layout, device=DEVICE, requires_grad=False,
+        )  # fmt: skip
+        made.inner = inner.detach()
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run(function, args, kwargs or {})
+
+    def __repr__(self, *args: Any, **kwargs: Any) -> str:
+        return f"CudaTensor({self.inner!r})"
+
+    def data_ptr(self) -> int:
+        return self.inner.data_ptr()
+
+    def tolist(self) -> Any:
+        COUNTS.synchronisations[site("tolist")] += 1
+        COUNTS.numbers[site("tolist")] += self.numel()
+        return self.inner.tolist()
+
+    def numpy(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(
+            "can't convert cuda:0 device type tensor to numpy. "
+            "Use Tensor.cpu() to copy the tensor to host memory first."
+        )
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.numpy()
+
+    def new_tensor(self, data: Any, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
+        COUNTS.uploads[site("new_tensor")] += 1
+        return to_device(ON_CPU(data, dtype=dtype or self.dtype))
+
+
+def to_device(value: Any) -> Any:
+    return CudaTensor(value) if isinstance(value, Tensor) and not isinstance(value, CudaTensor) else value
+
+
+def to_host(value: Any) -> Any:
+    return value.inner if isinstance(value, CudaTensor) else value
+
+
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """Of arguments, which are tensors or lists of them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+
+
+def mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """A value, or the entries of lists, changed."""
+    return type(value)([mapped(change, v) for v in value]) if type(value) in (list, tuple) else change(value)
+
+
+def _made(function: Any) -> Callable[..., Tensor]:
+    """A factory of tensors, whose result is on the device."""
+
+    def call(*args: Any, **options: Any) -> Tensor:
+        if function not in WITHOUT_LAUNCH:
+            COUNTS.launches[site(function)] += 1
+        return to_device(function(*args, **{**options, "device": "cpu"}))
+
+    return call
+
+
+def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """One operation with a tensor or a result on the device."""
+    wanted = kwargs.get("device")
+    to_cuda = wanted is None or wanted.type == "cuda"
+    if wanted is not None:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    inner_args, inner_kwargs = mapped(to_host, args), {name: mapped(to_host, v) for name, v in kwargs.items()}
+    if function is aten._to_copy.default and wanted is not None:
+        _count_copy(args[0], to_cuda)
+        result = function(*inner_args, **inner_kwargs)
+        return to_device(result) if to_cuda else result
+    if function is aten.copy_.default and isinstance(args[0], CudaTensor) != isinstance(args[1], CudaTensor):
+        _count_copy(args[1], isinstance(args[0], CudaTensor))
+        function(*inner_args, **inner_kwargs)
+        return args[0]
+    _check_devices(function, args, kwargs)
+    _count(function, args, kwargs)
+    result = function(*inner_args, **inner_kwargs)
+    if function in NUMBERS or not to_cuda:
+        return result
+    return _own_arguments(function, args, kwargs, mapped(to_device, result))
+
+
+def _count_copy(source: Tensor, to_cuda: bool) -> None:
+    if not isinstance(source, CudaTensor):
+        COUNTS.uploads[site("copy")] += 1
+    elif to_cuda:
+        COUNTS.launches[site("copy")] += 1
+    else:
+        COUNTS.synchronisations[site("copy to the host")] += 1
+        COUNTS.numbers[site("copy to the host")] += source.numel()
+
+
+def _check_devices(function: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    """As CUDA does: numbers without dimensions, and indices, may come from the host."""
+    tensors = [*tensors_in(args), *tensors_in(kwargs.values())]
+    strangers = [t for t in tensors if not isinstance(t, CudaTensor) and t.ndim]
+    if not strangers or not any(isinstance(t, CudaTensor) for t in tensors):
+        return
+    if function in INDEXED:
+        if isinstance(args[0], CudaTensor):
+            COUNTS.uploads[site("index")] += 1
+            return
+        raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+    shapes = [tuple(t.shape) for t in strangers]
+    raise RuntimeError(
+        f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
+        f"({function} in {site('')}, {shapes} on the CPU)"
+    )
+
+
+def _count(function: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    waits = function in SIZED_BY_VALUES
+    if function in INDEXED:
+        masks = [t for t in args[1] if t is not None and t.dtype in (torch.bool, torch.uint8)]
+        filled = len(args) > 2 and args[2].numel() == 1  # one number behind a mask is filled in without a wait
+        waits = bool(masks) and not filled
+    if function is aten.repeat_interleave.Tensor:
+        waits = kwargs.get("output_size") is None
+    if waits:
+        COUNTS.synchronisations[site(function)] += 1
+    views = any(r.alias_info is not None and not r.alias_info.is_write for r in function._schema.returns)
+    if not views and function not in WITHOUT_LAUNCH and function not in NUMBERS:
+        COUNTS.launches[site(function)] += 1
+
+
+def _own_arguments(function: Any, args: Any, kwargs: dict[str, Any], result: Any) -> Any:
+    """What was written in place is handed back as the very argument that was handed in."""
+    returns = function._schema.returns
+    if len(returns) != 1 or returns[0].alias_info is None or not returns[0].alias_info.is_write:
+        return result
+    names = [a.name for a in function._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    values = dict(zip((a.name for a in function._schema.arguments), args, strict=False)) | kwargs
+    return values[names[0]]
+
+
+ON_CPU: Callable[..., Tensor] = torch.tensor
+
+
+def _tensor(data: Any, *, dtype: torch.dtype | None = None, device: Any = None, **options: Any) -> Tensor:
+    if device is None or torch.device(device).type != "cuda":
+        return ON_CPU(data, dtype=dtype, device=device, **options)
+    COUNTS.uploads[site("torch.tensor")] += 1
+    return to_device(ON_CPU(data, dtype=dtype, device="cpu", **options))
+
+
+def _to(t: Tensor, *where: Any, **options: Any) -> Tensor:
+    """Tensor.to, for which "cuda" is the device's full name: the guard does not know which one is current."""
+    if where and where[0] in ("cuda", torch.device("cuda")):
+        where = (DEVICE, *where[1:])
+    if options.get("device") in ("cuda", torch.device("cuda")):
+        options["device"] = DEVICE
+    return TO(t, *where, **options)
+
+
+TO = Tensor.to
+
+
+def install() -> None:
+    """Patch torch until the process ends."""
+    # The guard of the meta device, which does nothing, serves as CUDA's.
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    guards = (ctypes.c_void_p * 22).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
+    guards[1] = guards[14]
+    for factory in FACTORIES:
+        LIBRARY.impl(factory, _made(factory), "CUDA")
+    torch.cuda._lazy_init = lambda: None
+    torch.cuda.mem_get_info = lambda device=None: (FREE_BYTES, TOTAL_BYTES)
+    torch.cuda.memory_reserved = torch.cuda.memory_allocated = lambda device=None: 0
+    torch.cuda.empty_cache = lambda: None
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    torch.tensor = _tensor
+    Tensor.to = _to

@@ -1,0 +1,113 @@
+"""Memory of the pretended device: what is free, which plan it gets, and what happens when it runs out."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from pretended_cuda import FREE_BYTES, Counts
+from test_traces_there import compare, language_model, model, transcoders
+
+import pycircuit as pc
+from pycircuit.ops import checks
+from pycircuit.trace import plan
+from pycircuit.trace.memory_model import Work
+from pycircuit.trace.plan import Bound, MemoryBoundError
+from pycircuit.trace.rows import Found
+from pycircuit.trace.store import Store
+from pycircuit.trace.sweep import Sweep
+
+GIB = 1 << 30
+PROMPT = tiny_models.prompt(9)
+OPTIONS: dict[str, Any] = {"max_targets": 2, "max_features": 20, "progress": False}
+# 6 GB of dense rows; packed, as entries that a cone leaves, about as much.
+WORK = Work(
+    positions=128, features=200_000, rows=7_500, entries=750_000_000, layers=3, ranked=True, batch=900, busiest=80_000
+)
+
+
+def test_what_torch_holds_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device=None: 7 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device=None: 2 * GIB)
+    assert plan.free_bytes(torch.device("cuda", 0)) == FREE_BYTES + 5 * GIB
+
+
+@pytest.mark.parametrize(
+    ("device_bytes", "host_bytes", "dense", "whole_rows"),
+    [(9, 64, True, True), (3, 64, False, True), (9, 3, False, False)],
+    ids=["dense", "packed on the host", "cut for the host"],
+)
+def test_host_and_device_have_a_bound_each(device_bytes: int, host_bytes: int, dense: bool, whole_rows: bool) -> None:
+    chosen = plan.decide(model("llama", "plt", "cuda"), WORK, Bound(device_bytes * GIB, False, host_bytes * GIB))
+    assert (chosen.dense, chosen.keep is None) == (dense, whole_rows)
+
+
+def test_a_host_that_is_too_small_is_named() -> None:
+    with pytest.raises(MemoryBoundError, match=r"16\.0 MiB of the host must hold 7500 packed rows"):
+        plan.decide(model("llama", "plt", "cuda"), WORK, Bound(40 * GIB, False, 1 << 24))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA out of memory. Tried to allocate 7 bytes",
+        "Triton Error [CUDA]: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    ],
+)
+@pytest.mark.parametrize("place", [(Sweep, "tile"), (Store, "room")], ids=["in the tile", "before it"])
+def test_out_of_memory_halves_the_tile(message: str, place: tuple[type, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what the failed tile worked with is gone by then."""
+    truth, there = pc.attribute(model("llama", "plt", "cpu"), PROMPT, **OPTIONS), model("llama", "plt", "cuda")
+    working, alive, shrink, run = [], [], Found._shrink, getattr(*place)
+
+    def scarce(*args: Any) -> Any:
+        count = args[1] if place[1] == "room" else len(args[1])
+        state = torch.ones(8, device="cuda")
+        working.append(weakref.ref(state))
+        if count > 4:
+            raise RuntimeError(message)
+        return run(*args)
+
+    def shrunk(*args: Any) -> None:
+        monkeypatch.setattr(*place, run)
+        alive.append(working[-1]() is not None)
+        shrink(*args)
+        monkeypatch.setattr(*place, scarce)
+
+    monkeypatch.setattr(Found, "_shrink", shrunk)
+    monkeypatch.setattr(*place, scarce)
+    compare(pc.attribute(there, PROMPT, **OPTIONS), truth)
+    assert alive and not any(alive)
+
+
+def test_half_precision_without_a_kernel_is_refused() -> None:
+    halves = transcoders("plt", torch.float16)
+    with pytest.raises(TypeError, match=r"layer 0: w_enc must be float32 or bfloat16 on a GPU.*got float16; use"):
+        pc.ReplacementModel(language_model("llama", "cuda"), halves.to("cuda"))
+    pc.ReplacementModel(language_model("llama", "cpu"), halves)
+
+
+def test_facts_of_a_tensor_are_remembered_by_question(counts: Counts) -> None:
+    offsets = torch.tensor([0, 3, 5], device="cuda")
+    for _ in range(2):
+        assert checks.offsets("op", "offsets", offsets)[1:] == (5, 3)
+        checks.bounded("op", "offsets", offsets, 0, 6, "below 6")
+        with pytest.raises(ValueError, match="below 5, got 5"):
+            checks.bounded("op", "offsets", offsets, 0, 5, "below 5")
+    assert sum(counts.synchronisations.values()) == 2
+
+
+def test_thresholds_are_looked_at_once(counts: Counts) -> None:
+    x, w, b = (torch.ones(*shape, device="cuda") for shape in ((2, 4), (3, 4), (3,)))
+    rule = pc.JumpReLU(torch.tensor([0.5, 9.0, 1.0], device="cuda"))
+    for waits in (1, 0):
+        counts.clear()
+        assert pc.ops.encode(x, w, b, rule).count == 4
+        assert sum(n for where, n in counts.synchronisations.items() if "checks" in where) == waits
+    with pytest.raises(ValueError, match="must not hold NaN, got 1 of them"):
+        pc.ops.encode(x, w, b, pc.JumpReLU(torch.tensor([0.5, torch.nan, 1.0], device="cuda")))

@@ -1,0 +1,98 @@
+"""What else runs on the pretended device: targets of all kinds, checkpoints, interventions, generation, training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from backward_pass import backward
+from test_traces_there import compare, model
+
+import pycircuit as pc
+from pycircuit.train import Recipe, Trainer
+
+PROMPT = tiny_models.prompt(9)
+OPTIONS: dict[str, Any] = {"max_targets": 2, "max_features": 10, "progress": False}
+
+
+def some_feature(local: Any, layer: int) -> pc.Feature:
+    active = local.features[layer]
+    return pc.Feature(layer, int(active.position()[0]), int(active.index[0]))
+
+
+@pytest.fixture
+def here() -> pc.ReplacementModel:
+    return model("llama", "plt", "cpu")
+
+
+@pytest.fixture
+def there() -> pc.ReplacementModel:
+    return model("llama", "plt", "cuda")
+
+
+def test_targets(here: pc.ReplacementModel, there: pc.ReplacementModel) -> None:
+    direction = ("a direction", 1.0, torch.randn(tiny_models.WIDTH, generator=torch.Generator().manual_seed(4)))
+    targets = [3, direction, some_feature(here.freeze(PROMPT), 2)]
+    truth = pc.attribute(here, PROMPT, targets=targets, position=-1, max_features=10, progress=False)
+    compare(pc.attribute(there, PROMPT, targets=targets, position=-1, max_features=10, progress=False), truth)
+
+
+def test_checkpoint_goes_on_with_its_rows(
+    here: pc.ReplacementModel, there: pc.ReplacementModel, tmp_path: Path
+) -> None:
+    truth = pc.attribute(here, PROMPT, **OPTIONS)
+    for _ in range(2):
+        compare(pc.attribute(there, PROMPT, checkpoint=tmp_path, **OPTIONS), truth)
+
+
+def test_estimate_and_many(here: pc.ReplacementModel, there: pc.ReplacementModel) -> None:
+    prompts = [PROMPT, PROMPT[:5]]
+    truths = list(pc.attribute_many(here, prompts, **OPTIONS))
+    assert pc.estimate(there, PROMPT, max_features=10).rows > 10
+    assert [len(found) for found in there.activations(prompts)] == [tiny_models.LAYERS] * 2
+    graphs = list(pc.attribute_many(there, prompts, **OPTIONS))
+    for graph, truth in zip(graphs, truths, strict=True):
+        compare(graph, truth)
+
+
+@pytest.mark.parametrize("freeze", ["all", "patterns", "attention", "none"])
+def test_intervene(freeze: str, here: pc.ReplacementModel, there: pc.ReplacementModel) -> None:
+    feature = some_feature(here.freeze(PROMPT), 1)
+    change = pc.Intervention(feature.layer, feature.position, feature.index, 2.5)
+    truth = here.intervene(PROMPT, [change], freeze=freeze)
+    changed = there.intervene(PROMPT, [change], freeze=freeze)
+    logits = changed.logits.cpu(), changed.logits_before.cpu()
+    torch.testing.assert_close(logits, (truth.logits, truth.logits_before), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(*logits)
+
+
+def test_generate(here: pc.ReplacementModel, there: pc.ReplacementModel) -> None:
+    steer = [pc.Intervention(1, slice(2, None), some_feature(here.freeze(PROMPT), 1).index, 3.0)]
+    for options in ({}, {"steer": steer}, {"steer": steer, "temperature": 0.7, "top_k": 20, "top_p": 0.9, "seed": 1}):
+        expected = here.generate([PROMPT.tolist()], max_new_tokens=3, **options)
+        assert there.generate([PROMPT.tolist()], max_new_tokens=3, **options) == expected
+
+
+def test_validate(here: pc.ReplacementModel, there: pc.ReplacementModel) -> None:
+    truth = pc.validate(here, pc.attribute(here, PROMPT, **OPTIONS), samples=4)
+    report = pc.validate(there, pc.attribute(there, PROMPT, **OPTIONS), samples=4)
+    assert report.nodes == truth.nodes
+    assert report.overall("all").error < 1e-4
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk", "jumprelu", "relu"])
+def test_training(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    recipe = Recipe(
+        features=32, steps=3, k=6, start=12, batch=16, buffer=64, context=12, warmup=1, activation=activation, revive=2
+    )
+    texts = torch.randint(0, tiny_models.VOCABULARY, (8, 12), generator=torch.Generator().manual_seed(2))
+    here = Trainer(tiny_models.build("llama"), texts, recipe)
+    here.run(progress=False)
+    there = Trainer(tiny_models.build("llama").to("cuda"), texts, recipe)
+    trained = there.run(progress=False)
+    assert all(w.is_cuda for w in trained.w_enc)
+    torch.testing.assert_close(there.history.loss, here.history.loss, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,67 @@
+"""Calls that differ only in what changes from tile to tile and from prompt to prompt compile no second time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+SCRIPT = """
+import json
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+class Hopper:  # a driver that is only asked what to compile for
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+    def get_current_device(self):
+        return 0
+
+driver.set_active(Hopper())
+from pycircuit.kernels import edge_scores, influence
+
+def variants(kernel, calls):
+    specialise = kernel.create_binder()[-1]
+    return len({str(specialise(*args, **constants)[1]) for args, constants in calls})
+
+buffer = torch.zeros(4096)
+offsets = torch.zeros(4096, dtype=torch.int64)
+launch = edge_scores.HOPPER["float32"].launch()
+scores = [
+    ((buffer, offsets[s:], offsets[s:], offsets[s:], buffer[s:], buffer, buffer[s:], targets, 2304, 2304, 2304, stride),
+     launch)
+    for s in (0, 1, 2) for targets in (1, 16, 24) for stride in (198120, 198128, 1)
+]
+rows = influence.ROWS.launch() | {"HAS_ORDER": True}
+total = influence.HOPPER["wide"].launch() | {"HAS_ORDER": True}
+wide = [1, 198120, 198128]
+firsts = [1, 64]
+print(json.dumps({
+    "edge_scores": variants(edge_scores.edge_scores_kernel, scores),
+    "influence.sum": variants(
+        influence.sum_kernel, [((buffer, offsets, buffer, buffer, buffer, n, n), rows) for n in wide]
+    ),
+    "influence.solve": variants(
+        influence.solve_kernel,
+        [((buffer, offsets, offsets, *[buffer] * 3, offsets, f, f + 1, n), rows) for n in wide for f in firsts],
+    ),
+    "influence.total": variants(
+        influence.total_kernel, [((buffer, offsets, buffer, buffer, c, n, n), total) for n in wide for c in (1, 64)]
+    ),
+}))
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_one_variant_of_every_kernel() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout).items()) == {
+        ("edge_scores", 1), ("influence.sum", 1), ("influence.solve", 1), ("influence.total", 1)
+    }  # fmt: skip
