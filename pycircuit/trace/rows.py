@@ -115,9 +115,9 @@ class Found:
             return self.value[:0]
         back = torch.tensor(order, device=chosen.device)
         index, parts, begin = self.index[chosen[back]], [], 0
-        for at, same in groupby(layers[i] for i in order):
+        for number, same in groupby(layers[i] for i in order):
             end = begin + len(list(same))
-            parts.append(weights[at][index[begin:end]].to(self.local.model.dtype))
+            parts.append(weights[number][index[begin:end]].to(self.local.model.dtype))
             begin = end
         return torch.cat(parts)[back.argsort()]
 

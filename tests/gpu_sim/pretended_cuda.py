@@ -173,10 +173,26 @@ def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return args[0]
     _check_devices(function, args, kwargs)
     _count(function, args, kwargs)
-    result = function(*inner_args, **inner_kwargs)
+    result = (
+        _summed_in_float32(**_named(function, inner_args, inner_kwargs))
+        if function is aten.addmm.dtype_out
+        else function(*inner_args, **inner_kwargs)
+    )
     if function in NUMBERS or not to_cuda:
         return result
     return _own_arguments(function, args, kwargs, mapped(to_device, result))
+
+
+def _named(function: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by the names of their schema."""
+    return dict(zip((a.name for a in function._schema.arguments), args, strict=False)) | kwargs
+
+
+def _summed_in_float32(
+    self: Tensor, mat1: Tensor, mat2: Tensor, out: Tensor, out_dtype: Any, beta: int = 1, alpha: int = 1
+) -> Tensor:
+    """addmm of bfloat16 matrices into float32, which torch has for a GPU only."""
+    return torch.addmm(self, mat1.float(), mat2.float(), beta=beta, alpha=alpha, out=out)
 
 
 def _count_copy(source: Tensor, to_cuda: bool) -> None:
@@ -228,8 +244,7 @@ def _own_arguments(function: Any, args: Any, kwargs: dict[str, Any], result: Any
     if len(returns) != 1 or returns[0].alias_info is None or not returns[0].alias_info.is_write:
         return result
     names = [a.name for a in function._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    values = dict(zip((a.name for a in function._schema.arguments), args, strict=False)) | kwargs
-    return values[names[0]]
+    return _named(function, args, kwargs)[names[0]]
 
 
 ON_CPU: Callable[..., Tensor] = torch.tensor

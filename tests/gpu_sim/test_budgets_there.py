@@ -1,6 +1,7 @@
 """What a trace costs the host: synchronisations and launches, which must not grow.
 
-Bounds are today's counts of these very traces; whoever lowers a count lowers its bound.
+Bounds are today's counts of these very traces; whoever lowers a count lowers its bound. A third of the launches cut
+numbers into bfloat16 parts, those of the weights once a trace.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def shown(counter: Counter[str]) -> str:
 
 @pytest.mark.parametrize(
     ("family", "kind", "waits_a_trace", "launches_a_layer"),
-    [("gemma2", "plt", 89, 46.7), ("llama", "clt", 83, 41.4)],
+    [("gemma2", "plt", 89, 64.4), ("llama", "clt", 83, 60.3)],
 )
 def test_budget(
     family: str, kind: str, waits_a_trace: int, launches_a_layer: float, counts: Counts, monkeypatch: pytest.MonkeyPatch

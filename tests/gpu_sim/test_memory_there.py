@@ -50,16 +50,19 @@ def test_a_host_that_is_too_small_is_named() -> None:
         plan.decide(model("llama", "plt", "cuda"), WORK, Bound(40 * GIB, False, 1 << 24))
 
 
+IN_TILE, BEFORE_IT = (Sweep, "tile"), (Store, "room")
+
+
 @pytest.mark.parametrize(
-    "message",
+    ("message", "place"),
     [
-        "CUDA out of memory. Tried to allocate 7 bytes",
-        "Triton Error [CUDA]: out of memory",
-        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        ("Triton Error [CUDA]: out of memory", IN_TILE),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", IN_TILE),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", IN_TILE),
+        ("CUDA out of memory. Tried to allocate 7 bytes", BEFORE_IT),
     ],
+    ids=["triton", "cublas", "cublas at first", "torch, before the tile"],
 )
-@pytest.mark.parametrize("place", [(Sweep, "tile"), (Store, "room")], ids=["in the tile", "before it"])
 def test_out_of_memory_halves_the_tile(message: str, place: tuple[type, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """And what the failed tile worked with is gone by then."""
     truth, there = pc.attribute(model("llama", "plt", "cpu"), PROMPT, **OPTIONS), model("llama", "plt", "cuda")
