@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pycircuit.ops import Attention, RecomputedAttention, StoredAttention
 
 from .families import Family, FamilyError
-from .frozen import BLOCK, FrozenLayer, FrozenModel, FrozenNorm
+from .frozen import FrozenLayer, FrozenModel, FrozenNorm, attention_block
 from .hooks import Hooks, attending, attention_by, require_calls, stream_into, stream_out
 from .release import trim
 from .weights import NORMS, LayerWeights, ModelWeights, Norm, module
@@ -137,7 +137,7 @@ def attend(attention: RecomputedAttention, value: Tensor, pattern: Tensor | None
     """
     heads, positions, _ = attention.query.shape
     out = value.new_empty(heads, positions, value.shape[2])
-    step = max(1, BLOCK // max(1, heads * positions))
+    step = max(1, attention_block(value.device) // max(1, heads * positions))
     for begin in range(0, positions, step):
         end = min(begin + step, positions)
         first = max(0, begin + 1 - attention.window) if attention.window else 0

@@ -13,6 +13,7 @@ from pycircuit.ops import Attention, RecomputedAttention, StoredAttention
 from pycircuit.ops.precision import without_autocast
 
 BLOCK = 1 << 19  # attention weights worked on at once: what a cache holds
+GPU_BLOCK = 1 << 28  # on a GPU, which has no use for small pieces
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,12 +104,17 @@ class FrozenLayer:
         return self.post_mlp_norm if writes == "mlp_raw" else None
 
 
+def attention_block(device: torch.device) -> int:
+    """How many attention weights are worked on at once."""
+    return BLOCK if device.type == "cpu" else GPU_BLOCK
+
+
 def mix(attention: Attention, value: Tensor) -> Tensor:
     """out[h, i] = sum over j of A[h, i, j] value[kv of h, j]; value: [kv_heads, positions, head_width]."""
     heads, positions = attention.heads, value.shape[1]
     group = heads // value.shape[0]
     out = value.new_empty(heads, positions, value.shape[2])
-    step = max(1, BLOCK // max(1, heads * positions))
+    step = max(1, attention_block(value.device) // max(1, heads * positions))
     for begin in range(0, positions, step):
         end = min(begin + step, positions)
         rows = torch.arange(begin, end, device=value.device)

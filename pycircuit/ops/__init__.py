@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import arguments
+from . import arguments, checks
 from .activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
 from .attention import Attention, RecomputedAttention, StoredAttention
 from .dispatch import Explanation, ImplementationError, Ran, Request, last_run, plan, record, use
@@ -118,10 +118,22 @@ def _request(op: str, args: tuple[Any, ...]) -> Request:
     return Request(op, device or "cpu", tuple(dict.fromkeys(dtypes)))
 
 
+def _any_bad(found: Features, bad: Tensor) -> bool:
+    """Whether any entry is bad; from a GPU comes with the answer whatever later checks of the features ask."""
+    if not found.count or bad.device.type == "cpu":
+        return bool(bad.any())
+    *ends, smallest, largest, wrong = torch.cat(
+        [found.row_ptr, *(t[None] for t in found.index.aminmax()), bad.sum()[None]]
+    ).tolist()
+    checks.known_offsets(found.row_ptr, ends)
+    checks.known_bounds(found.index, smallest, largest)
+    return wrong > 0
+
+
 def _no_nan(found: Features) -> None:
     """NaN is active under every rule, so it is in the values if it is anywhere."""
     bad = found.value.isnan()
-    if bad.any():
+    if _any_bad(found, bad):
         at = int(bad.nonzero()[0])
         where, which = int(found.position()[at]), int(found.index[at])
         raise ValueError(

@@ -199,10 +199,18 @@ def _facts(t: Tensor, find: Callable[[Tensor], tuple[int, ...]]) -> tuple[int, .
 
 def known_offsets(t: Tensor, values: Sequence[int]) -> Tensor:
     """Offsets of which the host has a copy, so that no check needs to read them from a device."""
-    if t.device.type != "cpu" and not t.is_inference():
-        facts = {_ends: _ends(torch.tensor(values, device="cpu"))}
-        t._pycircuit_facts = ((t._version, t.data_ptr(), t.numel()), facts)  # type: ignore[attr-defined]
+    _remember(t, _ends, _ends(torch.tensor(values, device="cpu")))
     return t
+
+
+def known_bounds(t: Tensor, smallest: int, largest: int) -> None:
+    """The host knows the bounds of t, so that no check needs to read them from a device."""
+    _remember(t, _extremes, (smallest, largest))
+
+
+def _remember(t: Tensor, find: Callable[[Tensor], tuple[int, ...]], fact: tuple[int, ...]) -> None:
+    if t.device.type != "cpu" and not t.is_inference():
+        t._pycircuit_facts = ((t._version, t.data_ptr(), t.numel()), {find: fact})  # type: ignore[attr-defined]
 
 
 def _ends(t: Tensor) -> tuple[int, ...]:

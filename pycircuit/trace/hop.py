@@ -18,6 +18,22 @@ from .precision import Products
 
 
 @dataclass(frozen=True, eq=False)
+class TargetRows:
+    """Where the rows of consecutive targets of a tile lie: of target t, ends[t] .. ends[t + 1].
+
+    first, start: the first of them and its first row, in the tile, by which the tensors count. target, position:
+    [rows], of each row; last: [targets], each one's last row.
+    """
+
+    ends: list[int]
+    first: int
+    start: int
+    target: Tensor
+    position: Tensor
+    last: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Hop:
     """Row j of target t: sum over h of spread[h, t, j] * vectors[h, t], plus own[t] at the target's own position.
 
@@ -28,12 +44,22 @@ class Hop:
     vectors: Tensor
     own: Tensor
 
-    def fill(self, out: Tensor, ends: list[int]) -> None:
-        """Write target t's rows to out[ends[t] : ends[t + 1]]."""
+    def fill(self, out: Tensor, rows: TargetRows) -> None:
+        """Write the rows of every target: out [rows, n]."""
+        if out.device.type != "cpu":
+            self._fill_together(out, rows)
+            return
         for t, own in enumerate(self.own):
-            rows = out[ends[t] : ends[t + 1]]
-            torch.mm(self.spread[:, t, : len(rows)].T, self.vectors[:, t], out=rows)
-            rows[-1] += own
+            mine = out[rows.ends[t] : rows.ends[t + 1]]
+            torch.mm(self.spread[:, t, : len(mine)].T, self.vectors[:, t], out=mine)
+            mine[-1] += own
+
+    def _fill_together(self, out: Tensor, rows: TargetRows) -> None:
+        """The same in a few launches, whatever the number of targets: as if all were as long as the longest."""
+        padded = torch.bmm(self.spread.permute(1, 2, 0), self.vectors.transpose(0, 1))
+        places = (rows.target - rows.first) * self.spread.shape[2] + rows.position
+        torch.index_select(padded.flatten(0, 1), 0, places, out=out)
+        out.index_add_(0, rows.last - rows.start, self.own)
 
     def through(self, w: Tensor, products: Products) -> Hop:
         """The same, every row projected by w: [n, m]."""

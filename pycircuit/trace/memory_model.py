@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from pycircuit.model.frozen import BLOCK
+from pycircuit.model.frozen import attention_block
 from pycircuit.model.replacement import ReplacementModel
 from pycircuit.ops import JumpReLU, TopK
 from pycircuit.ops.dispatch import Request
@@ -98,10 +98,12 @@ def tile_cost(
     stored: bool,
     native: bool = True,
     multiplied: int = 0,
+    together: bool = False,
 ) -> TileCost:
     """Cost of a target in a tile; size: bytes of a number, native: attention is applied without padding.
 
-    multiplied: bytes that a number takes besides while it is multiplied.
+    multiplied: bytes that a number takes besides while it is multiplied; together: the first attention of all targets
+    is spread over positions at once, as if all were as long as the longest.
     """
     heads = max(layer.heads for layer in layers)
     query = max(layer.w_o.shape[1] for layer in layers)
@@ -114,7 +116,7 @@ def tile_cost(
         row=size * (width + inner + max(written, skipped + written // 2) * width + padded)
         + 16
         + multiplied * max(width, value),
-        position=size * (heads * (2 if stored else 3) + 2) + 9,
+        position=size * (heads * (2 if stored else 3) + 2 + together * max(width, query)) + 9,
         target=size * (heads * (width + query) + 4 * query + 6 * width) + multiplied * heads * width,
     )
 
@@ -138,7 +140,8 @@ class MemoryModel:
         self.query = max(w.w_o.shape[1] for w in self.layers)
         self.value = max(w.w_v.shape[0] for w in self.layers)
         native, multiplied = self._native("attend_back", model.dtype), work.arithmetic.row_bytes
-        self.cost = tile_cost(self.layers, self.transcoders, model.width, self.size, stored, native, multiplied)
+        layers, width = self.layers, model.width
+        self.cost = tile_cost(layers, self.transcoders, width, self.size, stored, native, multiplied, self.on_gpu)
 
     def _native(self, op: str, dtype: torch.dtype) -> bool:
         return has_kernel(op, self.model.device, self.model.dtype, dtype)
@@ -163,7 +166,7 @@ class MemoryModel:
 
     def sources(self) -> int:
         """Errors, what transcoders read, the ends of the stream, and what is added where no source is active."""
-        attention = sum(_adds(w.b_v, w.b_o, w.attention_norm, w.post_attention_norm) for w in self.layers)
+        attention = _adding([[w.b_v, w.b_o, w.attention_norm, w.post_attention_norm] for w in self.layers])
         mlps = sum(self.transcoders.bias(at) is not None for at in range(len(self.layers)))
         small = (4 * len(self.layers) + 2 * self.value + 8) * self.size * self.work.positions
         return (2 * len(self.layers) + attention + mlps + 4) * self.plane + small
@@ -184,7 +187,8 @@ class MemoryModel:
     def block(self) -> int:
         """Attention weights that are worked on together, and the key or the value of every query head."""
         p = self.work.positions
-        return self.size * (min(self.heads * p * p, max(BLOCK, self.heads * p)) + p * self.query)
+        weights = min(self.heads * p * p, max(attention_block(self.model.device), self.heads * p))
+        return self.size * (weights + p * self.query)
 
     def forward(self) -> int:
         """What one layer of the model's own forward works on: its attention or its MLP, and masks."""
@@ -342,7 +346,11 @@ class MemoryModel:
         }
 
 
-def _adds(*parts: Any) -> bool:
-    """Whether any bias, or the bias of any norm, is not zero."""
-    biases = [part if isinstance(part, torch.Tensor) or part is None else part.bias for part in parts]
-    return any(b is not None and bool(b.any()) for b in biases)
+def _adding(layers: Sequence[Sequence[Any]]) -> int:
+    """How many layers have a bias, or a norm with a bias, that is not zero."""
+    flags = []
+    for parts in layers:
+        biases = [part if isinstance(part, torch.Tensor) or part is None else part.bias for part in parts]
+        if filled := [bias.any() for bias in biases if bias is not None]:
+            flags.append(torch.stack(filled).any())
+    return int(torch.stack(flags).sum()) if flags else 0

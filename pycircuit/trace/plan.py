@@ -17,6 +17,7 @@ from pycircuit.ops.checks import is_int
 from .memory_model import MemoryModel, Work
 
 TILE_BYTES = 32 << 20  # of a tile's state and its projections: larger ones gain nothing
+GPU_TILE_BYTES = 8 << 30  # the same on a GPU, where every tile costs the host thousands of launches
 TILE_TARGETS = 24  # of full length: fewer would read decoders and make patterns again too often
 FEWEST = 256  # entries of a row that are kept under any bound
 _UNITS = {"": 1, "b": 1}
@@ -51,6 +52,11 @@ def free_bytes(device: torch.device) -> int:
     if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
         free = min(free, int(most) - int(used.read_text()))
     return max(free, 0)
+
+
+def tile_bytes(device: torch.device) -> int:
+    """Bytes of a tile that is large enough for its device."""
+    return TILE_BYTES if device.type == "cpu" else GPU_TILE_BYTES
 
 
 def readable(size: float, up: bool = False) -> str:
@@ -157,7 +163,8 @@ def _models(model: ReplacementModel, work: Work, bound: int, fixed: Fixed) -> li
     stored, recomputed = (MemoryModel(model, work, stored) for stored in (True, False))
     if fixed.stored is not None:
         return [stored if fixed.stored else recomputed]
-    small = stored.patterns() <= min(PATTERN_BYTES, bound // 4)
+    most = min(PATTERN_BYTES, bound // 4) if model.device.type == "cpu" else bound // 4
+    small = stored.patterns() <= most
     return [stored, recomputed] if small else [recomputed]
 
 
@@ -167,7 +174,7 @@ def _fitted(memory: MemoryModel, dense: bool, keep: int | None, limits: Bound, c
         return None
     bound, edges = limits.bytes, memory.edges(dense, keep)
     lone = memory.one_target(edges)
-    targets = min(max(TILE_TARGETS, TILE_BYTES // memory.one_target(0)), memory.work.batch)
+    targets = min(max(TILE_TARGETS, tile_bytes(memory.model.device) // memory.one_target(0)), memory.work.batch)
     left = bound - sum(memory.phases(dense, keep, 0)["sweep"].values())
     floor = min(targets * lone, max(lone, bound // 16)) if comfortable else lone
     if left < floor:
@@ -213,7 +220,7 @@ def least(model: ReplacementModel, work: Work, fixed: Fixed = Fixed()) -> int:
         peak = max(sum(parts.values()) for parts in memory.phases(dense, keep, lone).values())
         if fixed.stored is not None or not stored:
             smallest.append(peak)
-        elif memory.patterns() <= PATTERN_BYTES:
+        elif memory.patterns() <= PATTERN_BYTES or model.device.type != "cpu":
             smallest.append(max(peak, 4 * memory.patterns()))
     return min(smallest)
 

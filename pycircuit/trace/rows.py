@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pycircuit.model.release import trim
 from pycircuit.model.replacement import LocalReplacement
+from pycircuit.ops import checks
 from pycircuit.progress import Progress
 from pycircuit.transcoders import pages
 
@@ -97,7 +98,7 @@ class Found:
         chosen = chosen[falling]
         chosen = chosen[torch.argsort(self.layer[chosen], descending=True, stable=True)]
         self._nodes.append(chosen)
-        layer, position = self.layer[chosen].tolist(), self.position[chosen].tolist()
+        layer, position = torch.stack([self.layer[chosen], self.position[chosen]]).tolist()
         encoders = self.local.transcoders.w_enc
         self._add(chosen, layer, position, lambda a, b: self._of(encoders, chosen[a:b], layer[a:b]))
         for w_enc in encoders:
@@ -198,6 +199,8 @@ class Found:
         falling = torch.argsort(self.layer[nodes], descending=True, stable=True)
         order = torch.cat([torch.arange(outputs, device=falling.device), outputs + falling])
         node = torch.cat([torch.full_like(order[:outputs], -1), nodes[falling]])
+        checks.known_bounds(order, 0, len(order) - 1)
+        checks.known_bounds(node, -1, len(self.layer) - 1)
         weight = self.value.new_zeros(len(order))
         weight[:outputs] = weight.new_tensor([self.targets[t].weight for t in self.order])
         influence = self.store.influence(order, node, weight)[: len(self.layer)]

@@ -19,9 +19,9 @@ from pycircuit.model.replacement import LocalReplacement
 from pycircuit.ops import Features, StoredAttention, checks
 
 from .columns import Columns
-from .hop import Hop, hop, land
+from .hop import Hop, TargetRows, hop, land
 from .memory_model import has_kernel, tile_cost
-from .plan import TILE_BYTES
+from .plan import tile_bytes
 from .precision import Arithmetic, Products, arithmetic_of
 
 
@@ -40,6 +40,8 @@ class Tile:
         self.prefix_ptr = torch.tensor(self.ends, device=own.device)
         start = self.prefix_ptr[:-1].repeat_interleave(self.prefix_ptr.diff(), output_size=self.ends[-1])
         self.where = torch.arange(self.ends[-1], device=own.device) - start
+        targets = torch.arange(len(self.ends) - 1, device=own.device)
+        self.target = targets.repeat_interleave(self.prefix_ptr.diff(), output_size=self.ends[-1])
         self.last = self.prefix_ptr[1:] - 1
         self.positions = position
         self._prefixes: dict[int, Tensor] = {}
@@ -59,6 +61,13 @@ class Tile:
             self._prefixes[count] = checks.known_offsets(self.prefix_ptr[: count + 1], ends)
         return self._prefixes[count]
 
+    def rows(self, begin: int, end: int) -> TargetRows:
+        """Where the rows of targets begin .. end lie."""
+        start, stop = self.ends[begin], self.ends[end]
+        ends = [e - start for e in self.ends[begin : end + 1]]
+        target, position = self.target[start:stop], self.where[start:stop]
+        return TargetRows(ends, begin, start, target, position, self.last[begin:end])
+
     def longest(self, begin: int, end: int) -> int:
         """Positions that the farthest of targets begin .. end sees."""
         return max(self.positions[begin:end]) + 1
@@ -71,8 +80,11 @@ class Tile:
             self.entered = count
 
 
-def _nonzero(t: Tensor) -> Tensor | None:
-    return t if bool(t.any()) else None
+def _nonzero(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """None for those of zeros only; all are looked at together, which a GPU waits for once."""
+    flags = [t.any() for t in tensors if t is not None]
+    filled = iter(torch.stack(flags).tolist() if flags else [])
+    return [t if t is not None and next(filled) else None for t in tensors]
 
 
 def _one_each(rows: Tensor) -> Features:
@@ -89,8 +101,9 @@ class Sweep:
     def __init__(self, local: LocalReplacement, arithmetic: Arithmetic | None = None) -> None:
         self.local, self.frozen, self.transcoders = local, local.model, local.transcoders
         self.columns = Columns.of(local)
-        self._attention = [self._attention_constant(at) for at in range(self.columns.layers)]
-        self._mlp_writes = [self._mlp_constant(at) for at in range(self.columns.layers)]
+        layers = range(self.columns.layers)
+        constants = _nonzero([self._attention_constant(i) for i in layers] + [self._mlp_constant(i) for i in layers])
+        self._attention, self._mlp_writes = constants[: len(layers)], constants[len(layers) :]
         self._each = _one_each(self.frozen.embeddings)
         self._skips = [None if skip is None else skip.T for skip in local.transcoders.w_skip]
         if arithmetic is None:
@@ -101,8 +114,11 @@ class Sweep:
         stored = isinstance(self.frozen.layers[0].attention, StoredAttention)
         kernel = has_kernel("attend_back", self.frozen.device, self.frozen.dtype)
         size = self.frozen.dtype.itemsize
-        layers, width = self.frozen.layers, self.frozen.width
-        self._cost = tile_cost(layers, self.transcoders, width, size, stored, kernel, arithmetic.row_bytes)
+        width = self.frozen.width
+        on_gpu = self.frozen.device.type != "cpu"
+        self._cost = tile_cost(
+            self.frozen.layers, self.transcoders, width, size, stored, kernel, arithmetic.row_bytes, on_gpu
+        )
         back_v, part = self.frozen.layers[0].back_v, self.frozen.position_part
         self._values = self.frozen.embeddings @ back_v.T
         self._position_values = None if part is None else part @ back_v.T
@@ -114,7 +130,7 @@ class Sweep:
         biases = [layer.b_v, layer.b_o, *(n.bias for n in norms if n is not None)]
         if all(b is None for b in biases):
             return None
-        return _nonzero(layer.attention_out(torch.zeros_like(self.frozen.embeddings)))
+        return layer.attention_out(torch.zeros_like(self.frozen.embeddings))
 
     def _mlp_constant(self, at: int) -> Tensor | None:
         """What the replaced MLP adds with no feature and no error: [positions, width]."""
@@ -127,7 +143,7 @@ class Sweep:
         if skip is not None and norm is not None:
             out += norm.forward(torch.zeros_like(out)) @ skip.to(out.dtype)
         write = frozen.write_norm(transcoders.writes)
-        return _nonzero(out if write is None else write.forward(out))
+        return out if write is None else write.forward(out)
 
     def read(self, layer: Sequence[int], position: Sequence[int], vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder (or unembedding) rows through the transpose of their read.
@@ -158,7 +174,7 @@ class Sweep:
         out, bias, done = vectors.new_zeros(len(vectors), self.columns.count), vectors.new_zeros(len(vectors)), 0
         while done < len(order):
             layers, positions = [layer[t] for t in order[done:]], [position[t] for t in order[done:]]
-            count = self.fitting(layers, positions, TILE_BYTES)
+            count = self.fitting(layers, positions, tile_bytes(vectors.device))
             chosen = order[done : done + count]
             edges = out.new_zeros(count, self.columns.count)
             bias[chosen] = self.tile(layers[:count], positions[:count], vectors[chosen], edges)
@@ -282,7 +298,7 @@ class Sweep:
         self.products.project(rows[:mixed], layer.back_o, y[:mixed])
         if fresh is not None:
             through = fresh.through(layer.back_o, self.products)
-            through.fill(y[mixed:], [e - mixed for e in tile.ends[first : tile.hopped + 1]])
+            through.fill(y[mixed:], tile.rows(first, tile.hopped))
         if layer.post_attention_norm is not None:
             y /= layer.post_attention_norm.sigma[where, None]
         z = self._buffer("z", len(rows), layer.kv_heads, layer.head_width, most=self._most_rows)
@@ -312,6 +328,6 @@ class Sweep:
                 tile.bias[begin:end] += land(layer, own, position, values, self.products).sum(1)
             return None
         joined = hop(layer, own, position, longest, self.products)
-        joined.fill(state[tile.ends[begin] :], [e - tile.ends[begin] for e in tile.ends[begin : end + 1]])
+        joined.fill(state[tile.ends[begin] : tile.ends[end]], tile.rows(begin, end))
         tile.hopped = tile.entered = end
         return joined if all(skip is None for skip in self._skips) else None

@@ -116,8 +116,8 @@ def _likeliest(
 ) -> list[Target]:
     best = _probabilities(frozen, position).topk(min(max_targets, frozen.unembedding.shape[0]))
     enough = int((best.values.cumsum(0) < probability).sum()) + 1
-    chosen = best.indices[:enough].tolist()
-    return [_token(model, frozen, t, position, float(best.values[i])) for i, t in enumerate(chosen)]
+    chosen, weights = best.indices[:enough].tolist(), best.values[:enough].tolist()
+    return [_token(model, frozen, t, position, weight) for t, weight in zip(chosen, weights, strict=True)]
 
 
 def _output(frozen: FrozenModel, label: str, token: int, weight: float, position: int, vector: Tensor) -> Target:

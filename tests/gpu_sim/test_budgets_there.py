@@ -45,7 +45,7 @@ def traced(family: str, kind: str, counts: Counts, monkeypatch: pytest.MonkeyPat
         return bias
 
     monkeypatch.setattr(Sweep, "tile", counted)
-    monkeypatch.setattr(plan, "TILE_BYTES", 1 << 14)
+    monkeypatch.setattr(plan, "GPU_TILE_BYTES", 1 << 14)
     monkeypatch.setattr(plan, "TILE_TARGETS", 8)
     prompt = tiny_models.prompt()
     counts.clear()

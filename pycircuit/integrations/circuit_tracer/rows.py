@@ -12,7 +12,7 @@ from torch import Tensor
 from pycircuit import ops
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.progress import Progress
-from pycircuit.trace.plan import TILE_BYTES, TILE_TARGETS, MemoryBoundError, Plan, free_bytes, readable
+from pycircuit.trace.plan import TILE_TARGETS, MemoryBoundError, Plan, free_bytes, readable, tile_bytes
 from pycircuit.trace.rows import Found
 from pycircuit.trace.store import Part, Store
 from pycircuit.trace.targets import Target
@@ -111,7 +111,7 @@ def _tile_bytes(local: LocalReplacement) -> int:
     frozen, size = local.model, local.model.embeddings.element_size()
     wide = max(one.w_o.shape[1] + one.w_v.shape[0] + one.heads for one in frozen.layers)
     one = size * frozen.positions * (frozen.width + wide)  # of a target of full length
-    return max(one, min(max(TILE_BYTES, TILE_TARGETS * one), free_bytes(frozen.device) // 8))
+    return max(one, min(max(tile_bytes(frozen.device), TILE_TARGETS * one), free_bytes(frozen.device) // 8))
 
 
 def _fits(local: LocalReplacement, nodes: int, ranked: int) -> None:
