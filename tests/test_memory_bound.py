@@ -32,6 +32,7 @@ CASES = {
     "long prompt": Case("gpt2", 1400, 28, layers=2, width=64, heads=2, max_features=16, active=4),
     "long prompt, at the least": Case("llama", 1000, LEAST, layers=2, width=64, max_features=8, active=4),
     "wide MLP": Case("gpt_neox", 300, 14, inner=4096, max_features=8),
+    "wide encoder rows, at the least": Case("llama", 24, LEAST, layers=2, width=512, size=4096, max_features=None),
     "large vocabulary": Case("gpt2", 16, 5, vocabulary=60000, width=64, max_features=8),
     "every feature": Case("llama", 40, 20, max_features=None, active=8),
     "many features, at the least": Case("gemma2", 40, LEAST, max_features=200, reads="resid_mid"),

@@ -342,7 +342,12 @@ class MemoryModel:
                 "weights": self.weight_parts(),
             },
             "packing": {**after, "rows": rows + beside},
-            "graph": {**after, "rows": packed, "graph": 26 * work.features + 20 * work.columns},
+            "graph": {
+                **after,
+                "rows": packed,
+                "graph": 26 * work.features + 20 * work.columns,
+                "norms": 32 * PACK_BLOCK,
+            },
         }
 
 

@@ -18,6 +18,7 @@ from pycircuit.transcoders import pages
 
 from .checkpoint import Checkpoint
 from .finite import check_rows
+from .memory_model import PACK_BLOCK
 from .plan import Plan
 from .precision import Arithmetic
 from .store import Part, Store
@@ -28,7 +29,7 @@ _OUT_OF_MEMORY = (  # of torch on the CPU (twice), of Triton and the driver, of 
     "can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_NOT_INITIALIZED",
 )  # fmt: skip
-_BLOCK = 4096  # encoder rows that are looked at together
+_GPU_BLOCK = 1 << 26  # numbers of encoder rows that a GPU looks at together
 
 
 class Found:
@@ -226,8 +227,9 @@ class Found:
         """Norms of the products that each row's pre-activation is the sum of: [rows] float64."""
         norms = [torch.tensor([self.targets[t].product_norm for t in self.order], dtype=torch.float64, device="cpu")]
         expanded = self.nodes()
-        for begin in range(0, len(expanded), _BLOCK):
-            nodes = expanded[begin : begin + _BLOCK]
+        numbers = PACK_BLOCK if self.value.device.type == "cpu" else _GPU_BLOCK
+        step = max(1, numbers // self.local.model.width)
+        for nodes in expanded.split(step) if len(expanded) else ():
             vectors = self._of(self.local.transcoders.w_enc, nodes)
             norms.append(product_norm(self.local, self.layer[nodes], self.position[nodes], vectors).cpu())
         return torch.cat(norms)
