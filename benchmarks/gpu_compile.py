@@ -54,13 +54,12 @@ def launches_of_trace(name: str, share: int, device: str) -> Iterator[Callable[[
 
     small = {**TINY, "positions": 10} if device == "cpu" else {"layers": 2, "features": 2048}
     shape = replace(SHAPES[name], **small)
-    chosen = precisions()[share::SHARES]
+    chosen = precisions(device)[share::SHARES]
     if not chosen:
         return
     model, prompt = models.replacement(shape, device), models.prompt(shape.positions)
     for precision in chosen:
-        words = {} if precision is None else {"precision": precision}
-        yield partial(pc.attribute, model, prompt, max_features=8, progress=False, **words)
+        yield partial(pc.attribute, model, prompt, max_features=8, progress=False, precision=precision)
 
 
 LAUNCHES = {"op": launches_of_op, "tuning": launches_of_tuning, "trace": launches_of_trace}

@@ -29,7 +29,7 @@ def tape(section: Section) -> None:
     with replacement(section, shape) as model:
         targets = min(ROWS, shape.targets or ROWS)
         for warmth in ("first", "again"):
-            graph, run = traced(section, model, shape, precisions()[0], targets)
+            graph, run = traced(section, model, shape, precisions(section.device)[0], targets)
             section.save(f"pycircuit {targets} rows {warmth}", run)
         local = model.freeze(models.prompt(shape.positions), stored=True)
         for batch in BATCHES if not section.dry else (4,):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,22 +20,17 @@ import pycircuit as pc
 from pycircuit.bench import cone, memory, models
 from pycircuit.bench.shapes import SHAPES, Shape
 from pycircuit.graph import Graph
+from pycircuit.trace.precision import PRECISIONS
 
-PRECISIONS = ("float32", "float32-fast", "tf32", "bfloat16")
-LAWS = {"float32": 1e-5, "float32-fast": 1e-5, "tf32": 5e-4, "bfloat16": 5e-3, None: 1e-5}  # certificates, at most
 RUNS = 3
 TINY = {"layers": 3, "width": 32, "heads": 4, "kv_heads": 2, "head_width": 8, "features": 128, "active": 6}
 FEW_ROWS = 128  # of a long prompt, to know what all of them will take
 COMPARED = 64  # rows of two graphs
 
 
-def precisions() -> tuple[str | None, ...]:
-    """Every precision that pc.attribute can be asked for; None where it has no such argument."""
-    return PRECISIONS if "precision" in inspect.signature(pc.attribute).parameters else (None,)
-
-
-def label(precision: str | None) -> str:
-    return precision or "float32, no choice"
+def precisions(device: str) -> list[str]:
+    """Every precision that a device has, the default first."""
+    return [name for name in PRECISIONS if device == "cuda" or name != "tf32"]
 
 
 def shape_of(section: Section, name: str) -> Shape:
@@ -71,16 +65,16 @@ def replacement(section: Section, shape: Shape) -> Iterator[pc.ReplacementModel]
 
 
 def traced(
-    section: Section, model: pc.ReplacementModel, shape: Shape, precision: str | None, targets: int | None
+    section: Section, model: pc.ReplacementModel, shape: Shape, precision: str, targets: int | None
 ) -> tuple[Graph, dict[str, Any]]:
     """The graph of one run, and its seconds, phases, certificate, dropped mass and peaks."""
-    cuda, chosen = section.device == "cuda", {} if precision is None else {"precision": precision}
+    cuda, prompt = section.device == "cuda", models.prompt(shape.positions)
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     resident = attempt(memory.restart_peak)  # a sandbox may forbid it
     begin = time.perf_counter()
-    graph = pc.attribute(model, models.prompt(shape.positions), max_features=targets, progress=False, **chosen)
+    graph = pc.attribute(model, prompt, max_features=targets, progress=False, precision=precision)
     if cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - begin
@@ -115,10 +109,10 @@ def dense_row(graph: Graph, node: int) -> Tensor:
 
 
 def repeated(
-    section: Section, model: pc.ReplacementModel, shape: Shape, precision: str | None, runs: int, first: Graph | None
+    section: Section, model: pc.ReplacementModel, shape: Shape, precision: str, runs: int, first: Graph | None
 ) -> Graph | None:
     """Runs of one precision, saved one by one; the graph of the last, None where there was no time."""
-    name, results, graph = f"{shape.name} {label(precision)}", [], None
+    name, results, graph = f"{shape.name} {precision}", [], None
     section.save(name, {"runs": results})
     for _ in range(runs):
         needed = 1.3 * results[-1]["seconds"] if results else 0.0
@@ -133,7 +127,7 @@ def repeated(
             break
         results.append(run)
         section.save(name, {"runs": results})
-        if not run["certificate"] < LAWS[precision]:
+        if not run["certificate"] < PRECISIONS[precision].tolerance:
             section.mark(f"{name}: the certificate is {run['certificate']:.1e}")
     if graph is not None and first is not None:
         section.content[name]["agreement"] = attempt(lambda: agreement(first, graph))
@@ -143,7 +137,7 @@ def repeated(
 
 def plt(section: Section) -> None:
     """The end-to-end trace, its profile and synchronisations, the ten-token call, then the other precisions."""
-    shape, (first, *others) = shape_of(section, "gemma2b"), precisions()
+    shape, (first, *others) = shape_of(section, "gemma2b"), precisions(section.device)
     with replacement(section, shape) as model:
         repeated(section, model, replace(shape, name=f"{shape.name} warm-up"), first, 1, None)
         graph = repeated(section, model, shape, first, RUNS, None)
@@ -160,15 +154,15 @@ def plt(section: Section) -> None:
 def _short(section: Section, shape: Shape) -> None:
     """The published ten-token call: a warm-up, then runs of every precision."""
     with replacement(section, shape) as model:
-        repeated(section, model, replace(shape, name=f"{shape.name} warm-up"), precisions()[0], 1, None)
+        repeated(section, model, replace(shape, name=f"{shape.name} warm-up"), precisions(section.device)[0], 1, None)
         graph: Graph | None = None
-        for precision in precisions():
+        for precision in precisions(section.device):
             last = repeated(section, model, shape, precision, RUNS, graph)
             graph = graph or last
 
 
 def clt(section: Section) -> None:
-    shape, (first, *others) = shape_of(section, "gemma2b-clt"), precisions()
+    shape, (first, *others) = shape_of(section, "gemma2b-clt"), precisions(section.device)
     with replacement(section, shape) as model:
         repeated(section, model, replace(shape, name=f"{shape.name} warm-up"), first, 1, None)
         graph = repeated(section, model, shape, first, 2, None)
@@ -195,7 +189,7 @@ def long(section: Section) -> None:
 
 
 def _run(section: Section, model: pc.ReplacementModel, shape: Shape, targets: int) -> dict[str, Any]:
-    return traced(section, model, shape, precisions()[0], targets)[1]
+    return traced(section, model, shape, precisions(section.device)[0], targets)[1]
 
 
 def _all_rows(section: Section, model: pc.ReplacementModel, shape: Shape, few: int, run: dict[str, Any]) -> None:
@@ -204,4 +198,4 @@ def _all_rows(section: Section, model: pc.ReplacementModel, shape: Shape, few: i
     predicted = forward + (run["seconds"] - forward) * (shape.targets or 0) / few
     section.save(f"{shape.name} predicted seconds", predicted)
     if not section.skip(shape.name, 1.1 * predicted):
-        repeated(section, model, shape, precisions()[0], 1, None)
+        repeated(section, model, shape, precisions(section.device)[0], 1, None)

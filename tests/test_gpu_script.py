@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 
 import pycircuit as pc
 from pycircuit.ops.registry import OPS
+from pycircuit.trace.precision import PRECISIONS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -116,15 +117,12 @@ def test_compile_launches_every_kernel(section: Any) -> None:
 def test_end_to_end(section: Any, tmp_path: Path) -> None:
     results = section("plt")
     names = [name for name in results if "runs" in results[name]]
-    assert [len(results[name]["runs"]) for name in names] == [
-        1,
-        3,
-        1,
-        3,
-    ]  # warm-ups and runs, of gemma2b and ten tokens
+    # A warm-up, and runs of every precision of a CPU, of gemma2b and of ten tokens.
+    assert [len(results[name]["runs"]) for name in names] == [1, 3, 3, 3] * 2
     for name in names:
         for run in results[name]["runs"]:
-            assert run["certificate"] < 1e-5 and 0 < sum(run["timings"].values()) <= run["seconds"]
+            tolerance = PRECISIONS[name.split()[1].replace("warm-up", "float32")].tolerance
+            assert run["certificate"] < tolerance and 0 < sum(run["timings"].values()) <= run["seconds"]
     assert {run["rows"] - run["active"] for run in results[names[-1]]["runs"]} == {10}  # every feature, ten outputs
     assert results["profile"]["operators"][0]["ms"] > 0 and results["profile"]["kernels"] == []
     assert (tmp_path / "profile-plt.json.gz").stat().st_size == results["profile"]["trace bytes"]
@@ -134,12 +132,10 @@ def test_end_to_end(section: Any, tmp_path: Path) -> None:
 def test_every_precision_that_there_is(section: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, words = pc.attribute, []
 
-    @functools.wraps(plain)
-    def attribute(*arguments: Any, precision: str = "float32", **options: Any) -> pc.Graph:
+    def attribute(*arguments: Any, precision: str, **options: Any) -> pc.Graph:
         words.append(precision)
-        return plain(*arguments, **options)
+        return plain(*arguments, precision=precision, **options)
 
-    del attribute.__wrapped__  # whose signature it would show
     monkeypatch.setattr(pc, "attribute", attribute)
     results = section("clt")
     assert words == ["float32"] * 3 + ["float32-fast"] * 2
@@ -151,7 +147,6 @@ def test_every_precision_that_there_is(section: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_traces_that_fail_or_break_the_law_are_red(section: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gpu_trace
 
     plain, calls = pc.attribute, []
 
@@ -162,7 +157,8 @@ def test_traces_that_fail_or_break_the_law_are_red(section: Any, monkeypatch: py
         return plain(*arguments, **options)
 
     monkeypatch.setattr(pc, "attribute", attribute)
-    monkeypatch.setitem(gpu_trace.LAWS, None, 1e-12)
+    strict = replace(PRECISIONS["float32"], tolerance=1e-12)
+    monkeypatch.setitem(PRECISIONS, "float32", strict)
     results = section("clt")
     assert len(results[f"gemma2b-clt {LABEL}"]["runs"]) == 1
     assert [why.split(": ")[-1].split(" is ")[0] for why in results["red"]] == [
@@ -307,4 +303,4 @@ def test_a_failed_install_is_red_and_ends_nothing(tmp_path: Path) -> None:
     assert [why.split(":")[0] for why in report["red"]] == ["install"]
 
 
-LABEL = "float32, no choice"
+LABEL = "float32"
