@@ -89,7 +89,7 @@ def refused(error: pc.MemoryBoundError) -> str:
 def run(case: Case) -> dict[str, Any]:
     model, ids = build(case), torch.arange(case.positions) % case.vocabulary
     how: dict[str, Any] = {"max_features": case.max_features, "progress": False, "precision": case.precision}
-    pc.attribute(model, ids[:8], max_features=4, progress=False)  # what libraries take once
+    pc.attribute(model, ids[:8], max_features=4, progress=False, precision=case.precision)  # what libraries take once
     bound, refusals = 4096 if case.memory == LEAST else int(float(case.memory) * 2**20), 0
     with TemporaryDirectory() as folder:
         how["checkpoint"] = folder if case.checkpoint else None

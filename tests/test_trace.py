@@ -69,7 +69,12 @@ def test_law(family: str, kind: str) -> None:
         assert graph.certificate < arithmetic.tolerance == graph.provenance["tolerance"]
 
 
-@pytest.mark.parametrize(("family", "kind"), EVERY)
+SOME = [  # of the other families every third kind, so that each kind meets several
+    (family, kind) for n, (family, kind) in enumerate(EVERY) if family == "gemma2" or (n + n // len(KINDS)) % 3 == 0
+]
+
+
+@pytest.mark.parametrize(("family", "kind"), SOME)
 def test_law_on_triton(family: str, kind: str) -> None:
     """In the interpreter, so on a prompt of three tokens."""
     model = replacement(family, kind, torch.float32)

@@ -29,6 +29,7 @@ PACK_BLOCK = 1 << 16  # entries that are packed together
 EXPORT_BYTES = 64 << 20  # of dense rows on a device that come to the host at a time
 _SCRATCH = 192 << 10  # bytes of a thread in a native op, at the least
 _WIDENED = 16384  # rows of a half-precision unembedding that are widened together
+_WIDENED_WEIGHTS = 8  # float32 copies of bfloat16 parts that the C library holds, those in use and freed ones
 _AROUND = 64 << 10  # bytes that the system maps where a page of a file is touched
 _ROW = 400  # bytes of a row's own numbers: node, sums, and Python's lists of layers and positions
 
@@ -176,7 +177,8 @@ class MemoryModel:
         sizes = [w.numel() for layer in self.layers for w in (layer.w_o, layer.w_v)]
         sizes += [w.numel() for w in self.transcoders.w_skip if w is not None]
         arithmetic = self.work.arithmetic
-        return arithmetic.weight_bytes * sum(sizes) + 4 * arithmetic.parts * max(sizes)
+        copies = 1 if self.on_gpu else _WIDENED_WEIGHTS
+        return arithmetic.weight_bytes * sum(sizes) + 4 * copies * arithmetic.parts * max(sizes)
 
     def features(self) -> int:
         """By layer, and once more of all layers together."""
@@ -346,7 +348,7 @@ class MemoryModel:
                 **after,
                 "rows": packed,
                 "graph": 26 * work.features + 20 * work.columns,
-                "norms": 32 * PACK_BLOCK,
+                "norms": 32 * min(PACK_BLOCK, work.rows * self.model.width),
             },
         }
 
