@@ -6,8 +6,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -18,6 +17,8 @@ from gpu_files import Section, attempt
 from torch import Tensor
 
 from pycircuit.bench import machine
+from pycircuit.ops.torch_settings import full_float32
+from pycircuit.trace.precision import FLOAT32, PRECISIONS, Products
 
 # Rows, inner width and columns of the sweep's products at gemma2b: a large tile through W_O, one of today's tiles
 # through it, a large tile through W_V; and the square one that data sheets speak of.
@@ -36,17 +37,6 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-@contextmanager
-def float32_products(precision: str) -> Iterator[None]:
-    """torch's float32 products as "highest" (float32) or "high" (tf32)."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def seconds(section: Section, call: Callable[[], Any], runs: int = 5) -> float:
     """Median seconds of a call after a warm-up, to its end on the device."""
     call()
@@ -60,43 +50,8 @@ def seconds(section: Section, call: Callable[[], Any], runs: int = 5) -> float:
     return median(samples)
 
 
-def bfloat16_pieces(x: Tensor, count: int) -> list[Tensor]:
-    """x as a sum of bfloat16 tensors, the largest first."""
-    pieces = []
-    for _ in range(count):
-        pieces.append(x.bfloat16())
-        x = x - pieces[-1].float()
-    return pieces
-
-
-def float32_sum(a: Tensor, b: Tensor, onto: Tensor | None = None) -> Tensor:
-    """onto + a @ b of bfloat16 in float32; the CPU, which has no such product, multiplies float32 copies."""
-    if not a.is_cuda:
-        product = a.float() @ b.float()
-        return product if onto is None else onto + product
-    if onto is None:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return torch.addmm(onto, a, b, out_dtype=torch.float32)
-
-
-def stacked(x: Tensor, w: Tensor, products: int) -> Callable[[], Tensor]:
-    """x @ w as 3 or 6 products of bfloat16 pieces, stacked along the inner width, the smallest first."""
-    count = 2 if products == 3 else 3
-    x_pieces, w_pieces = bfloat16_pieces(x, count), bfloat16_pieces(w, count)
-    left = [torch.cat(x_pieces[: n + 1], 1) for n in range(count)]
-    right = [torch.cat([w_pieces[count - 1 - n]] * (n + 1)) for n in range(count)]
-
-    def product() -> Tensor:
-        out = float32_sum(left[0], right[0])
-        for a, b in zip(left[1:], right[1:], strict=True):
-            out = float32_sum(a, b, out)
-        return out
-
-    return product
-
-
 def product_rates(section: Section, rows: int, inner: int, columns: int) -> dict[str, Any]:
-    """TFLOP/s of useful operations, and the error against float64, of x @ w in every arithmetic."""
+    """TFLOP/s of useful operations, and the error against float64, of the sweep's x @ w in every precision."""
     x, w = (torch.randn(*shape, device=section.device) for shape in ((rows, inner), (inner, columns)))
     exact, operations = x[:64].double() @ w.double(), 2 * rows * inner * columns
 
@@ -104,20 +59,16 @@ def product_rates(section: Section, rows: int, inner: int, columns: int) -> dict
         error = float((call()[:64].double() - exact).norm() / exact.norm())
         return {"tflops": operations / seconds(section, call) / 1e12, "error": error}
 
-    def bfloat16() -> dict[str, float]:
-        a, b = x.bfloat16(), w.bfloat16()
-        return rate(lambda: float32_sum(a, b))
+    def split() -> float:
+        products = Products(PRECISIONS["float32"])
+        return 10 * x.numel() / seconds(section, lambda: products.split(x)) / 1e9
 
     rates: dict[str, Any] = {}
-    for name, precision in (("fp32", "highest"), ("tf32", "high")):
-        with float32_products(precision):
-            rates[name] = attempt(lambda: rate(lambda: x @ w))
-    rates["bf16"] = attempt(bfloat16)
-    for products in (3, 6):
-        rates[f"bf16x{products}"] = attempt(lambda n=products: rate(stacked(x, w, n)))
-    rates["cut into 3 bf16 GB/s"] = attempt(
-        lambda: 10 * x.numel() / seconds(section, lambda: bfloat16_pieces(x, 3)) / 1e9
-    )
+    for name, arithmetic in {"no tensor cores": FLOAT32, **PRECISIONS}.items():
+        products = Products(arithmetic)
+        with full_float32():
+            rates[name] = attempt(lambda p=products: rate(lambda: p.project(x, w)))
+    rates["split into 3 bfloat16 GB/s"] = attempt(split)
     return rates
 
 

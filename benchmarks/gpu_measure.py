@@ -12,7 +12,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from gpu_card import float32_products
 from gpu_files import Section, attempt
 from gpu_shapes import Item, items
 from pycircuit.kernels.config import Config
@@ -20,6 +19,7 @@ from pycircuit.kernels.config import Config
 import pycircuit as pc
 from pycircuit.ops import cases, reference
 from pycircuit.ops.registry import OPS
+from pycircuit.ops.torch_settings import full_float32, tf32_products
 
 FLUSH_BYTES = 256 * 2**20  # several times the last-level cache of any card today
 TOLERANCE = 1e-5  # sums of up to 16,384 float32 terms
@@ -71,7 +71,7 @@ def measure_rates(timer: Timer) -> dict[str, float]:
     rates = {}
     for name, dtype, tf32 in (("fp32", "float32", False), ("tf32", "float32", True), ("bf16", "bfloat16", False)):
         a, b = (torch.randn(n, n, device=timer.device).to(getattr(torch, dtype)) for _ in range(2))
-        with float32_products("high" if tf32 else "highest"):
+        with tf32_products() if tf32 else full_float32():
             rates[name] = 2 * n**3 / median(timer.samples(lambda a=a, b=b: a @ b, seconds=0.5)) / 1e9
     source = torch.randn(2**28 if timer.device == "cuda" else 2**12, device=timer.device)
     target = torch.empty_like(source)

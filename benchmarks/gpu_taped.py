@@ -7,7 +7,7 @@ from typing import Any
 
 import taped
 import torch
-from gpu_card import float32_products, synchronise
+from gpu_card import synchronise
 from gpu_files import Section, attempt
 from gpu_trace import COMPARED, dense_row, free_memory, precisions, replacement, shape_of, traced
 from torch import Tensor
@@ -17,6 +17,7 @@ from pycircuit.bench import models
 from pycircuit.bench.shapes import Shape
 from pycircuit.graph import Graph
 from pycircuit.model.replacement import LocalReplacement
+from pycircuit.ops.torch_settings import full_float32, tf32_products
 
 ROWS, BATCHES = 512, (128, 64, 256)
 DISTANCE, EQUAL = "largest distance of a row from ours", 1e-4
@@ -33,11 +34,11 @@ def tape(section: Section) -> None:
             section.save(f"pycircuit {targets} rows {warmth}", run)
         local = model.freeze(models.prompt(shape.positions), stored=True)
         for batch in BATCHES if not section.dry else (4,):
-            for name, precision in (("float32", "highest"), ("tf32", "high")):
+            for name, products in (("float32", full_float32), ("tf32", tf32_products)):
                 title = f"taped batch {batch} {name}"
                 if section.skip(title, 4):
                     continue
-                with float32_products(precision):
+                with products():
                     result = attempt(lambda b=batch: measured(section, model, local, graph, b, shape))
                 section.save(title, result)
                 if name == "float32" and result.get(DISTANCE, 0.0) > EQUAL:

@@ -30,7 +30,7 @@ PRECISIONS = {"float32": "bf16x6", "float32-fast": "bf16x3", "tf32": "tf32", "no
 SELECTED = 0.4  # operations of the rows that influence selects, over those of an even selection; seen on the CPU
 ROUNDS = 8  # rankings of a trace
 OUTPUTS = 10
-STORED_BYTES = 1 << 30  # patterns of all layers above this are made again for every target
+STORED_BYTES = 12 << 30  # patterns of all layers above this, a quarter of a trace's bound, are made again
 
 
 @dataclass(frozen=True)

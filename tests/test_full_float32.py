@@ -13,7 +13,7 @@ import torch
 from test_trace import replacement
 
 import pycircuit as pc
-from pycircuit.ops.precision import full_float32
+from pycircuit.ops.torch_settings import full_float32
 from pycircuit.trace.sweep import Sweep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -97,10 +97,10 @@ def test_torch_without_a_setting_for_each_device() -> None:
     """As before 2.9; in a process of its own, whose torch loses the newer settings."""
     script = """
 import torch
-from pycircuit.ops import precision
-precision._matmul_settings = lambda: []
+from pycircuit.ops import torch_settings
+torch_settings._MatmulSetting.backends = staticmethod(lambda: [])
 torch.set_float32_matmul_precision("medium")
-with precision.full_float32():
+with torch_settings.full_float32():
     assert torch.get_float32_matmul_precision() == "highest"
 assert torch.get_float32_matmul_precision() == "medium"
 """

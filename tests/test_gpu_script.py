@@ -98,8 +98,9 @@ def test_card(section: Any) -> None:
     products = [rates for name, rates in results.items() if name.startswith("product")]
     assert len(products) == 2
     for rates in products:
-        errors = {name: rates[name]["error"] for name in ("fp32", "tf32", "bf16", "bf16x3", "bf16x6")}
-        assert errors["fp32"] < 1e-6 and errors["bf16x6"] < 1e-6 < errors["bf16x3"] < 2e-5 < errors["bf16"] < 1e-2
+        errors = {name: rates[name]["error"] for name in ("no tensor cores", *PRECISIONS)}
+        assert max(errors["no tensor cores"], errors["float32"]) < 1e-6 < errors["float32-fast"] < 2e-5
+        assert 2e-5 < errors["tf32"] < 1e-3 < errors["bfloat16"] < 1e-2
         assert all(rates[name]["tflops"] > 0 for name in errors)
     transfers = results["transfers GB/s"]
     assert transfers["copy"] > 0 and "pin_memory" in transfers["D2H pinned"]["unavailable"]

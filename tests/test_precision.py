@@ -17,7 +17,7 @@ from torch import Tensor
 
 import pycircuit as pc
 from pycircuit.model.replacement import LocalReplacement
-from pycircuit.ops.precision import full_float32, tf32_products
+from pycircuit.ops.torch_settings import full_float32, tf32_products
 from pycircuit.trace.memory_model import MemoryModel, Work
 from pycircuit.trace.precision import FLOAT32, PRECISIONS, Arithmetic, Products, arithmetic_of
 from pycircuit.trace.sweep import Sweep
@@ -139,7 +139,7 @@ def test_products(name: str, least: float, most: float) -> None:
 
 def test_tf32_numbers_have_ten_bits_of_mantissa() -> None:
     numbers = torch.randn(4000, generator=torch.Generator().manual_seed(0)) * torch.logspace(-30, 30, 4000)
-    rounded = Products(PRECISIONS["tf32"])._rows(numbers[:, None])[:, 0]
+    rounded = Products(PRECISIONS["tf32"]).split(numbers[:, None])[:, 0]
     assert not (rounded.view(torch.int32) & 0x1FFF).any()
     assert float(((rounded - numbers).abs() / numbers.abs()).max()) <= 2.0**-11
 
@@ -155,7 +155,7 @@ def test_parts_of_weights_are_split_once_and_counted(case: Case) -> None:
     taken = sum(parts.nbytes for parts in before.values())
     work = Work(POSITIONS, 0, 1, 1, LAYERS, False, arithmetic=PRECISIONS["float32"])
     counted = MemoryModel(case.model, work, True).weight_parts()
-    assert taken <= counted < 2 * taken
+    assert taken <= counted < 1.2 * taken
     sweep.release()
     assert not sweep.products._parts
 

@@ -53,5 +53,5 @@ def test_faster_products_take_less(predictions: Any) -> None:
         times = [predictions.seconds(shape, rate) for rate in ("fp32", "bf16x6", "bf16x3", "tf32")]
         assert times == sorted(times, reverse=True) and times[-1] > 0
     half = replace(SHAPES["gemma2b"], targets=3_750)
-    whole = {work.name: work.operations for work in predictions.trace(SHAPES["gemma2b"])}
-    assert next(w.operations for w in predictions.trace(half) if w.name == "products") == whole["products"] / 2
+    operations = {work.name: work.operations for work in predictions.trace(SHAPES["gemma2b"])}
+    assert next(w.operations for w in predictions.trace(half) if w.name == "products") == operations["products"] / 2

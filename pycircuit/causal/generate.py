@@ -12,7 +12,7 @@ from torch import Tensor
 from pycircuit.model.replacement import ReplacementModel
 from pycircuit.model.sites import hooked
 from pycircuit.ops import checks
-from pycircuit.ops.precision import without_autocast
+from pycircuit.ops.torch_settings import without_autocast
 
 from .forward import BATCH_POSITIONS
 from .intervention import Intervention, interventions_of, positions_of

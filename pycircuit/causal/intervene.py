@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pycircuit.model.replacement import ReplacementModel
 from pycircuit.ops import Features, checks
-from pycircuit.ops.precision import full_float32, without_autocast
+from pycircuit.ops.torch_settings import full_float32, without_autocast
 from pycircuit.trace import Feature
 
 from .forward import BATCH_POSITIONS, Changed, Plain, State, plain

@@ -16,7 +16,7 @@ from pycircuit.graph.rows import STEP
 from pycircuit.model.capture import relative
 from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops import checks
-from pycircuit.ops.precision import full_float32, without_autocast
+from pycircuit.ops.torch_settings import full_float32, without_autocast
 
 from .forward import BATCH_POSITIONS, Changed, Plain, State, plain
 from .intervention import Hold, Intervention

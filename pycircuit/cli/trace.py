@@ -242,18 +242,18 @@ def estimate(
     as_json: AsJson = False,
 ) -> None:
     """Memory and time of a trace before any of it is spent."""
-    asked = prompts_of(prompt, prompts, ids)
+    texts = prompts_of(prompt, prompts, ids)
     options = {"precision": cast(Precision, precision)}
     with opening.opened(running) as model:
-        found = [pc.estimate(model, one, max_features, memory, max_targets, **options) for one in asked]
+        estimates = [pc.estimate(model, text, max_features, memory, max_targets, **options) for text in texts]
     if as_json:
-        written = [{**asdict(one), "bytes": one.bytes} for one in found]
+        written = [{**asdict(estimated), "bytes": estimated.bytes} for estimated in estimates]
         emit(written if prompts is not None else written[0])
         return
-    _print(found)
+    _print(estimates)
 
 
-def _print(found: Sequence[pc.Estimate]) -> None:
+def _print(estimates: Sequence[pc.Estimate]) -> None:
     show = console()
-    for one in found:
-        show.print(str(one), markup=False, highlight=False)
+    for estimated in estimates:
+        show.print(str(estimated), markup=False, highlight=False)

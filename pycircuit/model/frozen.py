@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pycircuit.ops import Attention, RecomputedAttention, StoredAttention
-from pycircuit.ops.precision import without_autocast
+from pycircuit.ops.torch_settings import without_autocast
 
 BLOCK = 1 << 19  # attention weights worked on at once: what a cache holds
 GPU_BLOCK = 1 << 28  # on a GPU, which has no use for small pieces

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pycircuit.ops import Features
 from pycircuit.ops.checks import is_int, whole
-from pycircuit.ops.precision import full_float32, without_autocast
 from pycircuit.ops.threads import check_torch_threads
+from pycircuit.ops.torch_settings import full_float32, without_autocast
 from pycircuit.transcoders import Transcoders
 
 from .capture import Captured, capture, disagreement, read_batch, relative, running

@@ -13,9 +13,9 @@ from .activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
 from .attention import Attention, RecomputedAttention, StoredAttention
 from .dispatch import Explanation, ImplementationError, Ran, Request, last_run, plan, record, use
 from .features import Features
-from .precision import autocast_is_on, without_autocast
 from .registry import OPS
 from .rows import FileRows
+from .torch_settings import autocast_is_on, without_autocast
 
 __all__ = [
     "Activation", "Attention", "BatchTopK", "Explanation", "Features", "FileRows", "ImplementationError", "JumpReLU",

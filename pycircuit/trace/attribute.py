@@ -16,7 +16,7 @@ from pycircuit.graph import Graph, Targets, Tokens
 from pycircuit.model.release import trim
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel, check_model
 from pycircuit.ops import StoredAttention
-from pycircuit.ops.precision import full_float32, without_autocast
+from pycircuit.ops.torch_settings import full_float32, without_autocast
 from pycircuit.progress import Progress, Report
 from pycircuit.transcoders.lazy import kept_bytes
 
@@ -181,49 +181,57 @@ def _run(
 ) -> Graph:
     begin, ranking = time.perf_counter(), 0.0
     check_active(local)
-    found = Found(local, targets, arithmetic)
-    total = len(found.layer)
+    collector = Found(local, targets, arithmetic)
+    total = len(collector.layer)
     wanted = total if max_features is None else min(max_features, total)
     trim()
-    folder = None if checkpoint is None else _checkpoint(checkpoint, found, wanted, round_size, plan)
-    found.start(plan, show, folder, len(targets) + wanted)
+    folder = None if checkpoint is None else _checkpoint(checkpoint, collector, wanted, round_size, plan)
+    collector.start(plan, show, folder, len(targets) + wanted)
     interrupted = False
     try:
-        found.add_targets()
-        while (left := wanted - found.expanded) > 0:
+        collector.add_targets()
+        while (left := wanted - collector.expanded) > 0:
             before = time.perf_counter()
             step = min(left, round_of(wanted, total, round_size))
-            picked = torch.arange(total, device=found.layer.device) if wanted == total else found.most_influential(step)
+            picked = (
+                torch.arange(total, device=collector.layer.device)
+                if wanted == total
+                else collector.most_influential(step)
+            )
             ranking += time.perf_counter() - before
-            found.add_features(picked)
+            collector.add_features(picked)
     except KeyboardInterrupt:
-        if found.store.count < len(targets):
+        if collector.store.count < len(targets):
             raise
         interrupted = True
-        show.say(f"interrupted: the graph has rows for {found.expanded} of {wanted} features")
-    timings = {"forward": forward, "sweep": time.perf_counter() - begin - ranking - found.packing, "ranking": ranking}
+        show.say(f"interrupted: the graph has rows for {collector.expanded} of {wanted} features")
+    timings = {
+        "forward": forward,
+        "sweep": time.perf_counter() - begin - ranking - collector.packing,
+        "ranking": ranking,
+    }
     built = time.perf_counter()
     settings = {"max_features": max_features, "round_size": round_size}
     about = {"precision": arithmetic.name, "tolerance": arithmetic.tolerance}
     about |= {"settings": settings, "keep": plan.keep, "interrupted": interrupted}
-    part = found.finish()
+    part = collector.finish()
     trim()
-    graph = _graph(model, found, part, targets, timings, about)
-    timings["graph"] = time.perf_counter() - built + found.packing
+    graph = _graph(model, collector, part, targets, timings, about)
+    timings["graph"] = time.perf_counter() - built + collector.packing
     return graph
 
 
 def _checkpoint(
-    folder: str | os.PathLike[str], found: Found, wanted: int, round_size: int | None, plan: Plan
+    folder: str | os.PathLike[str], collector: Found, wanted: int, round_size: int | None, plan: Plan
 ) -> Checkpoint:
     """The folder, if it holds nothing or this very run: same prompt, features, targets and settings, to the bit."""
-    local = found.local
+    local = collector.local
     run = {
         "tokens": digest(local.model.tokens),
         "model": digest(local.model.final_stream, local.errors),
-        "features": digest([f.row_ptr for f in local.features], found.index, found.value),
-        "targets": [[t.label, t.layer, t.position, t.weight, digest(t.vector)] for t in found.targets],
-        "precision": found.sweep.products.arithmetic.name,
+        "features": digest([f.row_ptr for f in local.features], collector.index, collector.value),
+        "targets": [[t.label, t.layer, t.position, t.weight, digest(t.vector)] for t in collector.targets],
+        "precision": collector.sweep.products.arithmetic.name,
         "max_features": wanted,
         "round_size": round_size,
         "plan": asdict(plan),
@@ -233,23 +241,23 @@ def _checkpoint(
 
 def _graph(
     model: ReplacementModel,
-    found: Found,
+    collector: Found,
     part: Part,
     targets: list[Target],
     timings: dict[str, float],
     about: dict[str, Any],
 ) -> Graph:
-    frozen = found.local.model
+    frozen = collector.local.model
     decode: Callable[[list[int]], Any] = str if model.tokenizer is None else model.tokenizer.decode
     text = [str(t) if model.tokenizer is None else str(decode([t])) for t in frozen.tokens.tolist()]
     return Graph(
-        features=torch.stack([found.layer, found.position, found.index], 1),
-        values=found.value,
+        features=torch.stack([collector.layer, collector.position, collector.index], 1),
+        values=collector.value,
         rows=part.rows(),
-        row_node=found.row_node(),
-        bias=found.row_bias(),
-        preactivation=found.preactivation(),
-        product_norm=found.product_norm(),
+        row_node=collector.row_node(),
+        bias=collector.row_bias(),
+        preactivation=collector.preactivation(),
+        product_norm=collector.product_norm(),
         targets=Targets(
             [t.label for t in targets],
             torch.tensor([t.token for t in targets], device="cpu"),
@@ -264,15 +272,15 @@ def _graph(
         dropped_mass=torch.from_numpy(part.mass),
         timings=timings,
         provenance=_provenance(model, about),
-        labels=_labels(model, found),
+        labels=_labels(model, collector),
     )
 
 
-def _labels(model: ReplacementModel, found: Found) -> dict[tuple[int, int], str]:
+def _labels(model: ReplacementModel, collector: Found) -> dict[tuple[int, int], str]:
     """Of features that are active, by (layer, feature)."""
     if not model.labels:
         return {}
-    active = [set(f.index.unique().tolist()) for f in found.local.features]
+    active = [set(f.index.unique().tolist()) for f in collector.local.features]
     return {key: label for key, label in model.labels.items() if key[0] < len(active) and key[1] in active[key[0]]}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from pycircuit import ops
 from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops import Features
-from pycircuit.ops.precision import full_float32
+from pycircuit.ops.torch_settings import full_float32
 from pycircuit.transcoders.lazy import kept_bytes
 
 from .columns import Columns

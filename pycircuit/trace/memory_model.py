@@ -29,7 +29,6 @@ PACK_BLOCK = 1 << 16  # entries that are packed together
 EXPORT_BYTES = 64 << 20  # of dense rows on a device that come to the host at a time
 _SCRATCH = 192 << 10  # bytes of a thread in a native op, at the least
 _WIDENED = 16384  # rows of a half-precision unembedding that are widened together
-_WIDENED_WEIGHTS = 8  # float32 copies of bfloat16 parts that the C library holds, those in use and freed ones
 _AROUND = 64 << 10  # bytes that the system maps where a page of a file is touched
 _ROW = 400  # bytes of a row's own numbers: node, sums, and Python's lists of layers and positions
 
@@ -173,12 +172,12 @@ class MemoryModel:
         return (2 * len(self.layers) + attention + mlps + 4) * self.plane + small
 
     def weight_parts(self) -> int:
-        """Weights in parts, which the sweep's products read, and one of them while it is split or widened."""
+        """Weights in parts, which the sweep's products read, and one of them while it is split."""
         sizes = [w.numel() for layer in self.layers for w in (layer.w_o, layer.w_v)]
         sizes += [w.numel() for w in self.transcoders.w_skip if w is not None]
         arithmetic = self.work.arithmetic
-        copies = 1 if self.on_gpu else _WIDENED_WEIGHTS
-        return arithmetic.weight_bytes * sum(sizes) + 4 * copies * arithmetic.parts * max(sizes)
+        split = (2 * arithmetic.parts + 4) * max(sizes) if arithmetic.parts else 0
+        return arithmetic.weight_bytes(self.on_gpu) * sum(sizes) + split
 
     def features(self) -> int:
         """By layer, and once more of all layers together."""

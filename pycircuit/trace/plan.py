@@ -59,6 +59,11 @@ def tile_bytes(device: torch.device) -> int:
     return TILE_BYTES if device.type == "cpu" else GPU_TILE_BYTES
 
 
+def pattern_bytes(device: torch.device) -> float:
+    """Bytes of attention patterns above which a device makes them again: a GPU keeps what its bound holds."""
+    return PATTERN_BYTES if device.type == "cpu" else inf
+
+
 def readable(size: float, up: bool = False) -> str:
     """A size in its unit. up: rounded up, so that it is enough when given back."""
     unit, step, digits = next(u for u in _SHOWN if size >= u[1] or u[1] == 1)
@@ -163,8 +168,7 @@ def _models(model: ReplacementModel, work: Work, bound: int, fixed: Fixed) -> li
     stored, recomputed = (MemoryModel(model, work, stored) for stored in (True, False))
     if fixed.stored is not None:
         return [stored if fixed.stored else recomputed]
-    most = min(PATTERN_BYTES, bound // 4) if model.device.type == "cpu" else bound // 4
-    small = stored.patterns() <= most
+    small = stored.patterns() <= min(pattern_bytes(model.device), bound // 4)
     return [stored, recomputed] if small else [recomputed]
 
 
@@ -220,7 +224,7 @@ def least(model: ReplacementModel, work: Work, fixed: Fixed = Fixed()) -> int:
         peak = max(sum(parts.values()) for parts in memory.phases(dense, keep, lone).values())
         if fixed.stored is not None or not stored:
             smallest.append(peak)
-        elif memory.patterns() <= PATTERN_BYTES or model.device.type != "cpu":
+        elif memory.patterns() <= pattern_bytes(model.device):
             smallest.append(max(peak, 4 * memory.patterns()))
     return min(smallest)
 

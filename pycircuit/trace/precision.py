@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from pycircuit.ops.precision import tf32_products
+from pycircuit.ops.torch_settings import tf32_products
 
 Precision = Literal["float32", "float32-fast", "tf32", "bfloat16"]
 
@@ -38,10 +38,9 @@ class Arithmetic:
     dtype: torch.dtype
     parts: int
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the parts of a weight."""
-        return self.parts * self.dtype.itemsize
+    def weight_bytes(self, on_gpu: bool) -> int:
+        """Bytes of the parts of a number of a weight, as they are kept."""
+        return self.parts * (self.dtype.itemsize if on_gpu else 4)
 
     @property
     def row_bytes(self) -> int:
@@ -115,23 +114,23 @@ class Products:
     def _sum(self, out: Tensor, rows: Tensor, weight: Tensor, beta: int) -> None:
         """out = beta * out + rows @ weight, smallest parts first."""
         count, inner = self.arithmetic.parts, weight.shape[0]
-        left, right = self._rows(rows), self._weight(weight)
+        left, right = self.split(rows), self._weight(weight)
         for k in range(count, 0, -1):
             _multiply(left[:, : k * inner], right[(count - k) * inner :], out, beta)
             beta = 1
 
-    def _rows(self, rows: Tensor) -> Tensor:
+    def split(self, rows: Tensor) -> Tensor:
         """Parts side by side, largest first: [n, parts * inner]."""
         parts = rows.new_empty(len(rows), self.arithmetic.parts, rows.shape[1], dtype=self.arithmetic.dtype)
         _split(rows, parts.unbind(1))
-        return parts.flatten(1)
+        return _factor(parts.flatten(1))
 
     def _weight(self, weight: Tensor) -> Tensor:
         """Parts one above another, smallest first: [parts * inner, columns]."""
         if weight not in self._parts:
             parts = weight.new_empty(self.arithmetic.parts, *weight.shape, dtype=self.arithmetic.dtype)
             _split(weight.float(), parts.unbind(0)[::-1])
-            self._parts[weight] = parts.flatten(0, 1)
+            self._parts[weight] = _factor(parts.flatten(0, 1))
         return self._parts[weight]
 
 
@@ -147,10 +146,15 @@ def _split(numbers: Tensor, parts: Sequence[Tensor]) -> None:
             numbers = numbers - part
 
 
+def _factor(parts: Tensor) -> Tensor:
+    """Parts as they are multiplied: on a CPU float32 copies, whose products are exact as they have few bits."""
+    return parts if parts.is_cuda else parts.float()
+
+
 def _multiply(left: Tensor, right: Tensor, out: Tensor, beta: int) -> None:
     """out = beta * out + left @ right, of parts, in float32 sums."""
-    if out.device.type != "cuda":
-        out.addmm_(left.float(), right.float(), beta=beta)  # exact products of few bits
+    if not out.is_cuda:
+        out.addmm_(left, right, beta=beta)
     elif left.dtype == torch.float32:
         with tf32_products():
             out.addmm_(left, right, beta=beta)

@@ -158,7 +158,7 @@ class Found:
         """Find and keep rows of these targets, from the first on; returns of how many. vectors: theirs from `first`."""
         while True:
             try:
-                room, bias = self._edges(layer, position, partial(vectors, first, first + len(layer)))
+                edges, bias = self._edges(layer, position, partial(vectors, first, first + len(layer)))
                 break
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error) or len(layer) == 1:
@@ -168,10 +168,10 @@ class Found:
             fewer = self._fitting(layer, position)
             layer, position = layer[:fewer], position[:fewer]
         begin = time.perf_counter()
-        check_rows(self, room, bias)
+        check_rows(self, edges, bias)
         part = None
         if not self.store.dense or self.checkpoint is not None:
-            part = self.store.pack(room, layer, position)
+            part = self.store.pack(edges, layer, position)
         if self.checkpoint is not None and part is not None:
             self.checkpoint.save(self.store.count, part, bias, nodes[: len(part)])
         self._biases.append(bias)

@@ -154,10 +154,10 @@ class Sweep:
         """
         gradient, constant = vectors.clone(), vectors.new_zeros(len(vectors))
         positions, begin = torch.tensor(position, device=vectors.device), 0
-        for at, targets in groupby(layer):
+        for depth, targets in groupby(layer):
             mine = slice(begin, begin := begin + len(list(targets)))
-            end = at == self.columns.layers
-            norm = self.frozen.final_norm if end else self.frozen.layers[at].read_norm(self.transcoders.reads)
+            end = depth == self.columns.layers
+            norm = self.frozen.final_norm if end else self.frozen.layers[depth].read_norm(self.transcoders.reads)
             if norm is None:
                 continue
             if norm.bias is not None:

@@ -16,7 +16,7 @@ from pycircuit.files.atomic import picture, write_text
 from pycircuit.model import ReplacementModel
 from pycircuit.model.sites import hooked
 from pycircuit.ops import Features, FileRows
-from pycircuit.ops.precision import without_autocast
+from pycircuit.ops.torch_settings import without_autocast
 from pycircuit.trace.attribute import attribute
 from pycircuit.transcoders import Transcoders
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pycircuit.files.atomic import picture, write_text
-from pycircuit.ops.precision import without_autocast
+from pycircuit.ops.torch_settings import without_autocast
 from pycircuit.progress import Progress, Report
 from pycircuit.trace.checkpoint import digest
 from pycircuit.transcoders import CrossLayerTranscoder, PerLayerTranscoders

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pycircuit import ops
 from pycircuit.ops import Activation, BatchTopK, Features, FileRows, JumpReLU, ReLU, TopK
-from pycircuit.ops.precision import without_autocast
+from pycircuit.ops.torch_settings import without_autocast
 
 from . import pages
 from .lazy import LazyRows

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.ops import checks
-from pycircuit.ops.precision import full_float32, without_autocast
+from pycircuit.ops.torch_settings import full_float32, without_autocast
 from pycircuit.progress import Progress
 from pycircuit.trace.targets import Target
 

@@ -30,6 +30,7 @@ CHECKED = {
     "mlp_raw": "mlp.hook_out", "mlp_out": "hook_mlp_out",
 }  # fmt: skip
 _TOLERANCE = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-4, 1e-3)}  # parts, logits
+_NOT_HALF = (torch.float32, torch.float64)
 _TOLERANCE_HALF = (0.05, 0.25)
 
 
@@ -100,7 +101,7 @@ class _WithoutCopies(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is Tensor.contiguous and not kwargs and len(args) == 1:
             weight = args[0]
-            turned = weight.ndim == 2 and weight.dtype in _TOLERANCE and weight.T.is_contiguous()
+            turned = weight.ndim == 2 and weight.dtype in _NOT_HALF and weight.T.is_contiguous()
             if turned and isinstance(weight._base, torch.nn.Parameter):
                 return weight
         return function(*args, **(kwargs or {}))

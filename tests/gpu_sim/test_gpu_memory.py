@@ -9,7 +9,7 @@ import pytest
 import tiny_models
 import torch
 from pretended_cuda import FREE_BYTES, Counts
-from test_traces_there import compare, language_model, model, transcoders
+from test_gpu_traces import compare, language_model, model, transcoders
 
 import pycircuit as pc
 from pycircuit.ops import checks

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tiny_models
 from pretended_cuda import Counts
-from test_traces_there import model
+from test_gpu_traces import model
 
 import pycircuit as pc
 from pycircuit.trace import plan

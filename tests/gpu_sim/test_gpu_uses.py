@@ -9,7 +9,7 @@ import pytest
 import tiny_models
 import torch
 from backward_pass import backward
-from test_traces_there import compare, model
+from test_gpu_traces import compare, model
 
 import pycircuit as pc
 from pycircuit.train import Recipe, Trainer
@@ -90,9 +90,9 @@ def test_training(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
         features=32, steps=3, k=6, start=12, batch=16, buffer=64, context=12, warmup=1, activation=activation, revive=2
     )
     texts = torch.randint(0, tiny_models.VOCABULARY, (8, 12), generator=torch.Generator().manual_seed(2))
-    here = Trainer(tiny_models.build("llama"), texts, recipe)
-    here.run(progress=False)
-    there = Trainer(tiny_models.build("llama").to("cuda"), texts, recipe)
-    trained = there.run(progress=False)
+    on_cpu = Trainer(tiny_models.build("llama"), texts, recipe)
+    on_cpu.run(progress=False)
+    on_gpu = Trainer(tiny_models.build("llama").to("cuda"), texts, recipe)
+    trained = on_gpu.run(progress=False)
     assert all(w.is_cuda for w in trained.w_enc)
-    torch.testing.assert_close(there.history.loss, here.history.loss, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(on_gpu.history.loss, on_cpu.history.loss, atol=1e-4, rtol=1e-4)

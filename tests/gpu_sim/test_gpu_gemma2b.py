@@ -12,7 +12,7 @@ import pytest
 import tiny_models
 import torch
 from pretended_cuda import Counts
-from test_budgets_there import shown
+from test_gpu_budgets import shown
 
 import pycircuit as pc
 from pycircuit.bench import models

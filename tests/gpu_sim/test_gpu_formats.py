@@ -9,7 +9,7 @@ import format_files
 import pytest
 import tiny_models
 import torch
-from test_traces_there import compare, language_model
+from test_gpu_traces import compare, language_model
 
 import pycircuit as pc
 from pycircuit.transcoders import formats
