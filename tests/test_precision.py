@@ -89,6 +89,13 @@ def row_errors(graph: pc.Graph, case: Case) -> Tensor:
     return (rows - case.truth).norm(dim=1) / case.truth.norm(dim=1)
 
 
+def documented() -> dict[str, tuple[float, float]]:
+    """What docs/law.md says of each precision: how far edges may be off, and the law's tolerance."""
+    text = (Path(__file__).parents[1] / "docs/law.md").read_text()
+    rows = re.findall(r"^\| `\"([\w-]+)\"` \|.*\| (\S+) \| (\S+) \|$", text, re.M)
+    return {name: (float(edges), float(tolerance)) for name, edges, tolerance in rows}
+
+
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_law_and_edges(name: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a precision claims holds, and tf32 and bfloat16 miss what float32 claims."""
@@ -99,7 +106,9 @@ def test_law_and_edges(name: str, case: Case, monkeypatch: pytest.MonkeyPatch) -
     assert len(calls) > LAYERS and set(calls) == {arithmetic}
     assert graph.provenance["precision"] == name and graph.provenance["tolerance"] == arithmetic.tolerance
     errors = row_errors(graph, case)
-    assert graph.certificate < arithmetic.tolerance and float(errors.max()) < 2 * arithmetic.tolerance
+    edges, tolerance = documented()[name]
+    assert tolerance == arithmetic.tolerance
+    assert graph.certificate < tolerance and float(errors.max()) < edges
     if name in LOW:
         assert min(graph.certificate, float(errors.max())) > PRECISIONS["float32"].tolerance
 
@@ -258,12 +267,6 @@ def test_the_setting_of_the_process_does_not_reach_a_trace(setting: str, monkeyp
         assert torch.get_float32_matmul_precision() == "high"
     second.__exit__(None, None, None)
     assert torch.get_float32_matmul_precision() == setting
-
-
-def test_the_law_page_has_the_table() -> None:
-    text = (Path(__file__).parents[1] / "docs/law.md").read_text()
-    rows = re.findall(r"^\| `\"([\w-]+)\"` \|.*\| (\S+) \|$", text, re.M)
-    assert {name: float(tolerance) for name, tolerance in rows} == {n: a.tolerance for n, a in PRECISIONS.items()}
 
 
 @pytest.mark.gpu
