@@ -199,8 +199,10 @@ class Run:
 
 def linked_checkout(folder: Path) -> Path:
     """A folder from which pycircuit and its kernels can be imported although nothing is installed."""
-    package = folder / "pycircuit"
+    package, about = folder / "pycircuit", folder / "pycircuit-0.dist-info"
     package.mkdir(parents=True)
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: pycircuit\nVersion: 0\n")  # which it asks for
     for source in (*(ROOT / "pycircuit").iterdir(), ROOT / "kernels"):
         (package / source.name).symlink_to(source)
     return folder

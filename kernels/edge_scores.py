@@ -2,7 +2,9 @@
 
 Layout: gradient [rows, width] ragged by target, w_dec [features, width] and out [targets, entries] by row strides.
 Bytes: gradient once a block of entries of its position, w_dec rows where they lie once a block of targets, out twice.
-Parallel: position x block of targets x share of the position's blocks of entries; no element has two writers.
+Parallel: position x block of targets x share of the position's blocks of entries; no element has two writers. Blocks of
+targets come first, so that a position's rows of w_dec are read from memory once. Where every position has one entry,
+there is no product: each row of the gradient meets one row of w_dec.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from pycircuit.kernels.config import Config, config, prune
 from pycircuit.kernels.precision import dot
 from torch import Tensor
 
+from pycircuit.ops import checks
 from pycircuit.ops.features import Features
 
 
@@ -24,7 +27,7 @@ def needs(c: Config) -> tuple[int, int]:
 MOST = 16  # accumulators a thread
 SPACE = prune(
     (
-        config(w, s, BT=t, BE=e, BK=k, SHARES=shares, PRECISION="ieee")
+        config(w, s, BT=t, BE=e, BK=k, SHARES=shares, PRECISION="bf16x6")
         for t in (32, 64, 128)
         for e in (32, 64, 128)
         for k in (32, 64)
@@ -36,15 +39,15 @@ SPACE = prune(
     MOST,
 )
 
-# Not measured: no GPU was at hand. At gemma2b a position has about 60 active features, one block of 64; with 64
-# targets, eight warps hold it without a spill (four spill 324 and 764 times). Entries are shared out over
-# programs only when positions alone are too few to fill the card.
+# At gemma2b a position has about 60 active features, one block of 64; with 64 targets, eight warps hold it without a
+# spill. Entries are shared out over programs only when positions alone are too few to fill the card.
 HOPPER = {
-    "float32": config(8, 3, BT=64, BE=64, BK=32, SHARES=1, PRECISION="ieee"),
-    "float32_few_positions": config(8, 3, BT=64, BE=64, BK=32, SHARES=4, PRECISION="ieee"),
-    "bfloat16": config(8, 3, BT=64, BE=64, BK=64, SHARES=1, PRECISION="ieee"),
-    "bfloat16_few_positions": config(8, 3, BT=64, BE=64, BK=64, SHARES=4, PRECISION="ieee"),
+    "float32": config(8, 3, BT=64, BE=64, BK=32, SHARES=1, PRECISION="bf16x6"),
+    "float32_few_positions": config(8, 3, BT=64, BE=64, BK=32, SHARES=4, PRECISION="bf16x6"),
+    "bfloat16": config(8, 3, BT=64, BE=64, BK=64, SHARES=1, PRECISION="bf16x6"),
+    "bfloat16_few_positions": config(8, 3, BT=64, BE=64, BK=64, SHARES=4, PRECISION="bf16x6"),
 }
+ONE_EACH = config(4, 1, BP=8, BK=256)  # entries of a program, and columns of their rows at a time
 
 
 # What changes from call to call is not specialised, it would only compile again: the number of targets, and of columns,
@@ -57,15 +60,16 @@ def edge_scores_kernel(
     gradient, prefix_ptr, row_ptr, index, value, w_dec, out, targets, width, g_stride, w_stride, out_stride,
     SHARES: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    p = tl.program_id(0)
-    t = tl.program_id(1) * BT + tl.arange(0, BT)
+    blocks = tl.cdiv(targets, BT)
+    p = tl.program_id(0) // blocks
+    t = tl.program_id(0) % blocks * BT + tl.arange(0, BT)
     start = tl.load(prefix_ptr + t, mask=t < targets, other=0)
     reaches = tl.load(prefix_ptr + t + 1, mask=t < targets, other=0) > start + p
     begin, end = tl.load(row_ptr + p), tl.load(row_ptr + p + 1)
     if tl.max(reaches.to(tl.int32), axis=0) == 0:
         end = begin
     g_row = gradient + (start + p)[:, None] * g_stride
-    for e0 in range(begin + tl.program_id(2) * BE, end, BE * SHARES):
+    for e0 in range(begin + tl.program_id(1) * BE, end, BE * SHARES):
         e = e0 + tl.arange(0, BE)
         w_row = w_dec + tl.load(index + e, mask=e < end, other=0)[None, :] * w_stride
         acc = tl.zeros((BT, BE), tl.float32)
@@ -82,6 +86,27 @@ def edge_scores_kernel(
         tl.store(cell, tl.load(cell, mask=mask, other=0.0) + acc * scale[None, :], mask=mask)
 
 
+@triton.jit(do_not_specialize=("out_stride",), do_not_specialize_on_alignment=("out", "value", "index", "prefix_ptr"))
+def one_each_kernel(
+    gradient, prefix_ptr, index, value, w_dec, out, width, g_stride, w_stride, out_stride,
+    BP: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Entry p belongs to position p: out[t, p] += value[p] * gradient[start_t + p] . w_dec[index[p]]."""
+    t, p = tl.program_id(0).to(tl.int64), tl.program_id(1) * BP + tl.arange(0, BP)
+    start = tl.load(prefix_ptr + t)
+    seen = p < tl.load(prefix_ptr + t + 1) - start
+    g_row = gradient + (start + p)[:, None] * g_stride
+    w_row = w_dec + tl.load(index + p, mask=seen, other=0)[:, None] * w_stride
+    acc = tl.zeros((BP, BK), tl.float32)
+    for k0 in range(0, width, BK):
+        k = k0 + tl.arange(0, BK)[None, :]
+        some = seen[:, None] & (k < width)
+        acc += tl.load(g_row + k, mask=some, other=0.0) * tl.load(w_row + k, mask=some, other=0.0).to(tl.float32)
+    cell = out + t * out_stride + p
+    scale = tl.load(value + p, mask=seen, other=0.0)
+    tl.store(cell, tl.load(cell, mask=seen, other=0.0) + tl.sum(acc, axis=1) * scale, mask=seen)
+
+
 def shape_class(positions: int, targets: int, w_dec: Tensor) -> str:
     kind = "bfloat16" if w_dec.dtype == torch.bfloat16 else "float32"
     return kind + ("_few_positions" if positions * triton.cdiv(targets, 64) < 132 else "")
@@ -91,7 +116,7 @@ def run(c: Config, gradient: Tensor, prefix_ptr: Tensor, features: Features, w_d
     targets = len(prefix_ptr) - 1
     if not out.numel() or not len(gradient):
         return out
-    grid = (features.positions, triton.cdiv(targets, c["BT"]), c["SHARES"])
+    grid = (features.positions * triton.cdiv(targets, c["BT"]), c["SHARES"])
     edge_scores_kernel[grid](
         gradient, prefix_ptr, features.row_ptr, features.index, features.value, w_dec, out, targets,
         gradient.shape[1], gradient.stride(0), w_dec.stride(0), out.stride(0), **c.launch(),
@@ -99,7 +124,23 @@ def run(c: Config, gradient: Tensor, prefix_ptr: Tensor, features: Features, w_d
     return out
 
 
+def _run_one_each(
+    gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec: Tensor, out: Tensor
+) -> Tensor:
+    if out.numel() and len(gradient):
+        grid = (len(prefix_ptr) - 1, triton.cdiv(features.positions, ONE_EACH["BP"]))
+        one_each_kernel[grid](
+            gradient, prefix_ptr, features.index, features.value, w_dec, out,
+            gradient.shape[1], gradient.stride(0), w_dec.stride(0), out.stride(0), **ONE_EACH.launch(),
+        )  # fmt: skip
+    return out
+
+
 def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec: Tensor, out: Tensor) -> Tensor:
+    _, count, most = checks.offsets("edge_scores", "features.row_ptr", features.row_ptr)  # known since the call
+    if count == features.positions and most == 1:
+        with torch.cuda.device_of(out):
+            return _run_one_each(gradient, prefix_ptr, features, w_dec, out)
     chosen = HOPPER[shape_class(features.positions, len(prefix_ptr) - 1, w_dec)]
     with torch.cuda.device_of(out):
         return run(chosen, gradient, prefix_ptr, features, w_dec, out)

@@ -28,7 +28,8 @@ def _dot_bfloat16(x, w, acc):
 def dot(x, w, acc, PRECISION: tl.constexpr):
     """acc + x @ w. x: [m, k], w: [k, n], acc: [m, n] float32.
 
-    Both float32: PRECISION as tl.dot takes it ("ieee": no tensor cores). Weights in bfloat16: x is cut into three
+    Both float32: PRECISION as tl.dot takes it ("ieee": no tensor cores; "bf16x6": each is cut into three bfloat16
+    parts, whose six largest products are as good as float32). Weights in bfloat16: x is cut into three
     bfloat16 parts, 8 + 8 + 8 bits, which hold it exactly; every product is then exact and summed in float32 by
     the tensor cores. Smallest part first. An inf in w meets a zero part and gives NaN, not inf.
     """
@@ -41,6 +42,8 @@ def dot(x, w, acc, PRECISION: tl.constexpr):
         acc = _dot_bfloat16((rest - middle).to(tl.bfloat16), w, acc)
         acc = _dot_bfloat16(middle.to(tl.bfloat16), w, acc)
         acc = _dot_bfloat16(high.to(tl.bfloat16), w, acc)
+    elif INTERPRETED:
+        acc = tl.dot(x.to(tl.float32), w, acc, input_precision="ieee")
     else:
         acc = tl.dot(x.to(tl.float32), w, acc, input_precision=PRECISION)
     return acc

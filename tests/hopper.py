@@ -17,7 +17,7 @@ from itertools import product
 from typing import Any
 
 import triton
-from pycircuit.kernels import attend_back, decode, edge_scores, encode, influence, select
+from pycircuit.kernels import attend_back, decode, edge_scores, encode, influence, select, split
 from pycircuit.kernels.config import Config, config
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -34,7 +34,7 @@ TYPES = {
     **dict.fromkeys(("floor", "softcap"), "fp32"),
     "keep": "*i8",
 }
-STRIDES = ("row_stride", "x_stride", "w_stride", "g_stride", "slot_stride")
+STRIDES = ("row_stride", "x_stride", "w_stride", "g_stride", "slot_stride", "stride")
 ALIGNED = ("width", "columns", "length", "qk_width", *STRIDES)
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 EVEN = {"scale": "fp32"}  # a number in attend_back, a pointer in influence
@@ -62,6 +62,9 @@ def variants() -> Iterator[Row]:
     for shape, c in edge_scores.HOPPER.items():
         w = {"w_dec": "*" + SHORT[shape.split("_")[0]]}
         yield "edge_scores", shape, edge_scores.edge_scores_kernel, c, {}, w
+    for dtype in SHORT.values():
+        yield "edge_scores.one_each", dtype, edge_scores.one_each_kernel, edge_scores.ONE_EACH, {}, {"w_dec": "*" + dtype}
+    yield "split", "", split.split_kernel, split.BLOCK, {"COUNT": 3}, {"numbers": "*fp32", "parts": "*bf16"}
     yield from attentions()
     for ordered in (False, True):
         how, name, own = {"HAS_ORDER": ordered}, "ordered" * ordered, {"scale": "*fp32"}

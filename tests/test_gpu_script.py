@@ -294,13 +294,16 @@ def test_a_signal_leaves_a_valid_report(tmp_path: Path) -> None:
 def test_a_failed_install_is_red_and_ends_nothing(tmp_path: Path) -> None:
     """Sections then import the package and its kernels from the checkout."""
     (tmp_path / "environment").write_text("a file where a folder should be")
-    look = "print(sorted(p for p in os.listdir(os.environ['PYTHONPATH'] + '/pycircuit') if p in ('kernels', 'ops')))"
+    look = "print(sorted(p for p in os.listdir(os.environ['PYTHONPATH'] + '/pycircuit') if p in ('kernels', 'ops')))\n"
+    look += "import importlib.metadata as m\n"
+    look += "print(*(d.metadata['Name'] for d in m.distributions(path=[os.environ['PYTHONPATH']])), 'is known')"
     words = ("--environment", str(tmp_path / "environment"), "--section", "card")
     assert standing_in(tmp_path, {"card": look}, *words).wait(60) == 1
     report = report_of(tmp_path)
     states = {name: entry["state"] for name, entry in report["sections"].items()}
     assert states.pop("install").startswith("failed") and states == {"compile": "finished", "card": "finished"}
-    assert "['kernels', 'ops']" in (tmp_path / "log.txt").read_text()
+    log = (tmp_path / "log.txt").read_text()
+    assert "['kernels', 'ops']" in log and "pycircuit is known" in log
     assert [why.split(":")[0] for why in report["red"]] == ["install"]
 
 

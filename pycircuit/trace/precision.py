@@ -2,22 +2,23 @@
 
 A float32 number is the sum of three bfloat16 numbers, its parts, of eight bits each. A product of two numbers is the
 sum of products of their parts, and the six largest of these are as good as float32. Tensor cores multiply bfloat16
-and add in float32. Parts lie side by side in the rows, largest first, and one above another in the weight, smallest
-first, so that the first k parts of the rows meet the last k of the weight in one product:
+and add in float32. One product of matrices adds up all six, the smallest first: the parts that meet stand side by
+side in the rows and one above another in the weight.
 
-    [a1 a2 a3] [b3; b2; b1]  +  [a1 a2] [b2; b1]  +  a1 b1
+    [a1 a2 a3  a1 a2  a1] [b3; b2; b1;  b2; b1;  b1]
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
+from pycircuit.ops.dispatch import machine
 from pycircuit.ops.torch_settings import tf32_products
 
 Precision = Literal["float32", "float32-fast", "tf32", "bfloat16"]
@@ -38,14 +39,19 @@ class Arithmetic:
     dtype: torch.dtype
     parts: int
 
+    @property
+    def meetings(self) -> list[tuple[int, int]]:
+        """Parts of a row and of a weight that are multiplied, the smallest products first."""
+        return [(k, n - k) for n in reversed(range(self.parts)) for k in range(n + 1)]
+
     def weight_bytes(self, on_gpu: bool) -> int:
         """Bytes of the parts of a number of a weight, as they are kept."""
-        return self.parts * (self.dtype.itemsize if on_gpu else 4)
+        return len(self.meetings) * (self.dtype.itemsize if on_gpu else 4)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a number of the rows while it is multiplied: its parts, and what is left of it or their copy."""
-        return self.parts * (self.dtype.itemsize + 4)
+        """Bytes of a number of the rows while it is multiplied: its parts, and where no kernel splits it their copy."""
+        return len(self.meetings) * (self.dtype.itemsize + 4)
 
 
 PRECISIONS: dict[str, Arithmetic] = {
@@ -89,7 +95,7 @@ class Products:
 
     def __init__(self, arithmetic: Arithmetic) -> None:
         self.arithmetic = arithmetic
-        self._parts: dict[Tensor, Tensor] = {}  # of every weight: [parts * inner, columns]
+        self._parts: dict[Tensor, Tensor] = {}  # of every weight: [meetings * inner, columns]
 
     def project(self, rows: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         """rows @ weight: [n, columns]. rows: [n, inner]; weight: [inner, columns], the same tensor in every call."""
@@ -97,13 +103,13 @@ class Products:
             return torch.mm(rows, weight.to(rows.dtype), out=out)
         if out is None:
             out = rows.new_empty(len(rows), weight.shape[1])
-        self._sum(out, rows, weight, 0)
+        _multiply(self.split(rows), self._weight(weight), out, 0)
         return out
 
     def add(self, state: Tensor, rows: Tensor, weight: Tensor) -> None:
         """state += rows @ weight, shapes as in `project`."""
         if self.arithmetic.parts:
-            self._sum(state, rows, weight, 1)
+            _multiply(self.split(rows), self._weight(weight), state, 1)
         else:
             state.addmm_(rows, weight)
 
@@ -111,44 +117,34 @@ class Products:
         """Free the parts of all weights."""
         self._parts.clear()
 
-    def _sum(self, out: Tensor, rows: Tensor, weight: Tensor, beta: int) -> None:
-        """out = beta * out + rows @ weight, smallest parts first."""
-        count, inner = self.arithmetic.parts, weight.shape[0]
-        left, right = self.split(rows), self._weight(weight)
-        for k in range(count, 0, -1):
-            _multiply(left[:, : k * inner], right[(count - k) * inner :], out, beta)
-            beta = 1
-
     def split(self, rows: Tensor) -> Tensor:
-        """Parts side by side, largest first: [n, parts * inner]."""
-        parts = rows.new_empty(len(rows), self.arithmetic.parts, rows.shape[1], dtype=self.arithmetic.dtype)
-        _split(rows, parts.unbind(1))
-        return _factor(parts.flatten(1))
+        """The parts of each row side by side, as they meet a weight's: [n, meetings * inner]."""
+        if rows.is_cuda and self.arithmetic.dtype == torch.bfloat16 and machine().triton is None:
+            return import_module("pycircuit.kernels.split").split(rows, self.arithmetic.parts)
+        parts = self._parts_of(rows)
+        return torch.cat([parts[k] for k, _ in self.arithmetic.meetings], 1)
 
     def _weight(self, weight: Tensor) -> Tensor:
-        """Parts one above another, smallest first: [parts * inner, columns]."""
+        """The parts of a weight one above another, as they meet those of rows: [meetings * inner, columns]."""
         if weight not in self._parts:
-            parts = weight.new_empty(self.arithmetic.parts, *weight.shape, dtype=self.arithmetic.dtype)
-            _split(weight.float(), parts.unbind(0)[::-1])
-            self._parts[weight] = _factor(parts.flatten(0, 1))
+            parts = self._parts_of(weight.float())
+            self._parts[weight] = torch.cat([parts[n] for _, n in self.arithmetic.meetings])
         return self._parts[weight]
 
+    def _parts_of(self, numbers: Tensor) -> list[Tensor]:
+        """Ever smaller numbers whose sum they are; on a CPU in float32, whose products are exact as they have few bits.
 
-def _split(numbers: Tensor, parts: Sequence[Tensor]) -> None:
-    """Write a sum of ever smaller parts: float32 rounded to tf32 if that is the type of the part, else bfloat16."""
-    if parts[0].dtype == torch.float32:
-        torch.mul(numbers, _TF32_SPLIT, out=parts[0])
-        parts[0].sub_(parts[0] - numbers)
-        return
-    for i, part in enumerate(parts):
-        part.copy_(numbers)
-        if i + 1 < len(parts):
+        Where the type of a part is float32, there is one: the number rounded to tf32.
+        """
+        if self.arithmetic.dtype == torch.float32:
+            high = numbers * _TF32_SPLIT
+            return [high - (high - numbers)]
+        parts = []
+        for _ in range(self.arithmetic.parts):
+            part = numbers.to(self.arithmetic.dtype)
+            parts.append(part if part.is_cuda else part.float())
             numbers = numbers - part
-
-
-def _factor(parts: Tensor) -> Tensor:
-    """Parts as they are multiplied: on a CPU float32 copies, whose products are exact as they have few bits."""
-    return parts if parts.is_cuda else parts.float()
+        return parts
 
 
 def _multiply(left: Tensor, right: Tensor, out: Tensor, beta: int) -> None:
