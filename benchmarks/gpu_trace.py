@@ -141,8 +141,7 @@ def plt(section: Section) -> None:
     with replacement(section, shape) as model:
         repeated(section, model, replace(shape, name=f"{shape.name} warm-up"), first, 1, None)
         graph = repeated(section, model, shape, first, RUNS, None)
-        few = max(8, (shape.targets or 0) // 10)
-        gpu_profile.profile(section, lambda: traced(section, model, shape, first, few), f"{few} rows")
+        gpu_profile.profile(section, lambda: traced(section, model, shape, first, shape.targets), "the whole trace")
         gpu_profile.synchronisations(section, lambda: traced(section, model, shape, first, shape.targets))
         for precision in others:
             if not section.skip(f"{shape.name} {precision}", 5):

@@ -4,7 +4,8 @@ Layout: gradient [rows, width] ragged by target, w_dec [features, width] and out
 Bytes: gradient once a block of entries of its position, w_dec rows where they lie once a block of targets, out twice.
 Parallel: position x block of targets x share of the position's blocks of entries; no element has two writers. Blocks of
 targets come first, so that a position's rows of w_dec are read from memory once. Where every position has one entry,
-there is no product: each row of the gradient meets one row of w_dec.
+there is no product: each row of the gradient meets one row of w_dec. The features of several layers in one launch: the
+entries of a position are those of layer after layer, each with the place of its row of w_dec and its column of out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from pycircuit.ops import checks
 from pycircuit.ops.features import Features
+from pycircuit.ops.together import UNIT, Together
 
 
 def needs(c: Config) -> tuple[int, int]:
@@ -47,17 +49,18 @@ HOPPER = {
     "bfloat16": config(8, 3, BT=64, BE=64, BK=64, SHARES=1, PRECISION="bf16x6"),
     "bfloat16_few_positions": config(8, 3, BT=64, BE=64, BK=64, SHARES=4, PRECISION="bf16x6"),
 }
-ONE_EACH = config(4, 1, BP=8, BK=256)  # entries of a program, and columns of their rows at a time
+ONE_EACH = config(8, 1, BP=8, BK=256)  # entries of a program, and columns of their rows at a time
 
 
 # What changes from call to call is not specialised, it would only compile again: the number of targets, and of columns,
 # with which columns of `out` and stretches of a layer's features are aligned by chance.
 @triton.jit(
-    do_not_specialize=("targets", "out_stride"),
-    do_not_specialize_on_alignment=("out", "value", "index", "row_ptr", "prefix_ptr"),
+    do_not_specialize=("targets", "shift", "out_stride"),
+    do_not_specialize_on_alignment=("out", "value", "index", "column", "row_ptr", "ends", "prefix_ptr"),
 )
 def edge_scores_kernel(
-    gradient, prefix_ptr, row_ptr, index, value, w_dec, out, targets, width, g_stride, w_stride, out_stride,
+    gradient, prefix_ptr, row_ptr, ends, index, value, column, w_dec, out, targets, width, shift,
+    g_stride, w_stride, out_stride, SEVERAL: tl.constexpr,
     SHARES: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(targets, BT)
@@ -65,13 +68,16 @@ def edge_scores_kernel(
     t = tl.program_id(0) % blocks * BT + tl.arange(0, BT)
     start = tl.load(prefix_ptr + t, mask=t < targets, other=0)
     reaches = tl.load(prefix_ptr + t + 1, mask=t < targets, other=0) > start + p
-    begin, end = tl.load(row_ptr + p), tl.load(row_ptr + p + 1)
+    begin, end = tl.load(row_ptr + p), tl.load(ends + p)
     if tl.max(reaches.to(tl.int32), axis=0) == 0:
         end = begin
     g_row = gradient + (start + p)[:, None] * g_stride
     for e0 in range(begin + tl.program_id(1) * BE, end, BE * SHARES):
         e = e0 + tl.arange(0, BE)
-        w_row = w_dec + tl.load(index + e, mask=e < end, other=0)[None, :] * w_stride
+        place = tl.load(index + e, mask=e < end, other=0)
+        if SEVERAL:
+            place += shift
+        w_row = w_dec + place[None, :] * w_stride
         acc = tl.zeros((BT, BE), tl.float32)
         for k0 in range(0, width, BK):
             k = k0 + tl.arange(0, BK)
@@ -81,7 +87,11 @@ def edge_scores_kernel(
         scale = tl.load(value + e, mask=e < end, other=0.0)
         # prefix_ptr starts at 0. Read here, it keeps the addresses below from being held through the product.
         row = t + tl.load(prefix_ptr, volatile=True)
-        cell = out + row[:, None] * out_stride + e[None, :]
+        if SEVERAL:
+            e_out = tl.load(column + e, mask=e < end, other=0)
+        else:
+            e_out = e
+        cell = out + row[:, None] * out_stride + e_out[None, :]
         mask = reaches[:, None] & (e < end)[None, :]
         tl.store(cell, tl.load(cell, mask=mask, other=0.0) + acc * scale[None, :], mask=mask)
 
@@ -113,15 +123,35 @@ def shape_class(positions: int, targets: int, w_dec: Tensor) -> str:
 
 
 def run(c: Config, gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec: Tensor, out: Tensor) -> Tensor:
-    targets = len(prefix_ptr) - 1
-    if not out.numel() or not len(gradient):
-        return out
-    grid = (features.positions * triton.cdiv(targets, c["BT"]), c["SHARES"])
-    edge_scores_kernel[grid](
-        gradient, prefix_ptr, features.row_ptr, features.index, features.value, w_dec, out, targets,
-        gradient.shape[1], gradient.stride(0), w_dec.stride(0), out.stride(0), **c.launch(),
-    )  # fmt: skip
+    if out.numel() and len(gradient):
+        ends = features.row_ptr[1:]
+        entries = (features.row_ptr, ends, features.index, features.value, features.index)
+        _launch(c, gradient, prefix_ptr, entries, w_dec, out, 0, w_dec.stride(0), False)
     return out
+
+
+def _launch(
+    c: Config, gradient: Tensor, prefix_ptr: Tensor, entries: tuple[Tensor, ...], w_dec: Tensor, out: Tensor,
+    shift: int, w_stride: int, several: bool,
+) -> None:  # fmt: skip
+    """entries: where those of each position begin and end, and of each its row of w_dec, value and column of out."""
+    targets = len(prefix_ptr) - 1
+    grid = (len(entries[1]) * triton.cdiv(targets, c["BT"]), c["SHARES"])
+    edge_scores_kernel[grid](
+        gradient, prefix_ptr, *entries, w_dec, out, targets, gradient.shape[1], shift,
+        gradient.stride(0), w_stride, out.stride(0), SEVERAL=several, **c.launch(),
+    )  # fmt: skip
+
+
+def run_together(together: Together, at: int, gradient: Tensor, prefix_ptr: Tensor, out: Tensor) -> None:
+    """out[t, column] += the scores of the features of all layers up to `at`, by what they write there."""
+    if not out.shape[0] or not len(gradient):
+        return
+    t, ends = together, together.ends[at]
+    chosen = HOPPER[shape_class(len(ends), len(prefix_ptr) - 1, t.w_dec[0])]
+    entries = (t.row_ptr, ends, t.place, t.value, t.column)
+    with torch.cuda.device_of(out):
+        _launch(chosen, gradient, prefix_ptr, entries, t.w_dec[0], out, at * t.step, UNIT, True)
 
 
 def _run_one_each(

@@ -30,7 +30,7 @@ FLOATS = (
 TYPES = {
     **dict.fromkeys(FLOATS, "*fp32"),
     **dict.fromkeys(("packed", "counts", "kept", "wrong"), "*i32"),
-    **dict.fromkeys(("cursor", "begins", "ends", "index", "row_ptr", "prefix_ptr", "node", "order"), "*i64"),
+    **dict.fromkeys(("cursor", "begins", "ends", "index", "column", "row_ptr", "prefix_ptr", "node", "order"), "*i64"),
     **dict.fromkeys(("floor", "softcap"), "fp32"),
     "keep": "*i8",
 }
@@ -61,7 +61,9 @@ def variants() -> Iterator[Row]:
         yield "decode", shape + " bias" * bias, decode.decode_kernel, c, {"HAS_BIAS": bias}, w
     for shape, c in edge_scores.HOPPER.items():
         w = {"w_dec": "*" + SHORT[shape.split("_")[0]]}
-        yield "edge_scores", shape, edge_scores.edge_scores_kernel, c, {}, w
+        for several in (False, True):
+            name = f"{shape} several layers" if several else shape
+            yield "edge_scores", name, edge_scores.edge_scores_kernel, c, {"SEVERAL": several}, w
     for dtype in SHORT.values():
         yield "edge_scores.one_each", dtype, edge_scores.one_each_kernel, edge_scores.ONE_EACH, {}, {"w_dec": "*" + dtype}
     yield "split", "", split.split_kernel, split.BLOCK, {"COUNT": 3}, {"numbers": "*fp32", "parts": "*bf16"}

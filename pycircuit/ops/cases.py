@@ -54,6 +54,12 @@ def sparse(g: torch.Generator, positions: int, size: int, active: int) -> Featur
     return Features(row_ptr, index, torch.rand(len(index), generator=g) + 0.5)
 
 
+def one_each(g: torch.Generator, positions: int, size: int) -> Features:
+    """One feature at every position."""
+    index = torch.randint(size, (positions,), generator=g)
+    return Features(torch.arange(positions + 1), index, torch.rand(positions, generator=g) + 0.5)
+
+
 def prefixes(*lengths: int) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0)
 
@@ -119,7 +125,8 @@ def _attend(lengths: tuple[int, ...], heads: int, groups: int, width: int, shift
 
 def _scores(lengths: tuple[int, ...], size: int, width: int, active: int, **how: Any) -> Case:
     def build(g: torch.Generator) -> tuple[Any, ...]:
-        features = sparse(g, max(lengths, default=1) + 1, size, active)
+        positions = max(lengths, default=1) + 1
+        features = one_each(g, positions, size) if how.get("one_each") else sparse(g, positions, size, active)
         w_dec = normal(g, size, 3, width, dtype=how.get("dtype", torch.float32))[:, 1]  # one slot of three
         gradient = normal(g, sum(lengths), width)
         out = normal(g, len(lengths), features.count + 3)[:, 1:-2]  # added to, rows strided
@@ -212,6 +219,9 @@ CASES: dict[str, dict[str, Case]] = {
         "misaligned": _scores((3, 17, 20), 30, 37, 6, misaligned=True),
         "many_targets": _scores(tuple(range(1, 60)), 40, 24, 5),
         "wide": _scores((9, 12), 30, 2307, 4),
+        "one_each": _scores((3, 17, 0, 40), 64, 700, 1, one_each=True),
+        "one_each_bf16": _scores((3, 17, 40), 64, 48, 1, one_each=True, dtype=torch.bfloat16),
+        "one_each_misaligned": _scores((3, 17, 20), 30, 37, 1, one_each=True, misaligned=True),
         **{f"tail_{n}": _scores((n, n, n + 1), n + 3, n, 3) for n in TAILS},
     },
     "influence": {

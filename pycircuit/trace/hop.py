@@ -7,7 +7,7 @@ every position, on both sides of the next attention.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,16 +21,20 @@ from .precision import Products
 class TargetRows:
     """Where the rows of consecutive targets of a tile lie: of target t, ends[t] .. ends[t + 1].
 
-    first, start: the first of them and its first row, in the tile, by which the tensors count. target, position:
-    [rows], of each row; last: [targets], each one's last row.
+    target, position: [rows], of each row; last: [targets], each one's last row.
     """
 
     ends: list[int]
-    first: int
-    start: int
     target: Tensor
     position: Tensor
     last: Tensor
+    _places: dict[int, Tensor] = field(default_factory=dict)
+
+    def places(self, longest: int) -> Tensor:
+        """Where each row lies if every target has `longest` of them."""
+        if longest not in self._places:
+            self._places[longest] = self.target * longest + self.position
+        return self._places[longest]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +61,8 @@ class Hop:
     def _fill_together(self, out: Tensor, rows: TargetRows) -> None:
         """The same in a few launches, whatever the number of targets: as if all were as long as the longest."""
         padded = torch.bmm(self.spread.permute(1, 2, 0), self.vectors.transpose(0, 1))
-        places = (rows.target - rows.first) * self.spread.shape[2] + rows.position
-        torch.index_select(padded.flatten(0, 1), 0, places, out=out)
-        out.index_add_(0, rows.last - rows.start, self.own)
+        torch.index_select(padded.flatten(0, 1), 0, rows.places(self.spread.shape[2]), out=out)
+        out.index_add_(0, rows.last, self.own)
 
     def through(self, w: Tensor, products: Products) -> Hop:
         """The same, every row projected by w: [n, m]."""

@@ -7,9 +7,12 @@ under way are the first m, and their rows the first ends[m]. A target joins by i
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import accumulate, groupby
 from math import prod
+from operator import neg
 
 import torch
 from torch import Tensor
@@ -17,6 +20,8 @@ from torch import Tensor
 from pycircuit import ops
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.ops import Features, StoredAttention, checks
+from pycircuit.ops.together import Together, together
+from pycircuit.transcoders import CrossLayerTranscoder
 
 from .columns import Columns
 from .hop import Hop, TargetRows, hop, land
@@ -31,10 +36,13 @@ class Tile:
     own: [targets, width], the one row of those that have met no attention yet.
     state: [rows, width], the rows of the first `entered` targets, `hopped` of them past their first attention; no
     target that reads at layer 0 ever enters it.
+    constants: [targets, positions], what each one's rows found in what no node adds.
     """
 
-    def __init__(self, layer: Sequence[int], position: Sequence[int], own: Tensor, out: Tensor, bias: Tensor) -> None:
-        self.layer, self.own, self.out, self.bias = layer, own, out, bias
+    def __init__(
+        self, layer: Sequence[int], position: Sequence[int], own: Tensor, out: Tensor, bias: Tensor, constants: Tensor
+    ) -> None:
+        self.layer, self.own, self.out, self.bias, self.constants = layer, own, out, bias, constants
         self.position = torch.tensor(position, device=own.device)
         self.ends = list(accumulate((p + 1 for p in position[: self.reading(1)]), initial=0))
         self.prefix_ptr = torch.tensor(self.ends, device=own.device)
@@ -45,6 +53,7 @@ class Tile:
         self.last = self.prefix_ptr[1:] - 1
         self.positions = position
         self._prefixes: dict[int, Tensor] = {}
+        self._rows: dict[tuple[int, int], TargetRows] = {}
         self.entered = self.hopped = 0
 
     def __len__(self) -> int:
@@ -52,7 +61,7 @@ class Tile:
 
     def reading(self, at: int) -> int:
         """How many targets read at this layer or above."""
-        return sum(layer >= at for layer in self.layer)
+        return bisect_right(self.layer, -at, key=neg)
 
     def prefix(self, count: int) -> Tensor:
         """Where the rows of the first `count` targets begin and end: [count + 1]."""
@@ -63,10 +72,12 @@ class Tile:
 
     def rows(self, begin: int, end: int) -> TargetRows:
         """Where the rows of targets begin .. end lie."""
-        start, stop = self.ends[begin], self.ends[end]
-        ends = [e - start for e in self.ends[begin : end + 1]]
-        target, position = self.target[start:stop], self.where[start:stop]
-        return TargetRows(ends, begin, start, target, position, self.last[begin:end])
+        if (begin, end) not in self._rows:
+            start, stop = self.ends[begin], self.ends[end]
+            target, position = self.target[start:stop] - begin, self.where[start:stop]
+            ends = [e - start for e in self.ends[begin : end + 1]]
+            self._rows[begin, end] = TargetRows(ends, target, position, self.last[begin:end] - start)
+        return self._rows[begin, end]
 
     def longest(self, begin: int, end: int) -> int:
         """Positions that the farthest of targets begin .. end sees."""
@@ -105,6 +116,7 @@ class Sweep:
         constants = _nonzero([self._attention_constant(i) for i in layers] + [self._mlp_constant(i) for i in layers])
         self._attention, self._mlp_writes = constants[: len(layers)], constants[len(layers) :]
         self._each = _one_each(self.frozen.embeddings)
+        self._together = self._all_layers()
         self._skips = [None if skip is None else skip.T for skip in local.transcoders.w_skip]
         if arithmetic is None:
             arithmetic = arithmetic_of("attribute", "float32", self.frozen.device, self.frozen.dtype)
@@ -122,6 +134,13 @@ class Sweep:
         back_v, part = self.frozen.layers[0].back_v, self.frozen.position_part
         self._values = self.frozen.embeddings @ back_v.T
         self._position_values = None if part is None else part @ back_v.T
+
+    def _all_layers(self) -> Together | None:
+        """The features of a cross-layer transcoder for one launch a layer, where a kernel takes them so."""
+        on_gpu = self.frozen.device.type == "cuda" and has_kernel("edge_scores", self.frozen.device, self.frozen.dtype)
+        if not on_gpu or not isinstance(self.transcoders, CrossLayerTranscoder):
+            return None
+        return together(self.transcoders.w_dec, self.local.features)
 
     def _attention_constant(self, at: int) -> Tensor | None:
         """What attention adds to an empty stream: [positions, width]."""
@@ -218,7 +237,8 @@ class Sweep:
         vectors: [targets, width] read there, as for `read`.
         """
         gradient, bias = self.read(layer, position, vectors)
-        tile, fresh = Tile(layer, position, gradient, out, bias), None
+        constants = self._buffer("constants", len(layer), self.columns.positions, most=self._most_targets).zero_()
+        tile, fresh = Tile(layer, position, gradient, out, bias, constants), None
         state = self._buffer("state", tile.ends[-1], self.frozen.width, most=self._most_rows)
         for at in reversed(range(min(layer[0] + 1, self.columns.layers))):
             above, parallel = tile.reading(at + 1), self.frozen.layers[at].parallel
@@ -232,6 +252,7 @@ class Sweep:
             if skipped is not None and parallel:
                 self._add(skipped, tile, state)
         self._tokens(tile, state)
+        bias += constants.sum(1)
         return bias
 
     def _add(self, skipped: Tensor, tile: Tile, state: Tensor) -> None:
@@ -244,7 +265,7 @@ class Sweep:
         rows, ptr = state[: tile.ends[tile.hopped]], tile.prefix(tile.hopped)
         tokens = tile.out[:, self.columns.of_tokens]
         ops.edge_scores(rows, ptr, self._each, self.frozen.embeddings, tokens[: tile.hopped])
-        self._constants(self.frozen.position_part, ptr, rows, tile.bias)
+        self._constants(self.frozen.position_part, ptr, rows, tile)
         own, position = tile.own[tile.hopped :], tile.position[tile.hopped :]
         at = torch.arange(tile.hopped, len(tile), device=position.device)
         tokens[at, position] += (own * self.frozen.embeddings[position]).sum(1)
@@ -252,35 +273,38 @@ class Sweep:
 
     def _own_constants(self, constant: Tensor | None, tile: Tile, begin: int, end: int) -> None:
         if constant is not None:
-            tile.bias[begin:end] += (tile.own[begin:end] * constant[tile.position[begin:end]]).sum(1)
+            tile.bias[begin:end].add_((tile.own[begin:end] * constant[tile.position[begin:end]]).sum(1))
 
-    def _constants(self, constant: Tensor | None, ptr: Tensor, rows: Tensor, bias: Tensor) -> None:
-        """bias[t] += the sum over positions of rows . constant."""
-        count = len(ptr) - 1
-        if constant is None or not count:
-            return
-        part = self._buffer("part", count, self.columns.positions, most=self._most_targets).zero_()
-        ops.edge_scores(rows, ptr, self._each, constant, part)
-        bias[:count] += part.sum(1)
+    def _constants(self, constant: Tensor | None, ptr: Tensor, rows: Tensor, tile: Tile) -> None:
+        """constants[t] += rows . constant, position by position."""
+        if constant is not None and len(ptr) > 1:
+            ops.edge_scores(rows, ptr, self._each, constant, tile.constants[: len(ptr) - 1])
 
     def _mlp(self, at: int, count: int, tile: Tile, state: Tensor) -> Tensor | None:
         """Scores at the write point of a layer, for the targets reading above; returns what a skip hands on."""
         rows, ptr, where = state[: tile.ends[count]], tile.prefix(count), tile.where[: tile.ends[count]]
         layer, out = self.frozen.layers[at], tile.out[:count]
-        self._constants(self._mlp_writes[at], ptr, rows, tile.bias)
+        self._constants(self._mlp_writes[at], ptr, rows, tile)
         write = layer.write_norm(self.transcoders.writes)
         written = rows if write is None else write.back(rows, where)
-        for source in self.transcoders.sources(at):
-            found = self.local.features[source]
-            if found.count:
-                columns = self.columns.of_features(source)
-                ops.edge_scores(written, ptr, found, self.transcoders.decoder(source, at), out[:, columns])
+        self._features(at, written, ptr, out)
         ops.edge_scores(written, ptr, self._each, self.local.errors[at], out[:, self.columns.of_errors(at)])
         skip, norm = self._skips[at], layer.read_norm(self.transcoders.reads)
         if skip is None:
             return None
         back = self.products.project(written, skip)
         return back if norm is None else norm.back(back, where)
+
+    def _features(self, at: int, written: Tensor, ptr: Tensor, out: Tensor) -> None:
+        """Scores of the features that write to a layer; written: the gradients of what is written there."""
+        if self._together is not None:
+            import_module("pycircuit.kernels.edge_scores").run_together(self._together, at, written, ptr, out)
+            return
+        for source in self.transcoders.sources(at):
+            found = self.local.features[source]
+            if found.count:
+                columns = self.columns.of_features(source)
+                ops.edge_scores(written, ptr, found, self.transcoders.decoder(source, at), out[:, columns])
 
     def _attend(self, at: int, fresh: Hop | None, tile: Tile, state: Tensor) -> None:
         """G += norm^T W_V^T A^T W_O^T post-norm^T G for targets past their first attention.
@@ -291,7 +315,7 @@ class Sweep:
             return
         layer, ptr = self.frozen.layers[at], tile.prefix(tile.hopped)
         rows, where = state[: tile.ends[tile.hopped]], tile.where[: tile.ends[tile.hopped]]
-        self._constants(self._attention[at], ptr, rows, tile.bias)
+        self._constants(self._attention[at], ptr, rows, tile)
         y = self._buffer("y", len(rows), layer.back_o.shape[1], most=self._most_rows)
         first = tile.hopped - (0 if fresh is None else len(fresh.own))
         mixed = tile.ends[first]
@@ -310,7 +334,7 @@ class Sweep:
             self.products.add(rows, flat, layer.back_v)
         else:  # nothing below but tokens: their values are few, the rows of the state many
             ops.edge_scores(flat, ptr, self._each, self._values, tile.out[: tile.hopped, self.columns.of_tokens])
-            self._constants(self._position_values, ptr, flat, tile.bias)
+            self._constants(self._position_values, ptr, flat, tile)
 
     def _join(self, at: int, reach: int, tile: Tile, state: Tensor) -> Hop | None:
         """The first attention of the targets up to `reach`; returns their state if the next attention may use it."""

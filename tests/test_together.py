@@ -1,0 +1,63 @@
+"""Scores of all layers of a cross-layer transcoder in one launch, against layer after layer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pycircuit.kernels import edge_scores
+from torch import Tensor
+
+import pycircuit as pc
+from pycircuit.ops import cases, reference
+from pycircuit.ops.together import Together, together
+
+LAYERS, POSITIONS, SIZE, WIDTH = 3, 9, 40, 32
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def decoders(dtype: torch.dtype, device: str) -> list[Tensor]:
+    g = cases.generator(2)
+    return [cases.normal(g, SIZE, LAYERS - layer, WIDTH, dtype=dtype).to(device) for layer in range(LAYERS)]
+
+
+def active(device: str) -> list[pc.Features]:
+    g = cases.generator(3)
+    return [cases.sparse(g, POSITIONS, SIZE, count).to(device) for count in (4, 0, 9)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("at", range(LAYERS))
+def test_equals_layer_after_layer(at: int, dtype: torch.dtype, device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    if device == "cpu" and torch.cuda.is_available():
+        pytest.skip("a CUDA device is here: Triton compiles for it")
+    w_dec, features, ptr = decoders(dtype, device), active(device), cases.prefixes(4, 0, 9, 7).to(device)
+    gradient = cases.normal(cases.generator(4), int(ptr[-1]), WIDTH).to(device)
+    found = together(w_dec, features)
+    assert found is not None
+    out = cases.normal(cases.generator(5), 4, sum(f.count for f in features) + 2).to(device)
+    expected, begin = out.double(), 0
+    for layer, f in enumerate(features):
+        if layer <= at:
+            inputs = (gradient.double(), ptr, pc.Features(f.row_ptr, f.index, f.value.double()))
+            part = expected[:, begin : begin + f.count]
+            reference.edge_scores(*inputs, w_dec[layer][:, at - layer].double(), part)
+        begin += f.count
+    edge_scores.run_together(found, at, gradient, ptr, out)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5)
+
+
+def of(w_dec: list[Tensor | None]) -> Together | None:
+    return together(w_dec, active("cpu"))
+
+
+def test_only_where_rows_lie_in_units() -> None:
+    w_dec = decoders(torch.float32, "cpu")
+    assert of(w_dec) is not None
+    assert of([*w_dec[:2], None]) is None
+    assert of([w[..., :24].contiguous() for w in w_dec]) is None
+    assert of([*w_dec[:2], w_dec[2].bfloat16()]) is None
+    assert of([*w_dec[:2], cases.shifted(w_dec[2])]) is None
+    assert of([w[..., :16] for w in w_dec]) is None
