@@ -69,16 +69,24 @@ class Rows:
         self._ascending()
 
     @classmethod
-    def trusted(cls, row_ptr: Tensor, column: Tensor, weight: Tensor) -> Rows:
+    def trusted(cls, row_ptr: Tensor, column: Tensor, weight: Tensor, finite: bool = False) -> Rows:
         """Rows of tensors that our own code made, taken as they are: no entry is looked at, nothing is copied.
 
         The caller answers for what __post_init__ checks: row_ptr int64 from 0, never falling, to the number of
         entries; column int32, not negative, ascending within each row; weight float32 or float64; all contiguous on
-        the CPU. Graph still sees to it that weights are finite and that edges come from lower layers.
+        the CPU. Graph still sees to it that edges come from lower layers, and that weights are finite, unless the
+        caller answers for that too: finite, which holds for the first graph of these rows.
         """
         rows = object.__new__(cls)
         rows._hold(row_ptr, column, weight)
+        object.__setattr__(rows, "_finite", finite)
         return rows
+
+    def known_finite(self) -> bool:
+        """Whether the maker of these rows answers for finite weights: True once, since anyone may change them after."""
+        known: bool = getattr(self, "_finite", False)
+        object.__setattr__(self, "_finite", False)
+        return known
 
     def _hold(self, row_ptr: Tensor, column: Tensor, weight: Tensor) -> None:
         for name, value in (("row_ptr", row_ptr), ("column", column), ("weight", weight)):
@@ -187,7 +195,7 @@ class Rows:
 
 def _packed(lengths: np.ndarray, column: np.ndarray, weight: np.ndarray) -> Rows:
     row_ptr = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
-    return Rows.trusted(*map(torch.from_numpy, (row_ptr, column, weight)))
+    return Rows.trusted(torch.from_numpy(row_ptr), torch.from_numpy(column), torch.from_numpy(weight))
 
 
 def largest(size: np.ndarray, keep: int) -> np.ndarray:

@@ -31,7 +31,8 @@ def validate(graph: Graph) -> dict[str, Any]:
         raise TypeError(f"{_OP}: rows must be Rows, got {type(graph.rows).__name__}")
     first_target = len(features) + (layers + 1) * len(tokens.text)
     row_node = _row_node(graph, len(features), first_target, first_target + len(targets))
-    _finite("rows.weight", graph.rows.weight)
+    if not graph.rows.known_finite():
+        _finite("rows.weight", graph.rows.weight)
     _downward(graph.rows, row_node, features, first_target)
     _text("prompt", graph.prompt)
     _json("timings", graph.timings)

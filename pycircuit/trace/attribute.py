@@ -249,7 +249,8 @@ def _graph(
 ) -> Graph:
     frozen = collector.local.model
     decode: Callable[[list[int]], Any] = str if model.tokenizer is None else model.tokenizer.decode
-    text = [str(t) if model.tokenizer is None else str(decode([t])) for t in frozen.tokens.tolist()]
+    tokens = frozen.tokens.cpu()
+    text = [str(t) if model.tokenizer is None else str(decode([t])) for t in tokens.tolist()]
     return Graph(
         features=torch.stack([collector.layer, collector.position, collector.index], 1),
         values=collector.value,
@@ -264,9 +265,9 @@ def _graph(
             torch.tensor([t.weight for t in targets], dtype=torch.float64, device="cpu"),
             torch.tensor([t.position for t in targets], device="cpu"),
         ),
-        tokens=Tokens(frozen.tokens, text),
+        tokens=Tokens(tokens, text),
         layers=len(frozen.layers),
-        prompt=" ".join(text) if model.tokenizer is None else str(decode(frozen.tokens.tolist())),
+        prompt=" ".join(text) if model.tokenizer is None else str(decode(tokens.tolist())),
         vocab_size=frozen.unembedding.shape[0],
         dropped=torch.from_numpy(part.dropped),
         dropped_mass=torch.from_numpy(part.mass),

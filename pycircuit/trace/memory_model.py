@@ -26,7 +26,8 @@ PROCESS = 3 << 20  # Python's own objects, and pages of the allocator that are p
 _LIBRARY = 9 << 18  # of a thread: where the library of matrix products arranges its operands, kept once it is there
 HUGE_PAGE = 2 << 20  # NumPy asks the system for pages of this size
 PACK_BLOCK = 1 << 16  # entries that are packed together
-EXPORT_BYTES = 64 << 20  # of dense rows on a device that come to the host at a time
+DEVICE_BLOCK = 1 << 24  # of dense rows that a GPU packs together, or cuts half as many
+STAGING_BYTES = 16 << 20  # of each of two pinned buffers: to pin memory takes longer than to copy as much
 _SCRATCH = 192 << 10  # bytes of a thread in a native op, at the least
 _WIDENED = 16384  # rows of a half-precision unembedding that are widened together
 _AROUND = 64 << 10  # bytes that the system maps where a page of a file is touched
@@ -134,7 +135,7 @@ class MemoryModel:
         self.model, self.work, self.stored = model, work, stored
         self.size, self.own = model.dtype.itemsize, model.weights.stored.itemsize
         self.layers, self.transcoders = model.weights.layers, model.transcoders
-        self.on_gpu = model.device.type != "cpu"  # then rows are packed on the host, whose memory is counted apart
+        self.on_gpu = model.device.type != "cpu"  # then packed rows come to the host, whose memory is counted apart
         self.plane = self.size * work.positions * model.width  # of one stream
         self.heads = max(w.heads for w in self.layers)
         self.query = max(w.w_o.shape[1] for w in self.layers)
@@ -275,8 +276,16 @@ class MemoryModel:
         packed = 0 if self.on_gpu else copies * entries * (4 + self.size)
         return (0 if dense else self.size * self.work.columns) + packed
 
-    def packing(self) -> int:
-        return self.scoring() + (0 if self.on_gpu else self._packed_together())
+    def packing(self, dense: bool) -> int:
+        if not self.on_gpu:
+            return self.scoring() + self._packed_together()
+        packs = not dense or self.work.stored_bytes is not None
+        return self.scoring() + packs * self._device_block()
+
+    def _device_block(self) -> int:
+        """Of the rows that a GPU packs at a time, and of those before them, which are on their way to the host."""
+        together = min(max(DEVICE_BLOCK, 2 * self.work.columns), 2 * self.work.rows * self.work.columns)
+        return together * (3 * self.size + 13)
 
     def _packed_together(self) -> int:
         """Of the rows that are packed at a time, and of a checkpoint's file."""
@@ -301,12 +310,15 @@ class MemoryModel:
         return entries * (4 + self.size) + self._huge(4 * entries) + _ROW * self.work.rows
 
     def host(self, keep: int | None) -> int:
-        """Beside a GPU, on the host: all packed rows, those of a tile as they come, and the graph."""
+        """Beside a GPU, on the host: all packed rows, pinned buffers, the graph, and a checkpoint's rows of a tile."""
         if not self.on_gpu:
             return 0
-        tile = max(EXPORT_BYTES, self.size * self.work.columns) + self._packed_together()
         graph = 26 * self.work.features + 20 * self.work.columns
-        return self.packed(keep) + 2 * tile + graph
+        saved = 0
+        if self.work.stored_bytes is not None:
+            entries = self.work.batch * min(self.work.columns if keep is None else keep, self.work.columns)
+            saved = 2 * min(entries, self.entries(keep)) * (4 + self.size) + 2 * self.work.stored_bytes
+        return self.packed(keep) + 2 * STAGING_BYTES + graph + saved
 
     @staticmethod
     def _huge(size: int) -> int:
@@ -315,8 +327,8 @@ class MemoryModel:
 
     # Phases
 
-    def phases(self, dense: bool, keep: int | None, tile: int) -> dict[str, dict[str, int]]:
-        """Every phase's parts, in bytes."""
+    def phases(self, dense: bool, keep: int | None, tile: int, on_device: bool = False) -> dict[str, dict[str, int]]:
+        """Every phase's parts, in bytes. on_device: a GPU keeps packed rows to rank them."""
         work = self.work
         process = PROCESS + _LIBRARY * torch.get_num_threads()
         before = {"process": process, "attention": self.attention(), "streams": self.streams()}
@@ -327,8 +339,7 @@ class MemoryModel:
         if work.decoders:
             after["decoder rows"] = work.decoders
         packed = 0 if self.on_gpu else self.packed(keep)
-        rows = self.dense() + _ROW * work.rows if dense else packed
-        beside = 4 * self.entries(keep) + self._huge(self.dense()) + self.packing() if dense and not self.on_gpu else 0
+        rows = self.dense() + _ROW * work.rows if dense else self.packed(keep) if on_device else packed
         ranking = (32 * work.features + 24 * work.columns + self.shares(dense)) if work.ranked else 0
         return {
             "forward": {**before, "layer": self.forward()},
@@ -338,11 +349,11 @@ class MemoryModel:
             "sweep": {
                 **after,
                 "rows": rows,
-                "tile": tile + self.packing(),
+                "tile": tile + self.packing(dense),
                 "ranking": ranking,
                 "weights": self.weight_parts(),
             },
-            "packing": {**after, "rows": rows + beside},
+            "packing": {**after, "rows": rows + (self._beside(keep) if dense else 0)},
             "graph": {
                 **after,
                 "rows": packed,
@@ -350,6 +361,12 @@ class MemoryModel:
                 "norms": 32 * min(PACK_BLOCK, work.rows * self.model.width),
             },
         }
+
+    def _beside(self, keep: int | None) -> int:
+        """Beside dense rows, while they are packed: where they lie, or on their way from a GPU."""
+        if self.on_gpu:
+            return self._device_block()
+        return 4 * self.entries(keep) + self._huge(self.dense()) + self.packing(dense=True)
 
 
 def _adding(layers: Sequence[Sequence[Any]]) -> int:

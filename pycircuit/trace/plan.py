@@ -99,7 +99,7 @@ class Plan:
     stored: attention patterns are kept, otherwise recomputed; dense: rows are kept dense while they are ranked;
     keep: how many entries of a row stay, None for all; tile_bytes: of the sweep's state and edges at a time;
     targets: how many of full length make a tile; edge_bytes: what the edges of one take; entries: of all rows
-    together, at the most; batch: rows of a round.
+    together, at the most; batch: rows of a round; ranked_on_device: a GPU keeps packed rows to rank them itself.
     """
 
     memory: int
@@ -111,6 +111,7 @@ class Plan:
     edge_bytes: int = 0
     entries: int = 0
     batch: int = 0
+    ranked_on_device: bool = False
     phase: str = ""
     needs: dict[str, int] = field(default_factory=dict)
 
@@ -141,7 +142,7 @@ def decide(model: ReplacementModel, work: Work, bound: Bound, fixed: Fixed = Fix
     for comfortable in (True, False):  # all entries in tiles of a good size, or else in smaller ones
         for memory in models:
             for dense, keep in fixed.choices(work.ranked):
-                plan = _fitted(memory, dense, keep, bound, comfortable)
+                plan = _placed(memory, dense, keep, bound, comfortable)
                 if plan is not None:
                     return plan
     for comfortable in (True, False):
@@ -172,19 +173,29 @@ def _models(model: ReplacementModel, work: Work, bound: int, fixed: Fixed) -> li
     return [stored, recomputed] if small else [recomputed]
 
 
-def _fitted(memory: MemoryModel, dense: bool, keep: int | None, limits: Bound, comfortable: bool) -> Plan | None:
+def _placed(memory: MemoryModel, dense: bool, keep: int | None, limits: Bound, comfortable: bool) -> Plan | None:
+    """The plan with these rows, if there is one: a GPU ranks packed ones where it has place for them."""
+    plan = None
+    if memory.on_gpu and memory.work.ranked and not dense:
+        plan = _fitted(memory, dense, keep, limits, comfortable, on_device=True)
+    return _fitted(memory, dense, keep, limits, comfortable) if plan is None else plan
+
+
+def _fitted(
+    memory: MemoryModel, dense: bool, keep: int | None, limits: Bound, comfortable: bool, on_device: bool = False
+) -> Plan | None:
     """The plan with these rows and the largest tile that is of use, if there is one."""
     if memory.host(keep) > limits.host:
         return None
     bound, edges = limits.bytes, memory.edges(dense, keep)
     lone = memory.one_target(edges)
     targets = min(max(TILE_TARGETS, tile_bytes(memory.model.device) // memory.one_target(0)), memory.work.batch)
-    left = bound - sum(memory.phases(dense, keep, 0)["sweep"].values())
+    left = bound - sum(memory.phases(dense, keep, 0, on_device)["sweep"].values())
     floor = min(targets * lone, max(lone, bound // 16)) if comfortable else lone
     if left < floor:
         return None
     tile = min(targets * lone, left)
-    phases = memory.phases(dense, keep, tile)
+    phases = memory.phases(dense, keep, tile, on_device)
     name = max(phases, key=lambda phase: sum(phases[phase].values()))
     needs = {part: size for part, size in phases[name].items() if size}
     plan = Plan(
@@ -197,6 +208,7 @@ def _fitted(memory: MemoryModel, dense: bool, keep: int | None, limits: Bound, c
         edges,
         memory.entries(keep),
         memory.work.batch,
+        on_device,
         name,
         needs,
     )
@@ -211,7 +223,7 @@ def _cut(memory: MemoryModel, bound: Bound, comfortable: bool) -> Plan | None:
         middle = (low + high) // 2
         plan = _fitted(memory, False, middle, bound, comfortable)
         low, high, best = (middle, high, plan) if plan is not None else (low, middle, best)
-    return best
+    return best and _placed(memory, False, best.keep, bound, comfortable)
 
 
 def least(model: ReplacementModel, work: Work, fixed: Fixed = Fixed()) -> int:

@@ -17,6 +17,7 @@ from pycircuit.progress import Progress
 from pycircuit.transcoders import pages
 
 from .checkpoint import Checkpoint
+from .device_store import DeviceStore
 from .finite import check_rows
 from .memory_model import PACK_BLOCK
 from .plan import Plan
@@ -69,7 +70,8 @@ class Found:
 
     def _store(self, rows: int) -> Store:
         plan, targets = self.plan, self._most_targets()
-        return Store(self.sweep.columns, self.value, rows, plan.dense, plan.keep, plan.entries, targets)
+        arguments = self.sweep.columns, self.value, rows, plan.dense, plan.keep, plan.entries, targets
+        return DeviceStore(*arguments, plan.ranked_on_device) if self.value.is_cuda else Store(*arguments)
 
     def _most_targets(self) -> int:
         """Of a tile."""
@@ -170,15 +172,11 @@ class Found:
         begin = time.perf_counter()
         check_rows(self, edges, bias)
         part = None
-        if not self.store.dense or self.checkpoint is not None:
+        if self.checkpoint is not None:
             part = self.store.pack(edges, layer, position)
-        if self.checkpoint is not None and part is not None:
             self.checkpoint.save(self.store.count, part, bias, nodes[: len(part)])
         self._biases.append(bias)
-        if self.store.dense or part is None:
-            self.store.settle(layer, position)
-        else:
-            self.store.take(part)
+        self.store.add(edges, layer, position, part)
         self.packing += time.perf_counter() - begin
         return len(layer)
 

@@ -12,7 +12,7 @@ from pycircuit import ops
 from pycircuit.graph import Rows
 
 from .columns import Columns
-from .memory_model import EXPORT_BYTES, PACK_BLOCK
+from .memory_model import PACK_BLOCK
 
 
 class Growing:
@@ -22,11 +22,15 @@ class Growing:
         self.held, self.size = np.empty(most, dtype), 0
 
     def append(self, values: np.ndarray) -> None:
-        size = self.size + len(values)
-        if size > len(self.held):
-            self.held.resize(size, refcheck=False)
-        self.held[self.size : size] = values
-        self.size = size
+        begin = self.extend(len(values))
+        self.held[begin : self.size] = values
+
+    def extend(self, count: int) -> int:
+        """Make place for so many entries, which the caller writes; returns where they begin."""
+        begin, self.size = self.size, self.size + count
+        if self.size > len(self.held):
+            self.held.resize(self.size, refcheck=False)
+        return begin
 
     def __call__(self) -> np.ndarray:
         """What is in it: a view, good until the next append."""
@@ -61,7 +65,8 @@ def cone_entries(
 class Part:
     """CSR of some rows. lengths: [rows] int64; column: [entries] int32; weight: [entries]; all NumPy.
 
-    dropped, mass: [rows] float64, the sum of the entries left out and of their absolute values.
+    dropped, mass: [rows] float64, the sum of the entries left out and of their absolute values. trusted: this very run
+    packed all of them, from edges that it found finite.
     """
 
     def __init__(
@@ -71,23 +76,26 @@ class Part:
         weight: np.ndarray,
         dropped: np.ndarray | None = None,
         mass: np.ndarray | None = None,
+        trusted: bool = False,
     ) -> None:
         self.lengths, self.column, self.weight = lengths, column, weight
         self.dropped = np.zeros(len(lengths)) if dropped is None else dropped
         self.mass = np.zeros(len(lengths)) if mass is None else mass
+        self.trusted = trusted
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def rows(self) -> Rows:
         ptr = np.concatenate([np.zeros(1, np.int64), self.lengths.cumsum()])
-        return Rows(torch.from_numpy(ptr), torch.from_numpy(self.column), torch.from_numpy(self.weight))
+        parts = torch.from_numpy(ptr), torch.from_numpy(self.column), torch.from_numpy(self.weight)
+        return Rows.trusted(*parts, finite=True) if self.trusted else Rows(*parts)
 
     @classmethod
     def of_cones(cls, block: Tensor, columns: Columns, layer: Sequence[int], position: Sequence[int]) -> Part:
         """What rows of a block [rows, columns] hold in their cones, zeros left out, a few rows at a time."""
         most = int(columns.cone_sizes(*(torch.tensor(places, device="cpu") for places in (layer, position))).sum())
-        array = block.cpu().numpy()
+        array = block.numpy()
         lengths, column, weight = np.empty(0, np.int64), Growing(np.int32, most), Growing(array.dtype, most)
         for counts, sources, entries in cone_entries(array, columns, layer, position):
             lengths = np.concatenate([lengths, counts])
@@ -98,12 +106,12 @@ class Part:
     @classmethod
     def of_largest(cls, block: Tensor, keep: int) -> Part:
         """The `keep` largest entries of every row of a block, a few rows at a time."""
-        lengths = np.array([min(keep, np.count_nonzero(row)) for row in block.cpu().numpy()], np.int64)
-        column, weight = np.empty(lengths.sum(), np.int32), np.empty(lengths.sum(), block.cpu().numpy().dtype)
+        lengths = np.array([min(keep, np.count_nonzero(row)) for row in block.numpy()], np.int64)
+        column, weight = np.empty(lengths.sum(), np.int32), np.empty(lengths.sum(), block.numpy().dtype)
         dropped, mass, end = np.empty(len(block)), np.empty(len(block)), 0
         step = max(1, PACK_BLOCK // max(1, block.shape[1]))
         for begin in range(0, len(block), step):
-            rows, left_out, left_mass = Rows.from_dense(block[begin : begin + step].cpu(), keep)
+            rows, left_out, left_mass = Rows.from_dense(block[begin : begin + step], keep)
             start, end = end, end + rows.entries
             column[start:end], weight[start:end] = rows.column.numpy(), rows.weight.numpy()
             dropped[begin : begin + step], mass[begin : begin + step] = left_out.numpy(), left_mass.numpy()
@@ -141,6 +149,7 @@ class Store:
         self._places: tuple[list[int], list[int]] = [], []  # layers and positions of dense rows
         self._column, self._weight = Growing(np.int32, entries), Growing(kind, 0 if in_place else entries)
         self._lengths, self._dropped, self._mass = (Growing(t, rows) for t in (np.int64, np.float64, np.float64))
+        self._trusted = True  # until rows come from elsewhere
 
     def room(self, count: int) -> Tensor:
         """[count, columns] zeros to add edges to."""
@@ -157,6 +166,13 @@ class Store:
         if self.keep is not None and self.keep < self.columns.count:
             return Part.of_largest(filled, self.keep)
         return Part.of_cones(filled, self.columns, layer, position)
+
+    def add(self, filled: Tensor, layer: Sequence[int], position: Sequence[int], part: Part | None = None) -> None:
+        """Keep rows that were written to a room, of targets reading there. part: the same rows, if packed already."""
+        if self.dense:
+            self.settle(layer, position)
+        else:
+            self.take(self.pack(filled, layer, position) if part is None else part)
 
     def settle(self, layer: Sequence[int], position: Sequence[int]) -> None:
         """Keep rows that were written to a dense store's room, of targets reading there."""
@@ -175,6 +191,7 @@ class Store:
 
     def restore(self, part: Part, layer: Sequence[int], position: Sequence[int]) -> None:
         """Keep packed rows that come from elsewhere, of targets reading there."""
+        self._trusted = False
         if self.block is None:
             self.take(part)
         else:
@@ -209,24 +226,15 @@ class Store:
     def finish(self) -> Part:
         """All rows; the store is empty after. Where an interrupt came in the middle of `take`, those before it."""
         if self.block is not None:
-            self._pack_block() if self._memory.size else self._export_block()
+            self._pack_block()
         lengths = self._lengths.finish(self.count)
-        entries = (g.finish(int(lengths.sum())) for g in (self._column, self._weight))
-        return Part(lengths, *entries, *(g.finish(self.count) for g in (self._dropped, self._mass)))
+        column, weight = (g.finish(int(lengths.sum())) for g in (self._column, self._weight))
+        dropped, mass = (g.finish(self.count) for g in (self._dropped, self._mass))
+        return Part(lengths, column, weight, dropped, mass, self._trusted)
 
     def release(self) -> None:
         """Give back what rows were written to before they were packed."""
         self._tile = self._tile[:0].clone()
-
-    def _export_block(self) -> None:
-        """Pack dense rows that lie on a device, some of them on the host at a time."""
-        assert self.block is not None
-        block, count, (layer, position) = self.block, self.count, self._places
-        step = max(1, EXPORT_BYTES // max(1, block[:1].nbytes))
-        self.block, self.count = None, 0
-        for begin in range(0, count, step):
-            rows = slice(begin, min(begin + step, count))
-            self.take(self.pack(block[rows], layer[rows], position[rows]))
 
     def _pack_block(self) -> None:
         """Move the entries of dense rows together, each before the place where it was, so that no copy is needed."""

@@ -2,7 +2,8 @@
 
 What a CPU forgives and a GPU does not is an error: tensors of both devices in one operation, NumPy's view of a tensor
 on the device. What a GPU pays for is counted by call site: launches, copies, and synchronisations, where the host waits
-for a value. For a process of its own: torch.cuda and torch.tensor are patched and stay so.
+for a value. Copies to pinned memory happen no sooner than the host waits for them: who reads before reads NaN. For a
+process of its own: torch.cuda, torch.tensor and torch.empty are patched and stay so.
 """
 
 from __future__ import annotations
@@ -167,6 +168,9 @@ def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         _count_copy(args[0], to_cuda)
         result = function(*inner_args, **inner_kwargs)
         return to_device(result) if to_cuda else result
+    if function is aten.copy_.default and len(args) > 2 and args[2] and not isinstance(args[0], CudaTensor):
+        _copy_later(*args[:2])
+        return args[0]
     if function is aten.copy_.default and isinstance(args[0], CudaTensor) != isinstance(args[1], CudaTensor):
         _count_copy(args[1], isinstance(args[0], CudaTensor))
         function(*inner_args, **inner_kwargs)
@@ -203,6 +207,48 @@ def _count_copy(source: Tensor, to_cuda: bool) -> None:
     else:
         COUNTS.synchronisations[site("copy to the host")] += 1
         COUNTS.numbers[site("copy to the host")] += source.numel()
+
+
+ON_THEIR_WAY: list[Callable[[], Any]] = []  # copies to pinned memory
+
+
+def _copy_later(target: Tensor, source: Tensor) -> None:
+    """A copy that is made when the host waits for an event recorded after it."""
+    assert any(pinned.data_ptr() <= target.data_ptr() < pinned.data_ptr() + pinned.nbytes for pinned in PINNED)
+    COUNTS.numbers[site("copy to the host")] += source.numel()
+    target.view(torch.uint8).fill_(255)  # NaN, as a number of any type that we copy
+    inner = to_host(source)
+    ON_THEIR_WAY.append(lambda: target.copy_(inner))
+
+
+class PretendedEvent:
+    """An event, after which come the copies that were on their way when it was recorded."""
+
+    def record(self, stream: Any = None) -> None:
+        self.before = list(ON_THEIR_WAY)
+
+    def synchronize(self) -> None:
+        COUNTS.synchronisations[site("event")] += 1
+        for copy in self.before:
+            if copy in ON_THEIR_WAY:
+                ON_THEIR_WAY.remove(copy)
+                copy()
+
+
+class PretendedStream:
+    """A stream, whose work is done as soon as it is begun, but for copies to pinned memory."""
+
+    def __init__(self, device: Any = None) -> None:
+        pass
+
+    def wait_stream(self, stream: Any) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
 
 
 def _check_devices(function: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -257,6 +303,17 @@ def _tensor(data: Any, *, dtype: torch.dtype | None = None, device: Any = None, 
     return to_device(ON_CPU(data, dtype=dtype, device="cpu", **options))
 
 
+EMPTY: Callable[..., Tensor] = torch.empty
+PINNED: list[Tensor] = []
+
+
+def _empty(*size: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+    made = EMPTY(*size, **options)
+    if pin_memory:
+        PINNED.append(made)
+    return made
+
+
 def _to(t: Tensor, *where: Any, **options: Any) -> Tensor:
     """Tensor.to, for which "cuda" is the device's full name: the guard does not know which one is current."""
     if where and where[0] in ("cuda", torch.device("cuda")):
@@ -282,5 +339,9 @@ def install() -> None:
     torch.cuda.memory_reserved = torch.cuda.memory_allocated = lambda device=None: 0
     torch.cuda.empty_cache = lambda: None
     torch.__future__.set_overwrite_module_params_on_conversion(True)
+    torch.cuda.Event, torch.cuda.Stream = PretendedEvent, PretendedStream
+    torch.cuda.current_stream = PretendedStream
+    torch.cuda.stream = lambda stream: stream
+    torch.empty = _empty
     torch.tensor = _tensor
     Tensor.to = _to

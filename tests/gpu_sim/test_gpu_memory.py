@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from pycircuit.trace.sweep import Sweep
 GIB = 1 << 30
 PROMPT = tiny_models.prompt(9)
 OPTIONS: dict[str, Any] = {"max_targets": 2, "max_features": 20, "progress": False}
-# 6 GB of dense rows; packed, as entries that a cone leaves, about as much.
+# 6 GB of dense rows; packed, as half of the entries, about as much.
 WORK = Work(
     positions=128, features=200_000, rows=7_500, entries=750_000_000, layers=3, ranked=True, batch=900, busiest=80_000
 )
@@ -36,13 +37,23 @@ def test_what_torch_holds_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("device_bytes", "host_bytes", "dense", "whole_rows"),
-    [(9, 64, True, True), (3, 64, False, True), (9, 3, False, False)],
-    ids=["dense", "packed on the host", "cut for the host"],
+    ("device_bytes", "host_bytes", "entries", "dense", "ranked_on_device", "whole_rows"),
+    [
+        (9, 64, 750, True, False, True),
+        (3, 64, 750, False, False, True),
+        (4, 64, 150, False, True, True),
+        (9, 3, 750, False, True, False),
+        (2, 3, 750, False, False, False),
+    ],
+    ids=["dense", "ranked by the host", "packed on both", "cut for the host", "cut for the host, which ranks"],
 )
-def test_host_and_device_have_a_bound_each(device_bytes: int, host_bytes: int, dense: bool, whole_rows: bool) -> None:
-    chosen = plan.decide(model("llama", "plt", "cuda"), WORK, Bound(device_bytes * GIB, False, host_bytes * GIB))
-    assert (chosen.dense, chosen.keep is None) == (dense, whole_rows)
+def test_host_and_device_have_a_bound_each(
+    device_bytes: int, host_bytes: int, entries: int, dense: bool, ranked_on_device: bool, whole_rows: bool
+) -> None:
+    """entries: of all rows, in millions."""
+    work, bound = replace(WORK, entries=entries * 1_000_000), Bound(device_bytes * GIB, False, host_bytes * GIB)
+    chosen = plan.decide(model("llama", "plt", "cuda"), work, bound)
+    assert (chosen.dense, chosen.ranked_on_device, chosen.keep is None) == (dense, ranked_on_device, whole_rows)
 
 
 def test_a_host_that_is_too_small_is_named() -> None:

@@ -1,0 +1,52 @@
+"""Rows packed, cut, ranked and brought to the host by the pretended device, and the few times the host waits for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from device_row_cases import KEEPS, check_dense, check_export, check_packing, check_restored, check_store, filled, found
+from pretended_cuda import Counts
+
+from pycircuit.trace.device_store import DeviceStore
+
+DTYPES = [torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("keep", KEEPS)
+def test_packing(dtype: torch.dtype, keep: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_packing("cuda", dtype, keep, monkeypatch)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ranked", [True, False], ids=["ranked there", "ranked by the host"])
+@pytest.mark.parametrize("keep", [None, 5, 1000])
+def test_store(dtype: torch.dtype, keep: int | None, ranked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_store("cuda", dtype, keep, ranked, monkeypatch)
+
+
+@pytest.mark.parametrize("keep", [None, 5])
+def test_dense_rows(keep: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_dense("cuda", keep, monkeypatch)
+
+
+def test_rows_of_a_checkpoint() -> None:
+    check_restored("cuda")
+
+
+def test_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_export("cuda", monkeypatch)
+
+
+@pytest.mark.parametrize("keep", [None, 5])
+def test_waits(keep: int | None, counts: Counts) -> None:
+    """Once a tile for the number of its entries, once a ranking, and once for all that is exported."""
+    trace = found(torch.float32)
+    store = filled(DeviceStore, trace, "cuda", False, keep, True)
+    assert counts.totals()[0] == 4
+    arguments = [t.to("cuda") for t in trace.arguments]
+    for waits in (5, 6):
+        store.influence(*arguments)
+        assert counts.totals()[0] == waits
+    store.finish()
+    assert counts.totals()[0] == 7
