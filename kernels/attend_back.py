@@ -1,8 +1,10 @@
 """attend_back: z[start_t + j, g] = sum over heads h of g and i in j .. length_t - 1 of A_h[i, j] y[start_t + i, h].
 
-Layout: y [rows, heads, width] ragged by target, A [heads, positions, positions] or remade from Q, K, log-sum-exp.
-Bytes: y once a block of j below it, A (or Q and K) once a block of columns, z once; a tile of A lives in registers.
-Parallel: block of columns (target, width) x block of j x group of heads; sums over heads and i run in order.
+Layout: y [rows, heads, width] ragged by target, A [heads, positions, positions]. A recomputed pattern is first written
+from Q, K and log-sum-exp to scratch memory [heads, positions, columns], as many columns at a time as it holds.
+Bytes: y once a block of j at or below it; A once a target and block of width, from the cache but for the first; z once.
+Parallel: (target, block of width) x block of j x group of heads, the heads of a group and i summed in order;
+a pattern by blocks of j x blocks of i x head.
 """
 
 from __future__ import annotations
@@ -14,35 +16,45 @@ from pycircuit.kernels.config import Config, config, prune
 from pycircuit.kernels.precision import dot
 from torch import Tensor
 
-from pycircuit.ops.attention import Attention, RecomputedAttention
+from pycircuit.ops.attention import Attention, RecomputedAttention, StoredAttention, scratch_columns
 
 
 def needs(c: Config) -> tuple[int, int]:
-    """A stage of y and A, or of y, Q and K; accumulators of z and of one tile of A."""
-    return 4 * (c["BI"] * c["BN"] + (c["BI"] + c["BJ"]) * c["BK"]), c["BJ"] * (c["BN"] + c["BI"])
+    """A stage of y and A; accumulators of z and the sum of a tile."""
+    return 4 * c["BI"] * (c["BJ"] + c["BN"]), 2 * c["BJ"] * c["BN"]
 
 
-MOST = 72  # accumulators a thread
+MOST = 128  # accumulators a thread
+# All compile without a spill, also where rows of a pattern are not aligned; those of 8 warps and 128 columns leave
+# room for one program an SM, the others for two to four.
 SPACE = prune(
     (
-        config(w, s, BJ=j, BI=i, BN=n, BK=k, PRECISION="ieee")
-        for j in (32, 64, 128)
-        for i in (32, 64)
-        for n in (64, 128, 256)
-        for k in (32, 64)
-        for w in (4, 8)
-        for s in (2, 3)
+        config(w, s, BJ=j, BI=i, BN=n, PRECISION="bf16x6")
+        for w, s, j, i, n in (
+            (8, 2, 128, 64, 128),
+            (4, 2, 64, 32, 64),
+            (8, 2, 128, 32, 64),
+            (4, 2, 64, 16, 128),
+            (8, 3, 128, 32, 128),
+            (4, 2, 64, 64, 64),
+            (4, 3, 64, 32, 64),
+            (8, 2, 128, 32, 128),
+        )
     ),
     needs,
     MOST,
 )
 
-# Not measured: no GPU was at hand. Stored: a tile of A is read for 128 columns, and two stages leave 128 registers,
-# two programs an SM (three spill). Recomputed: remaking a tile costs about what applying it to 256 columns does, so
-# as many columns as registers allow.
+# Not measured yet. Short prompts: a program takes few steps, so many small ones hide each other's waits. Long ones:
+# the largest tile, whose parts are cut the fewest times.
+SHORT = 512  # positions
 HOPPER = {
-    "stored": config(8, 2, BJ=64, BI=32, BN=128, BK=32, PRECISION="ieee"),
-    "recomputed": config(8, 2, BJ=64, BI=32, BN=256, BK=32, PRECISION="ieee"),
+    "short": config(4, 2, BJ=64, BI=32, BN=64, PRECISION="bf16x6"),
+    "long": config(8, 2, BJ=128, BI=64, BN=128, PRECISION="bf16x6"),
+}
+PATTERN = {
+    torch.float32: config(8, 2, BI=128, BJ=128, BK=32, PRECISION="bf16x6"),
+    torch.bfloat16: config(8, 3, BI=128, BJ=128, BK=64, PRECISION="bf16x6"),
 }
 
 
@@ -57,92 +69,132 @@ def _tanh(x):
 
 
 @triton.jit
-def _stored(pattern, h, i, j, positions):
-    """A_h^T: [j, i], zero above the diagonal, which is not read."""
-    cell = pattern + (h * positions + i)[:, None] * positions + j[None, :]
-    return tl.trans(tl.load(cell, mask=(j[None, :] <= i[:, None]) & (i < positions)[:, None], other=0.0))
+def _longest(prefix_ptr, targets):
+    longest = tl.zeros((), tl.int64)
+    for t0 in range(0, targets, 256):
+        t = t0 + tl.arange(0, 256)
+        start = tl.load(prefix_ptr + t, mask=t < targets, other=0)
+        end = tl.load(prefix_ptr + t + 1, mask=t < targets, other=0)
+        longest = tl.maximum(longest, tl.max(end - start, axis=0))
+    return longest
 
 
-@triton.jit
-def _remade(
-    query, key, normaliser, h, g, i, j, positions, qk_width, scale, softcap, window,
-    BJ: tl.constexpr, BI: tl.constexpr, BK: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
-    PRECISION: tl.constexpr,
+@triton.jit(do_not_specialize=("targets", "heads", "groups", "positions", "first_column", "window"))
+def pattern_kernel(
+    query, key, normaliser, prefix_ptr, pattern, targets, heads, groups, positions, qk_width, pitch, first_column,
+    scale, softcap, window, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
+    PRECISION: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """A_h^T: [j, i] = exp(softcap(scale key[j] . query[i]) - normaliser[i]) where i may look at j."""
-    logit = tl.zeros((BJ, BI), tl.float32)
-    for k0 in range(0, qk_width, BK):
-        k = k0 + tl.arange(0, BK)
-        some = k < qk_width
-        q = tl.load(query + (h * positions + i)[None, :] * qk_width + k[:, None],
-                    mask=some[:, None] & (i < positions)[None, :], other=0.0)  # fmt: skip
-        to = tl.load(key + (g * positions + j)[:, None] * qk_width + k[None, :],
-                     mask=some[None, :] & (j < positions)[:, None], other=0.0)  # fmt: skip
-        logit = dot(to, q, logit, PRECISION)
-    logit *= scale
-    if SOFTCAP:
-        logit = softcap * _tanh(logit / softcap)
-    seen = (j[:, None] <= i[None, :]) & (i < positions)[None, :]
+    """pattern[h, i, j - first_column] = exp(softcap(scale query[h, i] . key[g, j]) - normaliser[h, i]).
+
+    Tiles that no target reaches are not written, and what lies outside the mask is left to attend_back_kernel.
+    """
+    column, first, h = tl.program_id(0) * BJ, tl.program_id(1) * BI, tl.program_id(2)
+    behind = first - (first_column + column)
+    reached = (behind > -BI) & (first < _longest(prefix_ptr, targets))
     if WINDOW:
-        seen &= i[None, :] - j[:, None] < window
-    whole = tl.load(normaliser + h * positions + i, mask=i < positions, other=0.0)
-    return tl.where(seen, tl.exp(logit - whole[None, :]), 0.0)
+        reached &= behind - BJ < window - 1
+    if reached:
+        row, j, k = tl.arange(0, BI), tl.arange(0, BJ), tl.arange(0, BK)
+        i_inside, j_inside = first + row < positions, first_column + column + j < positions
+        # 64-bit offsets of a tile: head x position x position passes 2^31.
+        query += (h.to(tl.int64) * positions + first) * qk_width
+        key += ((h // (heads // groups)).to(tl.int64) * positions + first_column + column) * qk_width
+        logit = tl.zeros((BI, BJ), tl.float32)
+        for k0 in range(0, qk_width, BK):
+            k_inside = k0 + k < qk_width
+            q_tile = tl.load(query + row[:, None] * qk_width + (k0 + k)[None, :],
+                             mask=i_inside[:, None] & k_inside[None, :], other=0.0)  # fmt: skip
+            k_tile = tl.load(key + j[:, None] * qk_width + (k0 + k)[None, :],
+                             mask=j_inside[:, None] & k_inside[None, :], other=0.0)  # fmt: skip
+            logit = dot(q_tile, tl.trans(k_tile), logit, PRECISION)
+        logit *= scale
+        if SOFTCAP:
+            logit = softcap * _tanh(logit / softcap)
+        logit -= tl.load(normaliser + h * positions + first + row, mask=i_inside, other=0.0)[:, None]
+        cell = pattern + (h.to(tl.int64) * positions + first) * pitch + column + row[:, None] * pitch + j[None, :]
+        tl.store(cell, tl.exp(logit), mask=i_inside[:, None] & (column + j < pitch)[None, :])
 
 
 # What changes from call to call and aligns nothing is not specialised: it would only compile again.
-@triton.jit(do_not_specialize=("targets", "heads", "groups", "window"))
+@triton.jit(do_not_specialize=("heads", "groups", "positions", "first_column", "window"))
 def attend_back_kernel(
-    y, prefix_ptr, pattern, query, key, normaliser, z, targets, heads, groups, width, positions, qk_width,
-    scale, softcap, window, STORED: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
-    PRECISION: tl.constexpr, BJ: tl.constexpr, BI: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    y, prefix_ptr, pattern, z, heads, groups, width, positions, pitch, first_column, window, WINDOW: tl.constexpr,
+    PRECISION: tl.constexpr, BJ: tl.constexpr, BI: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    column = tl.program_id(0) * BN + tl.arange(0, BN)  # targets x width stays below 2^31; a 64-bit quotient is a call
-    target, w = column // width, column % width
-    start = tl.load(prefix_ptr + target, mask=target < targets, other=0)
-    length = tl.load(prefix_ptr + target + 1, mask=target < targets, other=0) - start
-    first, g = tl.program_id(1) * BJ, tl.program_id(2).to(tl.int64)
-    j = first + tl.arange(0, BJ)
-    # 64-bit positions: head x position x position passes 2^31.
-    longest = tl.max(length, axis=0).to(tl.int32)
-    if WINDOW:
-        longest = tl.minimum(longest, first + BJ + window)
-    acc = tl.zeros((BJ, BN), tl.float32)
-    each = heads // groups
-    for h in range(g * each, (g + 1) * each):
-        for i0 in range(first, longest, BI):
-            i = (i0 + tl.arange(0, BI)).to(tl.int64)
-            if STORED:
-                a = _stored(pattern, h, i, j, positions)
-            else:
-                a = _remade(query, key, normaliser, h, g, i, j, positions, qk_width, scale, softcap, window,
-                            BJ, BI, BK, SOFTCAP, WINDOW, PRECISION)  # fmt: skip
-            cell = y + ((start[None, :] + i[:, None]) * heads + h) * width + w[None, :]
-            rows = tl.load(cell, mask=i[:, None] < length[None, :], other=0.0)
-            acc = tl.dot(a, rows, acc, input_precision=PRECISION)
-    cell = z + ((start[None, :] + j[:, None]) * groups + g) * width + w[None, :]
-    tl.store(cell, acc, mask=j[:, None] < length[None, :])
+    """z of the positions from first_column on; pattern: [heads, positions, pitch], its first column is first_column."""
+    blocks = tl.cdiv(width, BN)
+    target, n0 = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BN
+    column, g = tl.program_id(1) * BJ, tl.program_id(2)
+    start = tl.load(prefix_ptr + target)
+    length = (tl.load(prefix_ptr + target + 1) - start).to(tl.int32)
+    first = first_column + column
+    if first < length:
+        row, j, n = tl.arange(0, BI), tl.arange(0, BJ), tl.arange(0, BN)
+        j_inside, n_inside = column + j < pitch, n0 + n < width
+        end, heads_of_group = length, heads // groups
+        if WINDOW:
+            end = tl.minimum(end, first + BJ + window - 1)
+        steps = tl.cdiv(end - first, BI)
+        acc = tl.zeros((BJ, BN), tl.float32)
+        for step in range(heads_of_group * steps):  # one loop over heads and i, loads run ahead across heads
+            h, i0 = g * heads_of_group + step // steps, first + step % steps * BI
+            i_inside = i0 + row < end
+            # 64-bit offsets of a tile: head x position x position passes 2^31.
+            cell = pattern + (h.to(tl.int64) * positions + i0) * pitch + column + row[:, None] * pitch + j[None, :]
+            a = tl.load(cell, mask=i_inside[:, None] & j_inside[None, :], other=0.0)
+            behind = (i0 + row)[:, None] - (first + j)[None, :]
+            seen = behind >= 0
+            if WINDOW:
+                seen &= behind < window
+            cell = y + ((start + i0) * heads + h) * width + n0 + row[:, None] * (heads * width) + n[None, :]
+            y_tile = tl.load(cell, mask=i_inside[:, None] & n_inside[None, :], other=0.0)
+            acc = dot(tl.trans(tl.where(seen, a, 0.0)), y_tile, acc, PRECISION)
+        cell = z + ((start + first) * groups + g) * width + n0 + j[:, None] * (groups * width) + n[None, :]
+        tl.store(cell, acc, mask=(first + j < length)[:, None] & n_inside[None, :])
 
 
 def shape_class(attention: Attention) -> str:
-    return "recomputed" if isinstance(attention, RecomputedAttention) else "stored"
+    return "short" if attention.positions <= SHORT else "long"
+
+
+def write_pattern(attention: RecomputedAttention, prefix_ptr: Tensor, first_column: int, pattern: Tensor) -> None:
+    """Fill pattern [heads, positions, columns] with the columns from first_column on, where a prefix reaches."""
+    c, (heads, positions, columns) = PATTERN[attention.query.dtype], pattern.shape
+    grid = (triton.cdiv(columns, c["BJ"]), triton.cdiv(positions, c["BI"]), heads)
+    pattern_kernel[grid](
+        attention.query, attention.key, attention.normaliser().float(), prefix_ptr, pattern, len(prefix_ptr) - 1,
+        heads, attention.groups, positions, attention.query.shape[2], columns, first_column,
+        attention.scale, attention.softcap, attention.window,
+        SOFTCAP=attention.softcap > 0, WINDOW=attention.window > 0, **c.launch(),
+    )  # fmt: skip
+
+
+def apply_pattern(
+    c: Config, y: Tensor, prefix_ptr: Tensor, pattern: Tensor, first_column: int, window: int, z: Tensor
+) -> None:
+    """Fill the positions of z whose columns the pattern [heads, positions, columns] holds."""
+    (heads, positions, columns), (_, groups, width), targets = pattern.shape, z.shape, len(prefix_ptr) - 1
+    # No longest prefix is fetched from the device: programs past it find nothing to do.
+    grid = (targets * triton.cdiv(width, c["BN"]), triton.cdiv(columns, c["BJ"]), groups)
+    attend_back_kernel[grid](
+        y, prefix_ptr, pattern, z, heads, groups, width, positions, columns, first_column, window,
+        WINDOW=window > 0, **c.launch(),
+    )  # fmt: skip
 
 
 def run(c: Config, y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None) -> Tensor:
-    (rows, heads, width), targets = y.shape, len(prefix_ptr) - 1
-    z = y.new_empty(rows, attention.groups, width) if out is None else out
+    z = y.new_empty(y.shape[0], attention.groups, y.shape[2]) if out is None else out
     if not z.numel():
         return z
-    # No longest prefix is fetched from the device: programs past it find nothing to do.
-    grid = (triton.cdiv(targets * width, c["BN"]), triton.cdiv(attention.positions, c["BJ"]), attention.groups)
-    if isinstance(attention, RecomputedAttention):
-        how = (y, attention.query, attention.key, attention.normaliser().float())
-        options = (attention.query.shape[2], attention.scale, attention.softcap, attention.window)
-    else:
-        how, options = (attention.pattern, y, y, y), (0, 0.0, 0.0, 0)
-    attend_back_kernel[grid](
-        y, prefix_ptr, *how, z, targets, heads, attention.groups, width, attention.positions, *options,
-        STORED=shape_class(attention) == "stored", SOFTCAP=options[2] > 0, WINDOW=options[3] > 0, **c.launch(),
-    )  # fmt: skip
+    if isinstance(attention, StoredAttention):
+        apply_pattern(c, y, prefix_ptr, attention.pattern, 0, 0, z)
+        return z
+    heads, positions = attention.heads, attention.positions
+    pattern = y.new_empty(heads, positions, scratch_columns(heads, positions))
+    for first_column in range(0, positions, pattern.shape[2]):
+        write_pattern(attention, prefix_ptr, first_column, pattern)
+        apply_pattern(c, y, prefix_ptr, pattern, first_column, attention.window, z)
     return z
 
 

@@ -25,13 +25,38 @@ def _dot_bfloat16(x, w, acc):
 
 
 @triton.jit
+def _parts(x):
+    """Three bfloat16 numbers, 8 + 8 + 8 bits, whose sum is x exactly; of an inf, the sum is NaN."""
+    high = _upper(x)
+    middle = _upper(x - high)
+    low = x - high - middle
+    if not INTERPRETED:
+        high, middle, low = high.to(tl.bfloat16), middle.to(tl.bfloat16), low.to(tl.bfloat16)
+    return high, middle, low
+
+
+@triton.jit
+def _dot_six(x, w):
+    """x @ w, both float32, as the six products of their parts that are above 2^-24 of it, smallest first."""
+    x_high, x_middle, x_low = _parts(x)
+    w_high, w_middle, w_low = _parts(w)
+    total = tl.dot(x_low, w_high, input_precision="ieee")
+    total = tl.dot(x_middle, w_middle, total, input_precision="ieee")
+    total = tl.dot(x_high, w_low, total, input_precision="ieee")
+    total = tl.dot(x_middle, w_high, total, input_precision="ieee")
+    total = tl.dot(x_high, w_middle, total, input_precision="ieee")
+    return tl.dot(x_high, w_high, total, input_precision="ieee")
+
+
+@triton.jit
 def dot(x, w, acc, PRECISION: tl.constexpr):
     """acc + x @ w. x: [m, k], w: [k, n], acc: [m, n] float32.
 
-    Both float32: PRECISION as tl.dot takes it ("ieee": no tensor cores; "bf16x6": each is cut into three bfloat16
-    parts, whose six largest products are as good as float32). Weights in bfloat16: x is cut into three
-    bfloat16 parts, 8 + 8 + 8 bits, which hold it exactly; every product is then exact and summed in float32 by
-    the tensor cores. Smallest part first. An inf in w meets a zero part and gives NaN, not inf.
+    Both float32: PRECISION "ieee" leaves the tensor cores idle; "bf16x6" is as accurate and uses them. These truncate
+    every sum, so that of a tile starts from zero and is rounded when it is added to acc: errors do not grow with the
+    number of tiles. Weights in bfloat16: x is cut into three bfloat16 parts, 8 + 8 + 8 bits, which hold it exactly;
+    every product is then exact and summed in float32 by the tensor cores. Smallest part first. An inf in w meets a
+    zero part and gives NaN, not inf.
     """
     if w.dtype == tl.bfloat16 and x.dtype == tl.bfloat16:
         acc = _dot_bfloat16(x, w, acc)
@@ -42,8 +67,8 @@ def dot(x, w, acc, PRECISION: tl.constexpr):
         acc = _dot_bfloat16((rest - middle).to(tl.bfloat16), w, acc)
         acc = _dot_bfloat16(middle.to(tl.bfloat16), w, acc)
         acc = _dot_bfloat16(high.to(tl.bfloat16), w, acc)
-    elif INTERPRETED:
-        acc = tl.dot(x.to(tl.float32), w, acc, input_precision="ieee")
+    elif PRECISION == "bf16x6":
+        acc += _dot_six(x.to(tl.float32), w)
     else:
         acc = tl.dot(x.to(tl.float32), w, acc, input_precision=PRECISION)
     return acc

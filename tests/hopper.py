@@ -35,9 +35,8 @@ TYPES = {
     "keep": "*i8",
 }
 STRIDES = ("row_stride", "x_stride", "w_stride", "g_stride", "slot_stride", "stride")
-ALIGNED = ("width", "columns", "length", "qk_width", *STRIDES)
+ALIGNED = ("width", "columns", "length", "qk_width", "pitch", *STRIDES)
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
-EVEN = {"scale": "fp32"}  # a number in attend_back, a pointer in influence
 
 Row = tuple[str, str, Any, Config, dict[str, Any], dict[str, str]]
 
@@ -77,15 +76,14 @@ def variants() -> Iterator[Row]:
 
 
 def attentions() -> Iterator[Row]:
-    kernel, flags = attend_back.attend_back_kernel, ("STORED", "SOFTCAP", "WINDOW")
-    stored = {"query": "*fp32", "key": "*fp32", **EVEN}
-    constants = dict.fromkeys(flags, False) | {"STORED": True}
-    yield "attend_back", "stored", kernel, attend_back.HOPPER["stored"], constants, stored
-    for dtype, softcap, window in product(SHORT, (False, True), (False, True)):
-        name = f"recomputed {dtype}" + " softcap" * softcap + " window" * window
-        own = {"query": "*" + SHORT[dtype], "key": "*" + SHORT[dtype], **EVEN}
-        constants = dict(zip(flags, (False, softcap, window), strict=True))
-        yield "attend_back", name, kernel, attend_back.HOPPER["recomputed"], constants, own
+    kernel, pattern = attend_back.attend_back_kernel, attend_back.pattern_kernel
+    for (shape, c), window in product(attend_back.HOPPER.items(), (False, True)):
+        yield "attend_back", shape + " window" * window, kernel, c, {"WINDOW": window}, {}
+    for (dtype, c), softcap, window in product(attend_back.PATTERN.items(), (False, True), (False, True)):
+        name = str(dtype).removeprefix("torch.")
+        own = {"query": "*" + SHORT[name], "key": "*" + SHORT[name], "scale": "fp32"}
+        constants = {"SOFTCAP": softcap, "WINDOW": window}
+        yield "attend_back.pattern", name + " softcap" * softcap + " window" * window, pattern, c, constants, own
 
 
 def compiled(kernel: Any, c: Config, constants: dict[str, Any], own: dict[str, str]) -> Any:

@@ -97,6 +97,17 @@ def test_offsets_past_31_bits() -> None:
 
 
 @interpreted
+@pytest.mark.parametrize("window", [0, 150])
+def test_recomputed_patterns_come_by_columns(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SCRATCH_BYTES", 0)
+    g = cases.generator(4)
+    how = cases.recomputed(g, 2, 1, 270, 8, window=window)
+    args = (cases.normal(g, 270 + 130, 2, 6), cases.prefixes(270, 130), how, None)
+    assert attention.scratch_columns(2, 270) == 128
+    assert cases.error("attend_back", run("attend_back", args), cases.exact("attend_back", args), args) < TOLERANCE
+
+
+@interpreted
 def test_topk_ties_go_to_the_lower_index() -> None:
     w = torch.zeros(300, 4)
     w[7::3, 0], w[250, 0] = 1.0, 2.0  # one above, then ties

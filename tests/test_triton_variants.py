@@ -23,7 +23,7 @@ class Hopper:  # a driver that is only asked what to compile for
         return 0
 
 driver.set_active(Hopper())
-from pycircuit.kernels import edge_scores, influence
+from pycircuit.kernels import attend_back, edge_scores, influence
 
 def variants(kernel, calls):
     specialise = kernel.create_binder()[-1]
@@ -39,9 +39,21 @@ scores = [
 ]
 rows = influence.ROWS.launch() | {"HAS_ORDER": True}
 total = influence.HOPPER["wide"].launch() | {"HAS_ORDER": True}
+applied = [
+    ((buffer, offsets, buffer, buffer, 8, groups, 256, 2300, 2304, first, window),
+     attend_back.HOPPER["long"].launch() | {"WINDOW": True})
+    for groups in (1, 4) for first in (0, 128) for window in (1, 4096)
+]
+written = [
+    ((buffer, buffer, buffer, offsets, buffer, targets, 8, 4, 2300, 256, 2304, first, 0.1, 50.0, 4096),
+     attend_back.PATTERN[torch.float32].launch() | {"SOFTCAP": True, "WINDOW": True})
+    for targets in (1, 16, 24) for first in (0, 128)
+]
 wide = [1, 198120, 198128]
 firsts = [1, 64]
 print(json.dumps({
+    "attend_back": variants(attend_back.attend_back_kernel, applied),
+    "attend_back.pattern": variants(attend_back.pattern_kernel, written),
     "edge_scores": variants(edge_scores.edge_scores_kernel, scores),
     "influence.sum": variants(
         influence.sum_kernel, [((buffer, offsets, buffer, buffer, buffer, n, n), rows) for n in wide]
@@ -63,5 +75,6 @@ def test_one_variant_of_every_kernel() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout).items()) == {
-        ("edge_scores", 1), ("influence.sum", 1), ("influence.solve", 1), ("influence.total", 1)
+        ("attend_back", 1), ("attend_back.pattern", 1), ("edge_scores", 1), ("influence.sum", 1),
+        ("influence.solve", 1), ("influence.total", 1),
     }  # fmt: skip

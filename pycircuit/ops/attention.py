@@ -84,3 +84,12 @@ class RecomputedAttention:
 
 
 Attention = StoredAttention | RecomputedAttention
+
+SCRATCH_BYTES = 2 << 30  # of recomputed patterns that a kernel writes out before it applies them
+SCRATCH_COLUMNS = 128  # a multiple of these at a time, even where they take more
+
+
+def scratch_columns(heads: int, positions: int) -> int:
+    """Columns of a float32 pattern [heads, positions, positions] that are written out at a time."""
+    blocks = SCRATCH_BYTES // (4 * heads * positions * SCRATCH_COLUMNS)
+    return SCRATCH_COLUMNS * max(1, min(blocks, -(-positions // SCRATCH_COLUMNS)))

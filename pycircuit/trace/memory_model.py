@@ -15,6 +15,7 @@ import torch
 from pycircuit.model.frozen import attention_block
 from pycircuit.model.replacement import ReplacementModel
 from pycircuit.ops import JumpReLU, TopK
+from pycircuit.ops.attention import scratch_columns
 from pycircuit.ops.dispatch import Request
 from pycircuit.ops.dispatch import plan as dispatched
 from pycircuit.transcoders import Transcoders
@@ -233,16 +234,23 @@ class MemoryModel:
         return 2 * out + n * slots * d * (w_dec.dtype.itemsize + 2 * self.size)
 
     def scoring(self) -> int:
-        """Decoder rows of the busiest layer, where no kernel reads them in place."""
+        """Decoder rows of the busiest layer, where no kernel reads them in place, and patterns of a layer."""
         kinds = [w.dtype for w in self.transcoders.w_dec if w is not None]
         gathered = 0 if all(self._native("edge_scores", kind) for kind in kinds) else max(k.itemsize for k in kinds)
         if not gathered:
-            return self._scratch()
+            return self._scratch() + self._written_pattern()
         patterns = 0 if self._native("attend_back", self.model.dtype) else (1 if self.stored else 4)
         return (
             self.work.busiest * self.model.width * (gathered + 2 * self.size)
             + patterns * self.size * self.heads * self.work.positions**2
+            + self._written_pattern()
         )
+
+    def _written_pattern(self) -> int:
+        """What a kernel on a GPU writes of a layer's recomputed pattern before it applies it."""
+        if self.stored or not self.on_gpu or not self._native("attend_back", self.model.dtype):
+            return 0
+        return 4 * self.heads * self.work.positions * scratch_columns(self.heads, self.work.positions)
 
     def encoder_rows(self) -> int:
         """Pages of encoders left in files, of the rows of a round; the system maps some pages around each."""

@@ -11,9 +11,10 @@ import torch
 from pretended_cuda import COUNTS, CudaTensor, site, to_device, to_host
 from torch import Tensor
 
-from pycircuit.ops import dispatch, native
+from pycircuit.ops import RecomputedAttention, dispatch, native
 from pycircuit.ops.registry import Op
 
+# A recomputed pattern is written by one launch more.
 LAUNCHES = {"encode": 6, "decode": 1, "attend_back": 1, "edge_scores": 1, "influence": 4}
 WAITS = ("encode", "influence")  # for the number of active features, for whether rows are in order
 WRITTEN = {"edge_scores": 4, "attend_back": 3}  # the argument that an op writes to
@@ -38,7 +39,7 @@ def launched(op: str) -> Callable[..., Any]:
     """The form of an op that stands for its Triton kernel."""
 
     def call(*args: Any) -> Any:
-        COUNTS.launches[site(op)] += LAUNCHES[op]
+        COUNTS.launches[site(op)] += LAUNCHES[op] + sum(isinstance(a, RecomputedAttention) for a in args)
         if op in WAITS:
             COUNTS.synchronisations[site(op)] += 1
         result = getattr(native, op)(*(mapped(a, lambda t: on_device(op, t)) for a in args))
