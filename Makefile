@@ -129,7 +129,7 @@ bench-peers: .venv-peers/.build
 bench-short: .venv-peers/.build
 	$(PEERS)/python benchmarks/short_call.py
 
-# On a machine with a GPU, with its own Python and no network: make gpu [RESULTS=dir] [SECTION=name] [COMMIT=hash]
+# On a machine with a GPU, with its own Python and no network: make gpu [RESULTS=dir] [SECTION="names"] [COMMIT=hash]
 gpu:
 	$(PYTHON) benchmarks/gpu.py $(if $(RESULTS),--results $(RESULTS)) $(if $(SECTION),--section $(SECTION)) \
 	  $(if $(COMMIT),--commit $(COMMIT))

@@ -1,6 +1,6 @@
 """What a machine with a GPU can tell in seven and a half minutes: install, compile, measure, trace, test, tune.
 
-    make gpu [RESULTS=dir] [SECTION=name], or without make: python3 benchmarks/gpu.py --results dir --commit hash
+    make gpu [RESULTS=dir] [SECTION=names], or without make: python3 benchmarks/gpu.py --results dir --commit hash
 
 Needs no network. Every section is a process of its own, and after every one dir/gpu.json is written anew: what breaks,
 is cut off or is red is marked there and keeps nothing else from being measured.
@@ -39,7 +39,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     results = ROOT / "benchmarks" / "results" / "gpu"
     parser.add_argument("--results", type=Path, default=results, help="folder of gpu.json, log.txt, tests.xml, ...")
-    parser.add_argument("--section", choices=SECONDS, help="run only this one")
+    parser.add_argument("--section", choices=SECONDS, nargs="+", help="run only these")
     parser.add_argument("--commit", help="what is measured, where there is no .git to tell")
     parser.add_argument("--seconds", type=float, default=TOTAL, help="for everything together")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help=f"cpu is a {DRY_RUN}")
@@ -165,16 +165,17 @@ class Run:
 
     def sections(self) -> None:
         """Every section in turn; what an earlier one leaves of its time, the next ones have."""
-        names = [self.options.section] if self.options.section else list(SECONDS)
-        python, changes, scale, planned = sys.executable, {}, self.options.seconds / TOTAL, self.begin
-        if not self.options.installed:
-            python, changes = self.install(SECONDS["compile"] * scale)
-            names, planned = [name for name in names if name != "compile"], planned + SECONDS["compile"] * scale
-        for name in names:
+        names, python, changes = self.options.section or list(SECONDS), sys.executable, {}
+        if not self.options.installed:  # kernels are compiled beside the install
+            names = ["compile", *(name for name in names if name != "compile")]
+        scale, planned = self.options.seconds / sum(SECONDS[name] for name in names), self.begin
+        for number, name in enumerate(names):
             planned += SECONDS[name] * scale
-            end_by = self.begin + self.options.seconds if self.options.section else planned
-            limit = end_by - time.monotonic()
-            self.finish(self.start_section(name, python, limit, **changes), limit)
+            limit = planned - time.monotonic()
+            if number or self.options.installed:
+                self.finish(self.start_section(name, python, limit, **changes), limit)
+            else:
+                python, changes = self.install(limit)
 
     def run(self) -> int:
         """Everything; a signal writes what there is and ends what runs."""
