@@ -1,6 +1,6 @@
 """A run of `make gpu` into the repository: its JSON by the card's name, and its section of RESULTS.md.
 
-    python benchmarks/gpu_results.py folder/gpu.json
+python benchmarks/gpu_results.py folder/gpu.json
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def markdown(report: dict[str, Any]) -> str:
 
 def _machine(report: dict[str, Any]) -> list[str]:
     card = results(report, "card")
-    about, rates = card["machine"], card["transfers GB/s"]
+    about, rates, launch = card["machine"], card["transfers GB/s"], card["launches"]["torch launch"]["us"]
     return [
         f"- {report['when'][:16].replace('T', ' ')} UTC, commit {report['commit'][:12]}",
         f"- {about['gpu']}, {about['memory'] / 2**30:.0f} GiB, torch {about['torch']}, triton {about['triton']}",
         f"- copy {rates['copy'] / 1e3:.2f} TB/s, to the host {rates['D2H pinned']:.0f} GB/s pinned, "
-        f"{rates['D2H pageable']:.0f} pageable; a launch takes the host {card['launches']['torch launch']['us']:.1f} us",
+        f"{rates['D2H pageable']:.0f} pageable; a launch takes the host {launch:.1f} us",
         *(f"- {line}" for line in _products(card)),
     ]
 
@@ -57,8 +57,8 @@ def _products(card: dict[str, Any]) -> Iterator[str]:
 
 
 def _traces(report: dict[str, Any]) -> list[str]:
-    head = "| shape and precision | runs | median s | range s | phases s | certificate | edges | card GB | rows | entries |"
-    lines = [head, "|---" * 10 + "|"]
+    head = ("shape and precision", "runs", "median s", "range s", "phases s", "certificate", "edges", "card GB", "rows")
+    lines = [f"| {' | '.join(head)} | entries |", "|---" * 10 + "|"]
     for section in ("plt", "clt", "long"):
         for name, entry in results(report, section).items():
             runs = entry.get("runs", [entry] if "timings" in entry else []) if isinstance(entry, dict) else []

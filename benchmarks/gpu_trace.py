@@ -136,18 +136,18 @@ def repeated(
 
 
 def plt(section: Section) -> None:
-    """The end-to-end trace, its profile and synchronisations, the ten-token call, then the other precisions."""
+    """The ten-token call, the end-to-end trace in every precision, then its synchronisations and its profile."""
+    _short(section, shape_of(section, "gemma2b-ten"))
     shape, (first, *others) = shape_of(section, "gemma2b"), precisions(section.device)
     with replacement(section, shape) as model:
         repeated(section, model, replace(shape, name=f"{shape.name} warm-up"), first, 1, None)
         graph = repeated(section, model, shape, first, RUNS, None)
-        gpu_profile.profile(section, lambda: traced(section, model, shape, first, shape.targets), "the whole trace")
-        gpu_profile.synchronisations(section, lambda: traced(section, model, shape, first, shape.targets))
         for precision in others:
             if not section.skip(f"{shape.name} {precision}", 5):
                 repeated(section, model, shape, precision, RUNS, graph)
-    if not section.skip("gemma2b-ten", 6):
-        _short(section, shape_of(section, "gemma2b-ten"))
+        del graph
+        gpu_profile.synchronisations(section, lambda: traced(section, model, shape, first, shape.targets))
+        gpu_profile.profile(section, lambda: traced(section, model, shape, first, shape.targets), "the whole trace")
 
 
 def _short(section: Section, shape: Shape) -> None:

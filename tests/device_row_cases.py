@@ -103,6 +103,7 @@ def filled(kind: Any, trace: Found, device: str, dense: bool, keep: int | None, 
         tile = slice(begin, min(begin + 7, count))
         room = store.room(len(trace.edges[tile]))
         room.copy_(trace.edges[tile].to(device))
+        store.export_settled()
         store.add(room, trace.layer[tile], trace.position[tile])
     return store
 
@@ -135,6 +136,24 @@ def check_dense(device: str, keep: int | None, monkeypatch: pytest.MonkeyPatch) 
     truth = truth.finish()
     same(packed, truth)
     same(store.finish(), truth)
+
+
+def check_interrupted(device: str, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense rows come to the host while others are swept; an interrupt in the middle loses none and doubles none."""
+    monkeypatch.setattr(device_rows, "DEVICE_BLOCK", 130)
+    trace, left, append = found(torch.float32), [after], Exporter.append
+
+    def interrupted(self: Exporter, source: Tensor, array: Growing) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        append(self, source, array)
+
+    store = filled(DeviceStore, trace, device, True, None)
+    monkeypatch.setattr(Exporter, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.export_settled()
+    same(store.finish(), filled(Store, trace, "cpu", False, None).finish())
 
 
 def check_restored(device: str) -> None:

@@ -64,7 +64,14 @@ def variants() -> Iterator[Row]:
             name = f"{shape} several layers" if several else shape
             yield "edge_scores", name, edge_scores.edge_scores_kernel, c, {"SEVERAL": several}, w
     for dtype in SHORT.values():
-        yield "edge_scores.one_each", dtype, edge_scores.one_each_kernel, edge_scores.ONE_EACH, {}, {"w_dec": "*" + dtype}
+        yield (
+            "edge_scores.one_each",
+            dtype,
+            edge_scores.one_each_kernel,
+            edge_scores.ONE_EACH,
+            {},
+            {"w_dec": "*" + dtype},
+        )
     yield "split", "", split.split_kernel, split.BLOCK, {"COUNT": 3}, {"numbers": "*fp32", "parts": "*bf16"}
     yield from attentions()
     for ordered in (False, True):

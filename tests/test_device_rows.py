@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from device_row_cases import KEEPS, check_dense, check_export, check_packing, check_restored, check_store
+from device_row_cases import (
+    KEEPS,
+    check_dense,
+    check_export,
+    check_interrupted,
+    check_packing,
+    check_restored,
+    check_store,
+)
 from graphs import random_graph
 
 from pycircuit.graph import Rows
@@ -42,6 +50,12 @@ def test_store(
 @pytest.mark.parametrize("keep", [None, 5])
 def test_dense_rows(device: str, keep: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     check_dense(device, keep, monkeypatch)
+
+
+@on_devices
+@pytest.mark.parametrize("after", [1, 2, 6])
+def test_interrupted(device: str, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_interrupted(device, after, monkeypatch)
 
 
 @on_devices

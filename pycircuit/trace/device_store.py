@@ -1,8 +1,9 @@
-"""The edge rows of a trace on a GPU: packed, cut and ranked there, and brought to the host as they are packed."""
+"""The edge rows of a trace on a GPU: packed, cut and ranked there, and brought to the host while it sweeps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -12,11 +13,11 @@ from . import device_rows
 from .columns import Columns
 from .device_rows import DeviceRows, RankedRows
 from .export import Exporter
-from .store import Part, Store
+from .store import Growing, Part, Store
 
 
 class DeviceStore(Store):
-    """Dense rows stay on the device until all are there; others come to the host tile by tile.
+    """Dense rows stay on the device and are packed on a stream of their own, others come to the host tile by tile.
 
     ranked: the device keeps packed rows too, so that it ranks features by them; otherwise the host does.
     """
@@ -36,6 +37,9 @@ class DeviceStore(Store):
         self._exporter = Exporter(like.device)
         starts = columns.feature_start
         self._ranked = RankedRows(like, rows, entries, starts, columns.count) if ranked else None
+        # Where dense rows are packed, and when those that are settled were written.
+        self._side = (torch.cuda.Stream(like.device), torch.cuda.Event()) if dense and like.is_cuda else None
+        self._exported = 0, [0] * len(self._arrays())  # dense rows, and how long they have made the arrays
 
     @property
     def _cut(self) -> int | None:
@@ -62,6 +66,25 @@ class DeviceStore(Store):
                 self._ranked.append(rows)
         self.count += len(filled)
 
+    def settle(self, layer: Sequence[int], position: Sequence[int]) -> None:
+        super().settle(layer, position)
+        if self._side is not None:
+            self._side[1].record()
+
+    def export_settled(self) -> None:
+        if self.block is None:
+            return
+        if self._side is not None:
+            self._side[0].wait_event(self._side[1])
+        with nullcontext() if self._side is None else torch.cuda.stream(self._side[0]):
+            for rows in device_rows.packed(self.block[self._exported[0] : self.count], self._cut):
+                self._export(rows)
+                done = self._exported[0] + len(rows.lengths)
+                self._exported = done, [array.size for array in self._arrays()]
+
+    def _arrays(self) -> tuple[Growing, ...]:
+        return self._column, self._weight, self._lengths, self._dropped, self._mass
+
     def _export(self, rows: DeviceRows) -> None:
         for source, array in ((rows.column, self._column), (rows.weight, self._weight), (rows.lengths, self._lengths)):
             self._exporter.append(source, array)
@@ -87,8 +110,10 @@ class DeviceStore(Store):
 
     def finish(self) -> Part:
         if self.block is not None:
-            block, self.block, self.count, self.dense = self.block[: self.count], None, 0, False
-            self._add_packed(block)
+            for array, size in zip(self._arrays(), self._exported[1], strict=True):
+                array.size = size  # without what an interrupted export left behind it
+            self.export_settled()
+            self.block, self.dense = None, False
         self._exporter.finish()
         self._ranked = None
         return super().finish()

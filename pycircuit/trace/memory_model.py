@@ -27,7 +27,7 @@ PROCESS = 3 << 20  # Python's own objects, and pages of the allocator that are p
 _LIBRARY = 9 << 18  # of a thread: where the library of matrix products arranges its operands, kept once it is there
 HUGE_PAGE = 2 << 20  # NumPy asks the system for pages of this size
 PACK_BLOCK = 1 << 16  # entries that are packed together
-DEVICE_BLOCK = 1 << 24  # of dense rows that a GPU packs together, or cuts half as many
+DEVICE_BLOCK = 1 << 25  # of dense rows that a GPU packs together, or cuts half as many
 STAGING_BYTES = 16 << 20  # of each of two pinned buffers: to pin memory takes longer than to copy as much
 _SCRATCH = 192 << 10  # bytes of a thread in a native op, at the least
 _WIDENED = 16384  # rows of a half-precision unembedding that are widened together
@@ -284,11 +284,8 @@ class MemoryModel:
         packed = 0 if self.on_gpu else copies * entries * (4 + self.size)
         return (0 if dense else self.size * self.work.columns) + packed
 
-    def packing(self, dense: bool) -> int:
-        if not self.on_gpu:
-            return self.scoring() + self._packed_together()
-        packs = not dense or self.work.stored_bytes is not None
-        return self.scoring() + packs * self._device_block()
+    def packing(self) -> int:
+        return self.scoring() + (self._device_block() if self.on_gpu else self._packed_together())
 
     def _device_block(self) -> int:
         """Of the rows that a GPU packs at a time, and of those before them, which are on their way to the host."""
@@ -357,7 +354,7 @@ class MemoryModel:
             "sweep": {
                 **after,
                 "rows": rows,
-                "tile": tile + self.packing(dense),
+                "tile": tile + self.packing(),
                 "ranking": ranking,
                 "weights": self.weight_parts(),
             },
@@ -374,7 +371,7 @@ class MemoryModel:
         """Beside dense rows, while they are packed: where they lie, or on their way from a GPU."""
         if self.on_gpu:
             return self._device_block()
-        return 4 * self.entries(keep) + self._huge(self.dense()) + self.packing(dense=True)
+        return 4 * self.entries(keep) + self._huge(self.dense()) + self.packing()
 
 
 def _adding(layers: Sequence[Sequence[Any]]) -> int:

@@ -170,6 +170,7 @@ class Found:
             fewer = self._fitting(layer, position)
             layer, position = layer[:fewer], position[:fewer]
         begin = time.perf_counter()
+        self.store.export_settled()
         check_rows(self, edges, bias)
         part = None
         if self.checkpoint is not None:

@@ -180,6 +180,9 @@ class Store:
             places[self.count :] = more
         self.count += len(layer)
 
+    def export_settled(self) -> None:
+        """Bring settled rows to the host, while a device works on what was launched after them."""
+
     def take(self, part: Part) -> None:
         """Keep packed rows."""
         self._column.append(part.column)

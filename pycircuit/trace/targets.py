@@ -117,25 +117,37 @@ def _likeliest(
     best = _probabilities(frozen, position).topk(min(max_targets, frozen.unembedding.shape[0]))
     enough = int((best.values.cumsum(0) < probability).sum()) + 1
     chosen, weights = best.indices[:enough].tolist(), best.values[:enough].tolist()
-    return [_token(model, frozen, t, position, weight) for t, weight in zip(chosen, weights, strict=True)]
+    return _tokens(model, frozen, chosen, position, weights)
 
 
-def _output(frozen: FrozenModel, label: str, token: int, weight: float, position: int, vector: Tensor) -> Target:
-    products = frozen.final_norm.forward(frozen.final_stream)[position].double() * vector.double()
-    largest, total, norm = torch.stack([products.abs().sum(), products.sum(), products.norm()]).tolist()
-    if not largest <= torch.finfo(frozen.dtype).max:
-        dtype = str(frozen.dtype).removeprefix("torch.")
-        raise ValueError(
-            f"attribute: target {label!r} must have a direction whose product with the stream fits {dtype}, got terms "
-            f"of {largest:g} together; scale it down"
+def _outputs(
+    frozen: FrozenModel, labels: list[str], tokens: list[int], weights: list[float], position: int, vectors: Tensor
+) -> list[Target]:
+    """Targets at the end of the stream; vectors: [targets, width], their directions."""
+    products = frozen.final_norm.forward(frozen.final_stream)[position].double() * vectors.double()
+    sums = torch.stack([products.abs().sum(1), products.sum(1), products.norm(dim=1)], 1).tolist()
+    for label, (largest, _, _) in zip(labels, sums, strict=True):
+        if not largest <= torch.finfo(frozen.dtype).max:
+            dtype = str(frozen.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"attribute: target {label!r} must have a direction whose product with the stream fits {dtype}, got "
+                f"terms of {largest:g} together; scale it down"
+            )
+    return [
+        Target(label, token, weight, len(frozen.layers), position, vector, total, norm)
+        for label, token, weight, vector, (_, total, norm) in zip(
+            labels, tokens, weights, vectors.to(frozen.dtype), sums, strict=True
         )
-    return Target(label, token, weight, len(frozen.layers), position, vector.to(frozen.dtype), total, norm)
+    ]
 
 
-def _token(model: ReplacementModel, frozen: FrozenModel, token: int, position: int, weight: float) -> Target:
-    """A logit, against the mean of all logits."""
-    vector = frozen.unembedding[token].to(frozen.dtype) - frozen.unembedding_mean
-    return _output(frozen, _text(model, token), token, weight, position, vector)
+def _tokens(
+    model: ReplacementModel, frozen: FrozenModel, tokens: list[int], position: int, weights: list[float]
+) -> list[Target]:
+    """Logits, against the mean of all logits."""
+    rows = torch.tensor(tokens, device=frozen.device)
+    vectors = frozen.unembedding[rows].to(frozen.dtype) - frozen.unembedding_mean
+    return _outputs(frozen, [_text(model, token) for token in tokens], tokens, weights, position, vectors)
 
 
 def _alone(tokenizer: Any, text: str) -> list[int]:
@@ -161,7 +173,7 @@ def _given(model: ReplacementModel, local: LocalReplacement, target: Any, positi
             last = frozen.unembedding.shape[0] - 1
             raise ValueError(f"attribute: targets must be token ids from 0 to {last}, got {target}")
         weight = float(_probabilities(frozen, position)[target])
-        return _token(model, frozen, target, position, weight)
+        return _tokens(model, frozen, [target], position, [weight])[0]
     if isinstance(target, tuple) and len(target) == 3 and isinstance(target[2], Tensor):
         label, weight, vector = target
         if tuple(vector.shape) != (frozen.width,):
@@ -170,7 +182,8 @@ def _given(model: ReplacementModel, local: LocalReplacement, target: Any, positi
             raise ValueError(f"attribute: a direction's weight must be finite and not negative, got {weight}")
         if not bool(vector.isfinite().all()):
             raise ValueError(f"attribute: a direction must be finite, got NaN or infinity in {str(label)!r}")
-        return _output(frozen, str(label), -1, float(weight), position, vector.detach().to(frozen.device))
+        vectors = vector.detach().to(frozen.device)[None]
+        return _outputs(frozen, [str(label)], [-1], [float(weight)], position, vectors)[0]
     known = "token ids, token strings, (label, weight, direction) or pc.Feature"
     raise TypeError(f"attribute: targets must be {known}, got {target!r}")
 

@@ -244,6 +244,9 @@ class PretendedStream:
     def wait_stream(self, stream: Any) -> None:
         pass
 
+    def wait_event(self, event: PretendedEvent) -> None:
+        pass
+
     def __enter__(self) -> None:
         pass
 

@@ -60,7 +60,7 @@ def shown(counter: Counter[str]) -> str:
 
 @pytest.mark.parametrize(
     ("family", "kind", "waits_a_trace", "launches_a_layer"),
-    [("gemma2", "plt", 56, 60.2), ("llama", "clt", 50, 57.5)],
+    [("gemma2", "plt", 60, 41.2), ("llama", "clt", 54, 36.4)],
 )
 def test_budget(
     family: str, kind: str, waits_a_trace: int, launches_a_layer: float, counts: Counts, monkeypatch: pytest.MonkeyPatch

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from device_row_cases import KEEPS, check_dense, check_export, check_packing, check_restored, check_store, filled, found
+from device_row_cases import (
+    KEEPS,
+    check_dense,
+    check_export,
+    check_interrupted,
+    check_packing,
+    check_restored,
+    check_store,
+    filled,
+    found,
+)
 from pretended_cuda import Counts
 
 from pycircuit.trace.device_store import DeviceStore
@@ -28,6 +38,11 @@ def test_store(dtype: torch.dtype, keep: int | None, ranked: bool, monkeypatch: 
 @pytest.mark.parametrize("keep", [None, 5])
 def test_dense_rows(keep: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     check_dense("cuda", keep, monkeypatch)
+
+
+@pytest.mark.parametrize("after", [1, 2, 6])
+def test_interrupted(after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_interrupted("cuda", after, monkeypatch)
 
 
 def test_rows_of_a_checkpoint() -> None:
