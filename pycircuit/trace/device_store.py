@@ -37,8 +37,10 @@ class DeviceStore(Store):
         self._exporter = Exporter(like.device)
         starts = columns.feature_start
         self._ranked = RankedRows(like, rows, entries, starts, columns.count) if ranked else None
-        # Where dense rows are packed, and when those that are settled were written.
-        self._side = (torch.cuda.Stream(like.device), torch.cuda.Event()) if dense and like.is_cuda else None
+        # Where dense rows are packed, before what else is launched; and when those that are settled were written.
+        self._side = (
+            (torch.cuda.Stream(like.device, priority=-1), torch.cuda.Event()) if dense and like.is_cuda else None
+        )
         self._exported = 0, [0] * len(self._arrays())  # dense rows, and how long they have made the arrays
 
     @property

@@ -238,7 +238,7 @@ class PretendedEvent:
 class PretendedStream:
     """A stream, whose work is done as soon as it is begun, but for copies to pinned memory."""
 
-    def __init__(self, device: Any = None) -> None:
+    def __init__(self, device: Any = None, priority: int = 0) -> None:
         pass
 
     def wait_stream(self, stream: Any) -> None:
