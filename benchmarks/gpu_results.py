@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -20,27 +21,34 @@ from pycircuit.bench import sections
 FOLDER = Path(__file__).parent
 TITLE = """# On a GPU
 
-Written by `python benchmarks/gpu_results.py` from one run of `make gpu`; do not edit. `pc.attribute` from token ids to
+Written by `python benchmarks/gpu_results.py` from runs of `make gpu`; do not edit. `pc.attribute` from token ids to
 graph, models built on the card, medians of the runs after a warm-up. *Phases* are by the host's clock, which does not
-wait for the card: what the card has left to do when the sweep is issued is in *graph*. *Edges*: the largest distance of
-a row from the float32 graph's, relative to it."""
+wait for the card: what the card has left to do when the sweep is issued is in *graph*. *Edges*: the largest distance
+of a row from the float32 graph's, relative to it. Rows of earlier commits show what a later one lacks, or was before.
+The rest is of the last commit: *predicted* is the share of the floor in PREDICTIONS.md, from before any run;
+floors are those of plain float32 units or of a copy, measured in the same run."""
 
 
 def results(report: dict[str, Any], section: str) -> dict[str, Any]:
     return report["sections"].get(section, {}).get("results", {})
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The section of RESULTS.md."""
-    parts = [[TITLE], _machine(report), _traces(report), _taped(report), _ops(report), _open(report)]
+def markdown(reports: list[dict[str, Any]]) -> str:
+    """The section of RESULTS.md; the last run comes first."""
+    report = reports[0]
+    parts = [[TITLE], _machine(reports), _traces(reports), _taped(report), _ops(report), _open(report)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
-def _machine(report: dict[str, Any]) -> list[str]:
-    card = results(report, "card")
+def _machine(reports: list[dict[str, Any]]) -> list[str]:
+    """What was measured of the card, each by the last run that came to it."""
+    card: dict[str, Any] = {}
+    for report in reversed(reports):
+        card |= results(report, "card")
     about, rates, launch = card["machine"], card["transfers GB/s"], card["launches"]["torch launch"]["us"]
+    when = ", ".join(f"{report['commit'][:7]} ({report['when'][:16].replace('T', ' ')} UTC)" for report in reports)
     return [
-        f"- {report['when'][:16].replace('T', ' ')} UTC, commit {report['commit'][:12]}",
+        f"- commits {when}",
         f"- {about['gpu']}, {about['memory'] / 2**30:.0f} GiB, torch {about['torch']}, triton {about['triton']}",
         f"- copy {rates['copy'] / 1e3:.2f} TB/s, to the host {rates['D2H pinned']:.0f} GB/s pinned, "
         f"{rates['D2H pageable']:.0f} pageable; a launch takes the host {launch:.1f} us",
@@ -56,24 +64,36 @@ def _products(card: dict[str, Any]) -> Iterator[str]:
             yield f"{name}, TFLOP/s (error): {shown}"
 
 
-def _traces(report: dict[str, Any]) -> list[str]:
-    head = ("shape and precision", "runs", "median s", "range s", "phases s", "certificate", "edges", "card GB", "rows")
-    lines = [f"| {' | '.join(head)} | entries |", "|---" * 10 + "|"]
-    for section in ("plt", "clt", "long"):
-        for name, entry in results(report, section).items():
-            runs = entry.get("runs", [entry] if "timings" in entry else []) if isinstance(entry, dict) else []
-            if runs:
-                lines.append(_trace(name, runs, entry.get("agreement", {}).get("largest distance")))
+def _traces(reports: list[dict[str, Any]]) -> list[str]:
+    head = (
+        "shape and precision",
+        "commit",
+        "runs",
+        "median s",
+        "range s",
+        "phases s",
+        "certificate",
+        "edges",
+        "card GB",
+    )
+    lines = [f"| {' | '.join(head)} | rows | entries |", "|---" * 11 + "|"]
+    for report in reports:
+        for section in ("plt", "clt", "long"):
+            for name, entry in results(report, section).items():
+                runs = entry.get("runs", [entry] if "timings" in entry else []) if isinstance(entry, dict) else []
+                if runs and "warm-up" not in name:
+                    edges = entry.get("agreement", {}).get("largest distance")
+                    lines.append(_trace(name, report["commit"][:7], runs, edges))
     return lines
 
 
-def _trace(name: str, runs: list[dict[str, Any]], edges: float | None) -> str:
+def _trace(name: str, commit: str, runs: list[dict[str, Any]], edges: float | None) -> str:
     seconds = sorted(run["seconds"] for run in runs)
     phases = {phase: median(run["timings"][phase] for run in runs) for phase in runs[0]["timings"]}
     shown = ", ".join(f"{phase} {value:.2f}" for phase, value in phases.items())
     last = runs[-1]
     cells = (
-        name, len(runs), f"{median(seconds):.2f}", f"{seconds[0]:.2f} to {seconds[-1]:.2f}", shown,
+        name, commit, len(runs), f"{median(seconds):.2f}", f"{seconds[0]:.2f} to {seconds[-1]:.2f}", shown,
         f"{max(run['certificate'] for run in runs):.1e}", "" if edges is None else f"{edges:.1e}",
         f"{last['peak device bytes'] / 1e9:.1f}", last["rows"], last["entries"],
     )  # fmt: skip
@@ -112,7 +132,8 @@ def _ops(report: dict[str, Any]) -> list[str]:
 
 
 def _open(report: dict[str, Any]) -> list[str]:
-    counts = results(report, "tests").get("counts", "not counted")
+    outcomes = results(report, "tests").get("outcomes", {}).values()
+    counts = ", ".join(f"{n} {kind}" for kind, n in Counter(o["outcome"] for o in outcomes).items()) or "none ended"
     states = {name: entry["state"] for name, entry in report["sections"].items() if entry["state"] != "finished"}
     return [f"- tests on the card: {counts}", *(f"- {n}: {s}" for n, s in states.items()), *_red(report)]
 
@@ -121,14 +142,19 @@ def _red(report: dict[str, Any]) -> list[str]:
     return [f"- red: {why}" for why in report["red"]]
 
 
-def main(path: Path) -> None:
-    report = json.loads(path.read_text())
-    if report["dry_run"]:
-        raise SystemExit(f"gpu_results: {path} must be a run on a GPU, got a {report['dry_run']}")
-    card = re.sub(r"[^a-z0-9]+", "-", results(report, "card")["machine"]["gpu"].lower()).removeprefix("nvidia-")
-    (FOLDER / "results" / f"{card}.json").write_text(json.dumps(report, indent=1) + "\n")
-    sections.put(FOLDER / "RESULTS.md", "gpu", markdown(report))
+def main(paths: list[Path]) -> None:
+    reports = [json.loads(path.read_text()) for path in paths]
+    card = re.sub(r"\W+", "-", results(reports[0], "card")["machine"]["gpu"].lower()).removeprefix("nvidia-")
+    for path, report in zip(paths, reports, strict=True):
+        for entry in report["sections"].values():  # what names the machine's own folders
+            entry.pop("log", None)
+            entry.get("results", {}).pop("options", None)
+        if report["dry_run"]:
+            raise SystemExit(f"gpu_results: {path} must be a run on a GPU, got a {report['dry_run']}")
+        name = card if report is reports[0] else f"{card}-{report['commit'][:7]}"
+        (FOLDER / "results" / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    sections.put(FOLDER / "RESULTS.md", "gpu", markdown(reports))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(path) for path in sys.argv[1:]])
