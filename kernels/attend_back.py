@@ -29,7 +29,7 @@ MOST = 128  # accumulators a thread
 # room for one program an SM, the others for two to four.
 SPACE = prune(
     (
-        config(w, s, BJ=j, BI=i, BN=n, PRECISION="bf16x6")
+        config(w, s, BJ=j, BI=i, BN=n)
         for w, s, j, i, n in (
             (8, 2, 128, 64, 128),
             (4, 2, 64, 32, 64),
@@ -48,12 +48,12 @@ SPACE = prune(
 # The fastest of the space on an H200: 0.170 ms at 128 positions and 256 targets, 2.03 ms at 2,300 and 32.
 SHORT = 512  # positions
 HOPPER = {
-    "short": config(4, 3, BJ=64, BI=32, BN=64, PRECISION="bf16x6"),
-    "long": config(8, 3, BJ=128, BI=32, BN=128, PRECISION="bf16x6"),
+    "short": config(4, 3, BJ=64, BI=32, BN=64),
+    "long": config(8, 3, BJ=128, BI=32, BN=128),
 }
 PATTERN = {
-    torch.float32: config(8, 2, BI=128, BJ=128, BK=32, PRECISION="bf16x6"),
-    torch.bfloat16: config(8, 3, BI=128, BJ=128, BK=64, PRECISION="bf16x6"),
+    torch.float32: config(8, 2, BI=128, BJ=128, BK=32),
+    torch.bfloat16: config(8, 3, BI=128, BJ=128, BK=64),
 }
 
 
@@ -82,7 +82,7 @@ def _longest(prefix_ptr, targets):
 def pattern_kernel(
     query, key, normaliser, prefix_ptr, pattern, targets, heads, groups, positions, qk_width, pitch, first_column,
     scale, softcap, window, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
-    PRECISION: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr,
+    BI: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """pattern[h, i, j - first_column] = exp(softcap(scale query[h, i] . key[g, j]) - normaliser[h, i]).
 
@@ -106,7 +106,7 @@ def pattern_kernel(
                              mask=i_inside[:, None] & k_inside[None, :], other=0.0)  # fmt: skip
             k_tile = tl.load(key + j[:, None] * qk_width + (k0 + k)[None, :],
                              mask=j_inside[:, None] & k_inside[None, :], other=0.0)  # fmt: skip
-            logit = dot(q_tile, tl.trans(k_tile), logit, PRECISION)
+            logit = dot(q_tile, tl.trans(k_tile), logit)
         logit *= scale
         if SOFTCAP:
             logit = softcap * _tanh(logit / softcap)
@@ -119,7 +119,7 @@ def pattern_kernel(
 @triton.jit(do_not_specialize=("heads", "groups", "positions", "first_column", "window"))
 def attend_back_kernel(
     y, prefix_ptr, pattern, z, heads, groups, width, positions, pitch, first_column, window, WINDOW: tl.constexpr,
-    PRECISION: tl.constexpr, BJ: tl.constexpr, BI: tl.constexpr, BN: tl.constexpr,
+    BJ: tl.constexpr, BI: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """z of the positions from first_column on; pattern: [heads, positions, pitch], its first column is first_column."""
     blocks = tl.cdiv(width, BN)
@@ -148,7 +148,7 @@ def attend_back_kernel(
                 seen &= behind < window
             cell = y + ((start + i0) * heads + h) * width + n0 + row[:, None] * (heads * width) + n[None, :]
             y_tile = tl.load(cell, mask=i_inside[:, None] & n_inside[None, :], other=0.0)
-            acc = dot(tl.trans(tl.where(seen, a, 0.0)), y_tile, acc, PRECISION)
+            acc = dot(tl.trans(tl.where(seen, a, 0.0)), y_tile, acc)
         cell = z + ((start + first) * groups + g) * width + n0 + j[:, None] * (groups * width) + n[None, :]
         tl.store(cell, acc, mask=(first + j < length)[:, None] & n_inside[None, :])
 

@@ -30,7 +30,7 @@ MOST = 32  # accumulators a thread
 # In float32 all but the last compile without a spill; those of four warps leave room for two programs an SM.
 SPACE = prune(
     (
-        config(w, s, BT=t, BE=e, BK=k, SHARES=shares, PRECISION="bf16x6")
+        config(w, s, BT=t, BE=e, BK=k, SHARES=shares)
         for w, s, t, e, k in (
             (8, 3, 64, 64, 32),
             (4, 2, 64, 32, 32),
@@ -51,10 +51,10 @@ SPACE = prune(
 # targets where blocks of 64 x 64 take 0.259. Entries are shared out over programs only when positions alone are too few
 # to fill the card.
 HOPPER = {
-    "float32": config(8, 3, BT=128, BE=32, BK=32, SHARES=1, PRECISION="bf16x6"),
-    "float32_few_positions": config(8, 3, BT=128, BE=32, BK=32, SHARES=4, PRECISION="bf16x6"),
-    "bfloat16": config(4, 3, BT=64, BE=32, BK=32, SHARES=1, PRECISION="bf16x6"),
-    "bfloat16_few_positions": config(4, 3, BT=64, BE=32, BK=32, SHARES=4, PRECISION="bf16x6"),
+    "float32": config(8, 3, BT=128, BE=32, BK=32, SHARES=1),
+    "float32_few_positions": config(8, 3, BT=128, BE=32, BK=32, SHARES=4),
+    "bfloat16": config(4, 3, BT=64, BE=32, BK=32, SHARES=1),
+    "bfloat16_few_positions": config(4, 3, BT=64, BE=32, BK=32, SHARES=4),
 }
 ONE_EACH = config(8, 1, BP=8, BK=256)  # entries of a program, and columns of their rows at a time
 
@@ -68,7 +68,7 @@ ONE_EACH = config(8, 1, BP=8, BK=256)  # entries of a program, and columns of th
 def edge_scores_kernel(
     gradient, prefix_ptr, row_ptr, ends, index, value, column, w_dec, out, targets, width, shift,
     g_stride, w_stride, out_stride, SEVERAL: tl.constexpr,
-    SHARES: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
+    SHARES: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(targets, BT)
     p = tl.program_id(0) // blocks
@@ -90,7 +90,7 @@ def edge_scores_kernel(
             k = k0 + tl.arange(0, BK)
             g = tl.load(g_row + k[None, :], mask=reaches[:, None] & (k < width)[None, :], other=0.0)
             w = tl.load(w_row + k[:, None], mask=(k < width)[:, None] & (e < end)[None, :], other=0.0)
-            acc = dot(g, w, acc, PRECISION)
+            acc = dot(g, w, acc)
         scale = tl.load(value + e, mask=e < end, other=0.0)
         # prefix_ptr starts at 0. Read here, it keeps the addresses below from being held through the product.
         row = t + tl.load(prefix_ptr, volatile=True)

@@ -30,7 +30,7 @@ def needs(c: Config) -> tuple[int, int]:
 MOST = 32  # accumulators a thread
 SPACE = prune(
     (
-        config(w, s, BP=p, BF=f, BK=k, PRECISION="bf16x6")
+        config(w, s, BP=p, BF=f, BK=k)
         for p in (32, 64, 128)
         for f in (64, 128, 256)
         for k in (32, 64)
@@ -45,17 +45,17 @@ SPACE = prune(
 # of gemma2b's 16,384 features for 132 SMs; 128 x 128 would make 128, but its compaction spills (842 and 1,093 times).
 # Eight warps are two warpgroups of 64 rows for wgmma; steps of 64 in bfloat16 load as many bytes as 32 in float32.
 HOPPER = {
-    "float32_64": config(8, 4, BP=64, BF=64, BK=32, PRECISION="bf16x6"),
-    "float32": config(8, 3, BP=128, BF=64, BK=32, PRECISION="bf16x6"),
-    "bfloat16_64": config(4, 4, BP=64, BF=64, BK=64, PRECISION="bf16x6"),
-    "bfloat16": config(8, 3, BP=128, BF=64, BK=64, PRECISION="bf16x6"),
+    "float32_64": config(8, 4, BP=64, BF=64, BK=32),
+    "float32": config(8, 3, BP=128, BF=64, BK=32),
+    "bfloat16_64": config(4, 4, BP=64, BF=64, BK=64),
+    "bfloat16": config(8, 3, BP=128, BF=64, BK=64),
 }
 
 
 @triton.jit
 def _pre_activation(
     x, w, b, p, f, positions, features, width, x_stride, w_stride,
-    PRECISION: tl.constexpr, BP: tl.constexpr, BF: tl.constexpr, BK: tl.constexpr,
+    BP: tl.constexpr, BF: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     acc = tl.zeros((BP, BF), tl.float32)
     x_row = x + p.to(tl.int64)[:, None] * x_stride
@@ -64,7 +64,7 @@ def _pre_activation(
         k = k0 + tl.arange(0, BK)
         xs = tl.load(x_row + k[None, :], mask=(p < positions)[:, None] & (k < width)[None, :], other=0.0)
         ws = tl.load(w_row + k[:, None], mask=(k < width)[:, None] & (f < features)[None, :], other=0.0)
-        acc = dot(xs, ws, acc, PRECISION)
+        acc = dot(xs, ws, acc)
     return acc + tl.load(b + f, mask=f < features, other=0.0).to(tl.float32)[None, :]
 
 
@@ -72,13 +72,13 @@ def _pre_activation(
 @triton.jit(do_not_specialize=("positions", "features", "tiles", "sampled"))
 def sample_kernel(
     x, w, b, sample, positions, features, width, x_stride, w_stride, tiles, sampled,
-    PRECISION: tl.constexpr, BP: tl.constexpr, BF: tl.constexpr, BK: tl.constexpr,
+    BP: tl.constexpr, BF: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Pre-activations of evenly spread tiles of features: sample [positions, sampled x BF]."""
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     column = tl.program_id(1) * BF + tl.arange(0, BF)
     f = (tl.program_id(1) * tiles // sampled) * BF + tl.arange(0, BF)
-    pre = _pre_activation(x, w, b, p, f, positions, features, width, x_stride, w_stride, PRECISION, BP, BF, BK)
+    pre = _pre_activation(x, w, b, p, f, positions, features, width, x_stride, w_stride, BP, BF, BK)
     pre = tl.where((f < features)[None, :], pre, -float("inf"))
     cell = sample + p.to(tl.int64)[:, None] * sampled * BF + column[None, :]
     tl.store(cell, pre, mask=(p < positions)[:, None])
@@ -88,13 +88,13 @@ def sample_kernel(
 def product_kernel(
     x, w, b, threshold, staged, packed, cursor, begins, counts, positions, features, width, ignore,
     x_stride, w_stride, threshold_stride, floor, tiles, room,
-    RULE: tl.constexpr, FLOOR: tl.constexpr, PRECISION: tl.constexpr,
+    RULE: tl.constexpr, FLOOR: tl.constexpr,
     BP: tl.constexpr, BF: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """One tile: its active entries, row by row, to a stretch of the stage that it reserves for itself."""
     tile_p, tile_f = tl.program_id(0) % tl.cdiv(positions, BP), tl.program_id(0) // tl.cdiv(positions, BP)
     p, f = tile_p * BP + tl.arange(0, BP), tile_f * BF + tl.arange(0, BF)
-    pre = _pre_activation(x, w, b, p, f, positions, features, width, x_stride, w_stride, PRECISION, BP, BF, BK)
+    pre = _pre_activation(x, w, b, p, f, positions, features, width, x_stride, w_stride, BP, BF, BK)
     active = ((p >= ignore) & (p < positions))[:, None] & (f < features)[None, :]
     if RULE == ABOVE_VECTOR:  # NaN compares false: it is active under every rule
         theta = tl.load(threshold + f * threshold_stride, mask=f < features, other=0.0)

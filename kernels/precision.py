@@ -36,7 +36,7 @@ def _parts(x):
 
 
 @triton.jit
-def _dot_six(x, w):
+def dot_six(x, w):
     """x @ w, both float32, as the six products of their parts that are above 2^-24 of it, smallest first."""
     x_high, x_middle, x_low = _parts(x)
     w_high, w_middle, w_low = _parts(w)
@@ -49,12 +49,12 @@ def _dot_six(x, w):
 
 
 @triton.jit
-def dot(x, w, acc, PRECISION: tl.constexpr):
+def dot(x, w, acc):
     """acc + x @ w. x: [m, k], w: [k, n], acc: [m, n] float32.
 
-    Both float32: PRECISION "ieee" leaves the tensor cores idle; "bf16x6" is as accurate and uses them. These truncate
-    every sum, so that of a tile starts from zero and is rounded when it is added to acc: errors do not grow with the
-    number of tiles. Weights in bfloat16: x is cut into three bfloat16 parts, 8 + 8 + 8 bits, which hold it exactly;
+    Both float32: six products of bfloat16 parts, which are as accurate. Tensor cores truncate every sum, so that of a
+    tile starts from zero and is rounded when it is added to acc: errors do not grow with the number of tiles.
+    Weights in bfloat16: x is cut into three bfloat16 parts, 8 + 8 + 8 bits, which hold it exactly;
     every product is then exact and summed in float32 by the tensor cores. Smallest part first. An inf in w meets a
     zero part and gives NaN, not inf.
     """
@@ -67,8 +67,8 @@ def dot(x, w, acc, PRECISION: tl.constexpr):
         acc = _dot_bfloat16((rest - middle).to(tl.bfloat16), w, acc)
         acc = _dot_bfloat16(middle.to(tl.bfloat16), w, acc)
         acc = _dot_bfloat16(high.to(tl.bfloat16), w, acc)
-    elif PRECISION == "bf16x6":
-        acc += _dot_six(x.to(tl.float32), w)
+    elif INTERPRETED:  # six products take it three times as long; a test of their own has them
+        acc = tl.dot(x.to(tl.float32), w, acc, input_precision="ieee")
     else:
-        acc = tl.dot(x.to(tl.float32), w, acc, input_precision=PRECISION)
+        acc += dot_six(x.to(tl.float32), w)
     return acc

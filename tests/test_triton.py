@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from pycircuit.kernels import encode as encode_module
 from pycircuit.kernels import select
+from pycircuit.kernels.precision import dot_six
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -105,6 +108,27 @@ def test_recomputed_patterns_come_by_columns(window: int, monkeypatch: pytest.Mo
     args = (cases.normal(g, 270 + 130, 2, 6), cases.prefixes(270, 130), how, None)
     assert attention.scratch_columns(2, 270) == 128
     assert cases.error("attend_back", run("attend_back", args), cases.exact("attend_back", args), args) < TOLERANCE
+
+
+@triton.jit
+def six_kernel(x, w, out, N: tl.constexpr):
+    row, column = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :]
+    tl.store(out + row * N + column, dot_six(tl.load(x + row * N + column), tl.load(w + row * N + column)))
+
+
+@interpreted
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_six_products_of_parts() -> None:
+    """As accurate as float32, over all of its range; an infinity is seen."""
+    g = cases.generator(4)
+    scale = torch.logspace(-15, 15, 32)[:, None]
+    x, w, out = cases.normal(g, 32, 32) * scale, cases.normal(g, 32, 32), torch.empty(32, 32)
+    six_kernel[(1,)](x, w, out, N=32)
+    errors = (out - x.double() @ w.double()).norm(dim=1) / (x.double() @ w.double()).norm(dim=1)
+    assert float(errors.max()) < 2e-7
+    x[3, 5] = torch.inf
+    six_kernel[(1,)](x, w, out, N=32)
+    assert not out[3].isfinite().any() and out[:3].isfinite().all() and out[4:].isfinite().all()
 
 
 @interpreted

@@ -23,7 +23,7 @@ class Hopper:  # a driver that is only asked what to compile for
         return 0
 
 driver.set_active(Hopper())
-from pycircuit.kernels import attend_back, edge_scores, influence
+from pycircuit.kernels import attend_back, edge_scores, influence, split
 
 def variants(kernel, calls):
     specialise = kernel.create_binder()[-1]
@@ -33,10 +33,16 @@ buffer = torch.zeros(4096)
 offsets = torch.zeros(4096, dtype=torch.int64)
 launch = edge_scores.HOPPER["float32"].launch()
 scores = [
-    ((buffer, offsets[s:], offsets[s:], offsets[s:], buffer[s:], buffer, buffer[s:], targets, 2304, 2304, 2304, stride),
-     launch)
-    for s in (0, 1, 2) for targets in (1, 16, 24) for stride in (198120, 198128, 1)
+    ((buffer, offsets[s:], offsets[s:], offsets[s:], offsets[s:], buffer[s:], offsets[s:], buffer, buffer[s:], targets,
+      2304, shift, 2304, 2304, stride), launch | {"SEVERAL": True})
+    for s in (0, 1, 2) for targets in (1, 16, 24) for stride in (198120, 198128, 1) for shift in (0, 1, 144)
 ]
+each = [
+    ((buffer, offsets[s:], offsets[s:], buffer[s:], buffer, buffer[s:], 2304, 2304, 2304, stride),
+     edge_scores.ONE_EACH.launch())
+    for s in (0, 1, 2) for stride in (198120, 198128, 1)
+]
+numbers = [((buffer, buffer, 2304, 2304), split.BLOCK.launch() | {"COUNT": 3})]
 rows = influence.ROWS.launch() | {"HAS_ORDER": True}
 total = influence.HOPPER["wide"].launch() | {"HAS_ORDER": True}
 applied = [
@@ -55,6 +61,8 @@ print(json.dumps({
     "attend_back": variants(attend_back.attend_back_kernel, applied),
     "attend_back.pattern": variants(attend_back.pattern_kernel, written),
     "edge_scores": variants(edge_scores.edge_scores_kernel, scores),
+    "edge_scores.one_each": variants(edge_scores.one_each_kernel, each),
+    "split": variants(split.split_kernel, numbers),
     "influence.sum": variants(
         influence.sum_kernel, [((buffer, offsets, buffer, buffer, buffer, n, n), rows) for n in wide]
     ),
@@ -75,6 +83,6 @@ def test_one_variant_of_every_kernel() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout).items()) == {
-        ("attend_back", 1), ("attend_back.pattern", 1), ("edge_scores", 1), ("influence.sum", 1),
-        ("influence.solve", 1), ("influence.total", 1),
+        ("attend_back", 1), ("attend_back.pattern", 1), ("edge_scores", 1), ("edge_scores.one_each", 1),
+        ("split", 1), ("influence.sum", 1), ("influence.solve", 1), ("influence.total", 1),
     }  # fmt: skip

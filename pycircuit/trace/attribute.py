@@ -24,7 +24,7 @@ from .checkpoint import Checkpoint, digest, reserved
 from .columns import Columns
 from .estimate import places, sample
 from .finite import check_active
-from .memory_model import Work, round_of
+from .memory_model import Work, most_prefixes, round_of
 from .plan import Bound, Fixed, MemoryBoundError, Plan, decide, least, refusal
 from .precision import Arithmetic, Precision, arithmetic_of
 from .rows import Found
@@ -148,8 +148,10 @@ def _work(
 ) -> Work:
     """Rows of the targets and of the features that see most; saved: bytes of a checkpoint's largest file."""
     columns = Columns.of(local)
-    sizes = columns.cone_sizes(*places(columns))
+    layer, position = places(columns)
+    sizes = columns.cone_sizes(layer, position)
     rows = len(sizes) if max_features is None else min(max_features, len(sizes))
+    batch = max(len(targets), round_of(rows, len(sizes), round_size))
     ends = torch.tensor([[t.layer, t.position] for t in targets], device="cpu")
     entries = int(sizes.topk(rows).values.sum()) + int(columns.cone_sizes(*ends.unbind(1)).sum())
     return Work(
@@ -159,7 +161,8 @@ def _work(
         entries=entries,
         layers=columns.layers,
         ranked=0 < rows < len(sizes),
-        batch=max(len(targets), round_of(rows, len(sizes), round_size)),
+        batch=batch,
+        prefixes=most_prefixes(batch, layer, position, sum(t.position + 1 for t in targets)),
         decoders=kept_bytes(local.transcoders.w_dec, local.features),
         busiest=columns.busiest,
         stored_bytes=saved,
