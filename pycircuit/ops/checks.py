@@ -197,9 +197,10 @@ def _facts(t: Tensor, find: Callable[[Tensor], tuple[int, ...]]) -> tuple[int, .
     return facts[find]
 
 
-def known_offsets(t: Tensor, values: Sequence[int]) -> Tensor:
+def known_offsets(t: Tensor, values: Sequence[int] | np.ndarray) -> Tensor:
     """Offsets of which the host has a copy, so that no check needs to read them from a device."""
-    _remember(t, _ends, _ends(torch.tensor(values, device="cpu")))
+    if t.device.type != "cpu":
+        _remember(t, _ends, _ends(torch.from_numpy(np.asarray(values, np.int64))))
     return t
 
 

@@ -19,7 +19,7 @@ from pycircuit.ops.torch_settings import full_float32
 from pycircuit.transcoders.lazy import kept_bytes
 
 from .columns import Columns
-from .memory_model import USUAL, Work, round_of
+from .memory_model import Work, most_prefixes, round_of
 from .plan import Bound, Plan, decide, readable
 from .precision import FLOAT32, Arithmetic, Precision, Products, arithmetic_of
 from .targets import check
@@ -51,9 +51,8 @@ class Estimate:
 
     @property
     def bytes(self) -> int:
-        """Beside the model. What the process takes for itself counts as it usually is; the plan has the most of it."""
-        process = self.plan.needs.get("process", 0)
-        return self.plan.total - process + min(process, USUAL)
+        """Beside the model, at the most."""
+        return self.plan.total
 
     def __str__(self) -> str:
         counted = "counted" if self.sampled == self.positions else f"from the first {self.sampled} positions"
@@ -136,18 +135,12 @@ def sample(
         layers=model.depth,
         ranked=0 < wanted < columns.features,
         batch=batch,
-        prefixes=max(outputs * len(ids), _mean_prefixes(batch, layer, position)),
+        prefixes=most_prefixes(batch, layer, position, outputs * len(ids)),
         decoders=kept_bytes(model.transcoders.w_dec, found, columns.features / max(1, sum(f.count for f in found))),
         busiest=columns.busiest,
         arithmetic=arithmetic,
     )
     return Sample(work, seconds, layer, position, sizes)
-
-
-def _mean_prefixes(batch: int, layer: Tensor, position: Tensor) -> int:
-    """Positions that the rows of a round see, if they are features like any others; those of layer 0 see none."""
-    seen = ((position + 1) * (layer > 0)).double()
-    return ceil(batch * float(seen.mean())) if len(seen) else 0
 
 
 def _columns(model: ReplacementModel, ids: Tensor, found: Sequence[Features]) -> Columns:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,12 +20,12 @@ from .precision import Products
 
 @dataclass(frozen=True, eq=False)
 class TargetRows:
-    """Where the rows of consecutive targets of a tile lie: of target t, ends[t] .. ends[t + 1].
+    """Where the rows of consecutive targets of a tile lie: of target t, offsets[t] .. offsets[t + 1], on the host.
 
     target, position: [rows], of each row; last: [targets], each one's last row.
     """
 
-    ends: list[int]
+    offsets: np.ndarray
     target: Tensor
     position: Tensor
     last: Tensor
@@ -53,8 +54,9 @@ class Hop:
         if out.device.type != "cpu":
             self._fill_together(out, rows)
             return
+        ends = rows.offsets.tolist()
         for t, own in enumerate(self.own):
-            mine = out[rows.ends[t] : rows.ends[t + 1]]
+            mine = out[ends[t] : ends[t + 1]]
             torch.mm(self.spread[:, t, : len(mine)].T, self.vectors[:, t], out=mine)
             mine[-1] += own
 

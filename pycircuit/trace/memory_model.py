@@ -24,7 +24,6 @@ from pycircuit.transcoders.pages import mapped_bytes
 from .precision import FLOAT32, Arithmetic
 
 PROCESS = 3 << 20  # Python's own objects, and pages of the allocator that are partly used
-USUAL = 1 << 20  # of these and of what libraries keep, in a process that has traced before
 _LIBRARY = 9 << 18  # of a thread: where the library of matrix products arranges its operands, kept once it is there
 HUGE_PAGE = 2 << 20  # NumPy asks the system for pages of this size
 PACK_BLOCK = 1 << 16  # entries that are packed together
@@ -99,8 +98,8 @@ class TileCost:
     position: int
     target: int
 
-    def of(self, rows: int, targets: int, longest: int, target_bytes: int = 0) -> int:
-        """target_bytes: what each target takes besides, for the edges it writes."""
+    def of(self, rows: Any, targets: Any, longest: Any, target_bytes: int = 0) -> Any:
+        """Of numbers, or of arrays of them. target_bytes: what each target takes besides, for the edges it writes."""
         return rows * self.row + targets * (longest * self.position + self.target + target_bytes)
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from importlib import import_module
-from itertools import accumulate, groupby
+from itertools import groupby
 from math import prod
 from operator import neg
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,8 +45,9 @@ class Tile:
     ) -> None:
         self.layer, self.own, self.out, self.bias, self.constants = layer, own, out, bias, constants
         self.position = torch.tensor(position, device=own.device)
-        self.ends = list(accumulate((p + 1 for p in position[: self.reading(1)]), initial=0))
-        self.prefix_ptr = torch.tensor(self.ends, device=own.device)
+        self.offsets = np.concatenate([[0], np.add.accumulate(np.array(position[: self.reading(1)], np.int64) + 1)])
+        self.ends = self.offsets.tolist()
+        self.prefix_ptr = torch.from_numpy(self.offsets).to(own.device)
         start = self.prefix_ptr[:-1].repeat_interleave(self.prefix_ptr.diff(), output_size=self.ends[-1])
         self.where = torch.arange(self.ends[-1], device=own.device) - start
         targets = torch.arange(len(self.ends) - 1, device=own.device)
@@ -66,8 +68,7 @@ class Tile:
     def prefix(self, count: int) -> Tensor:
         """Where the rows of the first `count` targets begin and end: [count + 1]."""
         if count not in self._prefixes:
-            ends = self.ends[: count + 1]
-            self._prefixes[count] = checks.known_offsets(self.prefix_ptr[: count + 1], ends)
+            self._prefixes[count] = checks.known_offsets(self.prefix_ptr[: count + 1], self.offsets[: count + 1])
         return self._prefixes[count]
 
     def rows(self, begin: int, end: int) -> TargetRows:
@@ -75,8 +76,8 @@ class Tile:
         if (begin, end) not in self._rows:
             start, stop = self.ends[begin], self.ends[end]
             target, position = self.target[start:stop] - begin, self.where[start:stop]
-            ends = [e - start for e in self.ends[begin : end + 1]]
-            self._rows[begin, end] = TargetRows(ends, target, position, self.last[begin:end] - start)
+            offsets = self.offsets[begin : end + 1] - start
+            self._rows[begin, end] = TargetRows(offsets, target, position, self.last[begin:end] - start)
         return self._rows[begin, end]
 
     def longest(self, begin: int, end: int) -> int:
@@ -206,12 +207,10 @@ class Sweep:
 
         tile_bytes bounds what the tile takes at its peak, with target_bytes for the edges of each target.
         """
-        rows = longest = 0
-        for t, p in enumerate(position):
-            rows, longest = rows + (p + 1 if layer[t] else 0), max(longest, p + 1)
-            if t and self._cost.of(rows, t + 1, longest, target_bytes) > tile_bytes:
-                return t
-        return len(position)
+        seen, targets = np.array(position, np.int64) + 1, np.arange(1, len(position) + 1)
+        rows = np.add.accumulate(np.where(np.array(layer) > 0, seen, 0))
+        costs = self._cost.of(rows, targets, np.maximum.accumulate(seen), target_bytes)
+        return max(1, int(np.searchsorted(costs, tile_bytes, side="right")))
 
     def reserve(self, tile_bytes: int, targets: int, target_bytes: int = 0) -> None:
         """Make room once for the largest tile of up to `targets`: a buffer that grows leaves holes where it was."""
