@@ -52,21 +52,21 @@ def dot_six(x, w):
 def dot(x, w, acc):
     """acc + x @ w. x: [m, k], w: [k, n], acc: [m, n] float32.
 
-    Both float32: six products of bfloat16 parts, which are as accurate. Tensor cores truncate every sum, so that of a
-    tile starts from zero and is rounded when it is added to acc: errors do not grow with the number of tiles.
-    Weights in bfloat16: x is cut into three bfloat16 parts, 8 + 8 + 8 bits, which hold it exactly;
-    every product is then exact and summed in float32 by the tensor cores. Smallest part first. An inf in w meets a
-    zero part and gives NaN, not inf.
+    Tensor cores truncate every sum, so that of a tile starts from zero and is rounded when it is added to acc: errors
+    do not grow with the number of tiles. Both float32: six products of bfloat16 parts, which are as accurate. Weights in
+    bfloat16: x is cut into three bfloat16 parts, 8 + 8 + 8 bits, which hold it exactly; every product is then exact and
+    summed in float32. Smallest part first. An inf in w meets a zero part and gives NaN, not inf.
     """
+    zero = tl.zeros_like(acc)
     if w.dtype == tl.bfloat16 and x.dtype == tl.bfloat16:
-        acc = _dot_bfloat16(x, w, acc)
+        acc += _dot_bfloat16(x, w, zero)
     elif w.dtype == tl.bfloat16:
         high = _upper(x)
         rest = tl.where(x == high, 0.0, x - high)  # inf - inf
         middle = _upper(rest)
-        acc = _dot_bfloat16((rest - middle).to(tl.bfloat16), w, acc)
-        acc = _dot_bfloat16(middle.to(tl.bfloat16), w, acc)
-        acc = _dot_bfloat16(high.to(tl.bfloat16), w, acc)
+        total = _dot_bfloat16((rest - middle).to(tl.bfloat16), w, zero)
+        total = _dot_bfloat16(middle.to(tl.bfloat16), w, total)
+        acc += _dot_bfloat16(high.to(tl.bfloat16), w, total)
     elif INTERPRETED:  # six products take it three times as long; a test of their own has them
         acc = tl.dot(x.to(tl.float32), w, acc, input_precision="ieee")
     else:
