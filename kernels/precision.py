@@ -52,10 +52,10 @@ def dot_six(x, w):
 def dot(x, w, acc):
     """acc + x @ w. x: [m, k], w: [k, n], acc: [m, n] float32.
 
-    Tensor cores truncate every sum, so that of a tile starts from zero and is rounded when it is added to acc: errors
-    do not grow with the number of tiles. Both float32: six products of bfloat16 parts, which are as accurate. Weights in
-    bfloat16: x is cut into three bfloat16 parts, 8 + 8 + 8 bits, which hold it exactly; every product is then exact and
-    summed in float32. Smallest part first. An inf in w meets a zero part and gives NaN, not inf.
+    Tensor cores truncate every sum: that of a tile starts from zero and is rounded when it is added to acc, so that
+    errors do not grow with the number of tiles. Both float32: six products of bfloat16 parts, which are as accurate.
+    Weights in bfloat16: x is cut into three bfloat16 parts, 8 + 8 + 8 bits, which hold it exactly; every product is
+    then exact. Smallest part first. An inf in w meets a zero part and gives NaN, not inf.
     """
     zero = tl.zeros_like(acc)
     if w.dtype == tl.bfloat16 and x.dtype == tl.bfloat16:
