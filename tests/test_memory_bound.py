@@ -40,7 +40,7 @@ CASES = {
     "no feature": Case("llama", 200, LEAST, heads=8, max_features=0),
     "half precision": Case("llama", 200, 20, dtype="bfloat16", heads=8),
     "half-precision encoders": Case(
-        "llama", 48, 30, layers=2, width=512, size=8192, cross=True, dtype="float16", active=8, max_features=16
+        "llama", 48, 34, layers=2, width=512, size=8192, cross=True, dtype="float16", active=8, max_features=16
     ),
     "double precision": Case("llama", 96, 25, dtype="float64", cross=True),
     "double precision, ranked": Case(

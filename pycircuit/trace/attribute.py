@@ -24,7 +24,7 @@ from .checkpoint import Checkpoint, digest, reserved
 from .columns import Columns
 from .estimate import places, sample
 from .finite import check_active
-from .memory_model import Work, most_prefixes, round_of
+from .memory_model import Work, round_of
 from .plan import Bound, Fixed, MemoryBoundError, Plan, decide, least, refusal
 from .precision import Arithmetic, Precision, arithmetic_of
 from .rows import Found
@@ -162,7 +162,6 @@ def _work(
         layers=columns.layers,
         ranked=0 < rows < len(sizes),
         batch=batch,
-        prefixes=most_prefixes(batch, layer, position, sum(t.position + 1 for t in targets)),
         decoders=kept_bytes(local.transcoders.w_dec, local.features),
         busiest=columns.busiest,
         stored_bytes=saved,

@@ -19,7 +19,7 @@ from pycircuit.ops.torch_settings import full_float32
 from pycircuit.transcoders.lazy import kept_bytes
 
 from .columns import Columns
-from .memory_model import Work, most_prefixes, round_of
+from .memory_model import Work, round_of
 from .plan import Bound, Plan, decide, readable
 from .precision import FLOAT32, Arithmetic, Precision, Products, arithmetic_of
 from .targets import check
@@ -135,7 +135,6 @@ def sample(
         layers=model.depth,
         ranked=0 < wanted < columns.features,
         batch=batch,
-        prefixes=most_prefixes(batch, layer, position, outputs * len(ids)),
         decoders=kept_bytes(model.transcoders.w_dec, found, columns.features / max(1, sum(f.count for f in found))),
         busiest=columns.busiest,
         arithmetic=arithmetic,

@@ -40,9 +40,8 @@ class Work:
     """The size of a trace.
 
     entries: of all its rows together, at the most; batch: the most rows of a round, which are swept together where a
-    tile takes them; prefixes: how many positions they see, at the most, None if not known; decoders: bytes of rows left
-    in files; busiest: features of the layer that has most; stored_bytes: of the largest file of a checkpoint, None
-    without one; arithmetic: of the sweep's products.
+    tile takes them; decoders: bytes of rows left in files; busiest: features of the layer that has most;
+    stored_bytes: of the largest file of a checkpoint, None without one; arithmetic: of the sweep's products.
     """
 
     positions: int
@@ -52,7 +51,6 @@ class Work:
     layers: int
     ranked: bool
     batch: int = 1
-    prefixes: int | None = None
     decoders: int = 0
     busiest: int = 0
     stored_bytes: int | None = None
@@ -66,15 +64,6 @@ class Work:
 def round_of(wanted: int, total: int, round_size: int | None) -> int:
     """How many of `wanted` features are chosen at a time: all at once where nothing has to be ranked."""
     return wanted if wanted == total else min(wanted, round_size or max(64, wanted // 8))
-
-
-def most_prefixes(batch: int, layer: torch.Tensor, position: torch.Tensor, ends: int) -> int:
-    """Positions that the rows of a round see, at the most; those of layer 0 meet no attention.
-
-    layer, position: of every feature, on the CPU; ends: positions that the targets see, which are a round of their own.
-    """
-    seen = (position + 1)[layer > 0]
-    return max(ends, int(seen.topk(min(batch, len(seen))).values.sum()))
 
 
 class LayerShape(Protocol):
@@ -287,11 +276,6 @@ class MemoryModel:
     def one_target(self, edges: int) -> int:
         """A tile that holds a single target of full length."""
         return self.cost.of(self.work.positions, 1, self.work.positions, edges)
-
-    def one_round(self, edges: int) -> int:
-        """A tile that holds the largest round."""
-        p, batch = self.work.positions, self.work.batch
-        return self.cost.of(batch * p if self.work.prefixes is None else self.work.prefixes, batch, p, edges)
 
     def edges(self, dense: bool, keep: int | None) -> int:
         """Of a target in a tile: its row where rows are not kept dense, and its packed entries."""

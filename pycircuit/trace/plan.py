@@ -191,11 +191,10 @@ def _fitted(
     lone = memory.one_target(edges)
     targets = min(max(TILE_TARGETS, tile_bytes(memory.model.device) // memory.one_target(0)), memory.work.batch)
     left = bound - sum(memory.phases(dense, keep, 0, on_device)["sweep"].values())
-    whole = min(targets * lone, max(lone, memory.one_round(edges)))
-    floor = min(whole, max(lone, bound // 16)) if comfortable else lone
+    floor = min(targets * lone, max(lone, bound // 16)) if comfortable else lone
     if left < floor:
         return None
-    tile = min(whole, left)
+    tile = min(targets * lone, left)
     phases = memory.phases(dense, keep, tile, on_device)
     name = max(phases, key=lambda phase: sum(phases[phase].values()))
     needs = {part: size for part, size in phases[name].items() if size}
