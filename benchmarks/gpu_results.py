@@ -59,8 +59,8 @@ def _machine(reports: list[dict[str, Any]]) -> list[str]:
 def _products(card: dict[str, Any]) -> Iterator[str]:
     for name, rates in card.items():
         if name.startswith("product"):
-            found = {k: r for k, r in rates.items() if isinstance(r, dict) and "tflops" in r}
-            shown = ", ".join(f"{k} {r['tflops']:.0f} ({r['error']:.0e})" for k, r in found.items())
+            measured = {k: r for k, r in rates.items() if isinstance(r, dict) and "tflops" in r}
+            shown = ", ".join(f"{k} {r['tflops']:.0f} ({r['error']:.0e})" for k, r in measured.items())
             yield f"{name}, TFLOP/s (error): {shown}"
 
 
@@ -105,8 +105,8 @@ def _taped(report: dict[str, Any]) -> list[str]:
     lines.append("|---" * 4 + "|")
     for name, entry in results(report, "taped").items():
         if "rows a second" in entry:
-            whole = entry["extrapolated seconds"]
-            total = entry["setup seconds"] + whole["sweep"] + whole["rankings"]
+            longer = entry["extrapolated seconds"]
+            total = entry["setup seconds"] + longer["sweep"] + longer["rankings"]
             distance = entry["largest distance of a row from ours"]
             lines.append(f"| {name} | {entry['rows a second']:.0f} | {total:.1f} | {distance:.1e} |")
     why = "Rows a second are measured over 512 rows; the seconds add its set-up and rankings, extrapolated."

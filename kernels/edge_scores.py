@@ -18,8 +18,8 @@ from pycircuit.kernels.precision import dot
 from torch import Tensor
 
 from pycircuit.ops import checks
+from pycircuit.ops.cross_layer import UNIT, CrossLayerFeatures
 from pycircuit.ops.features import Features
-from pycircuit.ops.together import UNIT, Together
 
 
 def needs(c: Config) -> tuple[int, int]:
@@ -117,8 +117,9 @@ def one_each_kernel(
     acc = tl.zeros((BP, BK), tl.float32)
     for k0 in range(0, width, BK):
         k = k0 + tl.arange(0, BK)[None, :]
-        some = seen[:, None] & (k < width)
-        acc += tl.load(g_row + k, mask=some, other=0.0) * tl.load(w_row + k, mask=some, other=0.0).to(tl.float32)
+        inside = seen[:, None] & (k < width)
+        g, w = tl.load(g_row + k, mask=inside, other=0.0), tl.load(w_row + k, mask=inside, other=0.0)
+        acc += g * w.to(tl.float32)
     cell = out + t * out_stride + p
     scale = tl.load(value + p, mask=seen, other=0.0)
     tl.store(cell, tl.load(cell, mask=seen, other=0.0) + tl.sum(acc, axis=1) * scale, mask=seen)
@@ -150,15 +151,17 @@ def _launch(
     )  # fmt: skip
 
 
-def run_together(together: Together, at: int, gradient: Tensor, prefix_ptr: Tensor, out: Tensor) -> None:
+def cross_layer_scores(
+    features: CrossLayerFeatures, at: int, gradient: Tensor, prefix_ptr: Tensor, out: Tensor
+) -> None:
     """out[t, column] += the scores of the features of all layers up to `at`, by what they write there."""
     if not out.shape[0] or not len(gradient):
         return
-    t, ends = together, together.ends[at]
-    chosen = HOPPER[shape_class(len(ends), len(prefix_ptr) - 1, t.w_dec[0])]
-    entries = (t.row_ptr, ends, t.place, t.value, t.column)
+    ends, w_dec = features.ends[at], features.w_dec[0]
+    chosen = HOPPER[shape_class(len(ends), len(prefix_ptr) - 1, w_dec)]
+    entries = (features.row_ptr, ends, features.place, features.value, features.column)
     with torch.cuda.device_of(out):
-        _launch(chosen, gradient, prefix_ptr, entries, t.w_dec[0], out, at * t.step, UNIT, True)
+        _launch(chosen, gradient, prefix_ptr, entries, w_dec, out, at * features.step, UNIT, True)
 
 
 def _run_one_each(gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec: Tensor, out: Tensor) -> Tensor:

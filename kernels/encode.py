@@ -41,9 +41,9 @@ SPACE = prune(
     MOST,
 )
 
-# Up to 128 positions the weights are read once. Tiles of 128 x 64 make 256 programs
-# of gemma2b's 16,384 features for 132 SMs; 128 x 128 would make 128, but its compaction spills (842 and 1,093 times).
-# Eight warps are two warpgroups of 64 rows for wgmma; steps of 64 in bfloat16 load as many bytes as 32 in float32.
+# Up to 128 positions the weights are read once. Tiles of 128 x 64 make 256 programs of gemma2b's 16,384 features for
+# 132 SMs; 128 x 128 would make 128, but its compaction spills (842 and 1,093 times). Eight warps are two warpgroups of
+# 64 rows for wgmma; steps of 64 in bfloat16 load as many bytes as 32 in float32.
 HOPPER = {
     "float32_64": config(8, 4, BP=64, BF=64, BK=32),
     "float32": config(8, 3, BP=128, BF=64, BK=32),

@@ -57,7 +57,7 @@ def _joined(parts: list[DeviceRows], name: str) -> Tensor:
 
 
 @dataclass
-class Found:
+class SmallTrace:
     """Rows of a small trace: three outputs, then features in two rounds, each from the highest layer down."""
 
     columns: Columns
@@ -76,7 +76,7 @@ class Found:
         return torch.cat([outputs, 3 + falling]), torch.cat([torch.full((3,), -1), self.node[falling]]), weight
 
 
-def found(dtype: torch.dtype) -> Found:
+def small_trace(dtype: torch.dtype) -> SmallTrace:
     """Layer 1 has no features."""
     g = torch.Generator().manual_seed(5)
     each = torch.tensor([[4, 3, 5], [0, 0, 0], [2, 6, 1], [3, 3, 3]])
@@ -92,10 +92,10 @@ def found(dtype: torch.dtype) -> Found:
             weights, seen = torch.randn(end - begin, generator=g), torch.rand(end - begin, generator=g) < 0.8
             row[begin:end] = (weights * seen).to(dtype)
     edges[5] = 0  # nothing enters here, and nothing is handed on
-    return Found(columns, layers, positions, node, edges)
+    return SmallTrace(columns, layers, positions, node, edges)
 
 
-def filled(kind: Any, trace: Found, device: str, dense: bool, keep: int | None, *more: Any) -> Any:
+def filled(kind: Any, trace: SmallTrace, device: str, dense: bool, keep: int | None, *more: Any) -> Any:
     """A store with all rows, in tiles of seven."""
     entries, count = int((trace.edges != 0).sum()), len(trace.edges)
     store = kind(trace.columns, trace.edges.to(device), count, dense, keep, entries, 7, *more)
@@ -114,7 +114,7 @@ def check_store(
     """Influence through rows ranked by the device or by the host, and all of them on the host at the end."""
     monkeypatch.setattr(device_rows, "DEVICE_BLOCK", 130)
     monkeypatch.setattr(export, "STAGING_BYTES", 256)
-    trace = found(dtype)
+    trace = small_trace(dtype)
     truth, store = (
         filled(Store, trace, "cpu", False, keep),
         filled(DeviceStore, trace, device, False, keep, ranked),
@@ -130,7 +130,7 @@ def check_store(
 def check_dense(device: str, keep: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows kept dense and packed at the end, or at once for a checkpoint."""
     monkeypatch.setattr(device_rows, "DEVICE_BLOCK", 130)
-    trace = found(torch.float32)
+    trace = small_trace(torch.float32)
     truth, store = filled(Store, trace, "cpu", False, keep), filled(DeviceStore, trace, device, True, keep)
     packed = store.pack(trace.edges.to(device), trace.layer, trace.position)
     truth = truth.finish()
@@ -141,7 +141,7 @@ def check_dense(device: str, keep: int | None, monkeypatch: pytest.MonkeyPatch) 
 def check_interrupted(device: str, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dense rows come to the host while others are swept; an interrupt in the middle loses none and doubles none."""
     monkeypatch.setattr(device_rows, "DEVICE_BLOCK", 130)
-    trace, left, append = found(torch.float32), [after], Exporter.append
+    trace, left, append = small_trace(torch.float32), [after], Exporter.append
 
     def interrupted(self: Exporter, source: Tensor, array: Growing) -> None:
         left[0] -= 1
@@ -158,7 +158,7 @@ def check_interrupted(device: str, after: int, monkeypatch: pytest.MonkeyPatch) 
 
 def check_restored(device: str) -> None:
     """Rows of a checkpoint's files are ranked with the others, and are checked when they become a graph's."""
-    trace = found(torch.float32)
+    trace = small_trace(torch.float32)
     stores = [filled(Store, trace, "cpu", False, 9), filled(DeviceStore, trace, device, False, 9, True)]
     saved = stores[0].finish()
     again = DeviceStore(trace.columns, trace.edges.to(device), len(saved), False, 9, len(saved.column), 7, True)

@@ -82,8 +82,8 @@ def test_export_of_many_buffers() -> None:
 def test_runs_are_of_one_layer_and_of_few_entries() -> None:
     order, layer = np.array([0, 1, 2, 5, 6, 3, 4, 7]), np.array([0, 0, 0, 3, 3, 2, 1, 1])
     lengths = np.array([4, 0, 3, 9, 2, 1, 5, 0])
-    found = list(runs(order, layer, lengths, most=6))
-    assert found == [(0, 2, 0, 4), (2, 3, 4, 7), (3, 5, 18, 24), (5, 6, 7, 16), (6, 7, 16, 18), (7, 8, 24, 24)]
+    stretches = list(runs(order, layer, lengths, most=6))
+    assert stretches == [(0, 2, 0, 4), (2, 3, 4, 7), (3, 5, 18, 24), (5, 6, 7, 16), (6, 7, 16, 18), (7, 8, 24, 24)]
 
 
 def test_finite_rows_are_taken_on_trust_once() -> None:

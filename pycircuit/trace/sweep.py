@@ -21,7 +21,7 @@ from torch import Tensor
 from pycircuit import ops
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.ops import Features, StoredAttention, checks
-from pycircuit.ops.together import Together, together
+from pycircuit.ops.cross_layer import CrossLayerFeatures, cross_layer_features
 from pycircuit.transcoders import CrossLayerTranscoder
 
 from .columns import Columns
@@ -117,7 +117,7 @@ class Sweep:
         constants = _nonzero([self._attention_constant(i) for i in layers] + [self._mlp_constant(i) for i in layers])
         self._attention, self._mlp_writes = constants[: len(layers)], constants[len(layers) :]
         self._each = _one_each(self.frozen.embeddings)
-        self._together = self._all_layers()
+        self._cross_layer = self._all_layers()
         self._skips = [None if skip is None else skip.T for skip in local.transcoders.w_skip]
         if arithmetic is None:
             arithmetic = arithmetic_of("attribute", "float32", self.frozen.device, self.frozen.dtype)
@@ -136,12 +136,12 @@ class Sweep:
         self._values = self.frozen.embeddings @ back_v.T
         self._position_values = None if part is None else part @ back_v.T
 
-    def _all_layers(self) -> Together | None:
+    def _all_layers(self) -> CrossLayerFeatures | None:
         """The features of a cross-layer transcoder for one launch a layer, where a kernel takes them so."""
         on_gpu = self.frozen.device.type == "cuda" and has_kernel("edge_scores", self.frozen.device, self.frozen.dtype)
         if not on_gpu or not isinstance(self.transcoders, CrossLayerTranscoder):
             return None
-        return together(self.transcoders.w_dec, self.local.features)
+        return cross_layer_features(self.transcoders.w_dec, self.local.features)
 
     def _attention_constant(self, at: int) -> Tensor | None:
         """What attention adds to an empty stream: [positions, width]."""
@@ -296,14 +296,14 @@ class Sweep:
 
     def _features(self, at: int, written: Tensor, ptr: Tensor, out: Tensor) -> None:
         """Scores of the features that write to a layer; written: the gradients of what is written there."""
-        if self._together is not None:
-            import_module("pycircuit.kernels.edge_scores").run_together(self._together, at, written, ptr, out)
+        if self._cross_layer is not None:
+            import_module("pycircuit.kernels.edge_scores").cross_layer_scores(self._cross_layer, at, written, ptr, out)
             return
         for source in self.transcoders.sources(at):
-            found = self.local.features[source]
-            if found.count:
+            features = self.local.features[source]
+            if features.count:
                 columns = self.columns.of_features(source)
-                ops.edge_scores(written, ptr, found, self.transcoders.decoder(source, at), out[:, columns])
+                ops.edge_scores(written, ptr, features, self.transcoders.decoder(source, at), out[:, columns])
 
     def _attend(self, at: int, fresh: Hop | None, tile: Tile, state: Tensor) -> None:
         """G += norm^T W_V^T A^T W_O^T post-norm^T G for targets past their first attention.

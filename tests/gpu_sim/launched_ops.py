@@ -59,11 +59,11 @@ def launched_split(numbers: Tensor, count: int) -> Tensor:
     return to_device(torch.cat([part for n in range(count, 0, -1) for part in parts[:n]], 1))
 
 
-def launched_together(together: Any, at: int, gradient: Tensor, prefix_ptr: Tensor, out: Tensor) -> None:
+def launched_cross_layer(joined: Any, at: int, gradient: Tensor, prefix_ptr: Tensor, out: Tensor) -> None:
     """What stands for the kernel that scores the features of all layers of a cross-layer transcoder."""
     COUNTS.launches[site("edge_scores")] += 1
     rows, ptr, room, begin = *(on_device("edge_scores", t) for t in (gradient, prefix_ptr, out)), 0
-    for layer, (w, found) in enumerate(zip(together.w_dec[: at + 1], together.features, strict=False)):
+    for layer, (w, found) in enumerate(zip(joined.w_dec[: at + 1], joined.features, strict=False)):
         end = begin + found.count
         if found.count:
             features = mapped(found, lambda t: on_device("edge_scores", t))
@@ -76,6 +76,6 @@ def install() -> None:
     """Every op that dispatch sends to Triton goes through `launched`, whether or not Triton is installed."""
     form = Op.form
     import_module("pycircuit.kernels.split").split = launched_split
-    import_module("pycircuit.kernels.edge_scores").run_together = launched_together
+    import_module("pycircuit.kernels.edge_scores").cross_layer_scores = launched_cross_layer
     Op.form = lambda op, name: launched(op.name) if name == "triton" else form(op, name)
     dispatch._has_triton = lambda: True

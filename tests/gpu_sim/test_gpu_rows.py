@@ -13,7 +13,7 @@ from device_row_cases import (
     check_restored,
     check_store,
     filled,
-    found,
+    small_trace,
 )
 from pretended_cuda import Counts
 
@@ -56,7 +56,7 @@ def test_export(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("keep", [None, 5])
 def test_waits(keep: int | None, counts: Counts) -> None:
     """Once a tile for the number of its entries, once a ranking, and once for all that is exported."""
-    trace = found(torch.float32)
+    trace = small_trace(torch.float32)
     store = filled(DeviceStore, trace, "cuda", False, keep, True)
     assert counts.totals()[0] == 4
     arguments = [t.to("cuda") for t in trace.arguments]

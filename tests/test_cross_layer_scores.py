@@ -9,7 +9,7 @@ from torch import Tensor
 
 import pycircuit as pc
 from pycircuit.ops import cases, reference
-from pycircuit.ops.together import Together, together
+from pycircuit.ops.cross_layer import CrossLayerFeatures, cross_layer_features
 
 LAYERS, POSITIONS, SIZE, WIDTH = 3, 9, 40, 32
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -35,8 +35,8 @@ def test_equals_layer_after_layer(at: int, dtype: torch.dtype, device: str) -> N
         pytest.skip("a CUDA device is here: Triton compiles for it")
     w_dec, features, ptr = decoders(dtype, device), active(device), cases.prefixes(4, 0, 9, 7).to(device)
     gradient = cases.normal(cases.generator(4), int(ptr[-1]), WIDTH).to(device)
-    found = together(w_dec, features)
-    assert found is not None
+    joined = cross_layer_features(w_dec, features)
+    assert joined is not None
     out = cases.normal(cases.generator(5), 4, sum(f.count for f in features) + 2).to(device)
     expected, begin = out.double(), 0
     for layer, f in enumerate(features):
@@ -45,12 +45,12 @@ def test_equals_layer_after_layer(at: int, dtype: torch.dtype, device: str) -> N
             part = expected[:, begin : begin + f.count]
             reference.edge_scores(*inputs, w_dec[layer][:, at - layer].double(), part)
         begin += f.count
-    edge_scores.run_together(found, at, gradient, ptr, out)
+    edge_scores.cross_layer_scores(joined, at, gradient, ptr, out)
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5)
 
 
-def of(w_dec: list[Tensor | None]) -> Together | None:
-    return together(w_dec, active("cpu"))
+def of(w_dec: list[Tensor | None]) -> CrossLayerFeatures | None:
+    return cross_layer_features(w_dec, active("cpu"))
 
 
 def test_only_where_rows_lie_in_units() -> None:

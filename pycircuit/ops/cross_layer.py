@@ -14,7 +14,7 @@ UNIT = 16  # numbers by which places of decoder rows are counted: so many bytes 
 
 
 @dataclass(frozen=True, eq=False)
-class Together:
+class CrossLayerFeatures:
     """Entries sorted by position, and there by layer: those of the layers up to any one come first.
 
     row_ptr: [positions + 1]; ends: [layers, positions], where the entries of the layers up to each end; place, value,
@@ -31,7 +31,7 @@ class Together:
     step: int
 
 
-def together(w_dec: Sequence[Tensor | None], features: Sequence[Features]) -> Together | None:
+def cross_layer_features(w_dec: Sequence[Tensor | None], features: Sequence[Features]) -> CrossLayerFeatures | None:
     """The features of decoders [features, layers from its own on, width]; None where rows do not lie in units."""
     decoders = [w for w in w_dec if isinstance(w, Tensor)]
     if len(decoders) < len(features) or any(w.dtype != decoders[0].dtype or not w.is_contiguous() for w in decoders):
@@ -47,4 +47,4 @@ def together(w_dec: Sequence[Tensor | None], features: Sequence[Features]) -> To
     row_ptr = torch.cat([counts.new_zeros(1), counts.sum(0).cumsum(0)])
     column = torch.cat([found.position() for found in features]).argsort(stable=True)
     place, value = torch.cat(places)[column], torch.cat([found.value for found in features])[column]
-    return Together(decoders, features, row_ptr, row_ptr[:-1] + counts.cumsum(0), place, value, column, step)
+    return CrossLayerFeatures(decoders, features, row_ptr, row_ptr[:-1] + counts.cumsum(0), place, value, column, step)
