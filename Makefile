@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt pyproject.toml constraints.txt
 MODULES := $(shell find pycircuit kernels -name '*.py' | sort)
 
-.PHONY: demo test test-peers test-real lint bench bench-lazy bench-peers bench-short box gpu sanitize build clean
+.PHONY: demo test test-peers test-real lint compile bench bench-lazy bench-peers bench-short box gpu sanitize build clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -59,6 +59,16 @@ box: build .venv/.box
 # One worker a core; threads that wait for each other leave the core to the other worker.
 test: build
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -q -n auto --maxprocesses 4
+
+# Every Triton kernel compiled for three generations of cards, no GPU needed, under the oldest triton we allow and the
+# pinned one.
+OLDEST_TRITON := 3.6.0
+build/triton-3.6/.done: | build
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(@D) triton==$(OLDEST_TRITON)
+	@touch $@
+
+compile: build build/triton-3.6/.done
+	$(BIN)/pytest -q tests/compile
 
 # The same laws on real weights. The first run converts them into build/.
 test-real: build .venv/.real

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt
+_SMALLEST, _LARGEST = 128 << 10, 32 << 20  # where glibc starts, and where freed blocks bring it
+_lock, _bounds = threading.Lock(), list[int]()
+
 
 @cache
-def _malloc_trim() -> Any:
-    """glibc's; None with another library."""
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)
+def _libc(name: str) -> Any:
+    """A function of glibc; None with another library."""
+    return getattr(ctypes.CDLL(None), name, None)
 
 
 def trim() -> None:
@@ -19,6 +27,35 @@ def trim() -> None:
     What a phase of a trace freed would otherwise stay resident beside what the next one takes: blocks of one size
     seldom fit where others were.
     """
-    release = _malloc_trim()
+    release = _libc("malloc_trim")
     if release is not None:
         release(0)
+
+
+@contextmanager
+def released_at_once(bound: int) -> Iterator[None]:
+    """Have freed blocks that are large beside `bound` bytes go back to the system as they are freed.
+
+    glibc maps large blocks one by one, but every one that is freed raises the size from which it does, up to 32 MiB;
+    later ones then lie in the heap, and the holes between them stay resident. Here that size is a small share of the
+    smallest bound that a trace runs under. A threshold that the user's environment sets is left as it is.
+    """
+    with _lock:
+        _bounds.append(bound)
+        _map_from(min(_bounds) >> 8)
+    try:
+        yield
+    finally:
+        with _lock:
+            _bounds.remove(bound)
+            _map_from(min(_bounds) >> 8 if _bounds else _LARGEST)
+
+
+def _map_from(size: int) -> None:
+    """Map blocks of `size` bytes or more one by one, in place of glibc's moving threshold."""
+    set_option = _libc("mallopt")
+    if set_option is None or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return
+    size = min(max(size, _SMALLEST), _LARGEST)
+    set_option(_MMAP_THRESHOLD, size)
+    set_option(_TRIM_THRESHOLD, 2 * size)

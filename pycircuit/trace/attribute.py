@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pycircuit.graph import Graph, Targets, Tokens
-from pycircuit.model.release import trim
+from pycircuit.model.release import released_at_once, trim
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel, check_model
 from pycircuit.ops import StoredAttention
 from pycircuit.ops.torch_settings import full_float32, without_autocast
@@ -67,7 +67,8 @@ def attribute(
     arithmetic = arithmetic_of("attribute", precision, model.device, model.dtype)
     max_features, max_targets, round_size = check(max_features, probability, max_targets, round_size)
     bound = Bound.of(memory, model.device)
-    with closing(Progress(progress)) as show, reserved(checkpoint, show):
+    apart = released_at_once(bound.bytes) if bound.given else nullcontext()
+    with apart, closing(Progress(progress)) as show, reserved(checkpoint, show):
         begin = time.perf_counter()
         ids = model.tokens(prompt)
         positions = positions_of(position, len(ids))

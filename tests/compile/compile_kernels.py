@@ -1,6 +1,7 @@
-"""Compiles every Triton kernel for compute 9.0, no GPU needed, and prints what each takes as JSON.
+"""Compiles every Triton kernel for one generation of cards, no GPU needed, and prints what each takes as JSON.
 
-Run by test_triton_hopper.py in a process of its own, with TRITON_INTERPRET=0: here kernels must be compilable.
+Run by test_compiled_kernels.py as `compile_kernels.py COMPUTE`, 90 for compute 9.0, in a process of its own: under one
+triton or another, and with TRITON_INTERPRET=0, since kernels must be compilable here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -96,7 +98,7 @@ def attentions() -> Iterator[Row]:
         yield "attend_back.pattern", name + " softcap" * softcap + " window" * window, pattern, c, constants, own
 
 
-def compiled(kernel: Any, c: Config, constants: dict[str, Any], own: dict[str, str]) -> Any:
+def compiled(kernel: Any, c: Config, constants: dict[str, Any], own: dict[str, str], compute: int) -> Any:
     constants = {**dict(c.blocks), **constants}
     types = {n: "constexpr" if n in constants else own.get(n) or TYPES.get(n, "i32") for n in kernel.arg_names}
     attributes = {
@@ -107,7 +109,7 @@ def compiled(kernel: Any, c: Config, constants: dict[str, Any], own: dict[str, s
     values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     options = {k: v for k, v in c.launch().items() if k.islower()}
     source = ASTSource(kernel, types, values, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", compute, 32), options=options)
 
 
 def _specialised(parameter: Any) -> bool:
@@ -133,15 +135,20 @@ def inspect(binary: Any) -> dict[str, int]:
     }
 
 
-def measured(at: int) -> dict[str, Any]:
-    kernel, variant, function, c, constants, own = list(variants())[at]
+def measured(number: int, compute: int) -> dict[str, Any]:
+    kernel, variant, function, c, constants, own = list(variants())[number]
     row = {"kernel": kernel, "variant": variant, "warps": c.warps, "stages": c.stages}
-    return {**row, **inspect(compiled(function, c, constants, own))}
+    try:
+        return {**row, **inspect(compiled(function, c, constants, own, compute))}
+    except Exception as error:
+        return {**row, "error": f"{type(error).__name__}: {str(error)[:200]}"}
 
 
 def main() -> None:
+    compute = int(sys.argv[1])
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        json.dump(list(pool.map(measured, range(len(list(variants()))))), sys.stdout)
+        rows = list(pool.map(partial(measured, compute=compute), range(len(list(variants())))))
+    json.dump({"triton": triton.__version__, "rows": rows}, sys.stdout)
 
 
 if __name__ == "__main__":
