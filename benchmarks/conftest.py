@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import train_step
 
-from pycircuit.bench import machine, report, sections, trace
+from pycircuit.bench import machine_rates, report, sections, whole_trace
 from pycircuit.bench.runner import Options
 from pycircuit.bench.session import Session
 
 HERE = Path(__file__).parent
 SESSION = Session(Options(budget=0.7))
-TRACES: list[trace.Traced] = []
+TRACES: list[whole_trace.Traced] = []
 STEPS: list[dict[str, Any]] = []
 
 
@@ -36,7 +36,7 @@ def session() -> Session:
 
 
 @pytest.fixture(scope="session")
-def traces() -> list[trace.Traced]:
+def traces() -> list[whole_trace.Traced]:
     return TRACES
 
 
@@ -56,9 +56,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         sections.put(markdown, "ops", report.markdown(found))
     if TRACES:
         rates = SESSION.rate(TRACES[0].threads)
-        text = trace.markdown(TRACES, rates.float32)
+        text = whole_trace.markdown(TRACES, rates.float32)
         terminalreporter.write_line(text)
-        whole = {"machine": machine.facts(), "rates": machine.as_json(rates), "traces": [t.as_json() for t in TRACES]}
+        whole = {
+            "machine": machine_rates.facts(),
+            "rates": machine_rates.as_json(rates),
+            "traces": [t.as_json() for t in TRACES],
+        }
         Path(config.getoption("--trace-results")).write_text(json.dumps(whole, indent=1) + "\n")
         sections.put(markdown, "trace", text)
     for step in STEPS:

@@ -16,7 +16,7 @@ import triton.language as tl
 from gpu_files import Section, attempt
 from torch import Tensor
 
-from pycircuit.bench import machine
+from pycircuit.bench import machine_rates
 from pycircuit.ops.torch_settings import full_float32
 from pycircuit.trace.precision import FLOAT32, PRECISIONS, Products
 
@@ -121,8 +121,8 @@ def launch_costs(section: Section) -> dict[str, Any]:
 def facts(section: Section) -> dict[str, Any]:
     """The machine and what is installed on it."""
     about: dict[str, Any] = {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda}
-    about |= {"python": platform.python_version(), "cpu": machine.cpu_model(), "cores": os.cpu_count()}
-    about |= {"host_memory_free": machine.available_memory(), "load": machine.load()}
+    about |= {"python": platform.python_version(), "cpu": machine_rates.cpu_model(), "cores": os.cpu_count()}
+    about |= {"host_memory_free": machine_rates.available_memory(), "load": machine_rates.load()}
     about["cublas_workspace"] = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     if section.device == "cuda":
         card = torch.cuda.get_device_properties(0)

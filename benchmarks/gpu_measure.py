@@ -79,10 +79,10 @@ def measure_rates(timer: Timer) -> dict[str, float]:
     return rates
 
 
-def _head_and_tail(found: pc.Features, first: int, last: int) -> pc.Features:
+def _head_and_tail(found: pc.SparseFeatures, first: int, last: int) -> pc.SparseFeatures:
     begin, end = int(found.row_ptr[first]), int(found.row_ptr[last])
     row_ptr = found.row_ptr[first : last + 1] - begin
-    return pc.Features(row_ptr, found.index[begin:end], found.value[begin:end])
+    return pc.SparseFeatures(row_ptr, found.index[begin:end], found.value[begin:end])
 
 
 def deviation(item: Item, got: Any) -> float:

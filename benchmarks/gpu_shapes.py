@@ -73,11 +73,11 @@ def _label(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def features(size: Size, positions: int, device: str) -> pc.Features:
+def features(size: Size, positions: int, device: str) -> pc.SparseFeatures:
     """Exactly `active` features a position, chosen evenly."""
     chosen = torch.rand(positions, size.features, device=device).topk(size.active).indices.sort(1).values
     row_ptr = torch.arange(positions + 1, device=device) * size.active
-    return pc.Features(row_ptr, chosen.flatten(), torch.rand(chosen.numel(), device=device) + 0.5)
+    return pc.SparseFeatures(row_ptr, chosen.flatten(), torch.rand(chosen.numel(), device=device) + 0.5)
 
 
 def ragged(targets: int, positions: int, device: str) -> Tensor:
@@ -102,7 +102,7 @@ def _encode(size: Size, device: str) -> Iterator[Item]:
             )  # fmt: skip
 
 
-def _embedding_bag(found: pc.Features, w: Tensor) -> Tensor:
+def _embedding_bag(found: pc.SparseFeatures, w: Tensor) -> Tensor:
     """The library's own sum of weighted rows."""
     return torch.nn.functional.embedding_bag(
         found.index, w, found.row_ptr[:-1], mode="sum", per_sample_weights=found.value

@@ -35,8 +35,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import pycircuit as pc
-from pycircuit.bench import machine, memory, sections
-from pycircuit.bench.trace import markdown_table
+from pycircuit.bench import machine_rates, memory, sections
+from pycircuit.bench.whole_trace import markdown_table
 from pycircuit.files.safetensors import safetensors_header
 from pycircuit.transcoders import formats
 
@@ -275,7 +275,7 @@ def measure(name: str, threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=above) as place:
         folder = Path(place)
         write(shape, folder)
-        found: dict[str, Any] = {"shape": asdict(shape), "load": machine.load()}
+        found: dict[str, Any] = {"shape": asdict(shape), "load": machine_rates.load()}
         if not shape.holes:
             found |= {"time": measure_time(shape, folder), "cold": measure_cold(shape, folder)}
         return found | {"memory": in_its_own_process(name, folder, threads)}
@@ -347,7 +347,7 @@ def main() -> None:
         print(json.dumps(measure_memory(SHAPES[given.shape], given.memory_of)))
         return
     names = [given.shape] if given.shape else list(SHAPES)
-    found = {"machine": machine.facts(), "threads": given.threads}
+    found = {"machine": machine_rates.facts(), "threads": given.threads}
     found["shapes"] = {name: measure(name, given.threads) for name in names}
     text = markdown(found)
     print(text)

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 import pycircuit as pc
-from pycircuit.bench import machine, memory, models, sections, trace
+from pycircuit.bench import machine_rates, memory, models, sections, whole_trace
 from pycircuit.bench.shapes import SHAPES, Shape
-from pycircuit.bench.trace import Traced
+from pycircuit.bench.whole_trace import Traced
 from pycircuit.integrations import circuit_tracer
 
 HERE = Path(__file__).parent
@@ -84,7 +84,7 @@ class Case:
 def run_case(case: Case, out: Path) -> None:
     shape = PLANS[case.shape].shape
     torch.set_num_threads(THREADS)
-    load = machine.load()
+    load = machine_rates.load()
     found, rows = (_peer if case.what in (PEER, DROP_IN) else _ours)(
         case, shape, Traced(case.shape, case.name, THREADS)
     )
@@ -94,10 +94,10 @@ def run_case(case: Case, out: Path) -> None:
 
 def _measure(found: Traced, call: Any, least: int, most_seconds: float) -> Any:
     """Runs `call`: the first one's memory, every one's time; again up to `least` while they are short."""
-    found.base, others = memory.restart_peak(), machine.Others()
+    found.base, others = memory.restart_peak(), machine_rates.Others()
     kept = None
     while not found.times or (len(found.times) < least and sum(found.times) < most_seconds):
-        result, seconds = trace.clocked(call)
+        result, seconds = whole_trace.clocked(call)
         if not found.times:
             found.peak, kept = memory.peak(), result
         found.add(seconds, getattr(result, "timings", {}))
@@ -114,7 +114,7 @@ def _ours(case: Case, shape: Shape, found: Traced) -> tuple[Traced, dict[str, An
         with pc.use(case.what):
             if not case.batch:
                 return pc.attribute(model, tokens, max_features=most, progress=False)
-            local, seconds = trace.clocked(lambda: pair.without_first_errors(model.freeze(tokens)))
+            local, seconds = whole_trace.clocked(lambda: pair.without_first_errors(model.freeze(tokens)))
             graph = pair.trace_frozen(model, local, max_features=most, round_size=case.round_size)
         graph.timings["forward"] = seconds + graph.timings.get("forward", 0.0)
         return graph
@@ -219,7 +219,7 @@ def _spawn(case: Case, prefix: list[str]) -> tuple[Traced, dict[str, Any]]:
         subprocess.run([*prefix, *own], check=True)
         with np.load(out) as file:
             whole = dict(file)
-    return trace.from_json(json.loads(str(whole.pop("found")))), whole
+    return whole_trace.from_json(json.loads(str(whole.pop("found")))), whole
 
 
 @dataclass
@@ -233,7 +233,7 @@ class Compared:
 
     @property
     def right(self) -> bool:
-        certified = all(t.certificate is None or t.certificate < trace.LAW for t in self.cases.values())
+        certified = all(t.certificate is None or t.certificate < whole_trace.LAW for t in self.cases.values())
         return certified and all(map(agrees, self.agreements.values()))
 
 
@@ -332,15 +332,15 @@ def _line(found: Compared, t: Traced, rate: float) -> tuple[str, ...]:
     agreed = found.agreements.get(t.what)
     agreed_text = f"{agreed['active']:.4%} / {agreed['chosen']:.2%} / {agreed['rows']:.1e}" if agreed else "-"
     certificate = "-" if t.certificate is None else f"{t.certificate:.1e}"
-    phases, share = (trace.phases(t), trace.shares_of(t, rate)) if t.timings else ("-", "-")
+    phases, share = (whole_trace.phases(t), whole_trace.shares_of(t, rate)) if t.timings else ("-", "-")
     return (
         t.what, str(len(t.times)), f"{t.median:.2f}", f"{t.spread:.2f}", ratio, phases, share, _gigabytes(t.peak),
-        _gigabytes(t.peak, t.base), certificate, agreed_text, trace.busy(t),
+        _gigabytes(t.peak, t.base), certificate, agreed_text, whole_trace.busy(t),
     )  # fmt: skip
 
 
-def markdown(found: list[Compared], rates: machine.Rates) -> str:
-    facts = machine.facts()
+def markdown(found: list[Compared], rates: machine_rates.Rates) -> str:
+    facts = machine_rates.facts()
     lines = [
         "# Against circuit-tracer 0.5.0 (the package, a fork of upstream's v0.4.1)",
         "",
@@ -359,10 +359,10 @@ def markdown(found: list[Compared], rates: machine.Rates) -> str:
     lines += [f"- {verdict}" for one in found for verdict in one.verdicts]
     lines += [f"- {one.plan.shape.name}: WRONG, no ratio: {one.agreements}" for one in found if not one.right]
     table = [_line(one, t, rates.float32) for one in found for t in one.cases.values()]
-    return "\n".join([*lines, "", *trace.markdown_table(HEADER, table)]) + "\n"
+    return "\n".join([*lines, "", *whole_trace.markdown_table(HEADER, table)]) + "\n"
 
 
-def _as_json(found: list[Compared], rates: machine.Rates) -> dict[str, Any]:
+def _as_json(found: list[Compared], rates: machine_rates.Rates) -> dict[str, Any]:
     shapes = {
         one.plan.shape.name: {
             "cases": [t.as_json() for t in one.cases.values()],
@@ -371,7 +371,7 @@ def _as_json(found: list[Compared], rates: machine.Rates) -> dict[str, Any]:
         }
         for one in found
     }
-    return {"machine": machine.facts(), "rates": machine.as_json(rates), "shapes": shapes}
+    return {"machine": machine_rates.facts(), "rates": machine_rates.as_json(rates), "shapes": shapes}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -393,7 +393,7 @@ def main() -> int:
         run_case(Case(given.case[0], given.case[1], int(given.case[2])), given.out)
         return 0
     names = given.shape or [name for name in PLANS if name != "tiny"]
-    rates = machine.measure(THREADS)
+    rates = machine_rates.measure(THREADS)
     found = [compare(PLANS[name], rates.float32, shlex.split(given.prefix)) for name in names]
     text = markdown(found, rates)
     print(text)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import pycircuit as pc
-from pycircuit.bench import machine
+from pycircuit.bench import machine_rates
 from pycircuit.integrations.circuit_tracer import attribute
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "peers"))
@@ -59,7 +59,7 @@ def main() -> int:
         "TransformerLens": lambda: pair.lens_of("llama", model, transcoders, SIZE, torch.float32),
         "nnsight": lambda: pair.nnsight_of(model, transcoders, SIZE),
     }
-    print(f"{machine.cpu_model()}, one thread, {TOKENS} tokens, {FEATURES} features, {ROUNDS} turns")
+    print(f"{machine_rates.cpu_model()}, one thread, {TOKENS} tokens, {FEATURES} features, {ROUNDS} turns")
     missed = False
     for name, build in backends.items():
         drop_in, native, times = ratio(build(), ours, ids)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from pycircuit.bench.rows import ROWS, Row
+from pycircuit.bench.catalog import ROWS, Row
 from pycircuit.bench.session import Session, plan
 
 PLAN = list(plan(ROWS))

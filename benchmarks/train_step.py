@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycircuit.bench import machine
-from pycircuit.bench.trace import markdown_table
-from pycircuit.train import Recipe
-from pycircuit.train.learner import Learner
+from pycircuit.bench import machine_rates
+from pycircuit.bench.whole_trace import markdown_table
+from pycircuit.training import Recipe
+from pycircuit.training.learner import Learner
 
 FEATURES, TOP, WIDTH, BATCH = 8192, 32, 512, 1024
 NEEDS = "mebibytes beyond weights, moments, gradients and batch"
@@ -113,7 +113,7 @@ def measured(form: str, features: int, batch: int) -> int:
 
 
 def report(rounds: int) -> dict[str, Any]:
-    others = machine.Others()
+    others = machine_rates.Others()
     times = timed(rounds)
     taken = others.cores() or 0.0
     median = {name: statistics.median(t) for name, t in times.items()}

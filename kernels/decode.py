@@ -13,7 +13,7 @@ import triton.language as tl
 from pycircuit.kernels.config import Config, config, prune
 from torch import Tensor
 
-from pycircuit.ops.features import Features
+from pycircuit.ops.features import SparseFeatures
 
 
 def needs(c: Config) -> tuple[int, int]:
@@ -57,7 +57,7 @@ def shape_class(w_dec: Tensor) -> str:
     return "bfloat16" if w_dec.dtype == torch.bfloat16 else "float32"
 
 
-def run(c: Config, features: Features, w_dec: Tensor, bias: Tensor | None) -> Tensor:
+def run(c: Config, features: SparseFeatures, w_dec: Tensor, bias: Tensor | None) -> Tensor:
     slots, slot_stride = (w_dec.shape[1], w_dec.stride(1)) if w_dec.ndim == 3 else (1, 0)
     width = w_dec.shape[-1]
     out = features.value.new_empty(*w_dec.shape[1:-1], features.positions, width)
@@ -72,6 +72,6 @@ def run(c: Config, features: Features, w_dec: Tensor, bias: Tensor | None) -> Te
     return out
 
 
-def decode(features: Features, w_dec: Tensor, bias: Tensor | None) -> Tensor:
+def decode(features: SparseFeatures, w_dec: Tensor, bias: Tensor | None) -> Tensor:
     with torch.cuda.device_of(w_dec):
         return run(HOPPER[shape_class(w_dec)], features, w_dec, bias)

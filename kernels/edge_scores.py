@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pycircuit.ops import checks
 from pycircuit.ops.cross_layer import UNIT, CrossLayerFeatures
-from pycircuit.ops.features import Features
+from pycircuit.ops.features import SparseFeatures
 
 
 def needs(c: Config) -> tuple[int, int]:
@@ -130,7 +130,9 @@ def shape_class(positions: int, targets: int, w_dec: Tensor) -> str:
     return kind + ("_few_positions" if positions * triton.cdiv(targets, 64) < 132 else "")
 
 
-def run(c: Config, gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec: Tensor, out: Tensor) -> Tensor:
+def run(
+    c: Config, gradient: Tensor, prefix_ptr: Tensor, features: SparseFeatures, w_dec: Tensor, out: Tensor
+) -> Tensor:
     if out.numel() and len(gradient):
         ends = features.row_ptr[1:]
         entries = (features.row_ptr, ends, features.index, features.value, features.index)
@@ -164,7 +166,7 @@ def cross_layer_scores(
         _launch(chosen, gradient, prefix_ptr, entries, w_dec, out, at * features.step, UNIT, True)
 
 
-def _run_one_each(gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec: Tensor, out: Tensor) -> Tensor:
+def _run_one_each(gradient: Tensor, prefix_ptr: Tensor, features: SparseFeatures, w_dec: Tensor, out: Tensor) -> Tensor:
     if out.numel() and len(gradient):
         grid = (len(prefix_ptr) - 1, triton.cdiv(features.positions, ONE_EACH["BP"]))
         one_each_kernel[grid](
@@ -174,7 +176,7 @@ def _run_one_each(gradient: Tensor, prefix_ptr: Tensor, features: Features, w_de
     return out
 
 
-def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec: Tensor, out: Tensor) -> Tensor:
+def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: SparseFeatures, w_dec: Tensor, out: Tensor) -> Tensor:
     _, count, most = checks.offsets("edge_scores", "features.row_ptr", features.row_ptr)  # known since the call
     if count == features.positions and most == 1:
         with torch.cuda.device_of(out):

@@ -16,7 +16,7 @@ from pycircuit.kernels.select import keep_largest, kth_largest
 from torch import Tensor
 
 from pycircuit.ops.activations import Activation, BatchTopK, JumpReLU, TopK
-from pycircuit.ops.features import Features
+from pycircuit.ops.features import SparseFeatures
 
 ABOVE_NUMBER, ABOVE_VECTOR, ABOVE_KTH = (tl.constexpr(rule) for rule in range(3))
 COPY = tl.constexpr(512)  # entries a tile moves at a time
@@ -153,7 +153,7 @@ def _rule(activation: Activation, like: Tensor, kth: Tensor | None) -> tuple[tl.
 
 def _filtered(
     c: Config, x: Tensor, w: Tensor, b: Tensor, activation: Activation, ignore: int, kth: Tensor | None, room: int
-) -> Features:
+) -> SparseFeatures:
     """Everything the rule lets through; for TopK, what reaches the position's bound."""
     (positions, width), features, device = x.shape, w.shape[0], x.device
     blocks, tiles = triton.cdiv(positions, c["BP"]), triton.cdiv(features, c["BF"])
@@ -178,7 +178,7 @@ def _filtered(
             staged, packed, begins, counts, ends, index, value, positions, tiles,
             **config(4, 1, BP=c["BP"], BF=c["BF"]).launch(),
         )  # fmt: skip
-    return Features(torch.cat([ends.new_zeros(1), ends.view(positions, tiles)[:, -1]]), index, value)
+    return SparseFeatures(torch.cat([ends.new_zeros(1), ends.view(positions, tiles)[:, -1]]), index, value)
 
 
 def _bound(c: Config, x: Tensor, w: Tensor, b: Tensor, k: int) -> tuple[Tensor, int]:
@@ -199,11 +199,13 @@ def shape_class(x: Tensor, w_enc: Tensor) -> str:
     return kind + ("_64" if len(x) <= 64 else "")
 
 
-def run(c: Config, x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activation, ignore_positions: int) -> Features:
+def run(
+    c: Config, x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activation, ignore_positions: int
+) -> SparseFeatures:
     positions, features = len(x), len(w_enc)
     if not positions or not features:
         row_ptr = torch.zeros(positions + 1, dtype=torch.int64, device=x.device)
-        return Features(row_ptr, row_ptr[:0].clone(), torch.empty(0, dtype=torch.float32, device=x.device))
+        return SparseFeatures(row_ptr, row_ptr[:0].clone(), torch.empty(0, dtype=torch.float32, device=x.device))
     room = positions * features // ROOM + 1024
     if not isinstance(activation, TopK):
         return _filtered(c, x, w_enc, b_enc, activation, ignore_positions, None, room)
@@ -215,6 +217,6 @@ def run(c: Config, x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activati
     return keep_largest(candidates, activation.k)
 
 
-def encode(x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activation, ignore_positions: int) -> Features:
+def encode(x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activation, ignore_positions: int) -> SparseFeatures:
     with torch.cuda.device_of(x):
         return run(HOPPER[shape_class(x, w_enc)], x, w_enc, b_enc, activation, ignore_positions)

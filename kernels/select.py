@@ -13,7 +13,7 @@ import triton.language as tl
 from pycircuit.kernels.config import config
 from torch import Tensor
 
-from pycircuit.ops.features import Features
+from pycircuit.ops.features import SparseFeatures
 
 BLOCK = tl.constexpr(1024)
 ROWS = config(4, 1)
@@ -84,7 +84,7 @@ def kth_largest(values: Tensor, k: int) -> Tensor:
     return out
 
 
-def keep_largest(candidates: Features, k: int) -> Features:
+def keep_largest(candidates: SparseFeatures, k: int) -> SparseFeatures:
     """The k largest entries of every position, in index order."""
     if not candidates.count:
         return candidates
@@ -94,4 +94,4 @@ def keep_largest(candidates: Features, k: int) -> Features:
     keep_kernel[(candidates.positions,)](candidates.row_ptr, candidates.value, keep, kept, k, **ROWS.launch())
     row_ptr[1:] = kept.cumsum(0)
     chosen = keep.bool()
-    return Features(row_ptr, candidates.index[chosen], candidates.value[chosen])
+    return SparseFeatures(row_ptr, candidates.index[chosen], candidates.value[chosen])

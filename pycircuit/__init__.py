@@ -3,14 +3,14 @@
 from importlib.metadata import version as _version
 
 from . import graph, ops
-from .causal import Intervened, Intervention, validate
 from .examples import write_examples
 from .graph import Graph
+from .interventions import Intervened, Intervention, generate, intervene, intervene_many, validate
 from .load import load
 from .model import Family, FamilyError, ReplacementModel, register_family
-from .ops import BatchTopK, Features, ImplementationError, JumpReLU, ReLU, TopK, explain, last_run, use
+from .ops import BatchTopK, ImplementationError, JumpReLU, ReLU, SparseFeatures, TopK, explain, last_run, use
 from .trace import CheckpointError, Estimate, Feature, MemoryBoundError, attribute, attribute_many, estimate
-from .train import Evaluation, evaluate, train
+from .training import Evaluation, evaluate, train
 from .transcoders import CrossLayerTranscoder, PerLayerTranscoders
 from .transcoders.formats import register_format
 
@@ -24,7 +24,6 @@ __all__ = [
     "Family",
     "FamilyError",
     "Feature",
-    "Features",
     "Graph",
     "ImplementationError",
     "Intervened",
@@ -34,13 +33,17 @@ __all__ = [
     "PerLayerTranscoders",
     "ReLU",
     "ReplacementModel",
+    "SparseFeatures",
     "TopK",
     "attribute",
     "attribute_many",
     "estimate",
     "evaluate",
     "explain",
+    "generate",
     "graph",
+    "intervene",
+    "intervene_many",
     "last_run",
     "load",
     "ops",

@@ -11,7 +11,7 @@ import torch
 
 import pycircuit as pc
 
-from .bench import machine
+from .bench import machine_rates
 from .ops.dispatch import ImplementationError, Request, native_isas, plan
 from .ops.registry import OPS
 
@@ -23,7 +23,7 @@ def examine() -> dict[str, Any]:
         "pycircuit": pc.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": machine.cpu_model(),
+        "cpu": machine_rates.cpu_model(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "triton": _installed("triton"),

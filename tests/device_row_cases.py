@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from pycircuit.graph import Rows
-from pycircuit.trace import device_rows, export
+from pycircuit.trace import device_export, device_rows
 from pycircuit.trace.columns import Columns
+from pycircuit.trace.device_export import Exporter
 from pycircuit.trace.device_rows import DeviceRows
 from pycircuit.trace.device_store import DeviceStore
-from pycircuit.trace.export import Exporter
-from pycircuit.trace.store import Growing, Part, Store
+from pycircuit.trace.row_store import Growing, Part, Store
 
 KEEPS = (None, 0, 1, 3, 7, 40, 100)
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2])  # of outputs
@@ -113,7 +113,7 @@ def check_store(
 ) -> None:
     """Influence through rows ranked by the device or by the host, and all of them on the host at the end."""
     monkeypatch.setattr(device_rows, "DEVICE_BLOCK", 130)
-    monkeypatch.setattr(export, "STAGING_BYTES", 256)
+    monkeypatch.setattr(device_export, "STAGING_BYTES", 256)
     trace = small_trace(dtype)
     truth, store = (
         filled(Store, trace, "cpu", False, keep),
@@ -180,7 +180,7 @@ def same(got: Part, expected: Part) -> None:
 
 def check_export(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors of several types and sizes, through buffers that most of them do not fit."""
-    monkeypatch.setattr(export, "STAGING_BYTES", 4096)
+    monkeypatch.setattr(device_export, "STAGING_BYTES", 4096)
     exporter, g = Exporter(torch.device(device)), torch.Generator().manual_seed(1)
     arrays = {torch.float32: Growing(np.float32, 0), torch.int32: Growing(np.int32, 50_000)}
     arrays[torch.float64] = Growing(np.float64, 7)

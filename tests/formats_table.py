@@ -17,7 +17,7 @@ from torch import Tensor
 
 import pycircuit as pc
 from pycircuit.transcoders import formats
-from pycircuit.transcoders.formats import saving, turned
+from pycircuit.transcoders.formats import cached_encoder, saving
 from pycircuit.transcoders.lazy import LazyRows
 
 README = Path(__file__).parents[1] / "README.md"
@@ -74,7 +74,7 @@ def on_the_page() -> str:
 
 
 if __name__ == "__main__":
-    turned.LEAST = 0
+    cached_encoder.LEAST = 0
     with tempfile.TemporaryDirectory() as place:
         os.environ["PYCIRCUIT_CACHE"] = str(Path(place) / "cache")
         before, _, rest = README.read_text().partition(BEGIN)

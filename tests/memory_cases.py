@@ -100,7 +100,7 @@ def run(case: Case) -> dict[str, Any]:
                 break
             except pc.MemoryBoundError as error:
                 assert refusals < 3, f"a bound that a refusal named was refused: {error}"
-                bound, refusals = pc.trace.plan.parse_bytes(refused(error)), refusals + 1
+                bound, refusals = pc.trace.memory_plan.parse_bytes(refused(error)), refusals + 1
     peak = memory.peak()
     assert before is not None and peak is not None
     return {"case": asdict(case), "bound": bound, "peak": peak - before,

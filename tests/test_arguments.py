@@ -24,7 +24,7 @@ Change = Callable[[Any], Any]
 def good(op: str) -> dict[str, Any]:
     """A small sound call; outputs would be far larger than inputs if shapes were."""
     g = cases.generator(3)
-    features = pc.Features(torch.tensor([0, 2, 2, 5]), torch.tensor([1, 4, 0, 2, 5]), torch.rand(5, generator=g))
+    features = pc.SparseFeatures(torch.tensor([0, 2, 2, 5]), torch.tensor([1, 4, 0, 2, 5]), torch.rand(5, generator=g))
     ptr = torch.tensor([0, 1, 3])
     calls: dict[str, dict[str, Any]] = {
         "encode": {"x": torch.randn(3, 4), "w_enc": torch.randn(6, 4), "b_enc": torch.randn(6),
@@ -251,7 +251,7 @@ def test_features(op: str, bad: str) -> None:
 @pytest.mark.usefixtures("nothing_runs")
 @pytest.mark.parametrize("op", ["decode", "edge_scores"])
 def test_not_features(op: str) -> None:
-    refuses(op, {**good(op), "features": (1, 2, 3)}, "features", "must be pc.Features, got tuple", TypeError)
+    refuses(op, {**good(op), "features": (1, 2, 3)}, "features", "must be pc.SparseFeatures, got tuple", TypeError)
 
 
 @pytest.mark.parametrize("op", ["decode", "edge_scores"])
@@ -465,7 +465,7 @@ FOREIGN: dict[str, Change] = {
 
 
 def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, pc.Features):
+    if isinstance(a, pc.SparseFeatures):
         return all(_same(u, v) for u, v in zip(vars(a).values(), vars(b).values(), strict=True) if u is not None)
     return torch.equal(a, b)
 
@@ -484,7 +484,7 @@ def test_foreign_arrays(op: str, path: str, kind: str, form: str) -> None:
         expected = getattr(pc.ops, op)(**plain)
         got = getattr(pc.ops, op)(**put(args, path, FOREIGN[kind](get(args, path))))
     assert _same(got, expected)
-    results = vars(got).values() if isinstance(got, pc.Features) else (got,)
+    results = vars(got).values() if isinstance(got, pc.SparseFeatures) else (got,)
     assert not any(isinstance(t, Tensor) and t.requires_grad for t in results)
 
 
@@ -519,7 +519,7 @@ def test_parameters_are_those_tested(op: str) -> None:
 @pytest.mark.parametrize("form", ["reference", "native"])
 def test_zero_in_any_dimension(form: str) -> None:
     one = torch.zeros(2, dtype=torch.int64)
-    none = pc.Features(one, one[:0], torch.zeros(0))
+    none = pc.SparseFeatures(one, one[:0], torch.zeros(0))
     with pc.use(form):
         for p, f, d in ((0, 3, 4), (2, 0, 4), (2, 3, 0), (0, 0, 0)):
             b = torch.ones(f)

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import pycircuit as pc
-from pycircuit.bench import compare, inputs, machine, models, report, rows, runner
-from pycircuit.bench.machine import Rates
+from pycircuit.bench import catalog, compare, inputs, machine_rates, models, report, runner
+from pycircuit.bench.catalog import MATRIX, MEMORY, READ, ROWS, Row, Target
+from pycircuit.bench.machine_rates import Rates
 from pycircuit.bench.report import Report
-from pycircuit.bench.rows import MATRIX, MEMORY, READ, ROWS, Row, Target
 from pycircuit.bench.runner import Options, Result
 from pycircuit.bench.session import Session, plan
 from pycircuit.bench.shapes import SHAPES, Shape
@@ -85,7 +85,7 @@ def test_a_wrong_answer_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_row_too_large_is_skipped_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(machine_rates, "available_memory", lambda: 10**9)
     result = runner.measure(replace(tiny("decode-plt"), needs=9e9), 1, RATES, Options())
     assert result.skipped == "needs 9 GB of memory, 1 GB are free"
 
@@ -148,20 +148,20 @@ def test_rows_are_unique_and_cover_what_is_promised() -> None:
             for form in ("ragged-stored", "ragged-recomputed", "full-stored", "full-recomputed"):
                 assert f"attend_back/{shape}/b{targets}-{form}" in names
     assert {"decode/gemma2b/clt13", "decode/gemma2b/clt13-bf16", "influence/gemma2b/k7500"} <= set(names)
-    assert {row.op for row in rows.select(quick=True)} == set(pc.ops.registry.OPS)
+    assert {row.op for row in catalog.select(quick=True)} == set(pc.ops.registry.OPS)
 
 
 def test_plan_adds_one_thread_to_cheap_rows() -> None:
     cheap, dear = replace(tiny("decode-plt"), single=True), tiny("decode-clt")
-    everything = machine.all_threads()
+    everything = machine_rates.all_threads()
     counts = [everything, 1] if everything > 1 else [everything]
     assert list(plan([cheap, dear])) == [(cheap, n) for n in counts] + [(dear, everything)]
 
 
 def test_rates_are_those_of_a_machine() -> None:
-    rates = machine.measure(1, seconds=0.02)
+    rates = machine_rates.measure(1, seconds=0.02)
     assert 1e8 < rates.float32 < 1e14 and 1e8 < rates.read < 1e13 and 1e8 < rates.copy < 1e13
-    assert machine.Others().cores() is not None
+    assert machine_rates.Others().cores() is not None
 
 
 def test_copies_keep_strides() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pycircuit as pc
-from pycircuit.bench import cone, memory, models, sections, trace
+from pycircuit.bench import cone, memory, models, sections, whole_trace
 from pycircuit.bench.shapes import SHAPES, Shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,7 +49,7 @@ def test_operations_of_the_cone(graph: pc.Graph, first_hop: bool, cross_layer: b
 def test_a_shape_has_its_active_features(graph: pc.Graph) -> None:
     positions = TINY.positions - 1  # none at the first
     assert len(graph.features) / (positions * TINY.layers) == pytest.approx(TINY.active, rel=0.25)
-    assert graph.certificate < trace.LAW
+    assert graph.certificate < whole_trace.LAW
 
 
 def test_a_cross_layer_shape_has_bfloat16_decoders() -> None:
@@ -59,7 +59,7 @@ def test_a_cross_layer_shape_has_bfloat16_decoders() -> None:
     assert {w.dtype for w in model.transcoders.w_dec} == {torch.bfloat16}
     graph = pc.attribute(model, models.prompt(shape.positions), max_features=shape.targets)
     assert len(graph.features) / (11 * shape.layers) == pytest.approx(shape.active, rel=0.25)
-    assert graph.certificate < trace.LAW
+    assert graph.certificate < whole_trace.LAW
 
 
 def test_a_model_takes_its_shapes_prompt() -> None:
@@ -69,30 +69,33 @@ def test_a_model_takes_its_shapes_prompt() -> None:
 
 
 def test_native_and_reference_are_timed_by_phase() -> None:
-    native, reference = trace.compare(TINY, runs=3)
+    native, reference = whole_trace.compare(TINY, runs=3)
     assert (native.what, reference.what) == ("native", "reference")
     for found in (native, reference):
-        assert len(found.times) == 3 and found.certificate is not None and found.certificate < trace.LAW
+        assert len(found.times) == 3 and found.certificate is not None and found.certificate < whole_trace.LAW
         assert sum(found.timings.values()) <= max(found.times) and sum(found.shares().values()) == pytest.approx(1)
     assert native.rows == reference.rows and native.operations == reference.operations > 0
-    text = trace.markdown([native, reference], 1e9)
+    text = whole_trace.markdown([native, reference], 1e9)
     assert f"| {reference.median / native.median:.2f} |" in text and "| 1.00 |" in text
 
 
 def test_the_phases_kept_are_the_median_runs() -> None:
-    found = trace.Traced("tiny", "native", 1)
+    found = whole_trace.Traced("tiny", "native", 1)
     for seconds in (3.0, 1.0, 2.0):
         found.add(seconds, {"sweep": seconds / 2})
     assert found.median == 2.0 and found.timings == {"sweep": 1.0}
 
 
 def test_rows_that_differ_are_seen(graph: pc.Graph) -> None:
-    assert trace.off(graph, graph) == 0
+    assert whole_trace.off(graph, graph) == 0
     weight = graph.rows.weight.clone()
     weight[0] *= 1.5
-    assert trace.off(graph, replace(graph, rows=type(graph.rows)(graph.rows.row_ptr, graph.rows.column, weight))) > 1e-4
+    assert (
+        whole_trace.off(graph, replace(graph, rows=type(graph.rows)(graph.rows.row_ptr, graph.rows.column, weight)))
+        > 1e-4
+    )
     less = pc.attribute(models.replacement(TINY), models.prompt(TINY.positions), max_features=TINY.targets - 1)
-    assert trace.off(graph, less) == float("inf")
+    assert whole_trace.off(graph, less) == float("inf")
 
 
 def test_the_peak_is_counted_from_the_restart() -> None:

@@ -74,7 +74,7 @@ def test_dallas_to_sacramento(model) -> None:
     prompt = two_hop("Dallas")
     changes = swap(model, prompt, "Texas", two_hop("Oakland"), "California")
     assert {c.value == 0 for c in changes} == {True, False}
-    result = model.intervene(prompt, changes, freeze="none")
+    result = pc.intervene(model, prompt, changes, freeze="none")
     said = [model.tokenizer.decode(int(p.argmax())) for p in (result.probabilities_before, result.probabilities)]
     assert said == ["Austin", "Sacramento"]
 
@@ -100,7 +100,7 @@ def test_a_model_obsessed(model) -> None:
     texas = active(model, two_hop("Dallas"), "Texas")
     on = [pc.Intervention(layer, None, feature, value=value) for (layer, _, feature), value in texas.items()]
     prompts = [s.prompt for s in STATEMENTS if s.kind in ("state", "two-hop") and s.answer != "Texas"][::100]
-    said = [model.tokenizer.decode(ids) for ids in model.generate(prompts, steer=on, max_new_tokens=1)]
+    said = [model.tokenizer.decode(ids) for ids in pc.generate(model, prompts, steer=on, max_new_tokens=1)]
     assert sum(word == "Texas" for word in said) >= 0.9 * len(said), said
 
 

@@ -23,7 +23,7 @@ from test_runs import TESTS, in_small_tiles, same
 from test_trace import replacement
 
 import pycircuit as pc
-from pycircuit.trace.rows import Found
+from pycircuit.trace.collect import Found
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

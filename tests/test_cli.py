@@ -12,7 +12,7 @@ from commands import Run, runner
 import pycircuit as pc
 from pycircuit import cli, doctor
 from pycircuit.bench import report, tour
-from pycircuit.bench.rows import ROWS
+from pycircuit.bench.catalog import ROWS
 from pycircuit.ops.registry import IMPLEMENTATIONS, OPS
 
 

@@ -30,10 +30,10 @@ from pycircuit import cli
 from pycircuit.cli import texts
 from pycircuit.cli.changes import Steering, spot
 from pycircuit.cli.options import layers_of, target
-from pycircuit.trace.rows import Found
-from pycircuit.train import Recipe, Trainer
-from pycircuit.train.presets import PRESETS, SPEECHES, speeches
-from pycircuit.train.recipe import SAYS
+from pycircuit.trace.collect import Found
+from pycircuit.training import Recipe, Trainer
+from pycircuit.training.presets import PRESETS, SPEECHES, speeches
+from pycircuit.training.recipe import SAYS
 from pycircuit.transcoders import formats
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -393,7 +393,7 @@ def test_intervene(run: Run, world: World) -> None:
         pc.Intervention(1, None, feature, factor=-2.0),
         pc.Intervention(layer, slice(5, None), feature, value=0.0),
     ]
-    result = pc.load(world.model, world.transcoders).intervene(PROMPT, changes, freeze="none")
+    result = pc.intervene(pc.load(world.model, world.transcoders), PROMPT, changes, freeze="none")
     for told in found["tokens"]:
         assert told["text"] == f"w{told['id']}"
         assert told["before"] == pytest.approx(float(result.probabilities_before[told["id"]]), rel=1e-5)
@@ -440,8 +440,8 @@ def test_generate(run: Run, world: World, tmp_path: Path) -> None:
     layer, _, feature = active(world)
     steered = ("--set", f"{layer}/*/{feature}=60", "--max-new-tokens", 6)
     model = pc.load(world.model, world.transcoders)
-    plain = model.generate(PROMPT, max_new_tokens=6)
-    expected = model.generate(PROMPT, steer=[pc.Intervention(layer, None, feature, value=60.0)], max_new_tokens=6)
+    plain = pc.generate(model, PROMPT, max_new_tokens=6)
+    expected = pc.generate(model, PROMPT, steer=[pc.Intervention(layer, None, feature, value=60.0)], max_new_tokens=6)
     assert plain != expected
     told = json.loads(run("generate", *world.opening, PROMPT, *steered, "--json").out)
     assert told["tokens"] == expected and told["prompt"] == PROMPT
@@ -452,7 +452,7 @@ def test_generate(run: Run, world: World, tmp_path: Path) -> None:
     drawn = ("--temperature", 1.5, "--top-k", 20, "--top-p", 0.9, "--seed", 5, "--max-new-tokens", 6)
     both = json.loads(run("generate", *world.opening, "--prompts", prompts, *drawn, "--json").out)
     how = {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "seed": 5, "max_new_tokens": 6}
-    assert [one["tokens"] for one in both] == model.generate([PROMPT, [1, 4, 5]], **how)
+    assert [one["tokens"] for one in both] == pc.generate(model, [PROMPT, [1, 4, 5]], **how)
     assert len(run("generate", *world.opening, "--prompts", prompts).out.splitlines()) == 2
     assert "top_p must be above 0" in run("generate", *world.opening, PROMPT, "--top-p", 2).err
 

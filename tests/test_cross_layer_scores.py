@@ -20,7 +20,7 @@ def decoders(dtype: torch.dtype, device: str) -> list[Tensor]:
     return [cases.normal(g, SIZE, LAYERS - layer, WIDTH, dtype=dtype).to(device) for layer in range(LAYERS)]
 
 
-def active(device: str) -> list[pc.Features]:
+def active(device: str) -> list[pc.SparseFeatures]:
     g = cases.generator(3)
     return [cases.sparse(g, POSITIONS, SIZE, count).to(device) for count in (4, 0, 9)]
 
@@ -41,7 +41,7 @@ def test_equals_layer_after_layer(at: int, dtype: torch.dtype, device: str) -> N
     expected, begin = out.double(), 0
     for layer, f in enumerate(features):
         if layer <= at:
-            inputs = (gradient.double(), ptr, pc.Features(f.row_ptr, f.index, f.value.double()))
+            inputs = (gradient.double(), ptr, pc.SparseFeatures(f.row_ptr, f.index, f.value.double()))
             part = expected[:, begin : begin + f.count]
             reference.edge_scores(*inputs, w_dec[layer][:, at - layer].double(), part)
         begin += f.count

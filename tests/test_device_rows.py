@@ -20,9 +20,9 @@ from device_row_cases import (
 from graphs import random_graph
 
 from pycircuit.graph import Rows
+from pycircuit.trace.device_export import Exporter
 from pycircuit.trace.device_rows import runs
-from pycircuit.trace.export import Exporter
-from pycircuit.trace.store import Growing
+from pycircuit.trace.row_store import Growing
 
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 on_devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])

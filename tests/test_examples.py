@@ -18,11 +18,11 @@ from torch import Tensor
 
 import pycircuit as pc
 from pycircuit.demo import facts
-from pycircuit.examples import runs, writing
+from pycircuit.examples import example_files, runs
 from pycircuit.model.capture import STREAMS, capture
 from pycircuit.model.families import family_of
 from pycircuit.model.weights import read_weights
-from pycircuit.ops import Features
+from pycircuit.ops import SparseFeatures
 from pycircuit.transcoders import formats
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,7 +67,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "HELD", 90)
         patch.setattr(runs, "BLOCK", 7)
-        patch.setattr(writing, "_POSITIONS", 33)
+        patch.setattr(example_files, "_POSITIONS", 33)
         made = pc.write_examples(model, corpus(), folder, "set", **SHOWN, context=CONTEXT, progress=False)
     assert made == folder / "features" / "set"
     return model, made
@@ -305,7 +305,7 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """Of 400,000 activations, 10 MB of them, a twentieth is held at a time."""
     monkeypatch.setattr(runs, "HELD", 20_000)
     held = runs.Runs(tmp_path, [torch.ones(500, dtype=torch.bool).numpy()])
-    features = Features(torch.arange(0, 2001, 20), torch.arange(2000) % 500, torch.ones(2000))
+    features = SparseFeatures(torch.arange(0, 2001, 20), torch.arange(2000) % 500, torch.ones(2000))
     tracemalloc.start()
     try:
         for batch in range(200):

@@ -165,6 +165,6 @@ def test_defaults_of_torch_are_for_the_tensors_of_the_script(model: pc.Replaceme
     assert torch.equal(pc.Graph.load(tmp_path / "g.safetensors").rows.weight, graph.rows.weight)
     assert pc.estimate(model, PROMPT).features == len(graph.features)
     off = [pc.Intervention(0, 7, 347, value=0.0)]
-    assert model.intervene(PROMPT, off).probabilities.argmax() != graph.targets.ids[0]
-    assert model.generate(PROMPT, max_new_tokens=1) == graph.targets.ids.tolist()
+    assert pc.intervene(model, PROMPT, off).probabilities.argmax() != graph.targets.ids[0]
+    assert pc.generate(model, PROMPT, max_new_tokens=1) == graph.targets.ids.tolist()
     assert pc.validate(model, graph, samples=2).agreements

@@ -37,7 +37,7 @@ from torch import Tensor
 import pycircuit as pc
 from pycircuit.transcoders import formats
 from pycircuit.transcoders import lazy as lazy_rows
-from pycircuit.transcoders.formats import files, npz, saving, turned
+from pycircuit.transcoders.formats import cached_encoder, files, npz, saving
 from pycircuit.transcoders.lazy import LazyRows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -508,7 +508,7 @@ def test_a_decoder_that_is_not_finite_is_refused_as_its_row_is_read(tmp_path: Pa
     weights[3] = torch.nan
     edit(path, **{key: weights})
     got = formats.load(tmp_path / "set")
-    found = pc.Features(torch.tensor([0, 1]), torch.tensor([3]), torch.ones(1))
+    found = pc.SparseFeatures(torch.tensor([0, 1]), torch.tensor([3]), torch.ones(1))
     with pytest.raises(ValueError, match=rf"{key} must hold finite numbers, got NaN or infinity in row 3"):
         pc.ops.decode(found, got.w_dec[1])
     with pytest.raises(ValueError, match=rf"{key} must hold finite numbers, got NaN or infinity in row 3"):
@@ -718,7 +718,7 @@ def test_the_cache_is_bounded_and_forgets(tmp_path: Path) -> None:
     cache = got.w_dec[0].cache
     assert all(w.cache is cache for w in got.w_dec)
     row = LAYERS * WIDTH * 4
-    found = [pc.Features(torch.tensor([0, 2]), torch.tensor([n, n + 3]), torch.ones(2)) for n in range(9)]
+    found = [pc.SparseFeatures(torch.tensor([0, 2]), torch.tensor([n, n + 3]), torch.ones(2)) for n in range(9)]
     for f in found:
         assert torch.equal(pc.ops.decode(f, got.w_dec[0]), pc.ops.decode(f, expected.w_dec[0]))
         assert cache.held <= 3000
@@ -730,7 +730,7 @@ def test_the_cache_is_bounded_and_forgets(tmp_path: Path) -> None:
 def test_the_cache_sees_that_features_were_written_to(tmp_path: Path) -> None:
     expected = write("circuit_tracer_cross", tmp_path / "set")
     got = formats.load(tmp_path / "set")
-    f = pc.Features(torch.tensor([0, 2]), torch.tensor([1, 3]), torch.ones(2))
+    f = pc.SparseFeatures(torch.tensor([0, 2]), torch.tensor([1, 3]), torch.ones(2))
     for _ in range(2):
         assert torch.equal(pc.ops.decode(f, got.w_dec[0]), pc.ops.decode(f, expected.w_dec[0]))
         f.index.add_(4)
@@ -741,9 +741,9 @@ def test_the_cache_keeps_nothing_of_prompts_that_are_gone(tmp_path: Path) -> Non
     got = formats.load(tmp_path / "set")
     count = len(weakref.finalize._registry)
     for n in range(9):
-        pc.ops.decode(pc.Features(torch.tensor([0, 1]), torch.tensor([n]), torch.ones(1)), got.w_dec[0])
+        pc.ops.decode(pc.SparseFeatures(torch.tensor([0, 1]), torch.tensor([n]), torch.ones(1)), got.w_dec[0])
     assert len(weakref.finalize._registry) <= count + 1
-    cache, kept = got.w_dec[0].cache, pc.Features(torch.tensor([0, 1]), torch.tensor([2]), torch.ones(1))
+    cache, kept = got.w_dec[0].cache, pc.SparseFeatures(torch.tensor([0, 1]), torch.tensor([2]), torch.ones(1))
     pc.ops.decode(kept, got.w_dec[0])
     assert cache.held > 0
     del got
@@ -779,8 +779,8 @@ def test_encoders_stored_the_other_way_are_turned_once(
 ) -> None:
     """Into a file of the cache, whose pages then serve; a file that changed is turned anew."""
     monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(turned, "LEAST", 1)
-    monkeypatch.setattr(turned, "_STEP", 7 * WIDTH * 4)
+    monkeypatch.setattr(cached_encoder, "LEAST", 1)
+    monkeypatch.setattr(cached_encoder, "_STEP", 7 * WIDTH * 4)
     expected, row = write(name, tmp_path / "set"), ROWS[name]
     for _ in range(2):
         got = formats.load(tmp_path / "set", **row.told)
@@ -799,7 +799,7 @@ def test_encoders_stored_the_other_way_are_turned_once(
 
 def test_an_encoder_that_is_not_finite_is_refused_turned_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(turned, "LEAST", 1)
+    monkeypatch.setattr(cached_encoder, "LEAST", 1)
     write("gemma_scope_2", tmp_path / "set")
     path = next((tmp_path / "set").rglob("*.safetensors"))
     weights = load_file(path)["w_enc"]
@@ -813,7 +813,7 @@ def test_an_encoder_that_is_not_finite_is_refused_turned_too(tmp_path: Path, mon
 def test_threads_share_rows(tmp_path: Path) -> None:
     expected = write("gemma_scope_2_cross", tmp_path / "set")
     got = formats.load(tmp_path / "set", cache=20_000)
-    found = [pc.Features(torch.tensor([0, 3]), torch.tensor([n, n + 2, n + 5]), torch.ones(3)) for n in range(16)]
+    found = [pc.SparseFeatures(torch.tensor([0, 3]), torch.tensor([n, n + 2, n + 5]), torch.ones(3)) for n in range(16)]
     right = [pc.ops.decode(f, expected.w_dec[0]) for f in found]
     with ThreadPoolExecutor(8) as pool:
         for n, out in enumerate(pool.map(lambda f: pc.ops.decode(f, got.w_dec[0]), found * 20)):
@@ -866,7 +866,7 @@ def test_a_file_that_shrinks_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "set" / "layer_0.safetensors"
     with path.open("r+b") as file:
         file.truncate(got.w_dec[0].offset + 10)
-    found = pc.Features(torch.tensor([0, 1]), torch.tensor([3]), torch.ones(1))
+    found = pc.SparseFeatures(torch.tensor([0, 1]), torch.tensor([3]), torch.ones(1))
     with pytest.raises(ValueError, match=r"layer_0\.safetensors must not change while in use, got 442 bytes"):
         pc.ops.decode(found, got.w_dec[0])
 

@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from test_formats import archive, array, dense, edit, rewrite, same, same_activity
 
 import pycircuit as pc
-from pycircuit.transcoders import formats, pages
-from pycircuit.transcoders.formats import cache, files, npz, turned, writing
+from pycircuit.transcoders import formats, resident_pages
+from pycircuit.transcoders.formats import cache, cached_encoder, files, npz, writing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -71,7 +71,7 @@ def test_a_file_that_changes_in_use_is_an_error(tmp_path: Path, happens: Callabl
     happens(tmp_path / "set" / "layer_1.safetensors")
     with pytest.raises(ValueError, match=r"layer_1\.safetensors must not change while in use, got .*; load it again"):
         got.encode(1, x)
-    again = pc.Features(found.row_ptr, found.index.clone(), found.value)
+    again = pc.SparseFeatures(found.row_ptr, found.index.clone(), found.value)
     with pytest.raises(ValueError, match=r"layer_1\.safetensors must not change while in use"):
         pc.ops.decode(again, got.w_dec[1])
     assert got.encode(0, x).count > 0
@@ -102,10 +102,10 @@ def test_rows_that_were_kept_leave_nothing_behind(tmp_path: Path) -> None:
     rows = formats.load(tmp_path / "set").w_dec[0]
     before = len(weakref.finalize._registry)  # type: ignore[attr-defined]
     for n in range(20):
-        pc.ops.decode(pc.Features(torch.tensor([0, 1]), torch.tensor([n]), torch.ones(1)), rows)
+        pc.ops.decode(pc.SparseFeatures(torch.tensor([0, 1]), torch.tensor([n]), torch.ones(1)), rows)
     assert len(weakref.finalize._registry) == before  # type: ignore[attr-defined]
     kept, index = rows.cache, torch.tensor([3])
-    rows.gather(pc.Features(torch.tensor([0, 1]), index, torch.ones(1)))
+    rows.gather(pc.SparseFeatures(torch.tensor([0, 1]), index, torch.ones(1)))
     assert kept.held > 0
     del rows
     assert kept.held == 0
@@ -468,7 +468,7 @@ def test_a_type_that_is_too_small_for_a_number(tmp_path: Path, name: str) -> Non
         rows = formats.load(tmp_path / "set", dtype=torch.float16).w_dec[1]
         assert rows[torch.tensor([0])].dtype == torch.float16
         with pytest.raises(ValueError, match=message):
-            pc.ops.decode(pc.Features(torch.tensor([0, 1]), torch.tensor([SIZE - 1]), torch.ones(1)), rows)
+            pc.ops.decode(pc.SparseFeatures(torch.tensor([0, 1]), torch.tensor([SIZE - 1]), torch.ones(1)), rows)
 
 
 # --- archives
@@ -508,9 +508,9 @@ def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[str
 
 def test_what_is_made_once_is_made_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
     """Of threads that all want it, as of processes."""
-    monkeypatch.setattr(turned, "LEAST", 1)
+    monkeypatch.setattr(cached_encoder, "LEAST", 1)
     expected = write("gemma_scope_compressed", tmp_path / "set")
-    made_by = [counted(monkeypatch, npz, "_unpack"), counted(monkeypatch, turned, "_write")]
+    made_by = [counted(monkeypatch, npz, "_unpack"), counted(monkeypatch, cached_encoder, "_write")]
     start = threading.Barrier(6)
 
     def loads(_: int) -> Any:
@@ -583,7 +583,7 @@ def test_an_archive_that_changes_before_it_is_unpacked(
 
 @pytest.mark.parametrize("name", ["gemma_scope_compressed", "gemma_scope_2"])
 def test_a_cache_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path, name: str) -> None:
-    monkeypatch.setattr(turned, "LEAST", 1)
+    monkeypatch.setattr(cached_encoder, "LEAST", 1)
     expected = write(name, tmp_path / "set")
     message = (
         r"load: .* must be converted once into a file of \d+ bytes in .*; set PYCIRCUIT_CACHE to a folder that can"
@@ -623,8 +623,8 @@ def test_folded_encoders_are_kept(
 ) -> None:
     """By a dataset's norm and by the decoder's: the same numbers as in memory, from pages of a file; norms are read
     off the decoders once."""
-    monkeypatch.setattr(turned, "LEAST", 1)
-    monkeypatch.setattr(turned, "_STEP", 7 * WIDTH * 4)
+    monkeypatch.setattr(cached_encoder, "LEAST", 1)
+    monkeypatch.setattr(cached_encoder, "_STEP", 7 * WIDTH * 4)
     t = made(cross, kind, skip=False, reads="resid_mid" if cross else "mlp_normed")
     (tmp_path / "set").mkdir()
     inner, outer = torch.tensor([3.0, 5.0, 2.0]), torch.tensor([7.0, 0.5, 4.0])
@@ -633,7 +633,7 @@ def test_folded_encoders_are_kept(
         llamascopium_cross(tmp_path / "set", t, norms=torch.stack([inner, outer]), **how)
     else:
         llamascopium(tmp_path / "set", t, norms=[inner[0], outer[0]], **how)
-    expected, norms = formats.load(tmp_path / "set", lazy=False), counted(monkeypatch, turned, "_norms")
+    expected, norms = formats.load(tmp_path / "set", lazy=False), counted(monkeypatch, cached_encoder, "_norms")
     assert not own_cache.exists()
     for _ in range(2):
         got = formats.load(tmp_path / "set")
@@ -642,7 +642,7 @@ def test_folded_encoders_are_kept(
         assert all(isinstance(rule, type(expected.activation[0])) for rule in got.activation)
         assert len(norms) == len(list((own_cache / "norms").iterdir())) == LAYERS
         assert len(list((own_cache / "encoders").iterdir())) == LAYERS
-        assert all(w in pages._HELD for w in got.w_enc)
+        assert all(w in resident_pages._HELD for w in got.w_enc)
     wide = formats.load(tmp_path / "set", lazy=False, dtype=torch.float64)
     same(formats.load(tmp_path / "set", dtype=torch.float64), wide)
     path = next((tmp_path / "set").rglob("*.safetensors"))
@@ -658,7 +658,7 @@ def test_folded_encoders_are_kept(
 def test_standardized_encoders_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path, cross: bool
 ) -> None:
-    monkeypatch.setattr(turned, "LEAST", 1)
+    monkeypatch.setattr(cached_encoder, "LEAST", 1)
     monkeypatch.setattr(files, "_CHUNK", 5 * SIZE * 4)
     t, g = made(cross, skip=False, bias=cross), torch.Generator().manual_seed(4)
     standards = {
@@ -674,12 +674,12 @@ def test_standardized_encoders_are_kept(
         same(got, expected)
         same_activity(got, expected)
         assert len(list((own_cache / "encoders").iterdir())) == LAYERS
-        assert all(w in pages._HELD for w in got.w_enc)
+        assert all(w in resident_pages._HELD for w in got.w_enc)
 
 
 def test_what_reads_once_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
     """A conversion or an inspection would fill the cache with what nobody asks for again."""
-    monkeypatch.setattr(turned, "LEAST", 1)
+    monkeypatch.setattr(cached_encoder, "LEAST", 1)
     write("gemma_scope_2", tmp_path / "set")
     assert formats.inspect(tmp_path / "set").warnings == []
     formats.convert(tmp_path / "set", tmp_path / "new")

@@ -10,7 +10,7 @@ from test_intervene import active
 from test_trace import KINDS, replacement
 
 import pycircuit as pc
-from pycircuit.causal.generate import Sampling
+from pycircuit.interventions.generate import Sampling
 from pycircuit.model.capture import attention_by
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,8 +34,8 @@ def test_without_steering_as_transformers_does(family: str) -> None:
         with attention_by(model.hf_model, "eager"):  # other attentions drop scales and caps in some versions
             out = model.hf_model.generate(given, attention_mask=torch.ones_like(given), **how)
         expected.append(out[0, len(ids) :].tolist())
-    assert model.generate(prompts(), max_new_tokens=12) == expected
-    assert model.generate(prompts()[1], max_new_tokens=12) == expected[1]
+    assert pc.generate(model, prompts(), max_new_tokens=12) == expected
+    assert pc.generate(model, prompts()[1], max_new_tokens=12) == expected[1]
 
 
 def loop(model: pc.ReplacementModel, ids: list[int], steer: list[pc.Intervention], place: int) -> list[int]:
@@ -43,7 +43,7 @@ def loop(model: pc.ReplacementModel, ids: list[int], steer: list[pc.Intervention
     start, generator = len(ids), torch.Generator().manual_seed((7 << 24) + place)
     for _ in range(COUNT):
         acting = [one for one in steer if len(one.places(len(ids), len(ids)))]
-        logits = model.intervene(ids, acting, "none").logits if acting else model.freeze(ids).model.logits()
+        logits = pc.intervene(model, ids, acting, "none").logits if acting else model.freeze(ids).model.logits()
         ids = [*ids, int(Sampling(1.5, None, None).pick(logits[-1:], [generator]))]
         if ids[-1] == EOS:
             break
@@ -70,17 +70,17 @@ def test_steered_as_a_loop_of_interventions(family: str, kind: str) -> None:
     model = replacement(family, kind, torch.float32)
     steer, how = steering(model), {"max_new_tokens": COUNT, "temperature": 1.5, "seed": 7}
     expected = [loop(model, ids, steer, place) for place, ids in enumerate(prompts())]
-    assert model.generate(prompts(), steer, **how) == expected
-    assert model.generate(prompts()[0], steer, **how) == expected[0]
-    assert any(e != free for e, free in zip(expected, model.generate(prompts(), **how), strict=True))
+    assert pc.generate(model, prompts(), steer, **how) == expected
+    assert pc.generate(model, prompts()[0], steer, **how) == expected[0]
+    assert any(e != free for e, free in zip(expected, pc.generate(model, prompts(), **how), strict=True))
 
 
 def test_a_text_ends() -> None:
     """At any of the tokens that the model's generation config names; other prompts of the batch go on."""
     model = replacement("llama", "plt", torch.float32)
-    free = model.generate(prompts(), max_new_tokens=COUNT)
+    free = pc.generate(model, prompts(), max_new_tokens=COUNT)
     model.hf_model.generation_config.eos_token_id = [60, free[0][2]]
-    found = model.generate(prompts(), max_new_tokens=COUNT)
+    found = pc.generate(model, prompts(), max_new_tokens=COUNT)
     cut = [row[: row.index(free[0][2]) + 1] if free[0][2] in row else row for row in free]
     assert found == cut and len(found[0]) <= 3 < max(map(len, found))
 
@@ -113,10 +113,10 @@ def test_samples() -> None:
     """The same again with the same seed, another with another, and one for each place in the list."""
     model = replacement("llama", "plt", torch.float32)
     ids, how = prompts()[1], {"max_new_tokens": 12, "temperature": 2.0}
-    found = model.generate([ids] * 3, **how)
-    assert found == model.generate([ids] * 3, **how) and found[0] == model.generate(torch.tensor(ids), **how)
-    assert found[0] != found[1] != found[2] and found[0] != model.generate(ids, seed=1, **how)
-    assert model.generate([ids], top_k=1, **how) == model.generate([ids], max_new_tokens=12)
+    found = pc.generate(model, [ids] * 3, **how)
+    assert found == pc.generate(model, [ids] * 3, **how) and found[0] == pc.generate(model, torch.tensor(ids), **how)
+    assert found[0] != found[1] != found[2] and found[0] != pc.generate(model, ids, seed=1, **how)
+    assert pc.generate(model, [ids], top_k=1, **how) == pc.generate(model, [ids], max_new_tokens=12)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +139,6 @@ def test_samples() -> None:
 def test_arguments(how: dict[str, object], kind: type[Exception], message: str) -> None:
     model = replacement("llama", "plt", torch.float32)
     with pytest.raises(kind, match=f"^generate: {message}"):
-        model.generate(prompts()[0], **how)
+        pc.generate(model, prompts()[0], **how)
     with pytest.raises(TypeError, match=r"^generate: prompts must be a prompt or a list of prompts, got int"):
-        model.generate(3)
+        pc.generate(model, 3)

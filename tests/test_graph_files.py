@@ -232,7 +232,7 @@ def test_a_failed_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.Monk
         file.write(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("pycircuit.graph.storage.write_tensors", fail)
+    monkeypatch.setattr("pycircuit.graph.io.graph_file.write_tensors", fail)
     with pytest.raises(OSError, match="disk full"):
         by_hand().save(saved)
     assert saved.read_bytes() == before

@@ -16,10 +16,10 @@ from torch import Tensor
 
 import pycircuit as pc
 import pycircuit.model.replacement
-from pycircuit.causal import FREEZE
+from pycircuit.interventions import FREEZE
 from pycircuit.model.capture import attention_by, relative
 
-intervening = import_module("pycircuit.causal.intervene")  # the package's name is the function's
+intervening = import_module("pycircuit.interventions.intervene")  # the package's name is the function's
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROMPT = tiny_models.prompt(9)
@@ -52,7 +52,7 @@ def test_the_value_that_a_feature_has_changes_nothing(family: str, kind: str) ->
         with torch.no_grad(), attention_by(model.hf_model, "eager"):
             expected = model.hf_model(input_ids=PROMPT[None]).logits[0]
         for freeze in FREEZE:
-            result = model.intervene(PROMPT, same, freeze)
+            result = pc.intervene(model, PROMPT, same, freeze)
             assert relative(result.logits_before, expected) < 1e-5
             assert relative(result.logits, result.logits_before) < bound
             moved, values = result.effect([f[:3] for f in found]), torch.tensor([f[3] for f in found])
@@ -98,7 +98,7 @@ def test_the_witness_is_moved_alike(family: str, kind: str) -> None:
     for freeze in ("all", "attention"):
         witness.frozen = freeze == "all"
         read, logits = witness.run(added, torch.zeros(len(found), len(PROMPT)))
-        results = model.intervene_many(PROMPT, variants, freeze)
+        results = pc.intervene_many(model, PROMPT, variants, freeze)
         for run, result in enumerate(results):
             ours = torch.stack([result.after.reads(layer) for layer in range(model.depth)])
             assert relative(ours, read[:, run]) < 1e-9
@@ -143,11 +143,11 @@ def test_inside_a_range_nothing_recomputes_and_beyond_it_everything(family: str,
         expected = model.hf_model(input_ids=PROMPT.expand(len(found), -1), use_cache=False).logits
     hook.remove()
     variants = [[pc.Intervention(*f[:3], factor=2)] for f in found]
-    results = model.intervene_many(PROMPT, variants, "none", range(end))
+    results = pc.intervene_many(model, PROMPT, variants, "none", range(end))
     for result, logits in zip(results, expected, strict=True):
         assert relative(result.logits, logits) < 1e-5  # the witness's live norms go through float32
         assert relative(result.logits, result.logits_before) > 1e-4
-    assert relative(model.intervene(PROMPT, variants[0], "all").logits, expected[0]) > 1e-4
+    assert relative(pc.intervene(model, PROMPT, variants[0], "all").logits, expected[0]) > 1e-4
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
@@ -184,7 +184,7 @@ def test_with_nothing_frozen_the_model_runs_on(family: str) -> None:
         expected = model.hf_model(input_ids=PROMPT[None], use_cache=False).logits[0]
     for handle in handles:
         handle.remove()
-    result = model.intervene(PROMPT, given, "none")
+    result = pc.intervene(model, PROMPT, given, "none")
     assert relative(result.logits, expected) < 1e-5 < 1e-3 < relative(result.logits, result.logits_before)
 
 
@@ -200,23 +200,23 @@ def test_many_are_as_one_by_one(family: str, kind: str, freeze: str, monkeypatch
     model = replacement(family, kind, torch.float64)
     variants = [[pc.Intervention(*f[:3], factor=2)] for f in reversed(active(model, 7))]
     variants += [doubled(model, 4), [pc.Intervention(2, slice(2, None, 3), 5, 4.0)]]
-    expected = [model.intervene(PROMPT, one, freeze) for one in variants]
+    expected = [pc.intervene(model, PROMPT, one, freeze) for one in variants]
     assert {result.after.first for result in expected} == {0, 1, 2}
     for positions in (4096, 2 * len(PROMPT), 1):
         monkeypatch.setattr(intervening, "BATCH_POSITIONS", positions)
-        for one, result in zip(expected, model.intervene_many(PROMPT, variants, freeze), strict=True):
+        for one, result in zip(expected, pc.intervene_many(model, PROMPT, variants, freeze), strict=True):
             assert relative(states(result), states(one)) < 1e-12
             assert result.interventions == one.interventions
-    tops = model.intervene_many(PROMPT, variants, freeze, each=lambda r: int(r.logits[-1].argmax()))
+    tops = pc.intervene_many(model, PROMPT, variants, freeze, each=lambda r: int(r.logits[-1].argmax()))
     assert tops == [int(one.logits[-1].argmax()) for one in expected]
 
 
 def test_patterns_recomputed_are_patterns_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     for family in ("gpt_oss", "gemma2"):
         model = replacement(family, "clt", torch.float64)
-        stored = model.intervene(PROMPT, doubled(model, 5))
+        stored = pc.intervene(model, PROMPT, doubled(model, 5))
         monkeypatch.setattr(pycircuit.model.replacement, "PATTERN_BYTES", 0)
-        assert relative(states(model.intervene(PROMPT, doubled(model, 5))), states(stored)) < 1e-10
+        assert relative(states(pc.intervene(model, PROMPT, doubled(model, 5))), states(stored)) < 1e-10
         monkeypatch.undo()
 
 
@@ -225,13 +225,13 @@ def test_what_scales_is_the_activation_without_any_intervention() -> None:
     model = replacement("llama", "plt", torch.float64)
     first = [pc.Intervention(0, None, f, 5.0) for f in range(4)]
     layer, p, f, value = active(model, 3, at_least=2)[0]
-    scaled = model.intervene(PROMPT, [*first, pc.Intervention(layer, p, f, factor=3)], "none")
-    valued = model.intervene(PROMPT, [*first, pc.Intervention(layer, p, f, 3 * value)], "none")
+    scaled = pc.intervene(model, PROMPT, [*first, pc.Intervention(layer, p, f, factor=3)], "none")
+    valued = pc.intervene(model, PROMPT, [*first, pc.Intervention(layer, p, f, 3 * value)], "none")
     assert relative(scaled.logits, valued.logits) < 1e-12
     assert float(scaled.effect([(layer, p, f)]).abs()) > 1e-3  # by then its own activation is another
     for silent in ({"factor": 4.0}, {"value": 0.0}):
         off = next(i for i in range(24) if i not in {g for n, q, g, _ in active(model, 500) if (n, q) == (0, 3)})
-        result = model.intervene(PROMPT, [pc.Intervention(0, 3, off, **silent)])
+        result = pc.intervene(model, PROMPT, [pc.Intervention(0, 3, off, **silent)])
         assert relative(result.logits, result.logits_before) < 1e-12
 
 
@@ -240,7 +240,7 @@ def test_positions() -> None:
     model = replacement("llama", "plt", torch.float64)
 
     def logits(*given: pc.Intervention) -> Tensor:
-        return model.intervene(PROMPT, list(given)).logits
+        return pc.intervene(model, PROMPT, list(given)).logits
 
     def each(positions: list[int], value: float) -> list[pc.Intervention]:
         return [pc.Intervention(1, p, 3, value) for p in positions]
@@ -256,14 +256,14 @@ def test_positions() -> None:
     override = logits(pc.Intervention(1, None, 3, 2.5), pc.Intervention(1, 4, 3, -1.0))
     assert torch.equal(override, logits(*each([p for p in range(1, last + 1) if p != 4], 2.5), *each([4], -1.0)))
     everywhere = pc.ReplacementModel(model.hf_model, model.transcoders, ignore_positions=0)
-    first = everywhere.intervene(PROMPT, each([0], 2.5))
+    first = pc.intervene(everywhere, PROMPT, each([0], 2.5))
     assert relative(first.logits[0], first.logits_before[0]) > 1e-4
 
 
 def test_what_comes_back() -> None:
     model = replacement("gemma2", "clt", torch.float32)
     given = doubled(model, 6)
-    result = model.intervene(PROMPT, given)
+    result = pc.intervene(model, PROMPT, given)
     before, after = model.activations([PROMPT])[0], result.features
     assert len(after) == model.depth and result.layers is None and result.freeze == "attention"
     for layer in range(model.depth):
@@ -286,12 +286,12 @@ def test_half_precision(dtype: torch.dtype) -> None:
         exact = pc.ReplacementModel(tiny_models.build(family), transcoders("clt", torch.float32))
         found = active(exact, 3)
         for freeze in FREEZE:
-            same = model.intervene(PROMPT, [pc.Intervention(*f[:3], factor=1) for f in found], freeze)
+            same = pc.intervene(model, PROMPT, [pc.Intervention(*f[:3], factor=1) for f in found], freeze)
             assert relative(same.logits, same.logits_before) < 0.05
-            moved, expected = (m.intervene(PROMPT, [pc.Intervention(*f[:3], 9) for f in found], freeze).logits
+            moved, expected = (pc.intervene(m, PROMPT, [pc.Intervention(*f[:3], 9) for f in found], freeze).logits
                                for m in (model, exact))  # fmt: skip
             assert relative(moved, expected) < 0.25 < relative(moved, same.logits)
-        assert model.generate(PROMPT, [pc.Intervention(0, None, 1, 4.0)], max_new_tokens=3)
+        assert pc.generate(model, PROMPT, [pc.Intervention(0, None, 1, 4.0)], max_new_tokens=3)
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -299,7 +299,7 @@ def test_the_model_is_left_as_it_was() -> None:
     model = replacement("llama", "plt", torch.float32)
     chosen = model.hf_model.config._attn_implementation
     given = [pc.Intervention(0, 2, 3, 1.0)]
-    model.intervene(PROMPT, given)
+    pc.intervene(model, PROMPT, given)
 
     class Broken(Exception):
         pass
@@ -308,7 +308,7 @@ def test_the_model_is_left_as_it_was() -> None:
         raise Broken
 
     hook = model.hf_model.model.layers[2].mlp.register_forward_hook(fail)
-    for act in (lambda: model.intervene(PROMPT, given), lambda: model.generate(PROMPT, given)):
+    for act in (lambda: pc.intervene(model, PROMPT, given), lambda: pc.generate(model, PROMPT, given)):
         with pytest.raises(Broken):
             act()
     hook.remove()
@@ -317,7 +317,7 @@ def test_the_model_is_left_as_it_was() -> None:
     with ThreadPoolExecutor(1) as other:
         assert other.submit(model.running.acquire, blocking=False).result()
         other.submit(model.running.release).result()
-    assert torch.isfinite(model.intervene(PROMPT, given).logits).all()
+    assert torch.isfinite(pc.intervene(model, PROMPT, given).logits).all()
 
 
 @pytest.mark.parametrize(
@@ -373,24 +373,24 @@ def test_arguments(given: dict[str, Any], kind: type[Exception], message: str | 
     model = replacement("llama", "plt_hole", torch.float32)
     arguments = {"prompt": PROMPT, "interventions": [ONE], **given}
     with pytest.raises(kind, match=None if message is None else f"^intervene: {message}"):
-        model.intervene(**arguments)
+        pc.intervene(model, **arguments)
     arguments["variants"] = [[ONE], arguments.pop("interventions")]
     if message is not None and "interventions" in given:
         message = message.replace("interventions must be", r"variants\[1\] must be")
         message = message.replace("interventions must hold", r"variants\[1\] must hold")
     with pytest.raises(kind, match=None if message is None else f"^intervene_many: {message}"):
-        model.intervene_many(**arguments)
+        pc.intervene_many(model, **arguments)
 
 
 def test_other_arguments() -> None:
     model = replacement("llama", "plt", torch.float32)
     with pytest.raises(ValueError, match=r"^intervene_many: variants must have at least one entry, got none$"):
-        model.intervene_many(PROMPT, [])
+        pc.intervene_many(model, PROMPT, [])
     with pytest.raises(TypeError, match=r"^intervene_many: variants must be a list of lists of pc.Intervention, got "):
-        model.intervene_many(PROMPT, ONE)
+        pc.intervene_many(model, PROMPT, ONE)
     with pytest.raises(TypeError, match=r"^intervene_many: each must be a function of a pc.Intervened, got int$"):
-        model.intervene_many(PROMPT, [[ONE]], each=3)
-    result = model.intervene(PROMPT, [ONE])
+        pc.intervene_many(model, PROMPT, [[ONE]], each=3)
+    result = pc.intervene(model, PROMPT, [ONE])
     for wanted, kind, message in (
         ([(0, 1)], TypeError, r"features must be \(layer, position, feature\) each, got \(0, 1\)"),
         ([(3, 1, 0)], ValueError, "layer must be from 0 to 2, got 3"),

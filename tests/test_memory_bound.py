@@ -17,7 +17,7 @@ from memory_cases import LEAST, Case
 from test_trace import replacement
 
 import pycircuit as pc
-from pycircuit.trace import plan
+from pycircuit.trace import memory_plan
 from pycircuit.trace.precision import PRECISIONS
 from pycircuit.trace.sweep import Sweep
 
@@ -55,7 +55,7 @@ def least(model: pc.ReplacementModel, ids: Any, max_features: int | None, target
     """The smallest bound; rows: how those of a checkpoint were ranked and cut."""
     from pycircuit.trace.estimate import sample
 
-    return plan.least(model, sample(model, ids, max_features, targets).work, plan.Fixed(rows=rows))
+    return memory_plan.least(model, sample(model, ids, max_features, targets).work, memory_plan.Fixed(rows=rows))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_the_bound_that_a_refusal_names_is_enough(name: str, measured: dict[str,
 HOLE = """
 import torch
 from pycircuit.bench import memory
-from pycircuit.model.release import released_at_once
+from pycircuit.model.freed_memory import released_at_once
 
 torch.set_num_threads(1)
 torch.ones(20 << 20, dtype=torch.uint8)  # freed at once: glibc maps no block below 20 MiB from here on
@@ -109,13 +109,13 @@ def test_no_smaller_bound_than_the_least_is_enough(kind: str, max_features: int 
     smallest = least(model, ids, max_features, 1)
     how: dict[str, Any] = {"targets": [5], "max_features": max_features, "progress": False}
     assert pc.attribute(model, ids, memory=smallest, **how).certificate < 1e-5
-    with pytest.raises(pc.MemoryBoundError, match=f"at least {plan.readable(smallest, up=True)}"):
+    with pytest.raises(pc.MemoryBoundError, match=f"at least {memory_plan.readable(smallest, up=True)}"):
         pc.attribute(model, ids, memory=smallest - 1, **how)
 
 
 @pytest.mark.parametrize("size", [1, 1023, 1025, 3_456_789, (1 << 30) - 1, (1 << 30) + 1, 98_765_432_109])
 def test_a_size_rounded_up_is_enough(size: int) -> None:
-    read = plan.parse_bytes(plan.readable(size, up=True))
+    read = memory_plan.parse_bytes(memory_plan.readable(size, up=True))
     assert read is not None and size <= read <= 1.011 * size + 110
 
 
@@ -130,7 +130,7 @@ def test_patterns_follow_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(model, "freeze", spied)
     for limit in (1 << 30, 100):
-        monkeypatch.setattr(plan, "PATTERN_BYTES", limit)
+        monkeypatch.setattr(memory_plan, "PATTERN_BYTES", limit)
         pc.attribute(model, ids, max_features=0, progress=False)
     assert stored == [True, False]
 
@@ -159,7 +159,7 @@ def test_a_checkpoint_goes_on_under_another_bound(tmp_path: Path, monkeypatch: p
 
 def test_a_checkpoint_of_whole_rows_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that were cut are no rows of a run that keeps them: refused, with a bound that is enough."""
-    monkeypatch.setattr(plan, "FEWEST", 8)
+    monkeypatch.setattr(memory_plan, "FEWEST", 8)
     traced(tmp_path, None, None)
     model, ids = replacement("llama", "plt", torch.float32), tiny_models.prompt(60)
     smallest = least(model, ids, None, 10)

@@ -34,7 +34,7 @@ def run(op: str, case: str, form: str, isa: str | None) -> list[Tensor]:
     with pc.use(form, isa=isa):
         got = getattr(pc.ops, op)(*args)
     assert pc.last_run() == pc.ops.Ran(op, form, isa)
-    return [got.row_ptr, got.index, got.value] if isinstance(got, pc.Features) else [got]
+    return [got.row_ptr, got.index, got.value] if isinstance(got, pc.SparseFeatures) else [got]
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -91,7 +91,7 @@ def test_defaults_of_torch_change_nothing(
     odd_defaults()
     with pc.use(form, isa=isa):
         found = getattr(pc.ops, op)(*args)
-    got = [found.row_ptr, found.index, found.value] if isinstance(found, pc.Features) else [found]
+    got = [found.row_ptr, found.index, found.value] if isinstance(found, pc.SparseFeatures) else [found]
     assert [(t.dtype, t.device.type) for t in got] == [(t.dtype, "cpu") for t in expected]
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 

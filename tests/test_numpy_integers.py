@@ -34,10 +34,10 @@ def test_prompts(model: pc.ReplacementModel, number: Any) -> None:
     graph = pc.attribute(model, prompt, max_features=2, progress=False)
     assert graph.tokens.ids.tolist() == TOKENS
     assert pc.estimate(model, prompt).positions == len(TOKENS)
-    expected = model.generate(TOKENS, max_new_tokens=2)
-    assert model.generate(prompt, max_new_tokens=2) == expected
-    assert model.generate(np.array(TOKENS, dtype=number), max_new_tokens=2) == expected
-    assert model.generate([prompt], max_new_tokens=2) == [expected]
+    expected = pc.generate(model, TOKENS, max_new_tokens=2)
+    assert pc.generate(model, prompt, max_new_tokens=2) == expected
+    assert pc.generate(model, np.array(TOKENS, dtype=number), max_new_tokens=2) == expected
+    assert pc.generate(model, [prompt], max_new_tokens=2) == [expected]
     (many,) = pc.attribute_many(model, [prompt], workers=number(1), max_features=2, progress=False)
     assert many.tokens.ids.tolist() == TOKENS
 
@@ -68,13 +68,13 @@ def test_interventions(model: pc.ReplacementModel, number: Any) -> None:
     change = pc.Intervention(number(0), number(3), number(5), 2.0)
     assert change == pc.Intervention(0, 3, 5, 2.0)
     prompt = [number(t) for t in TOKENS]
-    found, expected = model.intervene(prompt, [change]), model.intervene(TOKENS, [change])
+    found, expected = pc.intervene(model, prompt, [change]), pc.intervene(model, TOKENS, [change])
     assert torch.equal(found.logits, expected.logits)
     places = np.array([[1, 4, 2], [2, 5, 3]], dtype=number)
     for features in (places, [tuple(row) for row in places], [pc.Feature(*row) for row in places]):
         assert torch.equal(found.effect(features), expected.effect([(1, 4, 2), (2, 5, 3)]))
     steered = pc.Intervention(number(0), slice(number(1), None), number(5), 2.0)
-    assert len(model.generate(prompt, [steered], max_new_tokens=number(3), seed=number(1), top_k=number(4))) == 3
+    assert len(pc.generate(model, prompt, [steered], max_new_tokens=number(3), seed=number(1), top_k=number(4))) == 3
     graph = pc.attribute(model, prompt, max_features=4, progress=False)
     assert len(pc.validate(model, graph, samples=number(2), seed=number(0)).nodes) == 2
 
@@ -101,7 +101,7 @@ def test_models_and_training(model: pc.ReplacementModel, number: Any, tmp_path: 
         lambda model: pc.attribute(model, TOKENS, max_targets=np.bool_(True), progress=False),
         lambda model: pc.Feature(True, 1, 2),
         lambda model: pc.Intervention(0, np.bool_(True), 2, 1.0),
-        lambda model: model.generate(TOKENS, max_new_tokens=True),
+        lambda model: pc.generate(model, TOKENS, max_new_tokens=True),
         lambda model: pc.attribute_many(model, [TOKENS], workers=True),
     ],
 )

@@ -12,12 +12,12 @@ from torch import Tensor
 
 import pycircuit as pc
 from pycircuit.bench import memory
-from pycircuit.transcoders import formats, pages
+from pycircuit.transcoders import formats, resident_pages
 from pycircuit.transcoders.formats.files import open_safetensors
 
 LAYERS, FEATURES, WIDTH = 8, 4096, 512
 
-pytestmark = pytest.mark.skipif(not pages._MAPS.exists(), reason="needs Linux to see a process's memory")
+pytestmark = pytest.mark.skipif(not resident_pages._MAPS.exists(), reason="needs Linux to see a process's memory")
 
 
 def in_file(folder: Path, t: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def test_pages_go_and_come_back(tmp_path: Path, dtype: torch.dtype) -> None:
     t = torch.randn(1000, 300).to(dtype)
     found = in_file(tmp_path, t)
     assert torch.equal(found, t) and counted(found) > 500
-    pages.let_go(found)
+    resident_pages.let_go(found)
     assert counted(found) == 0
     assert torch.equal(found, t) and counted(found) > 500
 
@@ -63,14 +63,14 @@ def test_what_is_written_stays(tmp_path: Path, write: Callable[[Tensor], None]) 
     found = in_file(tmp_path, t)
     write(found)
     write(t)
-    pages.let_go(found)
+    resident_pages.let_go(found)
     assert counted(found) > 0 and torch.equal(found, t)
     assert not torch.equal(open_safetensors(tmp_path / "t.safetensors")["t"].read(), t)
 
 
 def test_tensors_of_no_file_are_left_alone() -> None:
     t = torch.ones(100_000)
-    pages.let_go(t)
+    resident_pages.let_go(t)
     assert bool((t == 1).all())
 
 

@@ -14,8 +14,8 @@ import torch
 from graphs import assemble, random_graph
 
 from pycircuit.graph import Graph, Tokens
-from pycircuit.graph.layout import Box, measure, place, route, shorten
-from pycircuit.graph.tree import lines, name, strongest
+from pycircuit.graph.show.layout import Box, measure, place, route, shorten
+from pycircuit.graph.show.tree import lines, name, strongest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SVG = "{http://www.w3.org/2000/svg}"

@@ -36,13 +36,13 @@ def strided(t: Tensor, gap: int, skip: int) -> Tensor:
     return view.copy_(rows).unflatten(0, t.shape[:-1]) if t.numel() else t
 
 
-def drawn_features(g: torch.Generator, positions: int, size: int, density: float) -> pc.Features:
+def drawn_features(g: torch.Generator, positions: int, size: int, density: float) -> pc.SparseFeatures:
     """Any density, values of either sign, exact zeros among them."""
     mask = torch.rand(positions, size, generator=g) < density
     row_ptr = torch.zeros(positions + 1, dtype=torch.int64)
     row_ptr[1:] = mask.sum(1).cumsum(0)
     value = torch.randn(int(row_ptr[-1]), generator=g)
-    return pc.Features(row_ptr, mask.nonzero()[:, 1].contiguous(), value * (value.abs() > 0.1))
+    return pc.SparseFeatures(row_ptr, mask.nonzero()[:, 1].contiguous(), value * (value.abs() > 0.1))
 
 
 @EXAMPLES

@@ -12,7 +12,7 @@ import formats_table
 import pytest
 
 from pycircuit.ops.registry import OPS
-from pycircuit.transcoders.formats import turned
+from pycircuit.transcoders.formats import cached_encoder
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
@@ -107,5 +107,5 @@ def test_targets_and_links_exist(name: str) -> None:
 def test_readme_has_the_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they load here; where it differs, `python tests/formats_table.py` writes it anew."""
     monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(turned, "LEAST", 0)
+    monkeypatch.setattr(cached_encoder, "LEAST", 0)
     assert formats_table.on_the_page() == formats_table.table(tmp_path)

@@ -63,7 +63,7 @@ def test_cases(op: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_benchmark(op: str) -> None:
-    assert op in {row.op for row in import_module("pycircuit.bench.rows").ROWS}
+    assert op in {row.op for row in import_module("pycircuit.bench.catalog").ROWS}
 
 
 def test_no_case_or_check_without_an_op() -> None:

@@ -68,7 +68,7 @@ def test_each_row_is_read_once_in_file_order(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(FileRows, "_fill", spy)
     ptr, index = torch.tensor([0, 3, 6]), torch.tensor([2, 3, 9, 0, 3, 4])
-    features = pc.Features(ptr, index, torch.ones(6))
+    features = pc.SparseFeatures(ptr, index, torch.ones(6))
     compact, rows = FileRows(tmp_path / "raw", 0, (10, 5), torch.float32).gather(features)
     assert reads == [(0, 1), (2, 3), (9, 1)]  # (first row, how many)
     assert torch.equal(rows, w_dec[[0, 2, 3, 4, 9]])
@@ -77,7 +77,7 @@ def test_each_row_is_read_once_in_file_order(tmp_path: Path, monkeypatch: pytest
 
 def test_nothing_active(tmp_path: Path) -> None:
     (tmp_path / "raw").write_bytes(bytes(40))
-    features = pc.Features(torch.zeros(4, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    features = pc.SparseFeatures(torch.zeros(4, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
     got = pc.ops.decode(features, FileRows(tmp_path / "raw", 0, (2, 5), torch.float32), torch.arange(5.0))
     assert torch.equal(got, torch.arange(5.0).expand(3, 5))
 
@@ -144,7 +144,7 @@ def test_file_cut_while_in_use(tmp_path: Path) -> None:
     path.write_bytes(bytes(400))
     rows = FileRows(path, 0, (10, 10), torch.float32)
     path.write_bytes(bytes(380))
-    features = pc.Features(torch.tensor([0, 1]), torch.tensor([9]), torch.ones(1))
+    features = pc.SparseFeatures(torch.tensor([0, 1]), torch.tensor([9]), torch.ones(1))
     with pytest.raises(ValueError, match="must not shrink while in use, got its end at byte 380"):
         pc.ops.decode(features, rows)
 
@@ -160,12 +160,12 @@ if how == "file":
 else:
     w = torch.from_file(path, shared=True, size=shape[0] * shape[1]).view(shape)
 index = torch.arange(100, 300_000, 3_000)
-few = pc.Features(torch.tensor([0, len(index)]), index, torch.ones(len(index)))
+few = pc.SparseFeatures(torch.tensor([0, len(index)]), index, torch.ones(len(index)))
 def call(f):
     if op == "decode":
         return pc.ops.decode(f, w)
     return pc.ops.edge_scores(torch.ones(1, 1024), torch.tensor([0, 1]), f, w, torch.zeros(1, f.count))
-call(pc.Features(torch.tensor([0, 1]), index[:1], torch.ones(1)))
+call(pc.SparseFeatures(torch.tensor([0, 1]), index[:1], torch.ones(1)))
 open("/proc/self/clear_refs", "w").write("5")
 before = resident("VmRSS")
 call(few)
@@ -217,8 +217,8 @@ def test_large_index(far: tuple[Path, Tensor, list[int]], isa: str, where: str) 
     path, mapped, rows = far
     near = mapped[rows].clone()
     index, ptr = torch.tensor(rows), torch.tensor([0, 3, 6])
-    features = pc.Features(ptr, index, torch.tensor([1.0, 2, 3, 4, 5, 6]))
-    compact = pc.Features(ptr, torch.arange(6), features.value)
+    features = pc.SparseFeatures(ptr, index, torch.tensor([1.0, 2, 3, 4, 5, 6]))
+    compact = pc.SparseFeatures(ptr, torch.arange(6), features.value)
     w_dec: Any = FileRows(path, 0, FAR, torch.float32) if where == "file" else mapped
     gradient, prefix = torch.randn(3, FAR[1], generator=cases.generator(1)), cases.prefixes(2, 1)
     with pc.use("native", isa=isa):
@@ -253,7 +253,7 @@ def test_large_strides_elsewhere(far: tuple[Path, Tensor, list[int]], isa: str) 
     step = 1_048_576 * 1024
     wide = far[1].view(-1).as_strided((3, 24), (step, 1))
     with pc.use("native", isa=isa):
-        features = pc.Features(torch.tensor([0, 2]), torch.tensor([0, 1]), torch.ones(2))
+        features = pc.SparseFeatures(torch.tensor([0, 2]), torch.tensor([0, 1]), torch.ones(2))
         prefix, w_dec = cases.prefixes(1, 1, 1), torch.ones(2, 24)
         got = pc.ops.edge_scores(wide, prefix, features, w_dec, torch.zeros(3, 2))
         assert torch.equal(got, pc.ops.edge_scores(wide.clone(), prefix, features, w_dec, torch.zeros(3, 2)))

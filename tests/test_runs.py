@@ -23,11 +23,11 @@ import pycircuit as pc
 from pycircuit.bench import memory, models
 from pycircuit.bench.shapes import Shape
 from pycircuit.progress import Progress
-from pycircuit.trace import plan, store
+from pycircuit.trace import memory_plan, row_store
 from pycircuit.trace.estimate import sample
 from pycircuit.trace.memory_model import MemoryModel
 from pycircuit.trace.sweep import Sweep
-from pycircuit.train.evaluate import replaced_logits
+from pycircuit.training.evaluate import replaced_logits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TESTS = Path(__file__).parent
@@ -53,7 +53,7 @@ def in_small_tiles(monkeypatch: pytest.MonkeyPatch, targets: int = 3) -> None:
     ("text", "size"), [("8GiB", 8 << 30), ("1.5 MB", 1_500_000), ("64k", 64_000), ("7", 7), (9, 9)]
 )
 def test_sizes(text: Any, size: int) -> None:
-    assert plan.parse_bytes(text) == size
+    assert memory_plan.parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("bad", ["", "8 apples", "-1", "0", 0, -5, True, 1.5, []])
@@ -69,10 +69,10 @@ def test_rows_that_do_not_fit_keep_their_largest(kind: str, max_features: int | 
     model, ids = replacement("llama", kind, torch.float32), tiny_models.prompt()
     full = pc.attribute(model, ids, max_features=max_features, progress=False)
     assert full.provenance["keep"] is None and not full.dropped_mass.any()
-    monkeypatch.setattr(plan, "FEWEST", 8)
+    monkeypatch.setattr(memory_plan, "FEWEST", 8)
     work = sample(model, torch.as_tensor(ids), max_features, 10).work
     memory = MemoryModel(model, work, True)
-    bound = plan.least(model, work) + (memory.packed(None) - memory.packed(8)) // 4
+    bound = memory_plan.least(model, work) + (memory.packed(None) - memory.packed(8)) // 4
     cut = pc.attribute(model, ids, max_features=max_features, memory=bound, progress=False)
     keep = cut.provenance["keep"]
     assert 8 <= keep < full.rows.lengths().max() and cut.rows.lengths().max() == keep
@@ -124,7 +124,7 @@ def test_a_run_stays_within_its_bound(max_features: int) -> None:
     model, ids = models.replacement(SHAPE), models.prompt(SHAPE.positions)
     pc.attribute(model, ids[:16], max_features=8, progress=False)  # libraries take their share once
     needed, kept = pc.estimate(model, ids, max_features=max_features).bytes, []
-    smallest = plan.least(model, sample(model, ids, max_features, 10).work)
+    smallest = memory_plan.least(model, sample(model, ids, max_features, 10).work)
     for bound in (needed, int(0.6 * needed), smallest):
         before = memory.restart_peak()
         graph = pc.attribute(model, ids, max_features=max_features, memory=bound, progress=False)
@@ -147,8 +147,8 @@ def test_out_of_memory_halves_the_tile(monkeypatch: Any) -> None:
         return edges
 
     monkeypatch.setattr(Sweep, "tile", scarce)
-    monkeypatch.setattr(plan, "TILE_BYTES", 1 << 18)
-    monkeypatch.setattr(plan, "TILE_TARGETS", 1)
+    monkeypatch.setattr(memory_plan, "TILE_BYTES", 1 << 18)
+    monkeypatch.setattr(memory_plan, "TILE_TARGETS", 1)
     graph = pc.attribute(model, ids, progress=False)
     assert max(sizes) > 20 >= sizes[-1] and graph.rows.count == whole.rows.count
     torch.testing.assert_close(graph.dense(), whole.dense(), rtol=1e-5, atol=1e-5)
@@ -264,7 +264,7 @@ def test_ctrl_c_returns_the_graph_so_far(monkeypatch: Any) -> None:
 def test_ctrl_c_while_rows_are_put_away(monkeypatch: Any) -> None:
     """Between a row's columns and its weights: the row is not there, those before it are."""
     in_small_tiles(monkeypatch)
-    append, calls = store.Growing.append, []
+    append, calls = row_store.Growing.append, []
 
     def stop(self: Any, values: Any) -> None:
         calls.append(1)
@@ -272,7 +272,7 @@ def test_ctrl_c_while_rows_are_put_away(monkeypatch: Any) -> None:
             raise KeyboardInterrupt
         append(self, values)
 
-    monkeypatch.setattr(store.Growing, "append", stop)
+    monkeypatch.setattr(row_store.Growing, "append", stop)
     graph = pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), progress=False)
     assert graph.provenance["interrupted"] and graph.rows.count > 12 and graph.certificate < 1e-5
 
@@ -312,10 +312,10 @@ def test_surroundings_change_nothing(name: str) -> None:
 
     def everything() -> list[Any]:
         graph = pc.attribute(model, prompt, targets, max_features=20, progress=False)
-        after = model.intervene(prompt, change)
+        after = pc.intervene(model, prompt, change)
         found = [f.value for layers in model.activations([prompt, prompt[:5]]) for f in layers]
         tensors = [graph.rows.weight, graph.row_node, graph.values, after.logits, after.probabilities, *found]
-        return [*tensors, replaced_logits(model, model.tokens(prompt)[None]), *model.generate([prompt], change)]
+        return [*tensors, replaced_logits(model, model.tokens(prompt)[None]), *pc.generate(model, [prompt], change)]
 
     expected = everything()
     with SURROUNDINGS[name]():
@@ -328,8 +328,8 @@ def test_surroundings_change_nothing(name: str) -> None:
 
 def test_targets_keep_their_weights_in_the_ranking(monkeypatch: Any) -> None:
     """To the model's own precision, whatever torch's default is."""
-    model, seen, influence = replacement("llama", "plt", torch.float64), [], store.Store.influence
-    monkeypatch.setattr(store.Store, "influence", lambda self, order, node, weight: (
+    model, seen, influence = replacement("llama", "plt", torch.float64), [], row_store.Store.influence
+    monkeypatch.setattr(row_store.Store, "influence", lambda self, order, node, weight: (
         seen.append(weight[0].item()), influence(self, order, node, weight))[1])  # fmt: skip
     with default_dtype(torch.bfloat16):
         target = ("a", 1 / 3, torch.ones(model.width, dtype=torch.float64))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import pycircuit as pc
 from pycircuit.model.replacement import attention_by
-from pycircuit.train.stream import Source
+from pycircuit.training.stream import Source
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,9 +50,9 @@ RUNS: dict[str, tuple[Callable[[pc.ReplacementModel], list[Tensor]], int]] = {
     "attribute": (graph, 1),
     "activations": (lambda model: activations(model, 1), 1),
     "activations_together": (lambda model: activations(model, 2), 1),
-    "intervene": (lambda model: [model.intervene(PROMPT, STEER).logits], 1),
-    "intervene_changed": (lambda model: [model.intervene(PROMPT, STEER, "none").logits], 2),
-    "generate": (lambda model: [torch.tensor(model.generate(PROMPT, STEER, max_new_tokens=4))], 2),
+    "intervene": (lambda model: [pc.intervene(model, PROMPT, STEER).logits], 1),
+    "intervene_changed": (lambda model: [pc.intervene(model, PROMPT, STEER, "none").logits], 2),
+    "generate": (lambda model: [torch.tensor(pc.generate(model, PROMPT, STEER, max_new_tokens=4))], 2),
     "train": (gathered, 1),
     "open": (lambda model: graph(pc.ReplacementModel(model.hf_model, model.transcoders)), 2),  # its probe, then a graph
 }

@@ -172,7 +172,7 @@ def test_parameters_of_modules_as_weights(kind: str) -> None:
     model = pc.ReplacementModel(plain.hf_model, taught)
     graph, expected = (pc.attribute(m, prompt, progress=False) for m in (model, plain))
     assert torch.equal(graph.rows.weight, expected.rows.weight) and torch.equal(graph.bias, expected.bias)
-    after = model.intervene(prompt, [pc.Intervention(0, 3, 5, 1.0)])
+    after = pc.intervene(model, prompt, [pc.Intervention(0, 3, 5, 1.0)])
     assert not any(
         out.requires_grad for out in (graph.rows.weight, graph.bias, model.freeze(prompt).errors, after.logits)
     )
@@ -213,7 +213,7 @@ def test_targets_of_every_kind() -> None:
     feature = pc.Feature(2, int(f.position()[0]), int(f.index[0]))
     direction = ("3 - 5", 0.5, local.model.unembedding[3] - local.model.unembedding[5])
     graph = pc.attribute(model, tiny_models.prompt(), targets=[7, direction, feature], max_features=0)
-    assert list(graph.targets.labels) == ["7", "3 - 5", f"layer 2 feature {feature.index}"]
+    assert list(graph.targets.labels) == ["7", "3 - 5", f"layer 2 feature {feature.feature}"]
     assert graph.targets.ids.tolist() == [7, -1, -1] and graph.certificate < 1e-5
     logits = local.model.logits()[-1]
     assert float(graph.preactivation[1]) == pytest.approx(float(logits[3] - logits[5]), abs=1e-4)

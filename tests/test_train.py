@@ -23,11 +23,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pycircuit as pc
 from pycircuit.model.capture import capture, relative
 from pycircuit.model.sites import hooked
-from pycircuit.train import Recipe, Trainer
-from pycircuit.train.corpus import source_of
-from pycircuit.train.learner import Learner
-from pycircuit.train.sparse import Entries, above, batch_top_k, decode, values
-from pycircuit.train.stream import Stream
+from pycircuit.training import Recipe, Trainer
+from pycircuit.training.learner import Learner
+from pycircuit.training.sources import source_of
+from pycircuit.training.sparse import Entries, above, batch_top_k, decode, values
+from pycircuit.training.stream import Stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

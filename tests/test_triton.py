@@ -33,7 +33,7 @@ def to(device: str, argument: Any) -> Any:
             return argument.to(device)
         whole = torch.empty(0, dtype=argument.dtype).set_(argument.untyped_storage())
         return whole.to(device).as_strided(argument.shape, argument.stride(), argument.storage_offset())
-    if isinstance(argument, pc.Features):
+    if isinstance(argument, pc.SparseFeatures):
         return argument.to(device)
     if isinstance(argument, attention.StoredAttention | attention.RecomputedAttention | pc.JumpReLU):
         moved = {k: v.to(device) for k, v in vars(argument).items() if isinstance(v, Tensor)}
@@ -91,7 +91,7 @@ def test_offsets_past_31_bits() -> None:
     x, bias = cases.normal(g, 2, 20), torch.zeros(3)
     args: tuple[Any, ...] = (x, far, bias, pc.TopK(3, keep_negative=True), 0)
     assert cases.error("encode", run("encode", args), cases.exact("encode", (x, w, *args[2:])), args) < TOLERANCE
-    features = pc.Features(torch.tensor([0, 3, 4]), torch.tensor([0, 1, 2, 2]), torch.rand(4, generator=g))
+    features = pc.SparseFeatures(torch.tensor([0, 3, 4]), torch.tensor([0, 1, 2, 2]), torch.rand(4, generator=g))
     decoded = run("decode", (features, far, None))
     assert cases.error("decode", decoded, cases.exact("decode", (features, w, None)), ()) < TOLERANCE
     scores = (cases.normal(g, 3, 20), torch.tensor([0, 1, 3]), features, far, cases.normal(g, 2, 4))
@@ -148,7 +148,7 @@ def test_topk_of_more_candidates_than_one_block() -> None:
     g = cases.generator(6)
     pre = cases.normal(g, 2, 2600).round(decimals=2)  # many ties
     found = select.keep_largest(
-        pc.Features(torch.tensor([0, 2600, 5200]), torch.arange(2600).repeat(2), pre.flatten()), 37
+        pc.SparseFeatures(torch.tensor([0, 2600, 5200]), torch.arange(2600).repeat(2), pre.flatten()), 37
     )
     for row in range(2):
         expected = pre[row].sort(descending=True, stable=True).indices[:37].sort().values

@@ -14,7 +14,7 @@ from test_trace import KINDS, replacement
 from tiny_models import LAYERS, VOCABULARY, WIDTH
 
 import pycircuit as pc
-from pycircuit.causal.validate import _edges, _through_features
+from pycircuit.interventions.validate import _edges, _through_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

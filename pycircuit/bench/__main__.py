@@ -11,9 +11,9 @@ import pycircuit as pc
 from pycircuit.ops.registry import IMPLEMENTATIONS, OPS
 from pycircuit.ops.threads import check_threads
 
-from . import machine, report
+from . import machine_rates, report
+from .catalog import ROWS, select
 from .report import Report
-from .rows import ROWS, select
 from .runner import Options
 from .session import Session, plan
 
@@ -41,7 +41,7 @@ def thread_counts(text: str | None) -> list[int] | None:
     for part in text.split(","):
         if part != "all" and not (part.isdigit() and int(part) > 0):
             raise ValueError(f"bench: threads must be positive numbers or 'all', comma-separated, got {text!r}")
-        counts.append(machine.all_threads() if part == "all" else check_threads("bench", "--threads", int(part)))
+        counts.append(machine_rates.all_threads() if part == "all" else check_threads("bench", "--threads", int(part)))
     return list(dict.fromkeys(counts))
 
 

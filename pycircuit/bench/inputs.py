@@ -14,7 +14,7 @@ from torch.nn.functional import embedding_bag
 from pycircuit.ops import cases
 from pycircuit.ops.activations import Activation, JumpReLU, TopK
 from pycircuit.ops.attention import Attention, RecomputedAttention, StoredAttention
-from pycircuit.ops.features import Features
+from pycircuit.ops.features import SparseFeatures
 
 from .shapes import Shape
 
@@ -87,13 +87,13 @@ def _product(x: Tensor, w_enc: Tensor, *_: Any) -> Tensor:
     return torch.matmul(x, w_enc.T)
 
 
-def _distinct(g: torch.Generator, positions: int, size: int, active: int) -> Features:
+def _distinct(g: torch.Generator, positions: int, size: int, active: int) -> SparseFeatures:
     """`active` features at every position, no feature twice where `size` allows it: no row is read for free."""
     draws = -(-positions * active // size)
     index = torch.cat([torch.randperm(size, generator=g) for _ in range(draws)])[: positions * active]
     index = index.view(positions, active).sort(1).values.flatten()
     value = torch.rand(positions * active, generator=g) + 0.5
-    return Features(torch.arange(0, positions * active + 1, active), index, value)
+    return SparseFeatures(torch.arange(0, positions * active + 1, active), index, value)
 
 
 def decode(
@@ -106,7 +106,7 @@ def decode(
     wide /= (shape.width * shape.active) ** 0.5
     w_dec = wide.to(dtype)
     distinct, compact = features.index.unique(return_inverse=True)
-    truth_args = (Features(features.row_ptr, compact, features.value), w_dec[distinct], None)
+    truth_args = (SparseFeatures(features.row_ptr, compact, features.value), w_dec[distinct], None)
     peers = {"reference": Peer("reference")}
     if dtype == torch.float32:
         peers["embedding_bag"] = Peer(_embedding_bag, result=lambda out: out.movedim(0, -2))
@@ -123,7 +123,7 @@ def decode(
     )
 
 
-def _embedding_bag(features: Features, w_dec: Tensor, _: None) -> Tensor:
+def _embedding_bag(features: SparseFeatures, w_dec: Tensor, _: None) -> Tensor:
     flat = w_dec.flatten(1)
     out = embedding_bag(
         features.index, flat, features.row_ptr[:-1], mode="sum", per_sample_weights=features.value.to(flat.dtype)

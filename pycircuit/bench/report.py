@@ -11,9 +11,9 @@ from typing import Any
 
 import pycircuit as pc
 
-from . import machine
-from .machine import Rates
-from .rows import MATRIX, MEMORY, READ
+from . import machine_rates
+from .catalog import MATRIX, MEMORY, READ
+from .machine_rates import Rates
 from .runner import Outcome, Result, from_json
 
 SCHEMA = 1
@@ -32,7 +32,7 @@ class Report:
     @staticmethod
     def of(rates: dict[int, Rates], results: list[Result]) -> Report:
         when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-        return Report(machine.facts(), rates, results, pc.__version__, when)
+        return Report(machine_rates.facts(), rates, results, pc.__version__, when)
 
     def save(self, path: Path) -> None:
         whole = {
@@ -40,7 +40,7 @@ class Report:
             "version": self.version,
             "when": self.when,
             "machine": self.facts,
-            "rates": [machine.as_json(r) for r in self.rates.values()],
+            "rates": [machine_rates.as_json(r) for r in self.rates.values()],
             "rows": [r.as_json() for r in self.results],
         }
         path.parent.mkdir(parents=True, exist_ok=True)

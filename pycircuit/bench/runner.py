@@ -15,10 +15,10 @@ from torch import Tensor
 import pycircuit as pc
 from pycircuit.ops import cases
 
-from . import machine
+from . import machine_rates
+from .catalog import MATRIX, MEMORY, READ, Row, Target
 from .inputs import Arguments, Inputs, Peer
-from .machine import Rates
-from .rows import MATRIX, MEMORY, READ, Row, Target
+from .machine_rates import Rates
 
 # Sums of at most 100,000 float32 terms, by a kernel that adds in lanes and blocks: a few units of 2^-24 each way.
 TOLERANCE = 5e-6
@@ -125,11 +125,13 @@ def plain_drive(call: Callable[[], Any], before: Callable[[], None], rounds: int
 
 def measure(row: Row, threads: int, rates: Rates, options: Options, drive: Drive = plain_drive) -> Result:
     """The row with `threads` threads. A row that is wrong is reported as failed, and no time is given."""
-    blank = Result(row.name, row.op, row.shape, row.variant, threads, options.implementation, None, load=machine.load())
-    free = machine.available_memory()
+    blank = Result(
+        row.name, row.op, row.shape, row.variant, threads, options.implementation, None, load=machine_rates.load()
+    )
+    free = machine_rates.available_memory()
     if free is not None and free < row.needs:
         return replace(blank, skipped=f"needs {row.needs / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free")
-    with machine.threads_set(threads):
+    with machine_rates.threads_set(threads):
         given = row.build(cases.generator(7))
         first, took = _clock(_caller(row.op, options), copied(given.args))
         ran = pc.last_run()
@@ -138,7 +140,7 @@ def measure(row: Row, threads: int, rates: Rates, options: Options, drive: Drive
         if isinstance(error, str):
             return replace(blank, isa=ran.isa, failed=error)
         del first
-        others, probe = machine.Others(), machine.Probe()
+        others, probe = machine_rates.Others(), machine_rates.Probe()
         times = _times(row, given, took, options, drive, probe)
         result = replace(
             blank,
@@ -233,7 +235,7 @@ def _size(args: Arguments) -> int:
 
 def _rotation(args: Arguments, touched: float) -> Iterator[Arguments]:
     """Argument sets in turn, whose touched bytes are together twice the last-level cache: each comes from memory."""
-    cache, room = 2 * machine.last_level_cache(), 2e9 / max(_size(args), 1)
+    cache, room = 2 * machine_rates.last_level_cache(), 2e9 / max(_size(args), 1)
     copies = min(8, room, cache / touched) if touched else 0
     return cycle([args, *(copied(args) for _ in range(int(copies)))])
 
@@ -253,7 +255,7 @@ class _Turn:
 
 
 def _times(
-    row: Row, given: Inputs, took: float, options: Options, drive: Drive, probe: machine.Probe
+    row: Row, given: Inputs, took: float, options: Options, drive: Drive, probe: machine_rates.Probe
 ) -> dict[str, list[float]]:
     turns = {name: _turn(row, peer, given, options) for name, peer in given.peers.items()}
     ours, sets = _caller(row.op, options), _rotation(given.args, given.bytes * row.rotate)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from . import machine
-from .machine import Rates
+from . import machine_rates
+from .catalog import Row
+from .machine_rates import Rates
 from .report import Report
-from .rows import Row
 from .runner import Drive, Options, Result, judge, measure, plain_drive
 
 
@@ -23,7 +23,7 @@ class Session:
 
     def rate(self, threads: int) -> Rates:
         if threads not in self.rates:
-            self.rates[threads] = machine.measure(threads, self.seconds)
+            self.rates[threads] = machine_rates.measure(threads, self.seconds)
         return self.rates[threads]
 
     def run(self, row: Row, threads: int, drive: Drive = plain_drive) -> Result:
@@ -44,7 +44,7 @@ class Session:
 
 def plan(rows: Sequence[Row], threads: Sequence[int] | None = None) -> Iterator[tuple[Row, int]]:
     """(row, threads): those asked for; otherwise all, and one where the row is cheap."""
-    everything = machine.all_threads()
+    everything = machine_rates.all_threads()
     for row in rows:
         counts = threads or ([everything, 1] if row.single and everything > 1 else [everything])
         yield from ((row, count) for count in counts)

@@ -9,9 +9,9 @@ import torch
 from pycircuit.ops.dispatch import Request, plan
 from pycircuit.ops.registry import OPS
 
-from . import machine
-from .machine import Rates
-from .rows import select
+from . import machine_rates
+from .catalog import select
+from .machine_rates import Rates
 from .runner import Options, Result, measure
 
 STOPS = {
@@ -30,4 +30,4 @@ def tour(rates: Rates) -> Iterator[tuple[str, str, Result]]:
         chosen = plan(Request(op, "cpu", (torch.float32,)))
         options = Options(chosen.implementation, chosen.isa, budget=0.15)
         (row,) = (r for r in select(op=op) if r.name == name)
-        yield op, given, measure(row, machine.all_threads(), rates, options)
+        yield op, given, measure(row, machine_rates.all_threads(), rates, options)

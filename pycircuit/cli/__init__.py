@@ -12,9 +12,9 @@ import typer
 
 import pycircuit as pc
 
-from . import examples, machine, shelf, steer, trace, training
+from . import examples, machine_commands, steer, tracing, train, transcoders
 from .bundles import bundled
-from .machine import WRONG
+from .machine_commands import WRONG
 from .options import Stopped
 
 USAGE, STOPPED = 2, 130  # the arguments were wrong; Ctrl-C
@@ -33,24 +33,24 @@ bench_app = typer.Typer(
 
 # Every command with an example of its use, in the order of the help.
 COMMANDS: dict[Callable[..., None], str] = {
-    trace.attribute: "pycircuit attribute demo 'the capital of the state containing Dallas is' --plot dallas.svg",
+    tracing.attribute: "pycircuit attribute demo 'the capital of the state containing Dallas is' --plot dallas.svg",
     steer.intervene: "pycircuit intervene demo 'the capital of the state containing Dallas is' --ablate Texas",
     steer.generate: "pycircuit generate demo 'the capital of the state of Texas is' --set California=6",
-    trace.estimate: "pycircuit estimate demo 'the capital of the state containing Dallas is' --memory 2GiB",
-    training.train: "pycircuit train smollm2 --texts prose.txt --features 4096 --out transcoders",
-    training.evaluate: "pycircuit evaluate smollm2 --transcoders transcoders --texts other.txt --plot figure.svg",
+    tracing.estimate: "pycircuit estimate demo 'the capital of the state containing Dallas is' --memory 2GiB",
+    train.train: "pycircuit train smollm2 --texts prose.txt --features 4096 --out transcoders",
+    train.evaluate: "pycircuit evaluate smollm2 --transcoders transcoders --texts other.txt --plot figure.svg",
     examples.examples: "pycircuit examples smollm2 --transcoders transcoders --texts prose.txt --out graphs",
-    shelf.inspect: "pycircuit inspect transcoders --json",
-    shelf.convert: "pycircuit convert mntss/gemma-scope-transcoders mine --to saelens --dtype float32",
-    machine.demo: "pycircuit demo --plot dallas.svg",
-    machine.doctor: "pycircuit doctor --json",
+    transcoders.inspect: "pycircuit inspect transcoders --json",
+    transcoders.convert: "pycircuit convert mntss/gemma-scope-transcoders mine --to saelens --dtype float32",
+    machine_commands.demo: "pycircuit demo --plot dallas.svg",
+    machine_commands.doctor: "pycircuit doctor --json",
 }
 for command, example in COMMANDS.items():
     app.command(epilog=f"Example: {example}")(bundled(command))
 app.add_typer(bench_app, name="bench")
-bench_app.callback()(machine.bench)
-bench_app.command("tour", epilog="Example: pycircuit bench tour")(machine.tour_ops)
-bench_app.command(epilog="Example: pycircuit bench compare mine.json theirs.json")(machine.compare)
+bench_app.callback()(machine_commands.bench)
+bench_app.command("tour", epilog="Example: pycircuit bench tour")(machine_commands.tour_ops)
+bench_app.command(epilog="Example: pycircuit bench compare mine.json theirs.json")(machine_commands.compare)
 
 
 @app.callback(invoke_without_command=True)

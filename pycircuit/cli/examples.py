@@ -12,7 +12,7 @@ import pycircuit as pc
 from . import texts
 from .console import console, emit
 from .options import AsJson, Opening, Prompts, Quiet, Running, Texts
-from .training import Context
+from .train import Context
 
 SERVED = "./data/features/"  # where circuit-tracer's page finds a folder of files; other names it asks the hub for
 

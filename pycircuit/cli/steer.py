@@ -8,7 +8,7 @@ import torch
 import typer
 
 import pycircuit as pc
-from pycircuit.causal.intervention import FREEZE
+from pycircuit.interventions.intervention import FREEZE
 
 from .changes import Change, Steering, spot
 from .console import console, emit, table
@@ -42,7 +42,7 @@ def intervene(
     if freeze not in FREEZE:
         raise ValueError(f"--freeze must be one of {', '.join(FREEZE)}, got {freeze!r}")
     with opening.opened(running) as model:
-        result = model.intervene(asked, _on(model, changes), freeze=freeze, layers=within)
+        result = pc.intervene(model, asked, _on(model, changes), freeze=freeze, layers=within)
         before, after = result.probabilities_before, result.probabilities
         most = torch.maximum(before, after).topk(min(top, len(after))).indices
         most = most[after[most].argsort(descending=True, stable=True)]
@@ -103,8 +103,8 @@ def generate(
     """Let the model go on, with features set, scaled or ablated on the way (position 5: steers what follows too)."""
     asked, steer = prompts_of(prompt, prompts, ids), steering.changes()
     with opening.opened(running) as model:
-        found = model.generate(
-            asked, steer=_on(model, steer), max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+        found: Any = pc.generate(
+            model, asked, steer=_on(model, steer), max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
             top_p=top_p, seed=seed,
         )  # fmt: skip
         written = [_written(model, one, ids) for one, ids in zip(asked, found, strict=True)]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from pycircuit.graph.tree import strongest
+from pycircuit.graph.show.tree import strongest
+from pycircuit.interventions import intervene
 
 from .facts import Facts, Statement
 from .swap import swap, two_hop
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def answers(model: ReplacementModel, statements: Sequence[Statement], replaced: bool = False) -> Tensor:
     """The likeliest completion of each prompt: [statements]. replaced: every MLP by its reconstruction, no errors."""
-    from pycircuit.train.evaluate import replaced_logits
+    from pycircuit.training.evaluate import replaced_logits
 
     ids = [model.tokens(statement.prompt) for statement in statements]
     out = torch.zeros(len(ids), dtype=torch.int64)
@@ -78,7 +79,7 @@ def swaps(model: ReplacementModel, facts: Facts, pairs: int = 50, seed: int = 0,
         changes = swap(model, two_hop(here), first, two_hop(there), second, factor)
         said = ""
         if changes:
-            result = model.intervene(two_hop(here), changes, freeze="none")
+            result = intervene(model, two_hop(here), changes, freeze="none")
             said = model.tokenizer.decode(int(result.probabilities.argmax()))
         out.append(Swapped(here, there, len(changes), said, facts.capital[second]))
     return out

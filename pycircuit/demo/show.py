@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pycircuit.graph.tree import lines
+from pycircuit.graph.show.tree import lines
+from pycircuit.interventions import intervene
 from pycircuit.trace import attribute
 
 from .box import load_box
@@ -78,7 +79,7 @@ def _swapped(console: Console, model: ReplacementModel, city: str, other: str) -
     changes = swap(model, two_hop(city), state, two_hop(other), instead)
     if not changes:
         raise ValueError(f"demo: {city} and {other} must make features of their states active, got none of them")
-    result = model.intervene(two_hop(city), changes, freeze="none")
+    result = intervene(model, two_hop(city), changes, freeze="none")
     off = sum(change.value == 0 for change in changes)
     on = f"{len(changes) - off} called {instead} on, half as strong again as for {other}"
     console.print(f"\nThe {off} features called {state} off, {on}; everything else runs:", highlight=False)

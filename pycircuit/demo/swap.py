@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .facts import TWO_HOP
 
 if TYPE_CHECKING:
-    from pycircuit.causal import Intervention
+    from pycircuit.interventions import Intervention
     from pycircuit.model import ReplacementModel
 
 
@@ -30,7 +30,7 @@ def swap(
     They get `factor` times what they are on the prompt `source`, the same sentence about another city, so that places
     correspond; errors go on saying a little of what the features no longer say, and have to be talked over.
     """
-    from pycircuit.causal import Intervention
+    from pycircuit.interventions import Intervention
 
     off = dict.fromkeys(active(model, prompt, concept), 0.0)
     on = {place: factor * value for place, value in active(model, source, other).items()}

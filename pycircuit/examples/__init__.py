@@ -1,5 +1,5 @@
 """Files that show where features are active, for pages that draw graphs."""
 
-from .writing import write_examples
+from .example_files import write_examples
 
 __all__ = ["write_examples"]

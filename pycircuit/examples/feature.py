@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .corpus import Corpus, Words
+from .token_texts import Corpus, Words
 
 BINS = 50
 PERCENTILES = np.arange(1, 100) / 100

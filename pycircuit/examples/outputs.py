@@ -10,7 +10,7 @@ from torch import Tensor
 from pycircuit.model import ReplacementModel
 from pycircuit.model.frozen import unembed
 from pycircuit.model.weights import Norm
-from pycircuit.ops import Features, FileRows
+from pycircuit.ops import FileRows, SparseFeatures
 
 LOGITS = 1 << 24  # held at one time
 
@@ -52,7 +52,7 @@ def _rows(w_dec: Tensor | FileRows, features: Tensor) -> Tensor:
     if isinstance(w_dec, Tensor):
         return w_dec[features]
     ptr = torch.tensor([0, len(features)], device=features.device)
-    return w_dec.gather(Features(ptr, features, torch.ones(len(features), device=features.device)))[1]
+    return w_dec.gather(SparseFeatures(ptr, features, torch.ones(len(features), device=features.device)))[1]
 
 
 def _through(norm: Norm | None, rows: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pycircuit.ops import Features
+from pycircuit.ops import SparseFeatures
 
 HELD = 1 << 23  # activations in memory, about 20 bytes each as they come and 50 as a block is sorted
 BLOCK = 512  # features read together, at the most: their decoder rows are read with them
@@ -37,7 +37,7 @@ class Runs:
         self._held: list[list[tuple[np.ndarray, ...]]] = [[] for _ in wanted]
         self._pending = self._written = 0
 
-    def add(self, begin: int, found: Sequence[tuple[Features, ...]]) -> None:
+    def add(self, begin: int, found: Sequence[tuple[SparseFeatures, ...]]) -> None:
         """Texts one after another, the first of which begins at this token; each has one entry a layer."""
         for layer in range(len(self.wanted)):
             parts = [features[layer] for features in found]

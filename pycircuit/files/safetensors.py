@@ -10,7 +10,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from pycircuit.ops import Features, FileRows
+from pycircuit.ops import FileRows, SparseFeatures
 
 DTYPES = {
     "F64": torch.float64,
@@ -66,6 +66,6 @@ def _chunks(t: Tensor | FileRows) -> Iterator[Tensor]:
         end = min(begin + step, count)
         if isinstance(t, FileRows):
             index = torch.arange(begin, end)
-            yield t.gather(Features(torch.tensor([0, len(index)]), index, index.new_empty(0)))[1]
+            yield t.gather(SparseFeatures(torch.tensor([0, len(index)]), index, index.new_empty(0)))[1]
         else:
             yield (t[begin:end] if t.ndim else t[None]).detach().cpu().contiguous()

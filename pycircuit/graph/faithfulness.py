@@ -1,4 +1,4 @@
-"""How well a graph foretells what its model does when a node is changed: figures only, found by pycircuit.causal."""
+"""How well a graph foretells what its model does when a node is changed: figures only, of pycircuit.interventions."""
 
 from __future__ import annotations
 

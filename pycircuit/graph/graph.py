@@ -13,17 +13,18 @@ from torch import Tensor
 
 from pycircuit.ops import checks
 
-from . import circuit_tracer, export, influence, storage
-from . import convert as converting
+from . import influence
 from . import paths as strongest
-from . import plot as drawing
 from . import prune as pruning
 from . import scores as scoring
 from . import supernodes as grouping
-from . import tree as drawing_tree
+from .csr import Rows, below
 from .faithfulness import KEY, Faithfulness
-from .rows import Rows, below
-from .validate import validate
+from .invariants import validate
+from .io import circuit_tracer_graph, graph_file, page_json
+from .io import libraries as converting
+from .show import plot as drawing
+from .show import tree as drawing_tree
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,12 +255,12 @@ class Graph:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, all of it or nothing."""
-        storage.save(self, path)
+        graph_file.save(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Graph:
         """Read what `save` wrote; GraphFileError, naming file and tensor, for anything else."""
-        return storage.load(cls, path)
+        return graph_file.load(cls, path)
 
     def to_json(
         self,
@@ -276,7 +277,7 @@ class Graph:
         influential of them, up to 200 nodes. Returns the query of the address, `index.html?...`, that shows them on
         circuit-tracer's page; Neuronpedia's has them from the file, and opens no graph of layer 0 alone (a warning).
         """
-        return export.to_json(self, path, slug, node_threshold, edge_threshold, scan)
+        return page_json.to_json(self, path, slug, node_threshold, edge_threshold, scan)
 
     @classmethod
     def from_circuit_tracer(cls, path: str | os.PathLike[str], tokenizer: Any = None) -> Graph:
@@ -285,7 +286,7 @@ class Graph:
         tokenizer: what turns ids into text; without it a token's text is its number. The file does not say what rows
         should add up to, so `certificate` is NaN, and it has edges from selected features only.
         """
-        return circuit_tracer.load(cls, path, tokenizer)
+        return circuit_tracer_graph.load(cls, path, tokenizer)
 
     def to_circuit_tracer(
         self, path: str | os.PathLike[str], tokenizer_name: str | None = None, scan: str | None = None
@@ -294,7 +295,7 @@ class Graph:
 
         tokenizer_name, scan: the tokenizer and the transcoders that its page looks for; None: those of the provenance.
         """
-        circuit_tracer.save(self, path, tokenizer_name, scan)
+        circuit_tracer_graph.save(self, path, tokenizer_name, scan)
 
     def to_networkx(self) -> Any:
         """A networkx.DiGraph, edges from source to target with `weight`; node attributes as in `describe`."""

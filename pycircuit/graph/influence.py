@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .rows import STEP, Rows
+from .csr import STEP, Rows
 
 if TYPE_CHECKING:
     from .graph import Graph

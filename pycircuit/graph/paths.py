@@ -9,7 +9,7 @@ import numpy as np
 from pycircuit.ops import checks
 
 from . import influence
-from .rows import largest
+from .csr import largest
 
 if TYPE_CHECKING:
     from .graph import Graph

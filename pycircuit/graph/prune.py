@@ -16,8 +16,8 @@ from torch import Tensor
 from pycircuit.ops import checks
 
 from . import influence
+from .csr import Rows
 from .faithfulness import KEY as FAITHFULNESS
-from .rows import Rows
 from .threshold import cumulative, cutoff
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pycircuit import ops
-from pycircuit.ops import Activation, Features, JumpReLU, ReLU, TopK
-from pycircuit.train import sparse
-from pycircuit.train.sparse import Entries
+from pycircuit.ops import Activation, JumpReLU, ReLU, SparseFeatures, TopK
+from pycircuit.training import sparse
+from pycircuit.training.sparse import Entries
 
 from .handle import Accelerated, rows_together
 
@@ -70,7 +70,7 @@ def encode(sae: Any, x: Tensor) -> Tensor:
         theirs: Tensor = type(sae).encode(sae, x)
         return theirs
     entries, values, shape = _active(sae, x)
-    dense = Features(entries.row_ptr, entries.index, values).dense(entries.size).to(sae.W_enc.dtype)
+    dense = SparseFeatures(entries.row_ptr, entries.index, values).dense(entries.size).to(sae.W_enc.dtype)
     acts: Tensor = sae.hook_sae_acts_post(dense.view(*shape, entries.size))
     return acts
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pycircuit import ops
 from pycircuit.ops import TopK
-from pycircuit.train import sparse
-from pycircuit.train.sparse import Entries
+from pycircuit.training import sparse
+from pycircuit.training.sparse import Entries
 
 from .handle import Accelerated, rows_together
 

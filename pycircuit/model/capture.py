@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from pycircuit.ops import Attention, RecomputedAttention, StoredAttention
 
 from .families import Family, FamilyError
+from .freed_memory import trim
 from .frozen import FrozenLayer, FrozenModel, FrozenNorm, attention_block
 from .hooks import Hooks, attending, attention_by, require_calls, stream_into, stream_out
-from .release import trim
 from .weights import NORMS, LayerWeights, ModelWeights, Norm, module
 
 STREAMS = ("resid_in", "attention_out", "resid_mid", "mlp_normed", "mlp_in", "mlp_raw", "mlp_out")

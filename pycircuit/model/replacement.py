@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pycircuit.ops import Features
+from pycircuit.ops import SparseFeatures
 from pycircuit.ops.checks import is_int, whole
 from pycircuit.ops.threads import check_torch_threads
 from pycircuit.ops.torch_settings import full_float32, without_autocast
@@ -17,13 +17,10 @@ from pycircuit.transcoders import Transcoders
 
 from .capture import Captured, capture, disagreement, read_batch, relative, running
 from .families import FamilyError, family_of
+from .freed_memory import trim
 from .frozen import FrozenModel
 from .hooks import attention_by
-from .release import trim
 from .weights import read_weights
-
-if TYPE_CHECKING:
-    from pycircuit.causal import Intervened, Intervention
 
 PATTERN_BYTES = 1 << 30  # stored patterns of all layers together; above, they are recomputed
 _BATCH_POSITIONS = 4096  # of prompts read together, padding included
@@ -45,7 +42,7 @@ class LocalReplacement:
 
     model: FrozenModel
     transcoders: Transcoders
-    features: tuple[Features, ...]
+    features: tuple[SparseFeatures, ...]
     errors: Tensor
     ignore_positions: int
     reads: Tensor | None = None
@@ -156,70 +153,13 @@ class ReplacementModel:
         heads = sum(layer.heads for layer in self.weights.layers)
         return heads * positions**2 * self.dtype.itemsize <= PATTERN_BYTES
 
-    def intervene(
-        self,
-        prompt: str | Sequence[int] | Tensor,
-        interventions: Sequence[Intervention],
-        freeze: str = "attention",
-        layers: range | None = None,
-    ) -> Intervened:
-        """Run the prompt with features set, scaled or ablated: logits and features before and after, and effects.
-
-        A changed feature adds (new activation - present one) * its decoder row to the output of every MLP it writes
-        to. freeze says what keeps the value it had on the prompt: "attention", attention patterns and norm
-        denominators; "patterns", attention patterns; "all", these and every MLP's output, the changes apart, so that
-        the model is linear; "none", nothing. layers: MLPs of this range are held and changes written there alone;
-        with freeze="none" patterns and denominators are held there too, and beyond it everything recomputes.
-        """
-        from pycircuit.causal import intervene
-
-        return intervene(self, prompt, interventions, freeze, layers)
-
-    def intervene_many(
-        self,
-        prompt: str | Sequence[int] | Tensor,
-        variants: Sequence[Sequence[Intervention]],
-        freeze: str = "attention",
-        layers: range | None = None,
-        each: Callable[[Intervened], Any] | None = None,
-    ) -> list[Any]:
-        """`intervene` for each of several lists of interventions, run together, in batches.
-
-        The prompt itself runs once, and of the variants only what is not below the batch's first intervened layer.
-        each: called with every result as soon as it is there; what it returns is kept in the result's place, so that
-        thousands of variants need the memory of one batch.
-        """
-        from pycircuit.causal import intervene_many
-
-        return intervene_many(self, prompt, variants, freeze, layers, each)
-
-    def generate(
-        self,
-        prompts: Any,
-        steer: Sequence[Intervention] = (),
-        max_new_tokens: int = 20,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-    ) -> Any:
-        """The tokens that follow a prompt (a list of ids), or each of a list of prompts (a list of such lists).
-
-        steer: interventions on the prompt and, where their positions have no end, on every generated token; nothing
-        is frozen. temperature 0 takes the likeliest token; above it, one of the top_k likeliest, of those that make
-        up top_p; seed and place in the list decide which. Ends after a token that ends a text.
-        """
-        from pycircuit.causal import generate
-
-        return generate(self, prompts, steer, max_new_tokens, temperature, top_k, top_p, seed)
-
     @without_autocast()
-    def activations(self, prompts: Sequence[str | Sequence[int] | Tensor]) -> list[tuple[Features, ...]]:
+    def activations(self, prompts: Sequence[str | Sequence[int] | Tensor]) -> list[tuple[SparseFeatures, ...]]:
         """Active features of every prompt, one entry a layer; every prompt is checked before the first one runs."""
         if isinstance(prompts, str | Tensor):
             raise TypeError(f"activations: prompts must be a list of prompts, got one {type(prompts).__name__}")
         ids = [self.tokens(prompt) for prompt in prompts]
-        found: list[tuple[Features, ...]] = [()] * len(ids)
+        found: list[tuple[SparseFeatures, ...]] = [()] * len(ids)
         for batch in self._batches([len(t) for t in ids]):
             with self.running:
                 read = self._read([ids[i] for i in batch])
@@ -237,7 +177,7 @@ class ReplacementModel:
             batches[-1].append(at)
         return batches
 
-    def _read(self, ids: list[Tensor]) -> list[tuple[Features, ...]]:
+    def _read(self, ids: list[Tensor]) -> list[tuple[SparseFeatures, ...]]:
         reads = self.transcoders.reads
         if len(ids) == 1:
             captured = capture(self.hf_model, self.family, self.weights, ids[0], (reads,), stored=False)
@@ -253,7 +193,7 @@ class ReplacementModel:
         ]
         return list(zip(*layers, strict=True))
 
-    def _features(self, x: Tensor, lean: bool = False) -> tuple[Features, ...]:
+    def _features(self, x: Tensor, lean: bool = False) -> tuple[SparseFeatures, ...]:
         features = []
         for layer in range(self.depth):
             features.append(self.transcoders.encode(layer, x[layer], self.ignore_positions))
@@ -321,7 +261,7 @@ def check_model(op: str, model: Any) -> None:
     check_torch_threads(op)
 
 
-def _split(found: Features, lengths: list[int], ignore: int) -> list[Features]:
+def _split(found: SparseFeatures, lengths: list[int], ignore: int) -> list[SparseFeatures]:
     """Features of prompts one after another, without their ignored positions, back to one for each prompt."""
     parts, row = [], 0
     for length in lengths:
@@ -329,6 +269,6 @@ def _split(found: Features, lengths: list[int], ignore: int) -> list[Features]:
         ptr = found.row_ptr[row : row + length - empty + 1]
         begin, end = int(ptr[0]), int(ptr[-1])
         row_ptr = torch.cat([ptr.new_zeros(empty), ptr - begin])
-        parts.append(Features(row_ptr, found.index[begin:end].clone(), found.value[begin:end].clone()))
+        parts.append(SparseFeatures(row_ptr, found.index[begin:end].clone(), found.value[begin:end].clone()))
         row += length - empty
     return parts

@@ -12,19 +12,37 @@ from . import arguments, checks
 from .activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
 from .attention import Attention, RecomputedAttention, StoredAttention
 from .dispatch import Explanation, ImplementationError, Ran, Request, last_run, plan, record, use
-from .features import Features
+from .features import SparseFeatures
+from .file_rows import FileRows
 from .registry import OPS
-from .rows import FileRows
 from .torch_settings import autocast_is_on, without_autocast
 
 __all__ = [
-    "Activation", "Attention", "BatchTopK", "Explanation", "Features", "FileRows", "ImplementationError", "JumpReLU",
-    "Ran", "ReLU", "RecomputedAttention", "StoredAttention", "TopK", "attend_back", "decode", "edge_scores", "encode",
-    "explain", "influence", "last_run", "use",
+    "Activation",
+    "Attention",
+    "BatchTopK",
+    "Explanation",
+    "FileRows",
+    "ImplementationError",
+    "JumpReLU",
+    "Ran",
+    "ReLU",
+    "RecomputedAttention",
+    "SparseFeatures",
+    "StoredAttention",
+    "TopK",
+    "attend_back",
+    "decode",
+    "edge_scores",
+    "encode",
+    "explain",
+    "influence",
+    "last_run",
+    "use",
 ]  # fmt: skip
 
 
-def encode(x: Any, w_enc: Any, b_enc: Any, activation: Activation, ignore_positions: int = 0) -> Features:
+def encode(x: Any, w_enc: Any, b_enc: Any, activation: Activation, ignore_positions: int = 0) -> SparseFeatures:
     """Active features of x, without ever writing positions x features.
 
     x: [positions, width]; w_enc: [features, width], rows may be strided; b_enc: [features].
@@ -33,7 +51,7 @@ def encode(x: Any, w_enc: Any, b_enc: Any, activation: Activation, ignore_positi
     return _run("encode", *arguments.encode(x, w_enc, b_enc, activation, ignore_positions))
 
 
-def decode(features: Features, w_dec: Any, bias: Any = None) -> Tensor:
+def decode(features: SparseFeatures, w_dec: Any, bias: Any = None) -> Tensor:
     """What the features write: [positions, width], or [slots, positions, width].
 
     w_dec: [features, width] or [features, slots, width], rows may be strided; a FileRows is read from its file,
@@ -52,7 +70,7 @@ def attend_back(y: Any, prefix_ptr: Any, attention: Attention, out: Any = None) 
     return _run("attend_back", *arguments.attend_back(y, prefix_ptr, attention, out))
 
 
-def edge_scores(gradient: Any, prefix_ptr: Any, features: Features, w_dec: Any, out: Any) -> Tensor:
+def edge_scores(gradient: Any, prefix_ptr: Any, features: SparseFeatures, w_dec: Any, out: Any) -> Tensor:
     """out[t, e] += value[e] * gradient[row of t at e's position] . w_dec[index[e]], in place; returns out.
 
     gradient: [rows, width], ragged as in attend_back; out: [targets, features.count]. Entries at positions
@@ -118,7 +136,7 @@ def _request(op: str, args: tuple[Any, ...]) -> Request:
     return Request(op, device or "cpu", tuple(dict.fromkeys(dtypes)))
 
 
-def _any_bad(found: Features, bad: Tensor) -> bool:
+def _any_bad(found: SparseFeatures, bad: Tensor) -> bool:
     """Whether any entry is bad; from a GPU comes with the answer whatever later checks of the features ask."""
     if not found.count or bad.device.type == "cpu":
         return bool(bad.any())
@@ -130,7 +148,7 @@ def _any_bad(found: Features, bad: Tensor) -> bool:
     return wrong > 0
 
 
-def _no_nan(found: Features) -> None:
+def _no_nan(found: SparseFeatures) -> None:
     """NaN is active under every rule, so it is in the values if it is anywhere."""
     bad = found.value.isnan()
     if _any_bad(found, bad):

@@ -10,8 +10,8 @@ from torch import Tensor
 from . import checks, compound
 from .activations import Activation
 from .attention import Attention
-from .features import Features
-from .rows import FileRows
+from .features import SparseFeatures
+from .file_rows import FileRows
 
 
 def encode(x: Any, w_enc: Any, b_enc: Any, activation: Activation, ignore_positions: int = 0) -> tuple[Any, ...]:
@@ -44,7 +44,7 @@ def _on_device(**tensors: Any) -> dict[str, Tensor]:
     return {name: t for name, t in tensors.items() if isinstance(t, Tensor)}
 
 
-def decode(features: Features, w_dec: Any, bias: Any = None) -> tuple[Any, ...]:
+def decode(features: SparseFeatures, w_dec: Any, bias: Any = None) -> tuple[Any, ...]:
     op = "decode"
     w_dec = _decoder(op, w_dec, (2, 3))
     features = compound.features(op, features, w_dec.shape[0])
@@ -83,7 +83,7 @@ def attend_back(y: Any, prefix_ptr: Any, attention: Attention, out: Any = None) 
     return y, prefix_ptr, attention, z
 
 
-def edge_scores(gradient: Any, prefix_ptr: Any, features: Features, w_dec: Any, out: Any) -> tuple[Any, ...]:
+def edge_scores(gradient: Any, prefix_ptr: Any, features: SparseFeatures, w_dec: Any, out: Any) -> tuple[Any, ...]:
     op = "edge_scores"
     gradient = checks.floats(op, "gradient", gradient, (2,), checks.WIDE)
     checks.rows_contiguous(op, "gradient", gradient)

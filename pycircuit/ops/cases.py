@@ -16,7 +16,7 @@ from torch import Tensor
 from . import reference
 from .activations import BatchTopK, JumpReLU, ReLU, TopK
 from .attention import Attention, RecomputedAttention, StoredAttention
-from .features import Features
+from .features import SparseFeatures
 
 Case = Callable[[torch.Generator], tuple[Any, ...]]
 TAILS = (1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33)  # vector widths plus and minus one
@@ -44,20 +44,20 @@ def shifted(t: Tensor) -> Tensor:
     return torch.cat([t.new_full((1,), 7.0), t.flatten()])[1:].view(t.shape)
 
 
-def sparse(g: torch.Generator, positions: int, size: int, active: int) -> Features:
+def sparse(g: torch.Generator, positions: int, size: int, active: int) -> SparseFeatures:
     """About `active` features a position, some positions with none."""
     mask = torch.rand(positions, size, generator=g) < active / size
     mask[:: 5 if positions > 1 else positions + 1] = False
     row_ptr = torch.zeros(positions + 1, dtype=torch.int64)
     row_ptr[1:] = mask.sum(1).cumsum(0)
     index = mask.nonzero()[:, 1].contiguous()
-    return Features(row_ptr, index, torch.rand(len(index), generator=g) + 0.5)
+    return SparseFeatures(row_ptr, index, torch.rand(len(index), generator=g) + 0.5)
 
 
-def one_each(g: torch.Generator, positions: int, size: int) -> Features:
+def one_each(g: torch.Generator, positions: int, size: int) -> SparseFeatures:
     """One feature at every position."""
     index = torch.randint(size, (positions,), generator=g)
-    return Features(torch.arange(positions + 1), index, torch.rand(positions, generator=g) + 0.5)
+    return SparseFeatures(torch.arange(positions + 1), index, torch.rand(positions, generator=g) + 0.5)
 
 
 def prefixes(*lengths: int) -> Tensor:
@@ -268,7 +268,7 @@ def error(op: str, got: Any, truth: Any, args: tuple[Any, ...]) -> float:
     return float((got - truth).norm()) / size if size else float(got.abs().sum())
 
 
-def _encode_error(got: Features, truth: Features, args: tuple[Any, ...]) -> float:
+def _encode_error(got: SparseFeatures, truth: SparseFeatures, args: tuple[Any, ...]) -> float:
     size, device = args[1].shape[0], args[0].device
     if int(got.row_ptr[-1]) != got.count or got.positions != truth.positions:
         raise AssertionError(f"encode: row_ptr {got.row_ptr.tolist()} does not fit {got.count} entries")

@@ -12,13 +12,13 @@ from torch import Tensor
 from . import checks
 from .activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
 from .attention import Attention, RecomputedAttention, StoredAttention
-from .features import Features
+from .features import SparseFeatures
 
 
-def features(op: str, value: Any, size: int) -> Features:
+def features(op: str, value: Any, size: int) -> SparseFeatures:
     """Valid CSR, every index one of the `size` rows of w_dec, as torch tensors."""
-    if not isinstance(value, Features):
-        raise TypeError(f"{op}: features must be pc.Features, got {type(value).__name__}")
+    if not isinstance(value, SparseFeatures):
+        raise TypeError(f"{op}: features must be pc.SparseFeatures, got {type(value).__name__}")
     row_ptr, n, _ = checks.offsets(op, "features.row_ptr", value.row_ptr)
     index = checks.integers(op, "features.index", value.index)
     values = checks.floats(op, "features.value", value.value, (1,), checks.WIDE)
@@ -29,7 +29,7 @@ def features(op: str, value: Any, size: int) -> Features:
     checks.bounded(op, "features.index", index, 0, size, f"from 0 to below {size}, the rows of w_dec")
     if row_ptr is value.row_ptr and index is value.index and values is value.value:
         return value
-    return Features(row_ptr, index, values)
+    return SparseFeatures(row_ptr, index, values)
 
 
 def activation(op: str, value: Any, size: int, like: Tensor) -> Activation:

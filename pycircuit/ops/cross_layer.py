@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .features import Features
+from .features import SparseFeatures
 
 UNIT = 16  # numbers by which places of decoder rows are counted: so many bytes are read at a time as their type allows
 
@@ -22,7 +22,7 @@ class CrossLayerFeatures:
     """
 
     w_dec: Sequence[Tensor]
-    features: Sequence[Features]
+    features: Sequence[SparseFeatures]
     row_ptr: Tensor
     ends: Tensor
     place: Tensor
@@ -31,7 +31,9 @@ class CrossLayerFeatures:
     step: int
 
 
-def cross_layer_features(w_dec: Sequence[Tensor | None], features: Sequence[Features]) -> CrossLayerFeatures | None:
+def cross_layer_features(
+    w_dec: Sequence[Tensor | None], features: Sequence[SparseFeatures]
+) -> CrossLayerFeatures | None:
     """The features of decoders [features, layers from its own on, width]; None where rows do not lie in units."""
     decoders = [w for w in w_dec if isinstance(w, Tensor)]
     if len(decoders) < len(features) or any(w.dtype != decoders[0].dtype or not w.is_contiguous() for w in decoders):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Features:
+class SparseFeatures:
     """Active features in CSR by position, indices ascending within a position.
 
     row_ptr: [positions + 1] int64; index: [n] int64; value: [n] float.
@@ -39,8 +39,8 @@ class Features:
         out[self.position(), self.index] = self.value
         return out
 
-    def to(self, device: torch.device | str) -> Features:
-        return Features(self.row_ptr.to(device), self.index.to(device), self.value.to(device))
+    def to(self, device: torch.device | str) -> SparseFeatures:
+        return SparseFeatures(self.row_ptr.to(device), self.index.to(device), self.value.to(device))
 
     def __repr__(self) -> str:
         return f"Features(positions={self.positions}, active={self.count}, {self.value.dtype}, {self.value.device})"

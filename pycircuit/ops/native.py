@@ -12,7 +12,7 @@ import pycircuit._native as _native
 from .activations import Activation, BatchTopK, JumpReLU, TopK
 from .attention import Attention, RecomputedAttention
 from .dispatch import forced, native_isas
-from .features import Features
+from .features import SparseFeatures
 
 _ELEMENT = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -36,7 +36,7 @@ def _weights(w: Tensor) -> tuple[int, int, int, int, int, int, int]:
     return w.data_ptr(), _ELEMENT[w.dtype], w.shape[0], slots, w.shape[-1], w.stride(0), slot_stride
 
 
-def _sparse(f: Features) -> tuple[int, int, int, int]:
+def _sparse(f: SparseFeatures) -> tuple[int, int, int, int]:
     return f.row_ptr.data_ptr(), f.index.data_ptr(), f.value.data_ptr(), f.positions
 
 
@@ -47,7 +47,7 @@ def _threshold(activation: Activation) -> Tensor:
     return torch.tensor([value], **_FLOAT)
 
 
-def encode(x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activation, ignore_positions: int) -> Features:
+def encode(x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activation, ignore_positions: int) -> SparseFeatures:
     x, b_enc, theta = x.float(), b_enc.float(), _threshold(activation)
     top_k, keep = (activation.k, activation.keep_negative) if isinstance(activation, TopK) else (0, False)
     found = _native.encode(
@@ -57,10 +57,10 @@ def encode(x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activation, igno
     row_ptr = torch.empty(len(x) + 1, **_INT)
     index, value = torch.empty(found.count, **_INT), torch.empty(found.count, **_FLOAT)
     found.copy(row_ptr.data_ptr(), index.data_ptr(), value.data_ptr())
-    return Features(row_ptr, index, value)
+    return SparseFeatures(row_ptr, index, value)
 
 
-def decode(features: Features, w_dec: Tensor, bias: Tensor | None) -> Tensor:
+def decode(features: SparseFeatures, w_dec: Tensor, bias: Tensor | None) -> Tensor:
     slots = w_dec.shape[1:-1]
     out = torch.empty(*slots, features.positions, w_dec.shape[-1], **_FLOAT)
     bias = None if bias is None else bias.float().contiguous()
@@ -89,7 +89,7 @@ def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor
     return z
 
 
-def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec: Tensor, out: Tensor) -> Tensor:
+def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: SparseFeatures, w_dec: Tensor, out: Tensor) -> Tensor:
     _native.edge_scores(
         isa_index(), gradient.data_ptr(), gradient.stride(0), prefix_ptr.data_ptr(), len(prefix_ptr) - 1,
         _sparse(features), _weights(w_dec), out.data_ptr(), out.stride(0), torch.get_num_threads(),

@@ -9,23 +9,23 @@ from torch import Tensor
 
 from .activations import Activation
 from .attention import Attention
-from .features import Features
+from .features import SparseFeatures
 
 
 def _wide(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
 
 
-def encode(x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activation, ignore_positions: int) -> Features:
+def encode(x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activation, ignore_positions: int) -> SparseFeatures:
     pre = torch.addmm(_wide(b_enc), _wide(x), _wide(w_enc).T)
     active = activation.active(pre)
     active[:ignore_positions] = False
     row_ptr = torch.zeros(len(x) + 1, dtype=torch.int64, device=x.device)
     row_ptr[1:] = active.sum(1).cumsum(0)
-    return Features(row_ptr, active.nonzero()[:, 1], pre[active])
+    return SparseFeatures(row_ptr, active.nonzero()[:, 1], pre[active])
 
 
-def decode(features: Features, w_dec: Tensor, bias: Tensor | None) -> Tensor:
+def decode(features: SparseFeatures, w_dec: Tensor, bias: Tensor | None) -> Tensor:
     rows = _wide(w_dec[features.index].flatten(1)) * features.value[:, None]
     out = rows.new_zeros(features.positions, rows.shape[1])
     out.index_add_(0, features.position(), rows)
@@ -46,7 +46,7 @@ def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor
     return z if out is None else out.copy_(z)
 
 
-def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: Features, w_dec: Tensor, out: Tensor) -> Tensor:
+def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: SparseFeatures, w_dec: Tensor, out: Tensor) -> Tensor:
     scaled = _wide(w_dec[features.index]) * features.value[:, None]
     starts, lengths = prefix_ptr[:-1].to(gradient.device), prefix_ptr.diff().to(gradient.device)
     bounds = features.row_ptr.tolist()

@@ -4,7 +4,7 @@ from .attribute import attribute, trace_frozen
 from .checkpoint import CheckpointError
 from .estimate import Estimate, estimate
 from .many import attribute_many
-from .plan import MemoryBoundError
+from .memory_plan import MemoryBoundError
 from .targets import Feature
 
 __all__ = [

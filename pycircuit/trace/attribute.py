@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pycircuit.graph import Graph, Targets, Tokens
-from pycircuit.model.release import released_at_once, trim
+from pycircuit.model.freed_memory import released_at_once, trim
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel, check_model
 from pycircuit.ops import StoredAttention
 from pycircuit.ops.torch_settings import full_float32, without_autocast
@@ -21,14 +21,14 @@ from pycircuit.progress import Progress, Report
 from pycircuit.transcoders.lazy import kept_bytes
 
 from .checkpoint import Checkpoint, digest, reserved
+from .collect import Found
 from .columns import Columns
 from .estimate import places, sample
 from .finite import check_active
 from .memory_model import Work, round_of
-from .plan import Bound, Fixed, MemoryBoundError, Plan, decide, least, refusal
+from .memory_plan import Bound, Fixed, MemoryBoundError, Plan, decide, least, refusal
 from .precision import Arithmetic, Precision, arithmetic_of
-from .rows import Found
-from .store import Part
+from .row_store import Part
 from .targets import Target, check, choose, positions_of
 
 

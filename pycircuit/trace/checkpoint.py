@@ -21,7 +21,7 @@ from pycircuit.files.locks import exclusive
 from pycircuit.files.safetensors import write_tensors
 from pycircuit.progress import Progress
 
-from .store import Part
+from .row_store import Part
 
 _RUN, _LOCK = "run.json", "run.lock"
 _ROWS = re.compile(r"rows-\d{9}\.safetensors")

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from . import device_rows
 from .columns import Columns
+from .device_export import Exporter
 from .device_rows import DeviceRows, RankedRows
-from .export import Exporter
-from .store import Growing, Part, Store
+from .row_store import Growing, Part, Store
 
 
 class DeviceStore(Store):

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from pycircuit import ops
 from pycircuit.model.replacement import ReplacementModel, check_model
-from pycircuit.ops import Features
+from pycircuit.ops import SparseFeatures
 from pycircuit.ops.torch_settings import full_float32
 from pycircuit.transcoders.lazy import kept_bytes
 
 from .columns import Columns
 from .memory_model import Work, round_of
-from .plan import Bound, Plan, decide, readable
+from .memory_plan import Bound, Plan, decide, readable
 from .precision import FLOAT32, Arithmetic, Precision, Products, arithmetic_of
 from .targets import check
 
@@ -142,7 +142,7 @@ def sample(
     return Sample(work, seconds, layer, position, sizes)
 
 
-def _columns(model: ReplacementModel, ids: Tensor, found: Sequence[Features]) -> Columns:
+def _columns(model: ReplacementModel, ids: Tensor, found: Sequence[SparseFeatures]) -> Columns:
     """Of the whole prompt, the sample's counts going on at their mean with some room."""
     before = torch.stack([f.row_ptr for f in found]).cpu().numpy()
     left = len(ids) - before.shape[1] + 1
@@ -184,7 +184,7 @@ def _call_seconds(model: ReplacementModel) -> float:
     """Time of an op on a few numbers, measured now: checks, dispatch, and the way into the kernel."""
     of: dict[str, Any] = {"device": model.device}
     rows, out = torch.ones(4, 8, dtype=model.dtype, **of), torch.zeros(1, 4, dtype=model.dtype, **of)
-    features = Features(torch.arange(5, **of), torch.arange(4, **of), rows[:, 0].contiguous())
+    features = SparseFeatures(torch.arange(5, **of), torch.arange(4, **of), rows[:, 0].contiguous())
     prefix_ptr = torch.tensor([0, 4], **of)
     return _mean_seconds(lambda: float(ops.edge_scores(rows, prefix_ptr, features, rows, out)[0, 0]))
 

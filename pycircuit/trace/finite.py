@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from pycircuit.model.replacement import LocalReplacement
-from pycircuit.ops import Features, FileRows
+from pycircuit.ops import FileRows, SparseFeatures
 
 if TYPE_CHECKING:
-    from .rows import Found
+    from .collect import Found
 
 
 def check_active(local: LocalReplacement) -> None:
@@ -55,7 +55,7 @@ def _writer(local: LocalReplacement, layer: int) -> str:
     return "the sum of its features, bias and skip"
 
 
-def _largest(decoder: Tensor | FileRows, features: Features, dtype: torch.dtype) -> Tensor:
+def _largest(decoder: Tensor | FileRows, features: SparseFeatures, dtype: torch.dtype) -> Tensor:
     """The largest entry that each active feature writes: [active]."""
     used, row = features.index.unique(sorted=True, return_inverse=True)
     rows = decoder.gather(features)[1] if isinstance(decoder, FileRows) else decoder[used]

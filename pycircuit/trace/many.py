@@ -17,7 +17,7 @@ from pycircuit.ops.checks import is_int
 from pycircuit.progress import Progress, Report
 
 from .attribute import attribute
-from .plan import Bound
+from .memory_plan import Bound
 from .precision import arithmetic_of
 
 

@@ -19,7 +19,7 @@ from pycircuit.ops.attention import scratch_columns
 from pycircuit.ops.dispatch import Request
 from pycircuit.ops.dispatch import plan as dispatched
 from pycircuit.transcoders import Transcoders
-from pycircuit.transcoders.pages import mapped_bytes
+from pycircuit.transcoders.resident_pages import mapped_bytes
 
 from .precision import FLOAT32, Arithmetic
 

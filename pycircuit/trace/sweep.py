@@ -20,14 +20,14 @@ from torch import Tensor
 
 from pycircuit import ops
 from pycircuit.model.replacement import LocalReplacement
-from pycircuit.ops import Features, StoredAttention, checks
+from pycircuit.ops import SparseFeatures, StoredAttention, checks
 from pycircuit.ops.cross_layer import CrossLayerFeatures, cross_layer_features
 from pycircuit.transcoders import CrossLayerTranscoder
 
 from .columns import Columns
-from .hop import Hop, TargetRows, hop, land
+from .first_attention import Hop, TargetRows, hop, land
 from .memory_model import has_kernel, tile_cost
-from .plan import tile_bytes
+from .memory_plan import tile_bytes
 from .precision import Arithmetic, Products, arithmetic_of
 
 
@@ -99,10 +99,10 @@ def _nonzero(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     return [t if t is not None and next(filled) else None for t in tensors]
 
 
-def _one_each(rows: Tensor) -> Features:
+def _one_each(rows: Tensor) -> SparseFeatures:
     """One source a position, its vector row p of `rows`."""
     count = rows.shape[0]
-    return Features(
+    return SparseFeatures(
         torch.arange(count + 1, device=rows.device), torch.arange(count, device=rows.device), rows.new_ones(count)
     )
 

@@ -21,10 +21,10 @@ class Feature:
 
     layer: int
     position: int
-    index: int
+    feature: int
 
     def __post_init__(self) -> None:
-        for name in ("layer", "position", "index"):
+        for name in ("layer", "position", "feature"):
             object.__setattr__(self, name, checks.whole("Feature", name, getattr(self, name), -(2**63)))
 
 
@@ -194,12 +194,12 @@ def _feature(local: LocalReplacement, wanted: Feature) -> Target:
         raise ValueError(f"attribute: {wanted} must have layer below {depth} and position below {count}")
     found = local.features[wanted.layer]
     begin, end = found.row_ptr[wanted.position : wanted.position + 2].tolist()
-    at = (found.index[begin:end] == wanted.index).nonzero()
+    at = (found.index[begin:end] == wanted.feature).nonzero()
     if not len(at):
         raise ValueError(f"attribute: {wanted} must be active on this prompt, got a silent one")
-    value = float(found.value[begin + int(at[0])]) - float(local.transcoders.b_enc[wanted.layer][wanted.index])
-    vector = local.transcoders.w_enc[wanted.layer][wanted.index].to(local.model.dtype)
-    label = f"layer {wanted.layer} feature {wanted.index}"
+    value = float(found.value[begin + int(at[0])]) - float(local.transcoders.b_enc[wanted.layer][wanted.feature])
+    vector = local.transcoders.w_enc[wanted.layer][wanted.feature].to(local.model.dtype)
+    label = f"layer {wanted.layer} feature {wanted.feature}"
     place = torch.tensor([wanted.layer]), torch.tensor([wanted.position])
     norm = float(product_norm(local, *place, vector[None])[0])
     return Target(label, -1, 1.0, wanted.layer, wanted.position, vector, value, norm)

@@ -20,10 +20,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pycircuit.ops import Features, FileRows
-from pycircuit.ops.rows import DTYPES
+from pycircuit.ops import FileRows, SparseFeatures
+from pycircuit.ops.file_rows import DTYPES
 
-from .pages import State
+from .resident_pages import State
 
 THREADS = 8  # readers of one file: a disk answers several questions at once
 _PARALLEL = 4 << 20  # bytes from which on threads are worth starting
@@ -60,13 +60,13 @@ class Cache:
     def __init__(self, most: int) -> None:
         self.most, self.held = most, 0
         self._lock = RLock()
-        self._found: OrderedDict[tuple[int, int], tuple[Any, Any, Features, Tensor, int]] = OrderedDict()
+        self._found: OrderedDict[tuple[int, int], tuple[Any, Any, SparseFeatures, Tensor, int]] = OrderedDict()
 
     def __reduce__(self) -> tuple[type[Cache], tuple[int]]:
         """Copies, also in other processes, begin empty."""
         return Cache, (self.most,)
 
-    def get(self, rows: LazyRows, features: Features) -> tuple[Features, Tensor] | None:
+    def get(self, rows: LazyRows, features: SparseFeatures) -> tuple[SparseFeatures, Tensor] | None:
         with self._lock:
             key = (id(rows), id(features.index))
             entry = self._found.get(key)
@@ -75,9 +75,9 @@ class Cache:
             if entry[4] != _version(features.index):
                 return None
             self._found.move_to_end(key)
-            return Features(features.row_ptr, entry[2].index, features.value), entry[3]
+            return SparseFeatures(features.row_ptr, entry[2].index, features.value), entry[3]
 
-    def put(self, rows: LazyRows, features: Features, compact: Features, read: Tensor) -> None:
+    def put(self, rows: LazyRows, features: SparseFeatures, compact: SparseFeatures, read: Tensor) -> None:
         size = read.numel() * read.element_size()
         if size > self.most:
             return
@@ -160,14 +160,14 @@ class LazyRows(FileRows):
         """[features, width] of one slot."""
         return Slot(self.path, self.offset, (self.shape[0], self.shape[2]), self.stored, self, at)
 
-    def gather(self, features: Features) -> tuple[Features, Tensor]:
+    def gather(self, features: SparseFeatures) -> tuple[SparseFeatures, Tensor]:
         """The same features numbered anew over the rows they use, and those rows: [distinct, (slots,) width]."""
         held = self.cache.get(self, features)
         if held is not None:
             return held
         used, renumbered = features.index.unique(sorted=True, return_inverse=True)
         rows = self.placed(self.rows(used), features.index.device)
-        compact = Features(features.row_ptr, renumbered, features.value)
+        compact = SparseFeatures(features.row_ptr, renumbered, features.value)
         self.cache.put(self, features, compact, rows)
         return compact, rows
 
@@ -215,12 +215,12 @@ class Slot(FileRows):
     def __getitem__(self, index: Tensor) -> Tensor:
         return self.owner[index][:, self.at]
 
-    def gather(self, features: Features) -> tuple[Features, Tensor]:
+    def gather(self, features: SparseFeatures) -> tuple[SparseFeatures, Tensor]:
         compact, rows = self.owner.gather(features)
         return compact, rows[:, self.at]
 
 
-def kept_bytes(decoders: Sequence[Any], features: Sequence[Features], growth: float = 1.0) -> int:
+def kept_bytes(decoders: Sequence[Any], features: Sequence[SparseFeatures], growth: float = 1.0) -> int:
     """Bytes of decoder rows while features of each layer are in use, and of what reading the largest layer's takes.
 
     Above the cache's bound a layer's rows are read again each time, and are there beside what it holds. growth: how

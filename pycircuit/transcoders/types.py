@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pycircuit import ops
-from pycircuit.ops import Activation, BatchTopK, Features, FileRows, JumpReLU, ReLU, TopK
+from pycircuit.ops import Activation, BatchTopK, FileRows, JumpReLU, ReLU, SparseFeatures, TopK
 from pycircuit.ops.torch_settings import without_autocast
 
-from . import pages
+from . import resident_pages
 from .lazy import LazyRows
 
 READS = ("resid_mid", "mlp_normed", "mlp_in")
@@ -125,7 +125,7 @@ class Transcoders(ABC):
         """[features of source, width]: what they write to the target layer, where it lies (may be strided)."""
 
     @abstractmethod
-    def _add_features(self, out: Tensor, features: Sequence[Features], sign: float) -> None:
+    def _add_features(self, out: Tensor, features: Sequence[SparseFeatures], sign: float) -> None:
         """out: [layers, positions, width] += sign * everything the features write."""
 
     def writes_to(self, layer: int) -> bool:
@@ -178,20 +178,20 @@ class Transcoders(ABC):
                 f"{op}: layer {layer}: {name} must be on {model.device} as the model is, got {t.device}; use .to()"
             )
 
-    def encode(self, layer: int, x: Tensor, ignore: int = 0) -> Features:
+    def encode(self, layer: int, x: Tensor, ignore: int = 0) -> SparseFeatures:
         """Active features of a layer; none at the first `ignore` positions. x: [positions, width], what it reads."""
         if self.w_enc[layer] is None:
             row_ptr = torch.zeros(x.shape[0] + 1, dtype=torch.int64, device=x.device)
-            return Features(row_ptr, row_ptr.new_empty(0), x.new_empty(0))
-        pages.check(self.w_enc[layer])
+            return SparseFeatures(row_ptr, row_ptr.new_empty(0), x.new_empty(0))
+        resident_pages.check(self.w_enc[layer])
         try:
             found = ops.encode(x, self.w_enc[layer], self.b_enc[layer], self.activation[layer], ignore)
         except ValueError as error:
             raise ValueError(f"encode: layer {layer}: {str(error).removeprefix('encode: ')}") from None
-        pages.let_go(self.w_enc[layer])
+        resident_pages.let_go(self.w_enc[layer])
         return found
 
-    def reconstruct(self, features: Sequence[Features], x: Tensor | None = None, ignore: int = 0) -> Tensor:
+    def reconstruct(self, features: Sequence[SparseFeatures], x: Tensor | None = None, ignore: int = 0) -> Tensor:
         """What takes the place of the MLP outputs: [layers, positions, width].
 
         features: one entry a layer; x: [layers, positions, width], what is read, needed for a skip. Features and
@@ -204,7 +204,7 @@ class Transcoders(ABC):
 
     @without_autocast()
     def add_to(
-        self, out: Tensor, features: Sequence[Features], x: Tensor | None, ignore: int = 0, sign: float = 1.0
+        self, out: Tensor, features: Sequence[SparseFeatures], x: Tensor | None, ignore: int = 0, sign: float = 1.0
     ) -> None:
         """out: [layers, positions, width] += sign * the reconstruction, in place."""
         if len(features) != self.depth:
@@ -237,7 +237,7 @@ class Transcoders(ABC):
         return next(t.shape[-1] for t in known if t is not None)
 
     @staticmethod
-    def _like(features: Sequence[Features], x: Tensor | None) -> Tensor:
+    def _like(features: Sequence[SparseFeatures], x: Tensor | None) -> Tensor:
         return features[0].value if x is None else x
 
     def __repr__(self) -> str:
@@ -275,7 +275,7 @@ class PerLayerTranscoders(Transcoders):
             raise ValueError(f"decoder: features must write to their own layer, got {source} -> {target}")
         return self.w_dec[source]
 
-    def _add_features(self, out: Tensor, features: Sequence[Features], sign: float) -> None:
+    def _add_features(self, out: Tensor, features: Sequence[SparseFeatures], sign: float) -> None:
         for layer, found in enumerate(features):
             if found.count:
                 out[layer].add_(ops.decode(found, self.w_dec[layer]), alpha=sign)
@@ -318,7 +318,7 @@ class CrossLayerTranscoder(Transcoders):
             raise TypeError(f"decoder: layer {source} must be in memory to take one of its slots, got rows in a file")
         return w_dec[:, target - source]
 
-    def _add_features(self, out: Tensor, features: Sequence[Features], sign: float) -> None:
+    def _add_features(self, out: Tensor, features: Sequence[SparseFeatures], sign: float) -> None:
         for source, found in enumerate(features):
             if found.count:
                 out[source:].add_(ops.decode(found, self.w_dec[source]), alpha=sign)

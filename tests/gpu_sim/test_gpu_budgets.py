@@ -16,7 +16,7 @@ from pretended_cuda import Counts
 from test_gpu_traces import model
 
 import pycircuit as pc
-from pycircuit.trace import plan
+from pycircuit.trace import memory_plan
 from pycircuit.trace.sweep import Sweep
 
 
@@ -45,8 +45,8 @@ def traced(family: str, kind: str, counts: Counts, monkeypatch: pytest.MonkeyPat
         return bias
 
     monkeypatch.setattr(Sweep, "tile", counted)
-    monkeypatch.setattr(plan, "GPU_TILE_BYTES", 1 << 14)
-    monkeypatch.setattr(plan, "TILE_TARGETS", 8)
+    monkeypatch.setattr(memory_plan, "GPU_TILE_BYTES", 1 << 14)
+    monkeypatch.setattr(memory_plan, "TILE_TARGETS", 8)
     prompt = tiny_models.prompt()
     counts.clear()
     pc.attribute(there, prompt, max_targets=4, max_features=64, round_size=32, progress=False)

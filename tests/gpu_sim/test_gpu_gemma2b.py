@@ -17,7 +17,7 @@ from test_gpu_budgets import shown
 import pycircuit as pc
 from pycircuit.bench import models
 from pycircuit.bench.shapes import SHAPES
-from pycircuit.trace import plan
+from pycircuit.trace import memory_plan
 from pycircuit.trace.memory_model import TileCost, tile_cost
 from pycircuit.trace.precision import PRECISIONS
 from pycircuit.trace.sweep import Sweep
@@ -50,7 +50,7 @@ def test_a_trace_of_gemma2b(counts: Counts, monkeypatch: pytest.MonkeyPatch) -> 
 
     def wide_fitting(self: Sweep, layer: list[int], position: list[int], tile_bytes: int, _: int = 0) -> int:
         monkeypatch.setattr(self, "_cost", cost)
-        tiles.append(fitting(self, layer, position, plan.GPU_TILE_BYTES))
+        tiles.append(fitting(self, layer, position, memory_plan.GPU_TILE_BYTES))
         return tiles[-1]
 
     monkeypatch.setattr(Sweep, "fitting", wide_fitting)

@@ -14,11 +14,11 @@ from test_gpu_traces import compare, language_model, model, transcoders
 
 import pycircuit as pc
 from pycircuit.ops import checks
-from pycircuit.trace import plan
+from pycircuit.trace import memory_plan
+from pycircuit.trace.collect import Found
 from pycircuit.trace.memory_model import Work
-from pycircuit.trace.plan import Bound, MemoryBoundError
-from pycircuit.trace.rows import Found
-from pycircuit.trace.store import Store
+from pycircuit.trace.memory_plan import Bound, MemoryBoundError
+from pycircuit.trace.row_store import Store
 from pycircuit.trace.sweep import Sweep
 
 GIB = 1 << 30
@@ -33,7 +33,7 @@ WORK = Work(
 def test_what_torch_holds_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device=None: 7 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device=None: 2 * GIB)
-    assert plan.free_bytes(torch.device("cuda", 0)) == FREE_BYTES + 5 * GIB
+    assert memory_plan.free_bytes(torch.device("cuda", 0)) == FREE_BYTES + 5 * GIB
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,13 @@ def test_host_and_device_have_a_bound_each(
 ) -> None:
     """entries: of all rows, in millions."""
     work, bound = replace(WORK, entries=entries * 1_000_000), Bound(device_bytes * GIB, False, host_bytes * GIB)
-    chosen = plan.decide(model("llama", "plt", "cuda"), work, bound)
+    chosen = memory_plan.decide(model("llama", "plt", "cuda"), work, bound)
     assert (chosen.dense, chosen.ranked_on_device, chosen.keep is None) == (dense, ranked_on_device, whole_rows)
 
 
 def test_a_host_that_is_too_small_is_named() -> None:
     with pytest.raises(MemoryBoundError, match=r"16\.0 MiB of the host must hold 7500 packed rows"):
-        plan.decide(model("llama", "plt", "cuda"), WORK, Bound(40 * GIB, False, 1 << 24))
+        memory_plan.decide(model("llama", "plt", "cuda"), WORK, Bound(40 * GIB, False, 1 << 24))
 
 
 IN_TILE, BEFORE_IT = (Sweep, "tile"), (Store, "room")

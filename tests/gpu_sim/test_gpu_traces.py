@@ -12,7 +12,7 @@ import torch
 from test_trace import SOME, transcoders
 
 import pycircuit as pc
-from pycircuit.trace.plan import Bound, Fixed, Plan, decide
+from pycircuit.trace.memory_plan import Bound, Fixed, Plan, decide
 
 PROMPT = tiny_models.prompt(9)
 

@@ -12,7 +12,7 @@ from backward_pass import backward
 from test_gpu_traces import compare, model
 
 import pycircuit as pc
-from pycircuit.train import Recipe, Trainer
+from pycircuit.training import Recipe, Trainer
 
 PROMPT = tiny_models.prompt(9)
 OPTIONS: dict[str, Any] = {"max_targets": 2, "max_features": 10, "progress": False}
@@ -61,9 +61,9 @@ def test_estimate_and_many(here: pc.ReplacementModel, there: pc.ReplacementModel
 @pytest.mark.parametrize("freeze", ["all", "patterns", "attention", "none"])
 def test_intervene(freeze: str, here: pc.ReplacementModel, there: pc.ReplacementModel) -> None:
     feature = some_feature(here.freeze(PROMPT), 1)
-    change = pc.Intervention(feature.layer, feature.position, feature.index, 2.5)
-    truth = here.intervene(PROMPT, [change], freeze=freeze)
-    changed = there.intervene(PROMPT, [change], freeze=freeze)
+    change = pc.Intervention(feature.layer, feature.position, feature.feature, 2.5)
+    truth = pc.intervene(here, PROMPT, [change], freeze=freeze)
+    changed = pc.intervene(there, PROMPT, [change], freeze=freeze)
     logits = changed.logits.cpu(), changed.logits_before.cpu()
     torch.testing.assert_close(logits, (truth.logits, truth.logits_before), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(*logits)
@@ -72,8 +72,8 @@ def test_intervene(freeze: str, here: pc.ReplacementModel, there: pc.Replacement
 def test_generate(here: pc.ReplacementModel, there: pc.ReplacementModel) -> None:
     steer = [pc.Intervention(1, slice(2, None), some_feature(here.freeze(PROMPT), 1).index, 3.0)]
     for options in ({}, {"steer": steer}, {"steer": steer, "temperature": 0.7, "top_k": 20, "top_p": 0.9, "seed": 1}):
-        expected = here.generate([PROMPT.tolist()], max_new_tokens=3, **options)
-        assert there.generate([PROMPT.tolist()], max_new_tokens=3, **options) == expected
+        expected = pc.generate(here, [PROMPT.tolist()], max_new_tokens=3, **options)
+        assert pc.generate(there, [PROMPT.tolist()], max_new_tokens=3, **options) == expected
 
 
 def test_validate(here: pc.ReplacementModel, there: pc.ReplacementModel) -> None:

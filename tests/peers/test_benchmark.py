@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import peers
 
-from pycircuit.bench.trace import Traced
+from pycircuit.bench.whole_trace import Traced
 
 
 def found(count: int = 200, seed: int = 0) -> dict[str, Any]:

@@ -29,7 +29,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pycircuit.integrations import circuit_tracer as drop_in
-from pycircuit.integrations.circuit_tracer import accelerate, attribute, rows, transcoders, transformer_lens
+from pycircuit.integrations.circuit_tracer import (
+    accelerate,
+    attribute,
+    edge_rows,
+    transcoders,
+    transformer_lens,
+)
 from pycircuit.model.replacement import ReplacementModel
 from pycircuit.ops import FileRows
 from pycircuit.trace import MemoryBoundError
@@ -734,7 +740,7 @@ def test_a_model_that_is_built_otherwise_is_refused() -> None:
 
 
 def test_their_matrix_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "free_bytes", lambda _: 1000)
+    monkeypatch.setattr(edge_rows, "free_bytes", lambda _: 1000)
     with pytest.raises(MemoryBoundError, match="lower max_feature_nodes"):
         attribute(ids(), plain("lens llama"))
 

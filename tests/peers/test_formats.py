@@ -38,7 +38,7 @@ def streams() -> Tensor:
     return torch.randn(LAYERS, POSITIONS, WIDTH, generator=torch.Generator().manual_seed(9))
 
 
-def dense(found: pc.Features, size: int = SIZE) -> Tensor:
+def dense(found: pc.SparseFeatures, size: int = SIZE) -> Tensor:
     out = torch.zeros(found.positions, size)
     out[found.position(), found.index] = found.value
     return out

@@ -86,7 +86,7 @@ def test_the_same_logits_and_activations(family: str, kind: str, mode: str) -> N
     steer = chosen(ours, layers)
     with quiet(theirs):
         logits, activations = theirs.feature_intervention(ids(), as_tuples(steer), **their_way)
-    result = ours.intervene(ids(), steer, **our_way)
+    result = pc.intervene(ours, ids(), steer, **our_way)
     assert off(result.logits, logits[0]) < CLOSE
     found = torch.stack([f.dense(SIZE.features) for f in result.features])
     if KINDS[kind].rule == "topk":  # which features are among the largest may turn on the last bit
@@ -109,7 +109,7 @@ def test_the_same_change_of_preactivations(family: str, kind: str, mode: str) ->
         _, after = theirs.feature_intervention(ids(), as_tuples([one]), **how)
         before = theirs.get_activations(ids(), apply_activation_function=False)[1]
     wanted = [(layer, p, f) for layer in range(SIZE.layers) for p in range(1, POSITIONS) for f in range(SIZE.features)]
-    moved = ours.intervene(ids(), [one], **our_way).effect(wanted, preactivation=True)
+    moved = pc.intervene(ours, ids(), [one], **our_way).effect(wanted, preactivation=True)
     assert off(moved, (after - before)[:, 1:].flatten()) < CLOSE
 
 
@@ -126,7 +126,7 @@ def test_the_same_steered_text_and_logits(family: str, kind: str, monkeypatch: p
             verbose=False,
         )  # fmt: skip
     ours.hf_model.generation_config.eos_token_id = None
-    found = ours.generate(ids(), steer, max_new_tokens=count)
+    found = pc.generate(ours, ids(), steer, max_new_tokens=count)
     assert logits.argmax(-1).tolist() == found
-    result = ours.intervene([*ids().tolist(), *found[:-1]], steer, freeze="none")
+    result = pc.intervene(ours, [*ids().tolist(), *found[:-1]], steer, freeze="none")
     assert off(result.logits[POSITIONS - 1 :], logits) < CLOSE

@@ -48,14 +48,14 @@ def test_variants_share_what_is_below_them(
                 hf_model(input_ids=ids[None], use_cache=False)
 
     def many() -> list[pc.Intervened]:
-        results = model.intervene_many(ids, variants, freeze)
+        results = pc.intervene_many(model, ids, variants, freeze)
         for result in results:
             result.probabilities  # noqa: B018 - worked out when asked for
         return results
 
     apart, _ = timed(forwards, 1)
     together, results = timed(many)
-    single, expected = timed(lambda: [model.intervene(ids, one, freeze) for one in variants[::8]], 1)
+    single, expected = timed(lambda: [pc.intervene(model, ids, one, freeze) for one in variants[::8]], 1)
     figure(
         f"{VARIANTS} variants, freeze={freeze}: {together:.2f} s, {apart / together:.1f}x faster than {VARIANTS} "
         f"forwards ({apart:.2f} s), {8 * single / together:.1f}x than one by one"
@@ -73,12 +73,12 @@ def test_generation(
     model, ids = pc.ReplacementModel(hf_model, at_random(POSITIONS)), torch.tensor(texts[POSITIONS])
     given = {"max_new_tokens": 16, "do_sample": False, "attention_mask": torch.ones(1, POSITIONS, dtype=torch.int64)}
     theirs, expected = timed(lambda: hf_model.generate(ids[None], **given), 1)
-    ours, found = timed(lambda: model.generate(ids, max_new_tokens=16), 1)
+    ours, found = timed(lambda: pc.generate(model, ids, max_new_tokens=16), 1)
     steer = [pc.Intervention(LAYER, None, 7, 2000.0), pc.Intervention(LAYER, slice(POSITIONS, None), 8, factor=9)]
-    steered, other = timed(lambda: model.generate(ids, steer, max_new_tokens=16), 1)
+    steered, other = timed(lambda: pc.generate(model, ids, steer, max_new_tokens=16), 1)
     figure(f"16 tokens after {POSITIONS}: {theirs:.2f} s by transformers, {ours:.2f} s, steered {steered:.2f} s")
     assert found == expected[0, POSITIONS:].tolist() and other != found
-    held = model.intervene([*texts[POSITIONS], *other[:-1]], steer, "none").logits[POSITIONS - 1 :]
+    held = pc.intervene(model, [*texts[POSITIONS], *other[:-1]], steer, "none").logits[POSITIONS - 1 :]
     assert held.argmax(-1).tolist() == other
 
 

@@ -15,8 +15,8 @@ from pycircuit.ops.torch_settings import full_float32, without_autocast
 from pycircuit.progress import Progress
 from pycircuit.trace.targets import Target
 
+from .edge_rows import adjacency
 from .generations import Source, library, source
-from .rows import adjacency
 
 OFFLOADS = ("cpu", "disk")
 _running = RLock()  # hooks, and the choice of an attention function, belong to one forward at a time; sweeps do not

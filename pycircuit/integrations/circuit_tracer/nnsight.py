@@ -14,7 +14,7 @@ from torch import Tensor
 from pycircuit.model.capture import read_batch
 from pycircuit.model.hooks import Hooks
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel
-from pycircuit.ops import Features
+from pycircuit.ops import SparseFeatures
 
 from .probed import once, wiring
 from .transcoders import ignored, own_features, transcoders_of, without_zeros
@@ -36,7 +36,7 @@ class _Prompt(ReplacementModel):
     def _probe(self) -> None:
         once(self.hf_model, None, self.state, super()._probe)
 
-    def _features(self, x: Tensor, lean: bool = False) -> tuple[Features, ...]:
+    def _features(self, x: Tensor, lean: bool = False) -> tuple[SparseFeatures, ...]:
         if self.weights.stored == self.dtype:
             return tuple(map(without_zeros, super()._features(x, lean)))
         reads = read_batch(self.hf_model, self.family, self.weights, self.ids[None], self.transcoders.reads)

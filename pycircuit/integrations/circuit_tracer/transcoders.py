@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pycircuit.ops import Activation, Features, FileRows, JumpReLU, ReLU, TopK
+from pycircuit.ops import Activation, FileRows, JumpReLU, ReLU, SparseFeatures, TopK
 from pycircuit.transcoders import CrossLayerTranscoder, PerLayerTranscoders
 from pycircuit.transcoders.formats.files import Stored, open_tensors
 from pycircuit.transcoders.formats.hooks import READ_NAMES, WRITE_NAMES
@@ -122,7 +122,7 @@ def ignored(model: Any, positions: int) -> int:
     return len(zeroed)
 
 
-def own_features(model: Any, x: Tensor, ignore: int) -> tuple[Features, ...]:
+def own_features(model: Any, x: Tensor, ignore: int) -> tuple[SparseFeatures, ...]:
     """Active features as their own encoder finds them, in the model's type. x: [layers, positions, width], in it.
 
     Which of two numbers in half precision is larger depends on how sums were rounded on the way to it.
@@ -131,7 +131,7 @@ def own_features(model: Any, x: Tensor, ignore: int) -> tuple[Features, ...]:
     return tuple(_sparse(theirs.encode_layer(x[layer], layer), ignore) for layer in range(len(x)))
 
 
-def _sparse(dense: Tensor, ignore: int) -> Features:
+def _sparse(dense: Tensor, ignore: int) -> SparseFeatures:
     """Activations that are not zero, past the first `ignore` positions. dense: [positions, features], changed."""
     dense[:ignore] = 0
     position, index = dense.nonzero(as_tuple=True)
@@ -141,17 +141,17 @@ def _sparse(dense: Tensor, ignore: int) -> Features:
             "attribute: activations of the transcoders must not be NaN; look for NaN or inf in W_enc, b_enc"
         )
     counts = torch.bincount(position, minlength=len(dense)).cumsum(0)
-    return Features(torch.cat([counts.new_zeros(1), counts]), index, value)
+    return SparseFeatures(torch.cat([counts.new_zeros(1), counts]), index, value)
 
 
 def _unwrapped(transcoders: Any) -> Any:
     return getattr(transcoders, "_module", transcoders)  # nnsight wraps modules
 
 
-def without_zeros(features: Features) -> Features:
+def without_zeros(features: SparseFeatures) -> SparseFeatures:
     """The features whose activation is not zero: theirs go through a sparse tensor, which keeps no zero."""
     kept = features.value != 0
     if bool(kept.all()):
         return features
     before = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
-    return Features(before[features.row_ptr], features.index[kept], features.value[kept])
+    return SparseFeatures(before[features.row_ptr], features.index[kept], features.value[kept])

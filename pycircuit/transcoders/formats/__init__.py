@@ -22,11 +22,11 @@ from . import (
     gemma_scope_2,
     gemma_scope_2_cross,
     hooks,
-    listed,
     llamascopium,
     saelens,
     saving,
     sparsify,
+    url_list,
 )
 from .files import telling
 from .hub import locate
@@ -61,8 +61,8 @@ FORMATS: dict[str, Format] = {
     for row in (
         Format(
             "circuit-tracer, files elsewhere",
-            listed.sees,
-            listed.read,
+            url_list.sees,
+            url_list.read,
             "config.yaml with transcoders:, a list of hf:// locations or paths",
         ),
         Format(

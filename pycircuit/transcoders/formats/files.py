@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycircuit.ops.rows import entries
-from pycircuit.transcoders import pages
-from pycircuit.transcoders.pages import State
+from pycircuit.ops.file_rows import entries
+from pycircuit.transcoders import resident_pages
+from pycircuit.transcoders.resident_pages import State
 
 KINDS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
@@ -115,7 +115,7 @@ class Stored:
         if not self.contiguous or self.offset % self.dtype.itemsize or not self.bytes:
             return self.read()
         with reading(self.path):
-            return self._whole(pages.mapped(self.path, self.offset, self.shape, self.dtype, self.state))
+            return self._whole(resident_pages.mapped(self.path, self.offset, self.shape, self.dtype, self.state))
 
 
 @contextmanager

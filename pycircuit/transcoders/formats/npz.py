@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pycircuit.files.safetensors import safetensors_header
-from pycircuit.transcoders.pages import State
+from pycircuit.transcoders.resident_pages import State
 
 from .cache import made_once
 from .files import Stored, open_safetensors, reading

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from pycircuit.ops import Activation, BatchTopK, JumpReLU, ReLU, TopK
-from pycircuit.transcoders import pages
+from pycircuit.transcoders import resident_pages
 from pycircuit.transcoders.lazy import Cache, LazyRows, is_finite, narrowed
 from pycircuit.transcoders.types import CrossLayerTranscoder, PerLayerTranscoders, Transcoders
 
-from . import turned
+from . import cached_encoder
 from .files import Stored
 
 MOST_LAYERS = 10_000
@@ -216,7 +216,7 @@ def _check_decoder(contents: Contents, at: int, layer: Layer, size: int, width: 
 def finite(stored: Stored, t: Tensor) -> Tensor:
     """The tensor, unless it holds NaN or infinity."""
     if is_finite(t):
-        pages.let_go(t)
+        resident_pages.let_go(t)
         return t
     where = [int(i) for i in (~t.isfinite()).nonzero()[0].tolist()]
     got = float(t[tuple(where)])
@@ -233,7 +233,7 @@ class Reader:
         self.layer, self.device, self.dtype, self.lazy = layer, device, dtype, lazy
         self.cache = Cache(0) if cache is None else cache
         self.keep = keep and torch.device(device or "cpu").type == "cpu"
-        self.norm = turned.norms(layer.planes(), self.keep) if layer.fold.by_norm and self._compares() else None
+        self.norm = cached_encoder.norms(layer.planes(), self.keep) if layer.fold.by_norm and self._compares() else None
 
     def _compares(self) -> bool:
         return self.layer.theta is not None or not isinstance(self.layer.rule, ReLU)
@@ -255,13 +255,13 @@ class Reader:
         gain = None if gain is None or _is_one(gain) else gain
         norm = self.norm if self._scaled() else None
         changes = layer.transposed or gain is not None or norm is not None
-        if self.keep and changes and self.dtype in (None, stored.dtype) and stored.bytes >= turned.LEAST:
-            stored = turned.kept(stored, layer.transposed, gain, norm)
+        if self.keep and changes and self.dtype in (None, stored.dtype) and stored.bytes >= cached_encoder.LEAST:
+            stored = cached_encoder.kept(stored, layer.transposed, gain, norm)
             return finite(stored, stored.mapped())
         held = finite(stored, stored.mapped() if self.lazy else stored.read())
         if layer.transposed:
             held = held.T.contiguous()
-        return self._placed(turned.multiplied(held, gain, norm), stored)
+        return self._placed(cached_encoder.multiplied(held, gain, norm), stored)
 
     def b_enc(self) -> Tensor | None:
         layer, stored = self.layer, self.layer.b_enc

@@ -15,13 +15,13 @@ from pycircuit import ops
 from pycircuit.files.atomic import picture, write_text
 from pycircuit.model import ReplacementModel
 from pycircuit.model.sites import hooked
-from pycircuit.ops import Features, FileRows
+from pycircuit.ops import FileRows, SparseFeatures
 from pycircuit.ops.torch_settings import without_autocast
 from pycircuit.trace.attribute import attribute
 from pycircuit.transcoders import Transcoders
 
-from .corpus import Texts, pieces, source_of, token_ids
 from .figure import Panel, chart
+from .sources import Texts, pieces, source_of, token_ids
 from .stream import Source, batches
 
 LOGITS = 1 << 25  # held at one time, three times over
@@ -233,7 +233,7 @@ class _Replaced:
 
     def __init__(self, transcoders: Transcoders, ignore: int) -> None:
         self.transcoders, self.ignore = transcoders, ignore
-        self.features: list[Features] = []
+        self.features: list[SparseFeatures] = []
         self.x: Tensor | None = None
 
     def read(self, layer: int, x: Tensor) -> None:

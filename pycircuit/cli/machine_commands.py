@@ -9,7 +9,7 @@ import typer
 
 from pycircuit import doctor as machine_report
 from pycircuit.bench import compare as comparison
-from pycircuit.bench import machine, report, tour
+from pycircuit.bench import machine_rates, report, tour
 from pycircuit.bench.__main__ import run as run_bench
 from pycircuit.bench.runner import Options
 from pycircuit.ops.registry import IMPLEMENTATIONS
@@ -56,8 +56,8 @@ def demo(
 def tour_ops() -> None:
     """Every op once on a realistic input: its time, its share of this machine's floor, and what ran."""
     show, others = console(), 0.0
-    rates = machine.measure(machine.all_threads(), seconds=0.1)
-    show.print(f"{machine.cpu_model()}, {rates}", highlight=False)
+    rates = machine_rates.measure(machine_rates.all_threads(), seconds=0.1)
+    show.print(f"{machine_rates.cpu_model()}, {rates}", highlight=False)
     rows = table("op", "given", "ms", "rate", "of floor", "x PyTorch", "ran", "error")
     for op, given, result in tour.tour(rates):
         if not result.times:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .features import Features
+from .features import SparseFeatures
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2,
@@ -58,13 +58,13 @@ class FileRows:
                 f"FileRows: {self.path} must hold {needed} bytes from {self.offset} on, got a file of {size} bytes"
             )
 
-    def gather(self, features: Features) -> tuple[Features, Tensor]:
+    def gather(self, features: SparseFeatures) -> tuple[SparseFeatures, Tensor]:
         """The same features numbered anew over the rows they use, and those rows: [distinct, (slots,) width]."""
         used, renumbered = features.index.unique(sorted=True, return_inverse=True)
         rows = torch.empty(len(used), *self.shape[1:], dtype=self.stored, device="cpu")
         self._read(used.tolist(), memoryview(rows.view(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
         rows = rows.to(features.index.device, self.dtype)
-        return Features(features.row_ptr, renumbered, features.value), rows
+        return SparseFeatures(features.row_ptr, renumbered, features.value), rows
 
     def _read(self, used: list[int], into: memoryview) -> None:
         """Neighbouring rows in one read."""

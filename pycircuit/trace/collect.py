@@ -10,19 +10,19 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from pycircuit.model.release import trim
+from pycircuit.model.freed_memory import trim
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.ops import checks
 from pycircuit.progress import Progress
-from pycircuit.transcoders import pages
+from pycircuit.transcoders import resident_pages
 
 from .checkpoint import Checkpoint
 from .device_store import DeviceStore
 from .finite import check_rows
 from .memory_model import PACK_BLOCK
-from .plan import Plan
+from .memory_plan import Plan
 from .precision import Arithmetic
-from .store import Part, Store
+from .row_store import Part, Store
 from .sweep import Sweep
 from .targets import Target, product_norm
 
@@ -106,7 +106,7 @@ class Found:
         self._add(chosen, layer, position, lambda a, b: self._of(encoders, chosen[a:b], layer[a:b]))
         for w_enc in encoders:
             if w_enc is not None:
-                pages.let_go(w_enc)
+                resident_pages.let_go(w_enc)
 
     def _of(self, weights: Sequence[Tensor], chosen: Tensor, layer: Sequence[int] | None = None) -> Tensor:
         """Each chosen feature's entry of its layer's encoder weights, in the order of `chosen`.

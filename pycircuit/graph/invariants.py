@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pycircuit.ops import checks
 
-from .rows import STEP, Rows
+from .csr import STEP, Rows
 
 if TYPE_CHECKING:
     from .graph import Graph, Targets, Tokens

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from .graph import Graph
+    from pycircuit.graph.graph import Graph
 
 
 def _library(method: str, module: str, package: str) -> Any:

@@ -21,11 +21,11 @@ from pycircuit.progress import Progress, Report
 from pycircuit.trace.checkpoint import digest
 from pycircuit.transcoders import CrossLayerTranscoder, PerLayerTranscoders
 
-from . import checkpoint as file
-from .corpus import Texts, pieces, source_of, token_ids
+from . import trainer_state as file
 from .figure import Panel, chart
 from .learner import Found, Learner, Scale
 from .recipe import PENALISED, Recipe
+from .sources import Texts, pieces, source_of, token_ids
 from .stream import Buffer, Stream
 
 _SOWN = 16  # tokens a feature, of which rows are drawn
@@ -334,7 +334,7 @@ def train(
     """Transcoders for a model, from texts or token ids: `pc.train(model, texts, kind="clt", features=4096, k=32)`.
 
     model: a transformers causal model (or a ReplacementModel that holds one). options: the fields of
-    pycircuit.train.Recipe. checkpoint: a file that is written every so many steps; if it is there, the run goes on
+    pycircuit.training.Recipe. checkpoint: a file that is written every so many steps; if it is there, the run goes on
     from it and ends exactly as it would have, bit for bit on a CPU with the same number of threads. progress: True,
     False, or a function (phase, done, total).
     """

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from pycircuit.model.replacement import ReplacementModel
-from pycircuit.ops import Features, checks
+from pycircuit.ops import SparseFeatures, checks
 from pycircuit.ops.torch_settings import full_float32, without_autocast
 from pycircuit.trace import Feature
 
-from .forward import BATCH_POSITIONS, Changed, Plain, State, plain
 from .intervention import Hold, Intervention, feature_of, interventions_of, positions_of
+from .intervention_run import BATCH_POSITIONS, Changed, Plain, State, plain
 from .steering import Steering, activations_at, earliest, entries_of
 
 Prompt = str | Sequence[int] | Tensor
@@ -54,12 +54,12 @@ class Intervened:
         return self.before.probabilities()
 
     @property
-    def features(self) -> tuple[Features, ...]:
+    def features(self) -> tuple[SparseFeatures, ...]:
         """Active features, one entry a layer."""
         return self.after.features
 
     @property
-    def features_before(self) -> tuple[Features, ...]:
+    def features_before(self) -> tuple[SparseFeatures, ...]:
         return self.before.features
 
     def effect(self, features: Any, preactivation: bool = False) -> Tensor:
@@ -90,7 +90,7 @@ class Intervened:
         found = []
         for one in features.tolist() if hasattr(features, "tolist") else features:
             if isinstance(one, Feature):
-                one = (one.layer, one.position, one.index)
+                one = (one.layer, one.position, one.feature)
             if not isinstance(one, Sequence) or len(one) != 3:
                 raise TypeError(f"{op}: features must be (layer, position, feature) each, got {one!r}")
             layer, feature = (checks.whole(op, name, one[i], 0) for name, i in (("layer", 0), ("feature", 2)))
@@ -113,7 +113,14 @@ def intervene(
     freeze: str = "attention",
     layers: range | None = None,
 ) -> Intervened:
-    """Run the prompt with features changed; see `ReplacementModel.intervene`."""
+    """Run the prompt with features set, scaled or ablated: logits and features before and after, and effects.
+
+    A changed feature adds (new activation - present one) * its decoder row to the output of every MLP it writes
+    to. freeze says what keeps the value it had on the prompt: "attention", attention patterns and norm
+    denominators; "patterns", attention patterns; "all", these and every MLP's output, the changes apart, so that
+    the model is linear; "none", nothing. layers: MLPs of this range are held and changes written there alone;
+    with freeze="none" patterns and denominators are held there too, and beyond it everything recomputes.
+    """
     found = interventions_of("intervene", "interventions", interventions, model)
     result: Intervened = _run("intervene", model, prompt, [found], freeze, layers, None)[0]
     return result
@@ -127,7 +134,12 @@ def intervene_many(
     layers: range | None = None,
     each: Callable[[Intervened], Any] | None = None,
 ) -> list[Any]:
-    """Each variant is a list of interventions; see `ReplacementModel.intervene_many`."""
+    """`intervene` for each of several lists of interventions, run together, in batches.
+
+    The prompt itself runs once, and of the variants only what is not below the batch's first intervened layer.
+    each: called with every result as soon as it is there; what it returns is kept in the result's place, so that
+    thousands of variants need the memory of one batch.
+    """
     op = "intervene_many"
     if not isinstance(variants, Sequence):
         raise TypeError(f"{op}: variants must be a list of lists of pc.Intervention, got {type(variants).__name__}")

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from pycircuit.graph.export import feature_id
+from pycircuit.graph.io.page_json import feature_id
 from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops import checks
 from pycircuit.progress import Progress, Report
-from pycircuit.train.corpus import Texts, pieces, token_ids
+from pycircuit.training.sources import Texts, pieces, token_ids
 from pycircuit.transcoders.formats.writing import destination, draft_of
 
-from .corpus import Corpus, Words
 from .feature import Layout, describe
 from .outputs import Outputs
 from .runs import Block, Runs
+from .token_texts import Corpus, Words
 
 _OP = "write_examples"
 _POSITIONS = 4096  # of texts read at a time

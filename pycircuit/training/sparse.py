@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pycircuit import ops
-from pycircuit.ops import BatchTopK, Features, TopK
+from pycircuit.ops import BatchTopK, SparseFeatures, TopK
 
 
 @dataclass(eq=False)
@@ -36,11 +36,11 @@ class Entries:
     size: int
 
     @classmethod
-    def of(cls, found: Features, size: int) -> Entries:
+    def of(cls, found: SparseFeatures, size: int) -> Entries:
         return cls(found.row_ptr, found.index, found.value, size)
 
-    def at_positions(self, value: Tensor) -> Features:
-        return Features(self.row_ptr, self.index, value)
+    def at_positions(self, value: Tensor) -> SparseFeatures:
+        return SparseFeatures(self.row_ptr, self.index, value)
 
     @cached_property
     def _by_feature(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,10 +51,10 @@ class Entries:
         position = self.at_positions(self.pre).position()
         return ptr, order, position[order]
 
-    def at_features(self, value: Tensor) -> Features:
+    def at_features(self, value: Tensor) -> SparseFeatures:
         """The same entries as "positions" that are features and "features" that are positions."""
         ptr, order, position = self._by_feature
-        return Features(ptr, position, value[order])
+        return SparseFeatures(ptr, position, value[order])
 
     def per_feature(self, value: Tensor) -> Tensor:
         """The sum of an entry's value over every feature's entries: [size]."""

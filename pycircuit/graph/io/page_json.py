@@ -15,12 +15,11 @@ import numpy as np
 
 from pycircuit.files.atomic import writable, write_text
 from pycircuit.files.locks import locked
-
-from .prune import Pruned, thresholds
-from .supernodes import supernodes
+from pycircuit.graph.prune import Pruned, thresholds
+from pycircuit.graph.supernodes import supernodes
 
 if TYPE_CHECKING:
-    from .graph import Graph
+    from pycircuit.graph.graph import Graph
 
 _SLUG = re.compile(r"[^/\\\x00-\x1f]+")
 _OVERVIEW = "graph-metadata.json"

@@ -14,8 +14,8 @@ from pycircuit.model.sites import hooked
 from pycircuit.ops import checks
 from pycircuit.ops.torch_settings import without_autocast
 
-from .forward import BATCH_POSITIONS
 from .intervention import Intervention, interventions_of, positions_of
+from .intervention_run import BATCH_POSITIONS
 from .steering import Entries, Place, Steering, entries_of
 
 OP = "generate"
@@ -70,7 +70,12 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
 ) -> list[int] | list[list[int]]:
-    """The tokens that follow; see `ReplacementModel.generate`."""
+    """The tokens that follow a prompt (a list of ids), or each of a list of prompts (a list of such lists).
+
+    steer: interventions on the prompt and, where their positions have no end, on every generated token; nothing
+    is frozen. temperature 0 takes the likeliest token; above it, one of the top_k likeliest, of those that make
+    up top_p; seed and place in the list decide which. Ends after a token that ends a text.
+    """
     sampling = Sampling.of(temperature, top_k, top_p)
     count = checks.whole(OP, "max_new_tokens", max_new_tokens, 1)
     seed = checks.whole(OP, "seed", seed, 0)

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from pycircuit.files.atomic import replace_file, writable
+from pycircuit.graph.csr import Rows
 from pycircuit.ops import checks
 
-from .archive import Archive, Standin, Stored, standin
-from .rows import Rows
-from .storage import GraphFileError
+from .graph_file import GraphFileError
+from .torch_archive import Archive, Standin, Stored, standin
 
 if TYPE_CHECKING:
-    from .graph import Graph
+    from pycircuit.graph.graph import Graph
 
 _CONFIG = ("n_layers", "d_model", "d_head", "n_heads", "d_mlp", "d_vocab", "tokenizer_name", "model_name",
            "original_architecture", "n_key_value_heads")  # fmt: skip
@@ -74,7 +74,7 @@ def _tensor(archive: Archive, found: dict[str, Any], name: str, allowed: tuple[t
 
 def _graph(kind: type[Graph], archive: Archive, found: dict[str, Any], tokenizer: Any) -> Graph:
     """What is kept is copied: the file's pages go with the file."""
-    from .graph import Targets, Tokens
+    from pycircuit.graph.graph import Targets, Tokens
 
     tensor = partial(_tensor, archive, found)
     features = tensor("active_features", _INTS, 2).to(torch.int64, copy=True).contiguous()

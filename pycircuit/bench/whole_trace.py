@@ -12,7 +12,7 @@ import pycircuit as pc
 from pycircuit.graph import Graph
 from pycircuit.trace.precision import PRECISIONS
 
-from . import cone, machine, models
+from . import cone, machine_rates, models
 from .runner import spread
 from .shapes import Shape
 
@@ -97,9 +97,12 @@ def off(first: Graph, second: Graph) -> float:
 def compare(shape: Shape, implementations: Sequence[str] = ("native", "reference"), runs: int = 3) -> list[Traced]:
     """The same trace by each implementation, in turn; AssertionError where one breaks the law or differs."""
     model, ids = models.replacement(shape), models.prompt(shape.positions)
-    found = {name: Traced(shape.name, name, machine.all_threads(), load=machine.load()) for name in implementations}
+    found = {
+        name: Traced(shape.name, name, machine_rates.all_threads(), load=machine_rates.load())
+        for name in implementations
+    }
     first: Graph | None = None
-    others = machine.Others()
+    others = machine_rates.Others()
     for turn in range(runs + 1):  # the first one warms, checks and is not counted
         for name, traced in found.items():
             with pc.use(name):

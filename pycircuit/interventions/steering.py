@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pycircuit import ops
-from pycircuit.ops import Features
+from pycircuit.ops import SparseFeatures
 from pycircuit.transcoders import Transcoders
 
 from .intervention import Intervention
@@ -59,7 +59,7 @@ def _entries(changes: dict[tuple[int, int, int], Intervention], like: Tensor) ->
     )
 
 
-def activations_at(found: Features, row: Tensor, index: Tensor, size: int) -> Tensor:
+def activations_at(found: SparseFeatures, row: Tensor, index: Tensor, size: int) -> Tensor:
     """How active features are, zero where silent. row: [n], positions of `found`; index: [n], below size."""
     if not found.count:
         return found.value.new_zeros(len(row))
@@ -98,7 +98,7 @@ class Steering:
             return
         original = self.original(layer, e, x)
         present = original if layer in self.held else self.present(layer, e, x, e.row)
-        change = Features(e.row_ptr, e.index, e.value + e.factor * original - present)
+        change = SparseFeatures(e.row_ptr, e.index, e.value + e.factor * original - present)
         written = ops.decode(change, self.transcoders.w_dec[layer])
         for at, part in enumerate(written[None] if written.ndim == 2 else written, layer):
             self.add(at, e.row, e.position, part)

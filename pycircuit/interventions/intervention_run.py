@@ -18,7 +18,7 @@ from pycircuit.model.hooks import Hooks, attending
 from pycircuit.model.replacement import ReplacementModel
 from pycircuit.model.sites import Held, sites
 from pycircuit.model.weights import NORMS, module
-from pycircuit.ops import Attention, Features
+from pycircuit.ops import Attention, SparseFeatures
 
 from .intervention import Hold
 from .steering import Entries, Steering, activations_at
@@ -54,7 +54,7 @@ class State:
         return capped_logits(self.model.weights, self.final[-1:])[0].softmax(-1)
 
     @cached_property
-    def features(self) -> tuple[Features, ...]:
+    def features(self) -> tuple[SparseFeatures, ...]:
         """Active features, one entry a layer."""
         shared = () if self.below is None else self.below.features[: self.first]
         encode, ignore = self.model.transcoders.encode, self.model.ignore_positions

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .storage import GraphFileError
+from .graph_file import GraphFileError
 
 PICKLE_BYTES = 64 << 20  # values take some fifty times their bytes in memory
 _OPCODES = (

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from pycircuit.ops import checks
 
 if TYPE_CHECKING:
-    from .graph import Graph
-    from .paths import Path
+    from pycircuit.graph.graph import Graph
+    from pycircuit.graph.paths import Path
 
 _WIDTH = 32  # of a name
 

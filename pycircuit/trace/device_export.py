@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .memory_model import STAGING_BYTES
-from .store import Growing
+from .row_store import Growing
 
 _ALIGNED = 64  # bytes
 

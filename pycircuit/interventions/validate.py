@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from pycircuit.graph import Graph
+from pycircuit.graph.csr import STEP
 from pycircuit.graph.faithfulness import KEY, Agreement, Faithfulness
 from pycircuit.graph.influence import layer_groups
-from pycircuit.graph.rows import STEP
 from pycircuit.model.capture import relative
 from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops import checks
 from pycircuit.ops.torch_settings import full_float32, without_autocast
 
-from .forward import BATCH_POSITIONS, Changed, Plain, State, plain
 from .intervention import Hold, Intervention
+from .intervention_run import BATCH_POSITIONS, Changed, Plain, State, plain
 from .steering import Place, Steering, activations_at, entries_of
 
 OP = "validate"

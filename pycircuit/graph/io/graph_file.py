@@ -14,11 +14,10 @@ from torch import Tensor
 
 from pycircuit.files.atomic import replace_file, writable
 from pycircuit.files.safetensors import write_tensors
-
-from .rows import Rows
+from pycircuit.graph.csr import Rows
 
 if TYPE_CHECKING:
-    from .graph import Graph
+    from pycircuit.graph.graph import Graph
 
 VERSION = 1
 _KEY = "pycircuit.graph"
@@ -65,7 +64,7 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
 def load(kind: type[Graph], path: str | os.PathLike[str]) -> Graph:
     path = Path(path)
     about, tensors = _read(path)
-    from .graph import Targets, Tokens
+    from pycircuit.graph.graph import Targets, Tokens
 
     arrays = ("features", "values", "row_node", "bias", "preactivation", "dropped", "dropped_mass", "product_norm")
     plain = ("layers", "prompt", "vocab_size", "timings", "provenance")

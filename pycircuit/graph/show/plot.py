@@ -9,15 +9,15 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from pycircuit.files.atomic import picture, write_text
+from pycircuit.graph.supernodes import key
 from pycircuit.ops import checks
 
 from .layout import LEFT, Box, Curve, Place, measure, place, route, shorten
-from .supernodes import key
 from .tree import name, plain, strongest
 
 if TYPE_CHECKING:
-    from .graph import Graph
-    from .prune import Pruned
+    from pycircuit.graph.graph import Graph
+    from pycircuit.graph.prune import Pruned
 
 _MOST = 150  # pixels of a label
 _COLLAPSE = 24  # positions from which on tokens that feed nothing drawn are drawn together

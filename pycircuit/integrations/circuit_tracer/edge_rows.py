@@ -12,9 +12,9 @@ from torch import Tensor
 from pycircuit import ops
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.progress import Progress
-from pycircuit.trace.plan import TILE_TARGETS, MemoryBoundError, Plan, free_bytes, readable, tile_bytes
-from pycircuit.trace.rows import Found
-from pycircuit.trace.store import Part, Store
+from pycircuit.trace.collect import Found
+from pycircuit.trace.memory_plan import TILE_TARGETS, MemoryBoundError, Plan, free_bytes, readable, tile_bytes
+from pycircuit.trace.row_store import Part, Store
 from pycircuit.trace.targets import Target
 
 _AT_ONCE = 256  # rows

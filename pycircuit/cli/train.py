@@ -17,9 +17,9 @@ import typer
 import pycircuit as pc
 from pycircuit.files.atomic import write_text
 from pycircuit.load import NAMES, device_of, language_model
-from pycircuit.train import Recipe, Trainer
-from pycircuit.train.presets import PRESETS, Preset
-from pycircuit.train.recipe import CHOICES, SAYS
+from pycircuit.training import Recipe, Trainer
+from pycircuit.training.presets import PRESETS, Preset
+from pycircuit.training.recipe import CHOICES, SAYS
 from pycircuit.transcoders import formats
 from pycircuit.transcoders.formats.writing import destination
 
@@ -27,7 +27,7 @@ from . import texts
 from .bundles import Bundle, option
 from .console import console, emit
 from .options import AsJson, Opening, Quiet, Running, Stopped, Texts, among, new_file
-from .trace import MaxFeatures
+from .tracing import MaxFeatures
 
 CURVES, RECORD = "training.svg", "training.json"  # beside the weights
 

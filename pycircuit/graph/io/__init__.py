@@ -1,0 +1,1 @@
+"""Graphs in files, and in the arrays of other libraries."""

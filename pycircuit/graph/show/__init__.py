@@ -1,0 +1,1 @@
+"""Pictures of a graph: a tree of text and an SVG."""
