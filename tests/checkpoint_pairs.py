@@ -16,10 +16,10 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-import tiny_models
+import builders
 import torch
+from builders import replacement
 from test_runs import same
-from test_trace import replacement
 
 import pycircuit as pc
 from pycircuit.trace.sweep import Sweep
@@ -40,7 +40,7 @@ def in_small_tiles() -> None:
 
 def trace(folder: Path | None) -> pc.Graph:
     model = replacement("llama", "clt", torch.float32)
-    return pc.attribute(model, tiny_models.prompt(), max_features=30, round_size=9, progress=False, checkpoint=folder)
+    return pc.attribute(model, builders.prompt(), max_features=30, round_size=9, progress=False, checkpoint=folder)
 
 
 def outcome(folder: Path, expected: pc.Graph) -> str:

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import builders
 import numpy as np
-import tiny_models
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 import pycircuit as pc
 
-LAYERS, WIDTH, SIZE = tiny_models.LAYERS, tiny_models.WIDTH, 24
+LAYERS, WIDTH, SIZE = builders.LAYERS, builders.WIDTH, 24
 
 
 def normal(g: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -39,7 +39,7 @@ def made(
     cross: bool, rule: str = "jumprelu", skip: bool = True, hole: int | None = None, dtype: torch.dtype = torch.float32,
     reads: str = "mlp_in", writes: str = "mlp_out", bias: bool = True,
 ) -> Any:  # fmt: skip
-    """Random transcoders for tiny_models; skips are far from symmetric."""
+    """Random transcoders for the builders' models; skips are far from symmetric."""
     g = torch.Generator().manual_seed(3)
 
     def each(*shape: int) -> list[Tensor | None]:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import tiny_models
+import builders
 import torch
 
 import pycircuit as pc
@@ -60,7 +60,7 @@ def build(case: Case) -> pc.ReplacementModel:
         kinds = ("sliding_attention", "full_attention")
         changes |= {"layer_types": [kinds[n % 2] for n in range(case.layers)], "sliding_window": 64}
     dtype = getattr(torch, case.dtype)
-    return pc.ReplacementModel(tiny_models.build(case.family, dtype, **changes), transcoders(case, dtype))
+    return pc.ReplacementModel(builders.build(case.family, dtype, **changes), transcoders(case, dtype))
 
 
 def transcoders(case: Case, dtype: torch.dtype) -> Any:

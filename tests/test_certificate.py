@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import builders
 import pytest
-import tiny_models
 import torch
 from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor
@@ -26,7 +26,7 @@ CASES = [
 
 
 def relu_transcoders(size: int, seed: int, dtype: torch.dtype = torch.float32) -> pc.PerLayerTranscoders:
-    layers, width, g = tiny_models.LAYERS, tiny_models.WIDTH, torch.Generator().manual_seed(seed)
+    layers, width, g = builders.LAYERS, builders.WIDTH, torch.Generator().manual_seed(seed)
 
     def each(*shape: int, scale: float) -> list[Tensor]:
         return [(torch.randn(*shape, generator=g) * scale).to(dtype) for _ in range(layers)]
@@ -39,11 +39,11 @@ def traced(
     family: str, seed: int, dtype: torch.dtype = torch.float32, size: int = 600
 ) -> tuple[Graph, pc.ReplacementModel]:
     """A graph of all rows on a model with large streams: token embeddings times 30, or with a common part of 1,000."""
-    language = tiny_models.build(family, dtype)
+    language = builders.build(family, dtype)
     embeddings = language.get_input_embeddings().weight.data
     embeddings.add_(1000.0) if seed % 2 else embeddings.mul_(30.0)
     model = pc.ReplacementModel(language, relu_transcoders(size, seed, dtype))
-    return pc.attribute(model, tiny_models.prompt(3), progress=False), model
+    return pc.attribute(model, builders.prompt(3), progress=False), model
 
 
 @pytest.mark.parametrize(("family", "seed"), CASES)
@@ -60,7 +60,7 @@ def test_norms_of_products_are_those_of_the_encoder_rows_and_their_input() -> No
     from pycircuit.trace.targets import product_norm
 
     graph, model = traced("llama", 3, torch.float64, size=60)
-    local = model.freeze(tiny_models.prompt(3))
+    local = model.freeze(builders.prompt(3))
     assert local.reads is not None and graph.product_norm is not None
     features = graph.features[graph.row_node[graph.row_node < graph.first_error]]
     layer, position, index = features.unbind(1)

@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
-import tiny_models
 import torch
+from builders import replacement
 from disks import disk_full
 from test_runs import TESTS, in_small_tiles, same
-from test_trace import replacement
 
 import pycircuit as pc
 from pycircuit.trace.collect import Found
@@ -35,7 +35,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def traced(folder: Path | None, **changes: Any) -> pc.Graph:
     options = {"max_features": 12, "round_size": 4, "progress": False, "checkpoint": folder, **changes}
-    return pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), **options)
+    return pc.attribute(replacement("llama", "plt", torch.float32), builders.prompt(), **options)
 
 
 def tiles(folder: Path) -> list[Path]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+import builders
 import numpy as np
 import pytest
-import tiny_models
 import torch
 import transformers
 import typer
@@ -59,10 +59,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def write_model(folder: Path) -> None:
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(tiny_models.VOCABULARY)}, unk_token="w0"))
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(builders.VOCABULARY)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.post_processor = processors.TemplateProcessing("w1 $A", special_tokens=[("w1", 1)])
-    tiny_models.build("llama").save_pretrained(folder)
+    builders.build("llama").save_pretrained(folder)
     transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
 
 
@@ -100,7 +100,7 @@ def test_train_writes_what_load_reads(world: World) -> None:
     told = json.loads(world.trained)
     recipe = Recipe(features=48, steps=12, batch=64, k=4, rate=3e-3, warmup=2)
     assert told["recipe"] == asdict(recipe) and told["out"] == str(world.transcoders)
-    assert len(told["last"]["variance"]) == tiny_models.LAYERS and told["last"]["loss"] > 0
+    assert len(told["last"]["variance"]) == builders.LAYERS and told["last"]["loss"] > 0
     assert json.loads((world.transcoders / "training.json").read_text())["last"] == told["last"]
     assert ElementTree.parse(world.transcoders / "training.svg").getroot().tag.endswith("svg")
     assert not list(world.model.parent.glob("*.checkpoint"))

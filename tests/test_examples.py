@@ -9,9 +9,9 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import builders
 import format_files
 import pytest
-import tiny_models
 import torch
 from commands import Run, runner
 from torch import Tensor
@@ -45,13 +45,13 @@ def build(case: str, dtype: torch.dtype = torch.float64) -> pc.ReplacementModel:
     family, given = CASES[case]
     transcoders = format_files.made(dtype=dtype, **given)
     labels = {(0, 3): "a label", (2, 5): "another"}
-    return pc.ReplacementModel(tiny_models.build(family, dtype), transcoders, labels=labels)
+    return pc.ReplacementModel(builders.build(family, dtype), transcoders, labels=labels)
 
 
 def corpus() -> list[list[int]]:
     """Of many lengths, beyond the context and below what is ignored; one text twice."""
     lengths = (13, 1, 7, 47, 20, 2, 21, 9, 15, 30)
-    made = [tiny_models.prompt(length, seed).tolist() for seed, length in enumerate(lengths)]
+    made = [builders.prompt(length, seed).tolist() for seed, length in enumerate(lengths)]
     return [*made, made[2], made[0]]
 
 
@@ -216,7 +216,7 @@ def test_pieces_of_work_change_nothing(case: tuple[Any, Path], tmp_path: Path) -
 def test_decoders_in_files_and_features_that_were_asked_for(cross: bool, tmp_path: Path) -> None:
     held = format_files.made(cross)
     formats.save(held, tmp_path / "transcoders")
-    hf_model = tiny_models.build("llama")
+    hf_model = builders.build("llama")
     left = formats.load(tmp_path / "transcoders")
     assert not isinstance(left.w_dec[0], Tensor)
     whole, part = (

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
-import tiny_models
 import torch
+from builders import transcoders
 from safetensors.torch import save_file
-from test_trace import transcoders
 
 import pycircuit as pc
 from pycircuit.trace.sweep import Sweep
@@ -20,11 +20,11 @@ LAYER = 1
 
 
 def model_with(weights: Any, dtype: torch.dtype = torch.float32) -> pc.ReplacementModel:
-    return pc.ReplacementModel(tiny_models.build("llama", dtype), weights)
+    return pc.ReplacementModel(builders.build("llama", dtype), weights)
 
 
 def active_feature(kind: str) -> int:
-    return int(model_with(transcoders(kind, torch.float32)).freeze(tiny_models.prompt()).features[LAYER].index[0])
+    return int(model_with(transcoders(kind, torch.float32)).freeze(builders.prompt()).features[LAYER].index[0])
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_weights_are_refused_before_the_sweep(kind: str, name: str, value: float
     weights, feature = transcoders(kind, torch.float32), active_feature(kind)
     getattr(weights, name)[LAYER][feature if name in ("w_enc", "b_enc", "w_dec") else 3] = value
     with pytest.raises(ValueError, match=message.format(feature=feature)):
-        pc.attribute(model_with(weights), tiny_models.prompt(), progress=False)
+        pc.attribute(model_with(weights), builders.prompt(), progress=False)
 
 
 @pytest.mark.usefixtures("no_sweep")
@@ -66,7 +66,7 @@ def test_rows_in_a_file_are_refused_before_the_sweep(tmp_path: Path) -> None:
     save_file({"w_dec": weights.w_dec[LAYER]}, tmp_path / "d.safetensors")
     weights.w_dec[LAYER] = pc.ops.FileRows.safetensors(tmp_path / "d.safetensors", "w_dec")
     with pytest.raises(ValueError, match=f"decoder row of layer 1 feature {feature};"):
-        pc.attribute(model_with(weights), tiny_models.prompt(), progress=False)
+        pc.attribute(model_with(weights), builders.prompt(), progress=False)
 
 
 @pytest.mark.usefixtures("no_sweep")
@@ -74,14 +74,14 @@ def test_rows_in_a_file_are_refused_before_the_sweep(tmp_path: Path) -> None:
 def test_directions_are_refused_before_the_sweep(vector: torch.Tensor) -> None:
     model = model_with(transcoders("plt", torch.float32))
     with pytest.raises(ValueError, match=r"target .away. must have a direction whose product .* fits float32"):
-        pc.attribute(model, tiny_models.prompt(), targets=[("away", 1.0, vector)], progress=False)
+        pc.attribute(model, builders.prompt(), targets=[("away", 1.0, vector)], progress=False)
 
 
 def test_weights_of_silent_features_may_be_anything() -> None:
     weights = transcoders("plt", torch.float32)
-    silent = set(range(24)) - set(model_with(weights).freeze(tiny_models.prompt()).features[LAYER].index.tolist())
+    silent = set(range(24)) - set(model_with(weights).freeze(builders.prompt()).features[LAYER].index.tolist())
     weights.w_dec[LAYER][sorted(silent)] = NAN
-    assert silent and pc.attribute(model_with(weights), tiny_models.prompt(), progress=False).certificate < 1e-5
+    assert silent and pc.attribute(model_with(weights), builders.prompt(), progress=False).certificate < 1e-5
 
 
 def test_overflow_of_the_sweep_ends_with_the_tile_it_is_in() -> None:
@@ -90,5 +90,5 @@ def test_overflow_of_the_sweep_ends_with_the_tile_it_is_in() -> None:
     for skip in weights.w_skip:
         skip.mul_(1e20)
     with pytest.raises(ValueError, match=r"the edges to target .* must be finite in float32, got (inf|-inf|nan) from "):
-        pc.attribute(model_with(weights), tiny_models.prompt(), progress=lambda *step: steps.append(step))
+        pc.attribute(model_with(weights), builders.prompt(), progress=lambda *step: steps.append(step))
     assert [done for phase, done, _ in steps if phase == "sweep"] == [0]

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
-import tiny_models
 import torch
 from format_files import (
     LAYERS,
@@ -75,10 +75,8 @@ def same_activity(got: Any, expected: Any) -> None:
 
 def same_graph(got: Any, expected: Any, family: str = "gemma2") -> None:
     """All of it, on a family with norms after the MLP and skips on the way."""
-    model = tiny_models.build(family)
-    graphs = [
-        pc.attribute(pc.ReplacementModel(model, t), tiny_models.prompt(9), max_targets=2) for t in (got, expected)
-    ]
+    model = builders.build(family)
+    graphs = [pc.attribute(pc.ReplacementModel(model, t), builders.prompt(9), max_targets=2) for t in (got, expected)]
     assert len(graphs[1].features) > 10 and graphs[0].certificate < 1e-5
     assert torch.equal(graphs[0].features, graphs[1].features)
     assert torch.allclose(graphs[0].dense(), graphs[1].dense(), rtol=1e-6, atol=1e-6)
@@ -690,9 +688,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 def test_each_active_row_is_read_once(tmp_path: Path, reads: list[tuple[str, int]], name: str) -> None:
     """By a whole graph: forward, sweep of many tiles, all of it."""
     t = write(name, tmp_path / "set")
-    model = pc.ReplacementModel(tiny_models.build("llama"), formats.load(tmp_path / "set"))
+    model = pc.ReplacementModel(builders.build("llama"), formats.load(tmp_path / "set"))
     reads.clear()
-    graph = pc.attribute(model, tiny_models.prompt(9), max_features=40, round_size=10, progress=False)
+    graph = pc.attribute(model, builders.prompt(9), max_features=40, round_size=10, progress=False)
     used = torch.unique(graph.features[:, [0, 2]], dim=0)
     slots = [LAYERS - int(layer) if ROWS[name].holds["cross"] else 1 for layer in used[:, 0]]
     assert graph.rows.count > 30 and sum(size for _, size in reads) == sum(slots) * WIDTH * 4
@@ -756,7 +754,7 @@ def test_the_estimate_counts_rows_left_in_files(tmp_path: Path, cache: Any) -> N
     """As many bytes as a trace keeps; where they are read again, those of the widest layer beside the cache."""
     write("circuit_tracer_cross", tmp_path / "set")
     held = formats.load(tmp_path / "set", cache=cache)
-    model, ids = pc.ReplacementModel(tiny_models.build("llama"), held), tiny_models.prompt(9)
+    model, ids = pc.ReplacementModel(builders.build("llama"), held), builders.prompt(9)
     said = pc.estimate(model, ids, max_features=5).plan.needs["decoder rows"]
     kept = held.w_dec[0].cache
     local = model.freeze(ids)
@@ -766,7 +764,7 @@ def test_the_estimate_counts_rows_left_in_files(tmp_path: Path, cache: Any) -> N
         assert said == kept.held == sum(sizes)
     else:
         assert kept.held <= cache and said == cache + max(sizes)
-    plain = pc.ReplacementModel(tiny_models.build("llama"), formats.load(tmp_path / "set", lazy=False))
+    plain = pc.ReplacementModel(builders.build("llama"), formats.load(tmp_path / "set", lazy=False))
     less = pc.estimate(plain, ids, max_features=5)
     assert "decoder rows" not in less.plan.needs
     with pytest.raises(MemoryError, match="attribute: memory must be at least"):
@@ -872,15 +870,15 @@ def test_a_file_that_shrinks_is_seen(tmp_path: Path) -> None:
 
 
 HELD = """
-import sys, tiny_models, pycircuit as pc
+import sys, builders, pycircuit as pc
 from pycircuit.transcoders import formats
 def own():
     return next(int(l.split()[1]) << 10 for l in open("/proc/self/status") if l.startswith("RssAnon"))
-hf_model = tiny_models.build("llama")
+hf_model = builders.build("llama")
 for lazy in (True, False):
     before = own()
     model = pc.ReplacementModel(hf_model, formats.load(sys.argv[1], lazy=lazy))
-    graph = pc.attribute(model, tiny_models.prompt(9), max_features=20, progress=False)
+    graph = pc.attribute(model, builders.prompt(9), max_features=20, progress=False)
     print(own() - before, len(graph.features))
 """
 

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import builders
 import pytest
-import tiny_models
 import torch
-from test_trace import replacement
+from builders import replacement
 
 import pycircuit as pc
 from pycircuit.ops.torch_settings import full_float32
@@ -86,9 +86,9 @@ def test_a_trace_runs_in_full(way: str, monkeypatch: pytest.MonkeyPatch) -> None
         return tile(*args)
 
     monkeypatch.setattr(Sweep, "tile", watched)
-    truth = pc.attribute(model, tiny_models.prompt(5), max_targets=2, progress=False)
+    truth = pc.attribute(model, builders.prompt(5), max_targets=2, progress=False)
     ask(way)
-    graph = pc.attribute(model, tiny_models.prompt(5), max_targets=2, progress=False)
+    graph = pc.attribute(model, builders.prompt(5), max_targets=2, progress=False)
     assert lowered() and seen and not any(seen)
     assert torch.equal(graph.dense(), truth.dense())
 

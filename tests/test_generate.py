@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import builders
 import pytest
-import tiny_models
 import torch
 import transformers
+from builders import KINDS, replacement
 from test_intervene import active
-from test_trace import KINDS, replacement
 
 import pycircuit as pc
 from pycircuit.interventions.generate import Sampling
@@ -20,10 +20,10 @@ COUNT, EOS = 8, 2
 
 def prompts() -> list[list[int]]:
     """Two of one length, one longer."""
-    return [tiny_models.prompt(n, seed).tolist() for n, seed in ((6, 3), (9, 4), (6, 5))]
+    return [builders.prompt(n, seed).tolist() for n, seed in ((6, 3), (9, 4), (6, 5))]
 
 
-@pytest.mark.parametrize("family", tiny_models.CONFIGS)
+@pytest.mark.parametrize("family", builders.CONFIGS)
 def test_without_steering_as_transformers_does(family: str) -> None:
     """Greedy, prompt by prompt and as a batch, and never past a token that ends the text."""
     model = replacement(family, "plt", torch.float32)

@@ -7,11 +7,11 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
+import builders
 import pytest
-import tiny_models
 import torch
+from builders import EVERY, KINDS, replacement, transcoders
 from frozen_hf import HeldModel
-from test_trace import EVERY, KINDS, replacement, transcoders
 from torch import Tensor
 
 import pycircuit as pc
@@ -22,7 +22,7 @@ from pycircuit.model.capture import attention_by, relative
 intervening = import_module("pycircuit.interventions.intervene")  # the package's name is the function's
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PROMPT = tiny_models.prompt(9)
+PROMPT = builders.prompt(9)
 
 
 def active(model: pc.ReplacementModel, count: int, at_least: int = 0) -> list[tuple[int, int, int, float]]:
@@ -282,8 +282,8 @@ def test_what_comes_back() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype) -> None:
     for family in ("llama", "gemma2"):
-        model = pc.ReplacementModel(tiny_models.build(family, dtype), transcoders("clt", torch.float32))
-        exact = pc.ReplacementModel(tiny_models.build(family), transcoders("clt", torch.float32))
+        model = pc.ReplacementModel(builders.build(family, dtype), transcoders("clt", torch.float32))
+        exact = pc.ReplacementModel(builders.build(family), transcoders("clt", torch.float32))
         found = active(exact, 3)
         for freeze in FREEZE:
             same = pc.intervene(model, PROMPT, [pc.Intervention(*f[:3], factor=1) for f in found], freeze)

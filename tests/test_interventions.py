@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import builders
 import pytest
-import tiny_models
 import torch
+from builders import KINDS, replacement
 from frozen_hf import HeldModel
-from test_trace import KINDS, replacement
 from torch import Tensor
 
 import pycircuit as pc
@@ -92,11 +92,11 @@ def dense_row(graph: pc.Graph, row: int) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", tiny_models.CONFIGS)
+@pytest.mark.parametrize("family", builders.CONFIGS)
 def test_doubling_a_source_moves_every_target_by_its_edge(family: str, kind: str) -> None:
     """Every feature, error and token against every feature and output, in float64, to 1e-10 of a row's norm."""
     model = replacement(family, kind, torch.float64)
-    graph = pc.attribute(model, tiny_models.prompt(9), position=[-1, 4], max_targets=3)
+    graph = pc.attribute(model, builders.prompt(9), position=[-1, 4], max_targets=3)
     assert graph.rows.count == len(graph.features) + len(graph.targets) > 20
     off, apart = worst_deviation(graph, model, list(range(graph.first_target)))
     assert off < 1e-10 and apart < 1e-10

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
-import tiny_models
 import torch
 from format_files import made, write
 from test_formats import dense, same
@@ -34,7 +34,7 @@ loading = sys.modules["pycircuit.load"]
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
     """A model without a tokenizer, and transcoders for it."""
-    tiny_models.build("llama").save_pretrained(tmp_path / "model")
+    builders.build("llama").save_pretrained(tmp_path / "model")
     formats.save(made(False), tmp_path / "set")
     return tmp_path / "model", tmp_path / "set"
 
@@ -42,9 +42,9 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 def test_folders(folders: tuple[Path, Path]) -> None:
     model = pc.load(folders[0], folders[1])
     assert model.dtype == torch.float32 and model.tokenizer is None
-    got = pc.attribute(model, tiny_models.prompt(7), progress=False)
-    own = pc.ReplacementModel(tiny_models.build("llama"), made(False))
-    expected = pc.attribute(own, tiny_models.prompt(7), progress=False)
+    got = pc.attribute(model, builders.prompt(7), progress=False)
+    own = pc.ReplacementModel(builders.build("llama"), made(False))
+    expected = pc.attribute(own, builders.prompt(7), progress=False)
     assert torch.equal(got.features, expected.features)
     assert torch.allclose(got.dense(), expected.dense(), rtol=1e-5, atol=1e-6)
 
@@ -87,7 +87,7 @@ def word_tokenizer(folder: Path) -> None:
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    made = Tokenizer(models.WordLevel({str(n): n for n in range(tiny_models.VOCABULARY)}, unk_token="0"))
+    made = Tokenizer(models.WordLevel({str(n): n for n in range(builders.VOCABULARY)}, unk_token="0"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="0").save_pretrained(folder)
 
@@ -105,7 +105,7 @@ def test_tokenizer_comes_along(folders: tuple[Path, Path]) -> None:
 def test_wrong_arguments(folders: tuple[Path, Path], tmp_path: Path) -> None:
     model, held = folders
     with pytest.raises(TypeError, match=r"load: model must be 'demo', 'smollm2', a folder or a hub id, got LlamaFor"):
-        pc.load(tiny_models.build("llama"), held)  # type: ignore[arg-type]
+        pc.load(builders.build("llama"), held)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"load: transcoders must be a folder, .* got None"):
         pc.load(model)
     with pytest.raises(TypeError, match=r"load: transcoders must be a folder, .* got int"):
@@ -190,7 +190,7 @@ ROPE = {"rope_theta": 1e5, "rope_type": "default"}
 
 @pytest.mark.parametrize("written", [{"rope_parameters": ROPE}, {"rope_theta": 1e5, "rope_scaling": None}], ids="54")
 def test_a_configuration_is_read_alike_whichever_transformers_wrote_it(tmp_path: Path, written: dict[str, Any]) -> None:
-    tiny_models.build("llama").config.save_pretrained(tmp_path)
+    builders.build("llama").config.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     config = {k: v for k, v in json.loads(path.read_text()).items() if not k.startswith("rope")}
     path.write_text(json.dumps({**config, **written}))
@@ -397,7 +397,7 @@ def test_models_of_the_hub(hub: Path, folders: tuple[Path, Path]) -> None:
 def test_copies_of_sets_left_in_files(folders: tuple[Path, Path]) -> None:
     """By copy and by pickle: they read the same files, and keep rows of their own."""
     model = pc.load(*folders)
-    graph = pc.attribute(model, tiny_models.prompt(7), progress=False)
+    graph = pc.attribute(model, builders.prompt(7), progress=False)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        found = pc.attribute(other, tiny_models.prompt(7), progress=False)
+        found = pc.attribute(other, builders.prompt(7), progress=False)
         assert torch.equal(found.features, graph.features) and torch.equal(found.dense(), graph.dense())

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
-import tiny_models
 import torch
+from builders import replacement
 from memory_cases import LEAST, Case
-from test_trace import replacement
 
 import pycircuit as pc
 from pycircuit.trace import memory_plan
@@ -105,7 +105,7 @@ def test_a_freed_block_is_not_a_hole_in_the_heap() -> None:
 @pytest.mark.parametrize("max_features", [None, 30, 0])
 @pytest.mark.parametrize("kind", ["plt", "clt_skip"])
 def test_no_smaller_bound_than_the_least_is_enough(kind: str, max_features: int | None) -> None:
-    model, ids = replacement("llama", kind, torch.float32), tiny_models.prompt(24)
+    model, ids = replacement("llama", kind, torch.float32), builders.prompt(24)
     smallest = least(model, ids, max_features, 1)
     how: dict[str, Any] = {"targets": [5], "max_features": max_features, "progress": False}
     assert pc.attribute(model, ids, memory=smallest, **how).certificate < 1e-5
@@ -121,7 +121,7 @@ def test_a_size_rounded_up_is_enough(size: int) -> None:
 
 def test_patterns_follow_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are recomputed where the plan says so, however small they are."""
-    model, ids = replacement("llama", "plt", torch.float32), tiny_models.prompt()
+    model, ids = replacement("llama", "plt", torch.float32), builders.prompt()
     stored, freeze = [], model.freeze
 
     def spied(prompt: Any, keep: bool | None = None, **how: Any) -> Any:
@@ -139,7 +139,7 @@ def test_patterns_follow_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def traced(folder: Path, memory: int | str | None, max_features: int | None = 40) -> pc.Graph:
-    model, ids = replacement("llama", "plt", torch.float32), tiny_models.prompt(60)
+    model, ids = replacement("llama", "plt", torch.float32), builders.prompt(60)
     return pc.attribute(model, ids, max_features=max_features, memory=memory, checkpoint=folder, progress=False)
 
 
@@ -149,7 +149,7 @@ def test_a_checkpoint_goes_on_under_another_bound(tmp_path: Path, monkeypatch: p
     for file in sorted(tmp_path.glob("rows-*"))[1:]:
         file.unlink()
     monkeypatch.setattr(Sweep, "fitting", lambda *args: (tiles.append(args[3]), fitting(*args))[1])
-    model, ids = replacement("llama", "plt", torch.float32), tiny_models.prompt(60)
+    model, ids = replacement("llama", "plt", torch.float32), builders.prompt(60)
     bound = int(1.2 * least(model, ids, 40, 10, (True, None)))
     again = traced(tmp_path, bound)
     assert tiles and max(tiles) < bound
@@ -161,7 +161,7 @@ def test_a_checkpoint_of_whole_rows_is_not_cut(tmp_path: Path, monkeypatch: pyte
     """Rows that were cut are no rows of a run that keeps them: refused, with a bound that is enough."""
     monkeypatch.setattr(memory_plan, "FEWEST", 8)
     traced(tmp_path, None, None)
-    model, ids = replacement("llama", "plt", torch.float32), tiny_models.prompt(60)
+    model, ids = replacement("llama", "plt", torch.float32), builders.prompt(60)
     smallest = least(model, ids, None, 10)
     with pytest.raises(pc.MemoryBoundError, match="to go on with this checkpoint") as refusal:
         traced(tmp_path, smallest, None)
@@ -182,7 +182,7 @@ def test_the_time_of_a_short_trace_is_foretold(
     if name == "demo":
         model, prompt = pc.load("demo"), "the capital of the state containing Dallas is"
     else:
-        model, prompt = replacement(name, "plt", torch.float32), tiny_models.prompt()
+        model, prompt = replacement(name, "plt", torch.float32), builders.prompt()
     found = [pc.estimate(model, prompt, max_features=max_features).seconds for _ in range(5)]
     took = []
     for _ in range(5):

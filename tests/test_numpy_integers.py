@@ -6,18 +6,18 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import builders
 import numpy as np
 import pytest
-import tiny_models
 import torch
-from test_trace import replacement
+from builders import replacement
 
 import pycircuit as pc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 INTEGERS = pytest.mark.parametrize("number", [np.int64, np.uint8])
-TOKENS = tiny_models.prompt(7).tolist()
+TOKENS = builders.prompt(7).tolist()
 
 
 @pytest.fixture(scope="module")

@@ -7,17 +7,16 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import builders
 import pytest
-import tiny_models
 import torch
-from test_trace import replacement
-from tiny_models import LAYERS, WIDTH
+from builders import LAYERS, WIDTH, replacement
 
 import pycircuit as pc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-IDS = tiny_models.prompt(9)
+IDS = builders.prompt(9)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def small(kind: type, skip: list[torch.Tensor] | None = None, b_enc: float = 0.0
     w_dec = [torch.randn(10, *s, WIDTH, generator=g, dtype=torch.float64) for s in slots]
     bias = torch.full((LAYERS, 10), b_enc, dtype=torch.float64)
     transcoders = kind(w_enc, bias, w_dec, activation=pc.ReLU(), w_skip=skip, reads="mlp_in")
-    return pc.ReplacementModel(tiny_models.build("llama", torch.float64), transcoders)
+    return pc.ReplacementModel(builders.build("llama", torch.float64), transcoders)
 
 
 def test_the_last_layer_of_a_cross_layer_transcoder_is_used(graph: pc.Graph) -> None:
@@ -102,8 +101,8 @@ def test_a_threshold_of_one_keeps_all_that_has_influence(graph: pc.Graph) -> Non
 def test_batched_activations_ignore_positions_not_prompts() -> None:
     """What is ignored is every prompt's opening position; the first prompt keeps its features."""
     model = small(pc.PerLayerTranscoders)
-    prompts = [tiny_models.prompt(7, seed=s) for s in range(4)]
-    single = pc.ReplacementModel(tiny_models.build("llama"), model.transcoders.to(torch.float32))
+    prompts = [builders.prompt(7, seed=s) for s in range(4)]
+    single = pc.ReplacementModel(builders.build("llama"), model.transcoders.to(torch.float32))
     assert single._batches([7] * 4) == [[0, 1, 2, 3]]  # one batch of four
     for ids, layers in zip(prompts, single.activations(prompts), strict=True):
         for got, want in zip(layers, model.freeze(ids).features, strict=True):

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
-import tiny_models
 import torch
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from pycircuit.trace.sweep import Sweep
 pytestmark = pytest.mark.usefixtures("one_thread")
 attribute = importlib.import_module("pycircuit.trace.attribute")  # the module, which the function hides
 
-LAYERS, WIDTH, POSITIONS, ROWS, SIZE = 26, tiny_models.WIDTH, 12, 40, 24
+LAYERS, WIDTH, POSITIONS, ROWS, SIZE = 26, builders.WIDTH, 12, 40, 24
 LOW = ("tf32", "bfloat16")
 _WINDOWS = {"layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2)}
 FAMILIES: dict[str, dict[str, Any]] = {"gemma2": _WINDOWS, "llama": {}}
@@ -38,7 +38,7 @@ def deep_model(family: str) -> pc.ReplacementModel:
     def normal(*shape: int, scale: float) -> list[Tensor]:
         return [torch.randn(*shape, generator=g) * scale for _ in range(LAYERS)]
 
-    language = tiny_models.build(family, num_hidden_layers=LAYERS, **FAMILIES[family])
+    language = builders.build(family, num_hidden_layers=LAYERS, **FAMILIES[family])
     w_enc, w_dec = normal(SIZE, WIDTH, scale=WIDTH**-0.5), normal(SIZE, WIDTH, scale=0.3)
     skip = normal(WIDTH, WIDTH, scale=0.2 / WIDTH**0.5) if family == "llama" else None
     b_enc, b_dec = normal(SIZE, scale=0.01), normal(WIDTH, scale=0.1)
@@ -74,7 +74,7 @@ class Case:
 @pytest.fixture(scope="module", params=FAMILIES)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     model = deep_model(request.param)
-    local = model.freeze(tiny_models.prompt(POSITIONS))
+    local = model.freeze(builders.prompt(POSITIONS))
     graph = pc.trace.trace_frozen(model, local, max_targets=2, max_features=ROWS)
     row_node = graph.row_node[graph.row_node < graph.first_error]
     layer, position, index = graph.features[row_node].unbind(1)
@@ -174,7 +174,7 @@ def demo() -> pc.ReplacementModel:
 
 
 def traced(model: pc.ReplacementModel, **options: Any) -> pc.Graph:
-    return pc.attribute(model, tiny_models.prompt(9), max_features=8, max_targets=1, progress=False, **options)
+    return pc.attribute(model, builders.prompt(9), max_features=8, max_targets=1, progress=False, **options)
 
 
 def test_on_a_cpu(tmp_path: Path) -> None:
@@ -188,14 +188,14 @@ def test_on_a_cpu(tmp_path: Path) -> None:
         graph.save(tmp_path / f"{name}.safetensors")
         saved = pc.Graph.load(tmp_path / f"{name}.safetensors").provenance
         assert (saved["precision"], saved["tolerance"]) == (name, PRECISIONS[name].tolerance)
-    many = list(pc.attribute_many(model, [tiny_models.prompt(5)], progress=False, max_features=4, precision="bfloat16"))
+    many = list(pc.attribute_many(model, [builders.prompt(5)], progress=False, max_features=4, precision="bfloat16"))
     assert many[0].provenance["precision"] == "bfloat16" and many[0].certificate > 1e-5
-    needs = [pc.estimate(model, tiny_models.prompt(9), precision=name).plan for name in ("float32", "bfloat16")]
+    needs = [pc.estimate(model, builders.prompt(9), precision=name).plan for name in ("float32", "bfloat16")]
     assert [plan.needs.get("weights", 0) > 0 for plan in needs if plan.phase == "sweep"] == [False, True]
 
 
 def test_float64_models_stay_float64() -> None:
-    language = tiny_models.build("llama", torch.float64, num_hidden_layers=LAYERS)
+    language = builders.build("llama", torch.float64, num_hidden_layers=LAYERS)
     model = pc.ReplacementModel(language, demo().transcoders.to(torch.float64))
     graph = traced(model)
     assert graph.certificate < graph.provenance["tolerance"] == 1e-10 and graph.provenance["precision"] == "float64"
@@ -216,9 +216,9 @@ def test_words_that_are_no_precision(precision: Any, kind: type[Exception], says
     with pytest.raises(kind, match=f"^attribute: precision {says}"):
         traced(model, precision=precision)
     with pytest.raises(kind, match=f"^estimate: precision {says}"):
-        pc.estimate(model, tiny_models.prompt(9), precision=precision)
+        pc.estimate(model, builders.prompt(9), precision=precision)
     with pytest.raises(kind, match=f"^attribute_many: precision {says}"):
-        pc.attribute_many(model, [tiny_models.prompt(9)], precision=precision)
+        pc.attribute_many(model, [builders.prompt(9)], precision=precision)
 
 
 def test_a_gpu_needs_a_torch_that_adds_products_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,8 +274,8 @@ def test_the_setting_of_the_process_does_not_reach_a_trace(setting: str, monkeyp
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_on_a_gpu(name: str) -> None:
     """Tensor cores keep what the emulation does."""
-    language = tiny_models.build("gemma2", num_hidden_layers=LAYERS, **_WINDOWS).cuda()
+    language = builders.build("gemma2", num_hidden_layers=LAYERS, **_WINDOWS).cuda()
     model = pc.ReplacementModel(language, deep_model("gemma2").transcoders.to("cuda"))
-    graph = pc.attribute(model, tiny_models.prompt(POSITIONS), precision=name, max_features=ROWS, progress=False)
+    graph = pc.attribute(model, builders.prompt(POSITIONS), precision=name, max_features=ROWS, progress=False)
     assert graph.provenance["precision"] == name and graph.certificate < PRECISIONS[name].tolerance
     assert (graph.certificate > PRECISIONS["float32"].tolerance) == (name in LOW)

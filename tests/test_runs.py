@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
-import tiny_models
 import torch
-from test_trace import replacement
+from builders import replacement
 
 import pycircuit as pc
 from pycircuit.bench import memory, models
@@ -59,14 +59,14 @@ def test_sizes(text: Any, size: int) -> None:
 @pytest.mark.parametrize("bad", ["", "8 apples", "-1", "0", 0, -5, True, 1.5, []])
 def test_sizes_that_are_none(bad: Any) -> None:
     with pytest.raises(ValueError, match="memory must be bytes or a size such as '8GiB'"):
-        pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), memory=bad, progress=False)
+        pc.attribute(replacement("llama", "plt", torch.float32), builders.prompt(), memory=bad, progress=False)
 
 
 @pytest.mark.parametrize("kind", ["plt", "clt"])
 @pytest.mark.parametrize("max_features", [None, 40])
 def test_rows_that_do_not_fit_keep_their_largest(kind: str, max_features: int | None, monkeypatch: Any) -> None:
     """What is left out is counted exactly: the law holds with `dropped`, and every kept entry is the full one."""
-    model, ids = replacement("llama", kind, torch.float32), tiny_models.prompt()
+    model, ids = replacement("llama", kind, torch.float32), builders.prompt()
     full = pc.attribute(model, ids, max_features=max_features, progress=False)
     assert full.provenance["keep"] is None and not full.dropped_mass.any()
     monkeypatch.setattr(memory_plan, "FEWEST", 8)
@@ -91,14 +91,14 @@ def test_a_prompt_that_cannot_fit_is_refused_before_it_runs(monkeypatch: Any) ->
     model = replacement("llama", "plt", torch.float32)
     monkeypatch.setattr(model, "freeze", lambda *_, **__: pytest.fail("the model ran"))
     with pytest.raises(pc.MemoryBoundError, match=r"for 13 positions.*got 1\.0 KiB.*shorten the prompt"):
-        pc.attribute(model, tiny_models.prompt(), memory=1024, progress=False)
+        pc.attribute(model, builders.prompt(), memory=1024, progress=False)
     with pytest.raises(ValueError, match="position must be from"):
-        pc.attribute(model, tiny_models.prompt(), position=99, progress=False)
+        pc.attribute(model, builders.prompt(), position=99, progress=False)
 
 
 @pytest.mark.parametrize("max_features", [None, 20, 0])
 def test_estimate(max_features: int | None) -> None:
-    model, ids = replacement("llama", "plt", torch.float32), tiny_models.prompt()
+    model, ids = replacement("llama", "plt", torch.float32), builders.prompt()
     found = pc.estimate(model, ids, max_features=max_features, max_targets=3)
     graph = pc.attribute(model, ids, max_features=max_features, max_targets=3, progress=False)
     assert found.features == len(graph.features) and found.columns == graph.first_target
@@ -108,7 +108,7 @@ def test_estimate(max_features: int | None) -> None:
 
 
 def test_packed_rows_rank_as_dense_rows(monkeypatch: Any) -> None:
-    model, ids = replacement("llama", "plt", torch.float32), tiny_models.prompt()
+    model, ids = replacement("llama", "plt", torch.float32), builders.prompt()
     dense = pc.attribute(model, ids, max_features=24, round_size=6, progress=False)
     monkeypatch.setattr(MemoryModel, "dense", lambda self: 1 << 60)
     packed = pc.attribute(model, ids, max_features=24, round_size=6, progress=False)
@@ -135,7 +135,7 @@ def test_a_run_stays_within_its_bound(max_features: int) -> None:
 
 
 def test_out_of_memory_halves_the_tile(monkeypatch: Any) -> None:
-    model, ids, sizes = replacement("llama", "plt", torch.float32), tiny_models.prompt(), []
+    model, ids, sizes = replacement("llama", "plt", torch.float32), builders.prompt(), []
     whole = pc.attribute(model, ids, progress=False)
     tile = Sweep.tile
 
@@ -157,7 +157,7 @@ def test_out_of_memory_halves_the_tile(monkeypatch: Any) -> None:
 def test_other_errors_pass(monkeypatch: Any) -> None:
     monkeypatch.setattr(Sweep, "tile", lambda *_: (_ for _ in ()).throw(RuntimeError("no such thing")))
     with pytest.raises(RuntimeError, match="no such thing"):
-        pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), progress=False)
+        pc.attribute(replacement("llama", "plt", torch.float32), builders.prompt(), progress=False)
 
 
 # Checkpoints
@@ -166,9 +166,9 @@ def test_other_errors_pass(monkeypatch: Any) -> None:
 SCRIPT = """
 import sys, time
 sys.path.insert(0, {tests!r})
-import torch, tiny_models
+import torch, builders
 torch.set_num_threads(1)
-from test_trace import replacement
+from builders import replacement
 import pycircuit as pc
 from pycircuit.trace.sweep import Sweep
 Sweep.fitting = lambda self, layer, *_: min(3, len(layer))
@@ -178,7 +178,7 @@ def slowly(phase, done, total):
         print(done, total, flush=True)
         time.sleep({pause})
 model = replacement("llama", "clt", torch.float32)
-graph = pc.attribute(model, tiny_models.prompt(), max_features=60, round_size=9, progress=slowly, checkpoint={folder!r})
+graph = pc.attribute(model, builders.prompt(), max_features=60, round_size=9, progress=slowly, checkpoint={folder!r})
 graph.save({out!r})
 """
 
@@ -209,7 +209,7 @@ def test_a_killed_run_goes_on_to_the_identical_graph(tmp_path: Path) -> None:
 
 def traced(folder: Path, **changes: Any) -> pc.Graph:
     how = {"max_features": 12, "progress": False, "checkpoint": folder, **changes}
-    return pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), **how)
+    return pc.attribute(replacement("llama", "plt", torch.float32), builders.prompt(), **how)
 
 
 @pytest.mark.parametrize(
@@ -254,10 +254,10 @@ def test_ctrl_c_returns_the_graph_so_far(monkeypatch: Any) -> None:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
 
-    graph = pc.attribute(model, tiny_models.prompt(), progress=stop)
+    graph = pc.attribute(model, builders.prompt(), progress=stop)
     assert graph.provenance["interrupted"] and 30 < graph.rows.count < said[-1][2]
     assert graph.certificate < 1e-5
-    whole = pc.attribute(model, tiny_models.prompt(), progress=False)
+    whole = pc.attribute(model, builders.prompt(), progress=False)
     assert torch.equal(graph.row_node, whole.row_node[: graph.rows.count]) and not whole.provenance["interrupted"]
 
 
@@ -273,7 +273,7 @@ def test_ctrl_c_while_rows_are_put_away(monkeypatch: Any) -> None:
         append(self, values)
 
     monkeypatch.setattr(row_store.Growing, "append", stop)
-    graph = pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), progress=False)
+    graph = pc.attribute(replacement("llama", "plt", torch.float32), builders.prompt(), progress=False)
     assert graph.provenance["interrupted"] and graph.rows.count > 12 and graph.certificate < 1e-5
 
 
@@ -282,7 +282,7 @@ def test_a_failed_run_leaves_the_terminals_line(monkeypatch: Any) -> None:
     monkeypatch.setattr(Progress, "close", lambda self: closed.append(1))
     monkeypatch.setattr(Sweep, "tile", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
     with pytest.raises(ValueError, match="broken"):
-        pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), progress=False)
+        pc.attribute(replacement("llama", "plt", torch.float32), builders.prompt(), progress=False)
     assert closed
 
 
@@ -306,7 +306,7 @@ SURROUNDINGS = {
 
 @pytest.mark.parametrize("name", SURROUNDINGS)
 def test_surroundings_change_nothing(name: str) -> None:
-    model, prompt = replacement("llama", "plt", torch.float32), tiny_models.prompt()
+    model, prompt = replacement("llama", "plt", torch.float32), builders.prompt()
     change, direction = [pc.Intervention(1, 3, 5, 4.0)], torch.arange(model.width) / model.width
     targets = [("a", 1.0, direction), ("b", 0.3, direction - 0.7)]
 
@@ -333,14 +333,14 @@ def test_targets_keep_their_weights_in_the_ranking(monkeypatch: Any) -> None:
         seen.append(weight[0].item()), influence(self, order, node, weight))[1])  # fmt: skip
     with default_dtype(torch.bfloat16):
         target = ("a", 1 / 3, torch.ones(model.width, dtype=torch.float64))
-        pc.attribute(model, tiny_models.prompt(), [target], max_features=9, progress=False)
+        pc.attribute(model, builders.prompt(), [target], max_features=9, progress=False)
     assert set(seen) == {1 / 3}
 
 
 def test_ctrl_c_before_there_is_anything(monkeypatch: Any) -> None:
     monkeypatch.setattr(Sweep, "tile", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), progress=False)
+        pc.attribute(replacement("llama", "plt", torch.float32), builders.prompt(), progress=False)
 
 
 def test_progress_names_the_phase_and_the_rate() -> None:
@@ -362,7 +362,7 @@ def test_progress_names_the_phase_and_the_rate() -> None:
 
 def test_progress_must_be_something() -> None:
     with pytest.raises(TypeError, match="progress must be True, False or a function"):
-        pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), progress="yes")
+        pc.attribute(replacement("llama", "plt", torch.float32), builders.prompt(), progress="yes")
 
 
 # Many prompts
@@ -371,7 +371,7 @@ def test_progress_must_be_something() -> None:
 @pytest.mark.parametrize("workers", [None, 1, 3])
 def test_many_prompts_in_order(workers: int | None) -> None:
     model, threads = replacement("llama", "plt", torch.float32), torch.get_num_threads()
-    prompts = [tiny_models.prompt(n) for n in (9, 4, 13, 6, 11)]
+    prompts = [builders.prompt(n) for n in (9, 4, 13, 6, 11)]
     graphs = list(pc.attribute_many(model, prompts, workers=workers, max_features=10, progress=False))
     assert torch.get_num_threads() == threads
     for prompt, graph in zip(prompts, graphs, strict=True):
@@ -383,7 +383,7 @@ def test_many_prompts_in_order(workers: int | None) -> None:
 def test_many_prompts_run_what_was_forced_and_can_be_left() -> None:
     model = replacement("llama", "plt", torch.float64)
     with pc.use("reference"):
-        graphs = pc.attribute_many(model, [tiny_models.prompt(5)] * 6, max_features=3, progress=False)
+        graphs = pc.attribute_many(model, [builders.prompt(5)] * 6, max_features=3, progress=False)
         assert next(graphs).certificate < 1e-10
     graphs.close()  # type: ignore[attr-defined]
 
@@ -393,7 +393,7 @@ def test_threads_share_one_model_through_several_objects() -> None:
     first = replacement("llama", "plt", torch.float32)
     second = pc.ReplacementModel(first.hf_model, first.transcoders)
     assert first.running is second.running
-    prompts = [torch.as_tensor(tiny_models.prompt()).roll(n) for n in range(4)]
+    prompts = [torch.as_tensor(builders.prompt()).roll(n) for n in range(4)]
     expected = [(first.freeze(p).errors, replaced_logits(first, p[None])) for p in prompts]
 
     def run(n: int) -> bool:

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
-import tiny_models
 import torch
 
 import pycircuit as pc
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
-SHAPE = Shape("tiny", tiny_models.LAYERS, tiny_models.WIDTH, 4, 2, 8, 24, 6, 9, None, "cpu")
+SHAPE = Shape("tiny", builders.LAYERS, builders.WIDTH, 4, 2, 8, 24, 6, 9, None, "cpu")
 
 
 def replacement(family: str, cross_layer: bool, dtype: torch.dtype, skip: bool = False) -> pc.ReplacementModel:
@@ -28,7 +28,7 @@ def replacement(family: str, cross_layer: bool, dtype: torch.dtype, skip: bool =
     rule = pc.JumpReLU(w["theta"])
     w_skip = [torch.eye(SHAPE.width)] * SHAPE.layers if skip else None
     transcoders = kind(w["w_enc"], w["b_enc"], w["w_dec"], w["b_dec"], rule, w_skip, reads="mlp_in")
-    return pc.ReplacementModel(tiny_models.build(family, dtype), transcoders.to(dtype))
+    return pc.ReplacementModel(builders.build(family, dtype), transcoders.to(dtype))
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def taped(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
 def test_edges_are_the_sweeps(taped: Any, family: str, cross_layer: bool, dtype: torch.dtype) -> None:
     model = replacement(family, cross_layer, dtype)
-    local = model.freeze(tiny_models.prompt())
+    local = model.freeze(builders.prompt())
     last = local.model.positions - 1
     layer, position = [model.depth, 2, 1, 1, 0], [last, last, 3, last, 2]
     vectors = torch.randn(5, model.width, generator=torch.Generator().manual_seed(0), dtype=dtype)
@@ -55,20 +55,20 @@ def test_edges_are_the_sweeps(taped: Any, family: str, cross_layer: bool, dtype:
 
 
 def test_the_tape_lives_from_batch_to_batch(taped: Any) -> None:
-    local = replacement("llama", False, torch.float32).freeze(tiny_models.prompt())
+    local = replacement("llama", False, torch.float32).freeze(builders.prompt())
     model, vectors = taped.TapedModel(local, batch=1), torch.ones(1, local.model.width)
     assert torch.equal(model.rows([2], [3], vectors), model.rows([2], [3], vectors))
 
 
 def test_skips_are_refused(taped: Any) -> None:
-    local = replacement("llama", False, torch.float32, skip=True).freeze(tiny_models.prompt())
+    local = replacement("llama", False, torch.float32, skip=True).freeze(builders.prompt())
     with pytest.raises(ValueError, match="transcoders must have no skip"):
         taped.TapedModel(local, batch=1)
 
 
 def test_power_iteration_gives_our_influence(taped: Any) -> None:
     model = replacement("llama", False, torch.float32)
-    graph = pc.attribute(model, tiny_models.prompt(), max_targets=3, progress=False)
+    graph = pc.attribute(model, builders.prompt(), max_targets=3, progress=False)
     rows = graph.dense()[graph.row_node]
     weight = torch.zeros(rows.shape[1])
     weight[graph.first_target :] = graph.targets.weights.float()

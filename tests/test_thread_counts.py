@@ -6,10 +6,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import builders
 import pytest
-import tiny_models
 import torch
-from test_trace import replacement
+from builders import replacement
 
 import pycircuit as pc
 from pycircuit.bench.__main__ import thread_counts
@@ -43,6 +43,6 @@ def test_threads_of_torch_are_bounded(many_threads: int) -> None:
     torch.set_num_threads(many_threads)
     for call in (pc.attribute, pc.estimate):
         with pytest.raises(ValueError, match=rf"{call.__name__}: torch.get_num_threads\(\) must be from 1 to"):
-            call(model, tiny_models.prompt())
+            call(model, builders.prompt())
     with pytest.raises(ValueError, match=r"ReplacementModel: torch.get_num_threads\(\) must be"):
         pc.ReplacementModel(model.hf_model, model.transcoders)

@@ -11,10 +11,10 @@ from threading import Event, Thread, get_ident
 from types import FrameType
 from typing import Any
 
+import builders
 import pytest
-import tiny_models
 import torch
-from test_trace import replacement
+from builders import replacement
 from torch import Tensor
 
 import pycircuit as pc
@@ -23,7 +23,7 @@ from pycircuit.training.stream import Source
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PROMPT, OTHER = tiny_models.prompt(), tiny_models.prompt(11, seed=4)
+PROMPT, OTHER = builders.prompt(), builders.prompt(11, seed=4)
 STEER = [pc.Intervention(0, 3, 5, 2.0)]
 PLACES = {"before-inside": (False, True), "inside-after": (True, False), "before-after": (False, False),
           "inside-inside": (True, True)}  # fmt: skip
@@ -133,9 +133,9 @@ def test_an_application_runs_the_model_meanwhile(run: str, place: str) -> None:
     assert same(ours, quiet)
 
 
-@pytest.mark.parametrize("name", tiny_models.CONFIGS)
+@pytest.mark.parametrize("name", builders.CONFIGS)
 def test_every_family_keeps_its_own_attention_in_other_threads(name: str) -> None:
-    model = tiny_models.build(name)
+    model = builders.build(name)
     ours = pc.ReplacementModel(model, replacement("llama", "plt", torch.float32).transcoders)
     quiet, layer = activations(ours, 1), layers(model)[1]
     for chosen in {model.config._attn_implementation, "eager"}:
@@ -293,7 +293,7 @@ def test_an_error_in_the_forward_leaves_nothing(run: str, error: type[BaseExcept
 
 
 def test_a_choice_for_this_thread_is_nobody_elses() -> None:
-    model = tiny_models.build("gemma3")
+    model = builders.build("gemma3")
     configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values()
     with ThreadPoolExecutor(1) as other, attention_by(model, "eager"):
         assert {config._attn_implementation for config in configs} == {"eager"}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import builders
 import pytest
-import tiny_models
 import torch
+from builders import EVERY, KINDS, SOME, replacement, transcoders
 from torch import Tensor
 
 import pycircuit as pc
@@ -18,44 +19,6 @@ WEIGHTS = ("w_enc", "b_enc", "w_dec", "b_dec", "w_skip")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# name -> (cross-layer, options): every way to read, to write and to activate, and a skip.
-KINDS: dict[str, tuple[bool, dict[str, Any]]] = {
-    "plt": (False, {}),
-    "plt_skip": (False, {"reads": "resid_mid", "skip": True}),
-    "plt_raw_topk": (False, {"reads": "mlp_normed", "writes": "mlp_raw", "activation": pc.TopK(7)}),
-    "plt_hole": (False, {"activation": pc.ReLU(), "hole": 1}),
-    "clt": (True, {"reads": "resid_mid", "activation": pc.BatchTopK(0.8)}),
-    "clt_skip": (True, {"skip": True}),
-}
-
-
-def transcoders(kind: str, dtype: torch.dtype, size: int = 24, seed: int = 0) -> Any:
-    cross, options = KINDS[kind]
-    layers, width, g = tiny_models.LAYERS, tiny_models.WIDTH, torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
-
-    def each(*shape: int) -> list[Tensor | None]:
-        return [None if n == options.get("hole") else normal(*shape) for n in range(layers)]
-
-    activation = options.get("activation", pc.JumpReLU(torch.full((size,), 0.5, dtype=dtype)))
-    where = {"activation": activation, "reads": options.get("reads", "mlp_in")}
-    where["writes"] = options.get("writes", "mlp_out")
-    w_enc, b_enc, b_dec = each(size, width), each(size), [normal(width) for _ in range(layers)]
-    w_enc = [None if w is None else w / width**0.5 for w in w_enc]
-    w_dec = [normal(size, layers - n, width) for n in range(layers)] if cross else each(size, width)
-    skip = each(width, width) if options.get("skip") else None
-    made = pc.CrossLayerTranscoder if cross else pc.PerLayerTranscoders
-    return made(w_enc, b_enc, w_dec, b_dec, w_skip=skip, **where)
-
-
-def replacement(family: str, kind: str, dtype: torch.dtype) -> pc.ReplacementModel:
-    return pc.ReplacementModel(tiny_models.build(family, dtype), transcoders(kind, dtype))
-
-
-EVERY = [(family, kind) for family in tiny_models.CONFIGS for kind in KINDS]
-
 
 @pytest.mark.parametrize(("family", "kind"), EVERY)
 def test_law(family: str, kind: str) -> None:
@@ -63,18 +26,10 @@ def test_law(family: str, kind: str) -> None:
     for implementation, arithmetic in (("native", FLOAT32), ("reference", FLOAT32), ("reference", FLOAT64)):
         model = replacement(family, kind, arithmetic.dtype)
         with pc.use(implementation):
-            graph = pc.attribute(model, tiny_models.prompt(), position=[-1, 4], max_targets=3)
+            graph = pc.attribute(model, builders.prompt(), position=[-1, 4], max_targets=3)
             assert pc.last_run().implementation == implementation
         assert graph.rows.count == len(graph.features) + len(graph.targets) > 20
         assert graph.certificate < arithmetic.tolerance == graph.provenance["tolerance"]
-
-
-SOME = [  # every kind with one family, and every other family with one kind
-    (family, kind)
-    for n, family in enumerate(tiny_models.CONFIGS)
-    for k, kind in enumerate(KINDS)
-    if family == "gemma2" or n % len(KINDS) == k
-]
 
 
 @pytest.mark.parametrize(("family", "kind"), SOME)
@@ -82,7 +37,7 @@ def test_law_on_triton(family: str, kind: str) -> None:
     """In the interpreter, so on a prompt of three tokens and for some of the features."""
     model = replacement(family, kind, torch.float32)
     with pc.use("triton"):
-        graph = pc.attribute(model, tiny_models.prompt(3), position=[-1, 1], max_targets=2, max_features=8)
+        graph = pc.attribute(model, builders.prompt(3), position=[-1, 1], max_targets=2, max_features=8)
         assert pc.last_run().implementation == "triton"
     assert graph.rows.count > 4 and graph.certificate < 1e-5
 
@@ -132,7 +87,7 @@ def _written(local: LocalReplacement, at: int, on_feature: list[Tensor], on_erro
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma2", "olmo2", "gpt2"])
 def test_every_edge_equals_autograd(family: str, kind: str) -> None:
-    local = replacement(family, kind, torch.float64).freeze(tiny_models.prompt(9))
+    local = replacement(family, kind, torch.float64).freeze(builders.prompt(9))
     layer, position, vectors = [], [], []
     for at, f in enumerate(local.features):
         layer += [at] * f.count
@@ -153,7 +108,7 @@ def test_implementations_agree(kind: str) -> None:
     model, graphs = replacement("llama", kind, torch.float32), {}
     for implementation in ("reference", "native", "triton"):
         with pc.use(implementation):
-            graphs[implementation] = pc.attribute(model, tiny_models.prompt(4), max_targets=2)
+            graphs[implementation] = pc.attribute(model, builders.prompt(4), max_targets=2)
             assert pc.last_run().implementation == implementation
     truth = graphs["reference"].dense()
     for graph in graphs.values():
@@ -165,7 +120,7 @@ def test_implementations_agree(kind: str) -> None:
 def test_parameters_of_modules_as_weights(kind: str) -> None:
     """A trace makes no tape, whatever its weights are part of."""
     plain = replacement("llama", kind, torch.float32)
-    t, prompt = plain.transcoders, tiny_models.prompt()
+    t, prompt = plain.transcoders, builders.prompt()
     lists = [[None if w is None else torch.nn.Parameter(w.clone()) for w in getattr(t, name)] for name in WEIGHTS]
     rules = [pc.JumpReLU(torch.nn.Parameter(r.theta)) if isinstance(r, pc.JumpReLU) else r for r in t.activation]
     taught = type(t)(*lists[:4], rules, lists[4], t.reads, t.writes)
@@ -185,8 +140,8 @@ def expanded(graph: pc.Graph) -> list[int]:
 
 def test_one_round_takes_the_most_influential_on_the_targets() -> None:
     model = replacement("llama", "plt", torch.float32)
-    few = pc.attribute(model, tiny_models.prompt(), max_features=20, round_size=20)
-    only_targets = pc.attribute(model, tiny_models.prompt(), max_features=0)
+    few = pc.attribute(model, builders.prompt(), max_features=20, round_size=20)
+    only_targets = pc.attribute(model, builders.prompt(), max_features=0)
     edges = only_targets.dense()[only_targets.row_node].double().abs()
     share = only_targets.targets.weights @ (edges / edges.sum(1, keepdim=True))
     assert set(expanded(few)) == set(share[: len(few.features)].topk(20).indices.tolist())
@@ -196,8 +151,8 @@ def test_one_round_takes_the_most_influential_on_the_targets() -> None:
 
 def test_rounds_see_the_rows_before_and_are_deterministic() -> None:
     model = replacement("llama", "plt", torch.float32)
-    first = pc.attribute(model, tiny_models.prompt(), max_features=5, round_size=5)
-    graphs = [pc.attribute(model, tiny_models.prompt(), max_features=20, round_size=5) for _ in range(2)]
+    first = pc.attribute(model, builders.prompt(), max_features=5, round_size=5)
+    graphs = [pc.attribute(model, builders.prompt(), max_features=20, round_size=5) for _ in range(2)]
     one, other = (expanded(g) for g in graphs)
     assert one == other and len(set(one)) == 20 and one[:5] == expanded(first)
     assert torch.equal(graphs[0].rows.weight, graphs[1].rows.weight)
@@ -208,11 +163,11 @@ def test_rounds_see_the_rows_before_and_are_deterministic() -> None:
 
 def test_targets_of_every_kind() -> None:
     model = replacement("llama", "plt", torch.float32)
-    local = model.freeze(tiny_models.prompt())
+    local = model.freeze(builders.prompt())
     f = local.features[2]
     feature = pc.Feature(2, int(f.position()[0]), int(f.index[0]))
     direction = ("3 - 5", 0.5, local.model.unembedding[3] - local.model.unembedding[5])
-    graph = pc.attribute(model, tiny_models.prompt(), targets=[7, direction, feature], max_features=0)
+    graph = pc.attribute(model, builders.prompt(), targets=[7, direction, feature], max_features=0)
     assert list(graph.targets.labels) == ["7", "3 - 5", f"layer 2 feature {feature.feature}"]
     assert graph.targets.ids.tolist() == [7, -1, -1] and graph.certificate < 1e-5
     logits = local.model.logits()[-1]
@@ -241,7 +196,7 @@ def test_targets_of_every_kind() -> None:
 def test_bad_arguments_name_the_rule(changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sweep, "tile", lambda *_: pytest.fail("refused too late"))
     with pytest.raises(ValueError, match=message):
-        pc.attribute(replacement("llama", "plt", torch.float32), tiny_models.prompt(), **changes)
+        pc.attribute(replacement("llama", "plt", torch.float32), builders.prompt(), **changes)
 
 
 @pytest.mark.gpu
@@ -250,9 +205,9 @@ def test_bad_arguments_name_the_rule(changes: dict[str, Any], message: str, monk
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "gpt_oss"])
 def test_trace_on_gpu(family: str, kind: str) -> None:
     """Everything on the device, through Triton: the law, and the edges of the CPU."""
-    truth = pc.attribute(replacement(family, kind, torch.float32), tiny_models.prompt(), max_targets=3, progress=False)
-    there = pc.ReplacementModel(tiny_models.build(family).cuda(), transcoders(kind, torch.float32).to("cuda"))
-    graph = pc.attribute(there, tiny_models.prompt(), max_targets=3, max_features=20, progress=False)
+    truth = pc.attribute(replacement(family, kind, torch.float32), builders.prompt(), max_targets=3, progress=False)
+    there = pc.ReplacementModel(builders.build(family).cuda(), transcoders(kind, torch.float32).to("cuda"))
+    graph = pc.attribute(there, builders.prompt(), max_targets=3, max_features=20, progress=False)
     assert pc.last_run().implementation == "triton" and graph.certificate < 1e-5
     edges, expected = common_edges(graph, truth)
     assert len(edges) > 0.9 * graph.rows.count
@@ -293,14 +248,14 @@ def _nodes_by_name(graph: pc.Graph) -> dict[tuple[Any, ...], int]:
 def test_common_edges_of_graphs_that_differ_by_a_feature() -> None:
     """A node more, in the middle: the other rows and columns are the same."""
     model = replacement("llama", "plt", torch.float32)
-    graph = pc.attribute(model, tiny_models.prompt(), max_targets=3, progress=False)
+    graph = pc.attribute(model, builders.prompt(), max_targets=3, progress=False)
     value, node = graph.values.min(0)
     layer, position, index = graph.features[int(node)].tolist()
-    thresholds = [torch.full((24,), 0.5) for _ in range(tiny_models.LAYERS)]
+    thresholds = [torch.full((24,), 0.5) for _ in range(builders.LAYERS)]
     thresholds[layer][index] = float(value) * (1 + 1e-6)
     model.transcoders.activation = tuple(pc.JumpReLU(t) for t in thresholds)
-    fewer = pc.attribute(model, tiny_models.prompt(), max_targets=3, progress=False)
+    fewer = pc.attribute(model, builders.prompt(), max_targets=3, progress=False)
     assert len(fewer.features) == len(graph.features) - 1 and [layer, position, index] not in fewer.features.tolist()
     edges, expected = common_edges(fewer, graph)
-    assert edges.shape == (fewer.rows.count, fewer.nodes - (tiny_models.LAYERS - layer))
+    assert edges.shape == (fewer.rows.count, fewer.nodes - (builders.LAYERS - layer))
     torch.testing.assert_close(edges, expected, atol=1e-5, rtol=1e-5)

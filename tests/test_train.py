@@ -15,9 +15,9 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from builders import CONFIGS, LAYERS, VOCABULARY, WIDTH, build
 from disks import disk_full
 from safetensors.torch import load_file, safe_open, save_file
-from tiny_models import CONFIGS, LAYERS, VOCABULARY, WIDTH, build
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pycircuit as pc

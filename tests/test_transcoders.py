@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import LAYERS, VOCABULARY, WIDTH, build, prompt
+from builders import LAYERS, VOCABULARY, WIDTH, build, prompt
 
 import pycircuit as pc
 from pycircuit.model.capture import STREAMS, capture, relative

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import builders
 import numpy as np
 import pytest
-import tiny_models
 import torch
 import transformers
-from test_trace import KINDS, replacement
-from tiny_models import LAYERS, VOCABULARY, WIDTH
+from builders import KINDS, LAYERS, VOCABULARY, WIDTH, replacement
 
 import pycircuit as pc
 from pycircuit.interventions.validate import _edges, _through_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PROMPT = tiny_models.prompt(9)
+PROMPT = builders.prompt(9)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,8 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import builders
 import pytest
-import tiny_models
 from pretended_cuda import Counts
 from test_gpu_traces import model
 
@@ -47,7 +47,7 @@ def traced(family: str, kind: str, counts: Counts, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Sweep, "tile", counted)
     monkeypatch.setattr(memory_plan, "GPU_TILE_BYTES", 1 << 14)
     monkeypatch.setattr(memory_plan, "TILE_TARGETS", 8)
-    prompt = tiny_models.prompt()
+    prompt = builders.prompt()
     counts.clear()
     pc.attribute(there, prompt, max_targets=4, max_features=64, round_size=32, progress=False)
     waits, launches = counts.totals()

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import builders
 import format_files
 import pytest
-import tiny_models
 import torch
 from test_gpu_traces import compare, language_model
 
 import pycircuit as pc
 from pycircuit.transcoders import formats
 
-PROMPT = tiny_models.prompt(7)
+PROMPT = builders.prompt(7)
 
 
 def traced(folder: Path, device: str, **options: Any) -> pc.Graph:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
+import builders
 import pytest
-import tiny_models
 import torch
 from pretended_cuda import Counts
 from test_gpu_budgets import shown
@@ -45,7 +45,7 @@ def test_a_trace_of_gemma2b(counts: Counts, monkeypatch: pytest.MonkeyPatch) -> 
     weights = models.transcoder_weights(NARROW)
     rule = pc.JumpReLU(weights.pop("theta"))
     transcoders = pc.PerLayerTranscoders(**weights, activation=rule).to("cuda")
-    model = pc.ReplacementModel(tiny_models.build("gemma2", **CHANGES).to("cuda"), transcoders)
+    model = pc.ReplacementModel(builders.build("gemma2", **CHANGES).to("cuda"), transcoders)
     cost, tiles, fitting = wide_cost(transcoders), [], Sweep.fitting
 
     def wide_fitting(self: Sweep, layer: list[int], position: list[int], tile_bytes: int, _: int = 0) -> int:

@@ -6,8 +6,8 @@ import weakref
 from dataclasses import replace
 from typing import Any
 
+import builders
 import pytest
-import tiny_models
 import torch
 from pretended_cuda import FREE_BYTES, Counts
 from test_gpu_traces import compare, language_model, model, transcoders
@@ -22,7 +22,7 @@ from pycircuit.trace.row_store import Store
 from pycircuit.trace.sweep import Sweep
 
 GIB = 1 << 30
-PROMPT = tiny_models.prompt(9)
+PROMPT = builders.prompt(9)
 OPTIONS: dict[str, Any] = {"max_targets": 2, "max_features": 20, "progress": False}
 # 6 GB of dense rows; packed, as half of the entries, about as much.
 WORK = Work(

@@ -6,20 +6,20 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
+import builders
 import pytest
-import tiny_models
 import torch
-from test_trace import SOME, transcoders
+from builders import SOME, transcoders
 
 import pycircuit as pc
 from pycircuit.trace.memory_plan import Bound, Fixed, Plan, decide
 
-PROMPT = tiny_models.prompt(9)
+PROMPT = builders.prompt(9)
 
 
 @lru_cache(maxsize=2)
 def language_model(family: str, device: str) -> Any:
-    return tiny_models.build(family).to(device)
+    return builders.build(family).to(device)
 
 
 def model(family: str, kind: str, device: str) -> pc.ReplacementModel:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
-import tiny_models
 import torch
 from backward_pass import backward
 from test_gpu_traces import compare, model
@@ -14,7 +14,7 @@ from test_gpu_traces import compare, model
 import pycircuit as pc
 from pycircuit.training import Recipe, Trainer
 
-PROMPT = tiny_models.prompt(9)
+PROMPT = builders.prompt(9)
 OPTIONS: dict[str, Any] = {"max_targets": 2, "max_features": 10, "progress": False}
 
 
@@ -34,7 +34,7 @@ def there() -> pc.ReplacementModel:
 
 
 def test_targets(here: pc.ReplacementModel, there: pc.ReplacementModel) -> None:
-    direction = ("a direction", 1.0, torch.randn(tiny_models.WIDTH, generator=torch.Generator().manual_seed(4)))
+    direction = ("a direction", 1.0, torch.randn(builders.WIDTH, generator=torch.Generator().manual_seed(4)))
     targets = [3, direction, some_feature(here.freeze(PROMPT), 2)]
     truth = pc.attribute(here, PROMPT, targets=targets, position=-1, max_features=10, progress=False)
     compare(pc.attribute(there, PROMPT, targets=targets, position=-1, max_features=10, progress=False), truth)
@@ -52,7 +52,7 @@ def test_estimate_and_many(here: pc.ReplacementModel, there: pc.ReplacementModel
     prompts = [PROMPT, PROMPT[:5]]
     truths = list(pc.attribute_many(here, prompts, **OPTIONS))
     assert pc.estimate(there, PROMPT, max_features=10).rows > 10
-    assert [len(found) for found in there.activations(prompts)] == [tiny_models.LAYERS] * 2
+    assert [len(found) for found in there.activations(prompts)] == [builders.LAYERS] * 2
     graphs = list(pc.attribute_many(there, prompts, **OPTIONS))
     for graph, truth in zip(graphs, truths, strict=True):
         compare(graph, truth)
@@ -89,10 +89,10 @@ def test_training(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(
         features=32, steps=3, k=6, start=12, batch=16, buffer=64, context=12, warmup=1, activation=activation, revive=2
     )
-    texts = torch.randint(0, tiny_models.VOCABULARY, (8, 12), generator=torch.Generator().manual_seed(2))
-    on_cpu = Trainer(tiny_models.build("llama"), texts, recipe)
+    texts = torch.randint(0, builders.VOCABULARY, (8, 12), generator=torch.Generator().manual_seed(2))
+    on_cpu = Trainer(builders.build("llama"), texts, recipe)
     on_cpu.run(progress=False)
-    on_gpu = Trainer(tiny_models.build("llama").to("cuda"), texts, recipe)
+    on_gpu = Trainer(builders.build("llama").to("cuda"), texts, recipe)
     trained = on_gpu.run(progress=False)
     assert all(w.is_cuda for w in trained.w_enc)
     torch.testing.assert_close(on_gpu.history.loss, on_cpu.history.loss, atol=1e-4, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Tiny random models of every family, built in memory with everything switched on that a family can have."""
+"""Tiny random models of every family, with everything switched on that a family can have, and transcoders for them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
+
+import pycircuit as pc
 
 LAYERS, WIDTH, VOCABULARY, WINDOW = 3, 32, 61, 4
 
@@ -77,3 +80,49 @@ def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **change
 def prompt(positions: int = 13, seed: int = 1) -> torch.Tensor:
     """Token ids longer than any window here: [positions]."""
     return torch.randint(0, VOCABULARY, (positions,), generator=torch.Generator().manual_seed(seed))
+
+
+# name -> (cross-layer, options): every way to read, to write and to activate, and a skip.
+KINDS: dict[str, tuple[bool, dict[str, Any]]] = {
+    "plt": (False, {}),
+    "plt_skip": (False, {"reads": "resid_mid", "skip": True}),
+    "plt_raw_topk": (False, {"reads": "mlp_normed", "writes": "mlp_raw", "activation": pc.TopK(7)}),
+    "plt_hole": (False, {"activation": pc.ReLU(), "hole": 1}),
+    "clt": (True, {"reads": "resid_mid", "activation": pc.BatchTopK(0.8)}),
+    "clt_skip": (True, {"skip": True}),
+}
+
+
+def transcoders(kind: str, dtype: torch.dtype, size: int = 24, seed: int = 0) -> Any:
+    cross, options = KINDS[kind]
+    layers, width, g = LAYERS, WIDTH, torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    def each(*shape: int) -> list[Tensor | None]:
+        return [None if n == options.get("hole") else normal(*shape) for n in range(layers)]
+
+    activation = options.get("activation", pc.JumpReLU(torch.full((size,), 0.5, dtype=dtype)))
+    where = {"activation": activation, "reads": options.get("reads", "mlp_in")}
+    where["writes"] = options.get("writes", "mlp_out")
+    w_enc, b_enc, b_dec = each(size, width), each(size), [normal(width) for _ in range(layers)]
+    w_enc = [None if w is None else w / width**0.5 for w in w_enc]
+    w_dec = [normal(size, layers - n, width) for n in range(layers)] if cross else each(size, width)
+    skip = each(width, width) if options.get("skip") else None
+    made = pc.CrossLayerTranscoder if cross else pc.PerLayerTranscoders
+    return made(w_enc, b_enc, w_dec, b_dec, w_skip=skip, **where)
+
+
+def replacement(family: str, kind: str, dtype: torch.dtype) -> pc.ReplacementModel:
+    return pc.ReplacementModel(build(family, dtype), transcoders(kind, dtype))
+
+
+EVERY = [(family, kind) for family in CONFIGS for kind in KINDS]
+
+SOME = [  # every kind with one family, and every other family with one kind
+    (family, kind)
+    for n, family in enumerate(CONFIGS)
+    for k, kind in enumerate(KINDS)
+    if family == "gemma2" or n % len(KINDS) == k
+]
