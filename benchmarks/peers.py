@@ -85,27 +85,27 @@ def run_case(case: Case, out: Path) -> None:
     shape = PLANS[case.shape].shape
     torch.set_num_threads(THREADS)
     load = machine_rates.load()
-    found, rows = (_peer if case.what in (PEER, DROP_IN) else _ours)(
+    traced, rows = (_peer if case.what in (PEER, DROP_IN) else _ours)(
         case, shape, Traced(case.shape, case.name, THREADS)
     )
-    found.load = load
-    np.savez(out, **rows, found=json.dumps(found.as_json()))
+    traced.load = load
+    np.savez(out, **rows, found=json.dumps(traced.as_json()))
 
 
-def _measure(found: Traced, call: Any, least: int, most_seconds: float) -> Any:
+def _measure(traced: Traced, call: Any, least: int, most_seconds: float) -> Any:
     """Runs `call`: the first one's memory, every one's time; again up to `least` while they are short."""
-    found.base, others = memory.restart_peak(), machine_rates.Others()
-    kept = None
-    while not found.times or (len(found.times) < least and sum(found.times) < most_seconds):
+    traced.base, others = memory.restart_peak(), machine_rates.Others()
+    first_result = None
+    while not traced.times or (len(traced.times) < least and sum(traced.times) < most_seconds):
         result, seconds = whole_trace.clocked(call)
-        if not found.times:
-            found.peak, kept = memory.peak(), result
-        found.add(seconds, getattr(result, "timings", {}))
-    found.others = others.cores()
-    return kept
+        if not traced.times:
+            traced.peak, first_result = memory.peak(), result
+        traced.add(seconds, getattr(result, "timings", {}))
+    traced.others = others.cores()
+    return first_result
 
 
-def _ours(case: Case, shape: Shape, found: Traced) -> tuple[Traced, dict[str, Any]]:
+def _ours(case: Case, shape: Shape, traced: Traced) -> tuple[Traced, dict[str, Any]]:
     import pair
 
     model, ids = models.replacement(shape), models.prompt(shape.positions)
@@ -120,22 +120,26 @@ def _ours(case: Case, shape: Shape, found: Traced) -> tuple[Traced, dict[str, An
         return graph
 
     once(ids[:8], 8)
-    graph = _measure(found, once, 3, 60)
-    found.describe(graph, shape)
+    graph = _measure(traced, once, 3, 60)
+    traced.describe(graph, shape)
     rows = _our_rows(graph) if case.batch else {}
     if case.batch:  # the law holds with every error in place, so it is one more run
         del graph
         with pc.use(case.what):
             graph = pc.attribute(model, ids, max_features=shape.targets, round_size=case.round_size, progress=False)
-    found.certificate = graph.certificate
-    return found, rows
+    traced.certificate = graph.certificate
+    return traced, rows
 
 
 def _our_rows(graph: pc.Graph) -> dict[str, Any]:
-    kept = pair_selected(graph)
-    order = torch.argsort(kept.row_node)
-    dense = kept.to_scipy()[kept.row_node[order].numpy()].toarray()
-    return {"active": graph.features.numpy(), "selected": kept.features.numpy(), "rows": dense[:, : kept.first_target]}
+    chosen = pair_selected(graph)
+    order = torch.argsort(chosen.row_node)
+    dense = chosen.to_scipy()[chosen.row_node[order].numpy()].toarray()
+    return {
+        "active": graph.features.numpy(),
+        "selected": chosen.features.numpy(),
+        "rows": dense[:, : chosen.first_target],
+    }
 
 
 def pair_selected(graph: pc.Graph) -> pc.Graph:
@@ -144,13 +148,20 @@ def pair_selected(graph: pc.Graph) -> pc.Graph:
     return pair.selected(graph)
 
 
-def _peer(case: Case, shape: Shape, found: Traced) -> tuple[Traced, dict[str, Any]]:
+def _peer(case: Case, shape: Shape, traced: Traced) -> tuple[Traced, dict[str, Any]]:
     import pair
 
     size = pair.Size(
-        shape.layers, shape.width, shape.heads, shape.kv_heads, shape.head_width, models.MLP_FACTOR * shape.width,
-        models.VOCABULARY, shape.features, 4096,
-    )  # fmt: skip
+        shape.layers,
+        shape.width,
+        shape.heads,
+        shape.kv_heads,
+        shape.head_width,
+        models.MLP_FACTOR * shape.width,
+        models.VOCABULARY,
+        shape.features,
+        4096,
+    )
     weights = models.transcoder_weights(shape)
     model = pair.peer_of("llama", models.language_model(shape), pair.Kind(), weights, size, torch.float32)
     del weights
@@ -163,13 +174,13 @@ def _peer(case: Case, shape: Shape, found: Traced) -> tuple[Traced, dict[str, An
         return pair.trace_peer(model, tokens, **settings)
 
     once(ids[:8], 8, 8)
-    graph = _measure(found, once, 3, 15)
+    graph = _measure(traced, once, 3, 15)
     chosen = graph.active_features[graph.selected_features]
-    found.active, found.rows = len(graph.active_features), len(chosen) + len(graph.logit_targets)
+    traced.active, traced.rows = len(graph.active_features), len(chosen) + len(graph.logit_targets)
     outputs = len(graph.logit_targets)
     matrix = graph.adjacency_matrix
     rows = torch.cat([matrix[: len(chosen)], matrix[-outputs:]])[:, : len(matrix) - outputs]
-    return found, {"active": graph.active_features.numpy(), "selected": chosen.numpy(), "rows": rows.numpy()}
+    return traced, {"active": graph.active_features.numpy(), "selected": chosen.numpy(), "rows": rows.numpy()}
 
 
 # Agreement
@@ -188,12 +199,12 @@ def agreement(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
     """
     active = [_keys(x["active"]) for x in (ours, theirs)]
     chosen = [_keys(x["selected"]) for x in (ours, theirs)]
-    both, at, their_at = np.intersect1d(*chosen, return_indices=True)
+    both, ours_at, their_at = np.intersect1d(*chosen, return_indices=True)
     rows = []
-    for x, where in ((ours, at), (theirs, their_at)):
+    for x, places in ((ours, ours_at), (theirs, their_at)):
         count = len(x["selected"])
-        kept = x["rows"][np.r_[where, count : len(x["rows"])]]
-        rows.append(kept[:, np.r_[where, count : kept.shape[1]]].astype(np.float64))
+        selected = x["rows"][np.r_[places, count : len(x["rows"])]]
+        rows.append(selected[:, np.r_[places, count : selected.shape[1]]].astype(np.float64))
     norm = np.linalg.norm(rows[1], axis=1)
     if rows[0].shape != rows[1].shape or not (norm > 0).all():
         raise ValueError(f"peers: rows must have the same shape, got {rows[0].shape} and {rows[1].shape}")
@@ -204,8 +215,8 @@ def agreement(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def agrees(found: dict[str, float]) -> bool:
-    return found["active"] >= COMMON and found["chosen"] >= COMMON and found["rows"] <= ROW
+def agrees(shares: dict[str, float]) -> bool:
+    return shares["active"] >= COMMON and shares["chosen"] >= COMMON and shares["rows"] <= ROW
 
 
 # The whole comparison
@@ -218,8 +229,8 @@ def _spawn(case: Case, prefix: list[str]) -> tuple[Traced, dict[str, Any]]:
         own = [sys.executable, __file__, "--case", case.shape, case.what, str(case.batch), "--out", str(out)]
         subprocess.run([*prefix, *own], check=True)
         with np.load(out) as file:
-            whole = dict(file)
-    return whole_trace.from_json(json.loads(str(whole.pop("found")))), whole
+            arrays = dict(file)
+    return whole_trace.from_json(json.loads(str(arrays.pop("found")))), arrays
 
 
 @dataclass
@@ -259,10 +270,10 @@ def compare(plan: Plan, rate: float, prefix: list[str]) -> Compared:
         del rows[theirs]
     if not plan.batches:
         run("native", 0)
-    found = Compared(plan, cases, agreements, [])
-    if found.right:
-        found.verdicts = list(_verdicts(found, rate))
-    return found
+    compared = Compared(plan, cases, agreements, [])
+    if compared.right:
+        compared.verdicts = list(_verdicts(compared, rate))
+    return compared
 
 
 def _unsure(*timed: Traced) -> str:
@@ -276,8 +287,8 @@ def _verdict(what: str, got: float, bound: float, text: str, most: bool = False)
     return f"{what}: {text.format(got)} ({'<=' if most else '>='} {limit}: {'met' if met else 'MISSED'})"
 
 
-def _verdicts(found: Compared, rate: float) -> list[str]:
-    plan, cases = found.plan, found.cases
+def _verdicts(compared: Compared, rate: float) -> list[str]:
+    plan, cases = compared.plan, compared.cases
     name = plan.shape.name
     out: list[str] = []
     for i, batch in enumerate(plan.batches):
@@ -317,29 +328,49 @@ def _verdicts(found: Compared, rate: float) -> list[str]:
 
 
 HEADER = (
-    "case", "runs", "median s", "spread s", "peer over ours", "phases", "sweep of matrix rate", "peak GB",
-    "over start GB", "certificate", "same active / chosen / rows off", "load/others",
-)  # fmt: skip
+    "case",
+    "runs",
+    "median s",
+    "spread s",
+    "peer over ours",
+    "phases",
+    "sweep of matrix rate",
+    "peak GB",
+    "over start GB",
+    "certificate",
+    "same active / chosen / rows off",
+    "load/others",
+)
 
 
 def _gigabytes(value: int | None, less: int | None = 0) -> str:
     return "-" if value is None or less is None else f"{(value - less) / 1e9:.2f}"
 
 
-def _line(found: Compared, t: Traced, rate: float) -> tuple[str, ...]:
-    peer = found.cases.get("/".join([found.plan.shape.name, PEER, *t.what.split("/")[2:]]))
-    ratio = f"{peer.median / t.median:.1f}x" if peer and peer is not t and found.right else "-"
-    agreed = found.agreements.get(t.what)
+def _line(compared: Compared, t: Traced, rate: float) -> tuple[str, ...]:
+    peer = compared.cases.get("/".join([compared.plan.shape.name, PEER, *t.what.split("/")[2:]]))
+    ratio = f"{peer.median / t.median:.1f}x" if peer and peer is not t and compared.right else "-"
+    agreed = compared.agreements.get(t.what)
     agreed_text = f"{agreed['active']:.4%} / {agreed['chosen']:.2%} / {agreed['rows']:.1e}" if agreed else "-"
     certificate = "-" if t.certificate is None else f"{t.certificate:.1e}"
     phases, share = (whole_trace.phases(t), whole_trace.shares_of(t, rate)) if t.timings else ("-", "-")
     return (
-        t.what, str(len(t.times)), f"{t.median:.2f}", f"{t.spread:.2f}", ratio, phases, share, _gigabytes(t.peak),
-        _gigabytes(t.peak, t.base), certificate, agreed_text, whole_trace.busy(t),
-    )  # fmt: skip
+        t.what,
+        str(len(t.times)),
+        f"{t.median:.2f}",
+        f"{t.spread:.2f}",
+        ratio,
+        phases,
+        share,
+        _gigabytes(t.peak),
+        _gigabytes(t.peak, t.base),
+        certificate,
+        agreed_text,
+        whole_trace.busy(t),
+    )
 
 
-def markdown(found: list[Compared], rates: machine_rates.Rates) -> str:
+def markdown(compared: list[Compared], rates: machine_rates.Rates) -> str:
     facts = machine_rates.facts()
     lines = [
         "# Against circuit-tracer 0.5.0 (the package, a fork of upstream's v0.4.1)",
@@ -355,21 +386,23 @@ def markdown(found: list[Compared], rates: machine_rates.Rates) -> str:
         "",
         f"- torch {facts['torch']}, Python {facts['python']}, {facts['cpu']}, {facts['cores']} cores",
         f"- {rates}",
-    ]  # fmt: skip
-    lines += [f"- {verdict}" for one in found for verdict in one.verdicts]
-    lines += [f"- {one.plan.shape.name}: WRONG, no ratio: {one.agreements}" for one in found if not one.right]
-    table = [_line(one, t, rates.float32) for one in found for t in one.cases.values()]
+    ]
+    lines += [f"- {verdict}" for shape in compared for verdict in shape.verdicts]
+    lines += [
+        f"- {shape.plan.shape.name}: WRONG, no ratio: {shape.agreements}" for shape in compared if not shape.right
+    ]
+    table = [_line(shape, t, rates.float32) for shape in compared for t in shape.cases.values()]
     return "\n".join([*lines, "", *whole_trace.markdown_table(HEADER, table)]) + "\n"
 
 
-def _as_json(found: list[Compared], rates: machine_rates.Rates) -> dict[str, Any]:
+def _as_json(compared: list[Compared], rates: machine_rates.Rates) -> dict[str, Any]:
     shapes = {
-        one.plan.shape.name: {
-            "cases": [t.as_json() for t in one.cases.values()],
-            "agreements": one.agreements,
-            "verdicts": one.verdicts,
+        shape.plan.shape.name: {
+            "cases": [t.as_json() for t in shape.cases.values()],
+            "agreements": shape.agreements,
+            "verdicts": shape.verdicts,
         }
-        for one in found
+        for shape in compared
     }
     return {"machine": machine_rates.facts(), "rates": machine_rates.as_json(rates), "shapes": shapes}
 

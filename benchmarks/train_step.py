@@ -133,26 +133,27 @@ def report(rounds: int) -> dict[str, Any]:
     }
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(results: dict[str, Any]) -> str:
     """The section of RESULTS.md."""
     lines = []
     for form in FORMS:
-        low, high = found["range"][form]
-        needs = [f"{n:.0f}" for name, n in found[NEEDS].items() if name.startswith(form)]
-        lines.append((form, f"{found['milliseconds'][form]:.1f}", f"{low:.1f} to {high:.1f}", *needs))
-    sizes = [name.partition(", ")[2] for name in found[NEEDS] if name.startswith("sparse")]
-    return "\n".join([
+        low, high = results["range"][form]
+        needs = [f"{n:.0f}" for name, n in results[NEEDS].items() if name.startswith(form)]
+        lines.append((form, f"{results['milliseconds'][form]:.1f}", f"{low:.1f} to {high:.1f}", *needs))
+    sizes = [name.partition(", ")[2] for name in results[NEEDS] if name.startswith("sparse")]
+    text = [
         "# Training step",
         "",
         "Written by `make bench`; do not edit. Forward, backward and fused Adam of one layer's transcoder, ours",
-        f"(sparse) and plain PyTorch's with a dense encoder and decoder, in turn: {found['shape']}.",
+        f"(sparse) and plain PyTorch's with a dense encoder and decoder, in turn: {results['shape']}.",
         "Both first take the same three steps, losses to 1e-4. MiB are beyond weights, moments, gradients and batch.",
         "",
-        f"Dense over sparse: **{found['ratio']}x** (>= 3x: {'met' if found['ratio'] >= 3 else 'MISSED'}); load",
-        f"{found['load']:.1f}, others took {found['others']:.1f} cores meanwhile.",
+        f"Dense over sparse: **{results['ratio']}x** (>= 3x: {'met' if results['ratio'] >= 3 else 'MISSED'}); load",
+        f"{results['load']:.1f}, others took {results['others']:.1f} cores meanwhile.",
         "",
         *markdown_table(("form", "median ms", "range ms", *(f"MiB at {size}" for size in sizes)), lines),
-    ]) + "\n"  # fmt: skip
+    ]
+    return "\n".join(text) + "\n"
 
 
 def main() -> None:

@@ -29,16 +29,17 @@ const OpTable& table(int isa) {
   return *entry.table;
 }
 
-void raise_on(Status status, const char* op) {
-  switch (status) {
-    case Status::ok:
+void raise_on(const Status& status, const char* op) {
+  switch (status.outcome) {
+    case Outcome::ok:
       return;
-    case Status::out_of_memory:
+    case Outcome::out_of_memory:
       throw std::bad_alloc();
-    case Status::not_in_order:
+    case Outcome::not_in_order:
       throw py::value_error(std::string(op) +
-                            ": rows must be in layer order, outputs first, then the highest layer; a row adds "
-                            "to a node whose own row came before it");
+                            ": rows must be in layer order, outputs first, then the highest layer, got row " +
+                            std::to_string(status.index) +
+                            " with an edge to a node whose own row does not come later; sort them, or pass order");
   }
 }
 

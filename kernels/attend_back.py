@@ -24,7 +24,7 @@ def needs(c: Config) -> tuple[int, int]:
     return 4 * c["BI"] * (c["BJ"] + c["BN"]), 2 * c["BJ"] * c["BN"]
 
 
-MOST = 128  # accumulators a thread
+MAX_ACCUMULATORS = 128  # accumulators a thread
 # All compile without a spill, also where rows of a pattern are not aligned; those of 8 warps and 128 columns leave
 # room for one program an SM, the others for two to four.
 SPACE = prune(
@@ -42,7 +42,7 @@ SPACE = prune(
         )
     ),
     needs,
-    MOST,
+    MAX_ACCUMULATORS,
 )
 
 # The fastest of the space on an H200: 0.170 ms at 128 positions and 256 targets, 2.03 ms at 2,300 and 32.
@@ -80,10 +80,27 @@ def _longest(prefix_ptr, targets):
 
 @triton.jit(do_not_specialize=("targets", "heads", "groups", "positions", "first_column", "window"))
 def pattern_kernel(
-    query, key, normaliser, prefix_ptr, pattern, targets, heads, groups, positions, qk_width, pitch, first_column,
-    scale, softcap, window, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
-    BI: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
+    query,
+    key,
+    normaliser,
+    prefix_ptr,
+    pattern,
+    targets,
+    heads,
+    groups,
+    positions,
+    qk_width,
+    pitch,
+    first_column,
+    scale,
+    softcap,
+    window,
+    SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BI: tl.constexpr,
+    BJ: tl.constexpr,
+    BK: tl.constexpr,
+):
     """pattern[h, i, j - first_column] = exp(softcap(scale query[h, i] . key[g, j]) - normaliser[h, i]).
 
     Tiles that no target reaches are not written, and what lies outside the mask is left to attend_back_kernel.
@@ -102,10 +119,14 @@ def pattern_kernel(
         logit = tl.zeros((BI, BJ), tl.float32)
         for k0 in range(0, qk_width, BK):
             k_inside = k0 + k < qk_width
-            q_tile = tl.load(query + row[:, None] * qk_width + (k0 + k)[None, :],
-                             mask=i_inside[:, None] & k_inside[None, :], other=0.0)  # fmt: skip
-            k_tile = tl.load(key + j[:, None] * qk_width + (k0 + k)[None, :],
-                             mask=j_inside[:, None] & k_inside[None, :], other=0.0)  # fmt: skip
+            q_tile = tl.load(
+                query + row[:, None] * qk_width + (k0 + k)[None, :],
+                mask=i_inside[:, None] & k_inside[None, :],
+                other=0.0,
+            )
+            k_tile = tl.load(
+                key + j[:, None] * qk_width + (k0 + k)[None, :], mask=j_inside[:, None] & k_inside[None, :], other=0.0
+            )
             logit = dot(q_tile, tl.trans(k_tile), logit)
         logit *= scale
         if SOFTCAP:
@@ -118,9 +139,22 @@ def pattern_kernel(
 # What changes from call to call and aligns nothing is not specialised: it would only compile again.
 @triton.jit(do_not_specialize=("heads", "groups", "positions", "first_column", "window"))
 def attend_back_kernel(
-    y, prefix_ptr, pattern, z, heads, groups, width, positions, pitch, first_column, window, WINDOW: tl.constexpr,
-    BJ: tl.constexpr, BI: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
+    y,
+    prefix_ptr,
+    pattern,
+    z,
+    heads,
+    groups,
+    width,
+    positions,
+    pitch,
+    first_column,
+    window,
+    WINDOW: tl.constexpr,
+    BJ: tl.constexpr,
+    BI: tl.constexpr,
+    BN: tl.constexpr,
+):
     """z of the positions from first_column on; pattern: [heads, positions, pitch], its first column is first_column."""
     blocks = tl.cdiv(width, BN)
     target, n0 = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BN
@@ -162,11 +196,25 @@ def write_pattern(attention: RecomputedAttention, prefix_ptr: Tensor, first_colu
     c, (heads, positions, columns) = PATTERN[attention.query.dtype], pattern.shape
     grid = (triton.cdiv(columns, c["BJ"]), triton.cdiv(positions, c["BI"]), heads)
     pattern_kernel[grid](
-        attention.query, attention.key, attention.normaliser().float(), prefix_ptr, pattern, len(prefix_ptr) - 1,
-        heads, attention.groups, positions, attention.query.shape[2], columns, first_column,
-        attention.scale, attention.softcap, attention.window,
-        SOFTCAP=attention.softcap > 0, WINDOW=attention.window > 0, **c.launch(),
-    )  # fmt: skip
+        attention.query,
+        attention.key,
+        attention.normaliser().float(),
+        prefix_ptr,
+        pattern,
+        len(prefix_ptr) - 1,
+        heads,
+        attention.groups,
+        positions,
+        attention.query.shape[2],
+        columns,
+        first_column,
+        attention.scale,
+        attention.softcap,
+        attention.window,
+        SOFTCAP=attention.softcap > 0,
+        WINDOW=attention.window > 0,
+        **c.launch(),
+    )
 
 
 def apply_pattern(
@@ -177,9 +225,20 @@ def apply_pattern(
     # No longest prefix is fetched from the device: programs past it find nothing to do.
     grid = (targets * triton.cdiv(width, c["BN"]), triton.cdiv(columns, c["BJ"]), groups)
     attend_back_kernel[grid](
-        y, prefix_ptr, pattern, z, heads, groups, width, positions, columns, first_column, window,
-        WINDOW=window > 0, **c.launch(),
-    )  # fmt: skip
+        y,
+        prefix_ptr,
+        pattern,
+        z,
+        heads,
+        groups,
+        width,
+        positions,
+        columns,
+        first_column,
+        window,
+        WINDOW=window > 0,
+        **c.launch(),
+    )
 
 
 def run(c: Config, y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None) -> Tensor:

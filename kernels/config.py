@@ -37,10 +37,10 @@ def prune(space: Iterable[Config], needs: Needs, most: int) -> tuple[Config, ...
 
     What else a thread must hold differs by kernel, and so does `most`: compiled for compute 9.0, more of them spill.
     """
-    kept = []
+    fitting = []
     for candidate in space:
         shared, accumulators = needs(candidate)
         fits = shared * candidate.stages <= SHARED_BYTES
         if fits and accumulators <= most * 32 * candidate.warps:
-            kept.append(candidate)
-    return tuple(kept)
+            fitting.append(candidate)
+    return tuple(fitting)

@@ -26,7 +26,7 @@ def needs(c: Config) -> tuple[int, int]:
     return 4 * c["BK"] * (c["BT"] + c["BE"]), c["BT"] * c["BE"]
 
 
-MOST = 32  # accumulators a thread
+MAX_ACCUMULATORS = 32  # accumulators a thread
 # In float32 all but the last compile without a spill; those of four warps leave room for two programs an SM.
 SPACE = prune(
     (
@@ -44,7 +44,7 @@ SPACE = prune(
         for shares in (1, 4)
     ),
     needs,
-    MOST,
+    MAX_ACCUMULATORS,
 )
 
 # The fastest of the space on an H200 at gemma2b, where a position has about 60 active features: 0.235 ms with 256
@@ -66,10 +66,27 @@ ONE_EACH = config(8, 1, BP=8, BK=256)  # entries of a program, and columns of th
     do_not_specialize_on_alignment=("out", "value", "index", "column", "row_ptr", "ends", "prefix_ptr"),
 )
 def edge_scores_kernel(
-    gradient, prefix_ptr, row_ptr, ends, index, value, column, w_dec, out, targets, width, shift,
-    g_stride, w_stride, out_stride, SEVERAL: tl.constexpr,
-    SHARES: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
+    gradient,
+    prefix_ptr,
+    row_ptr,
+    ends,
+    index,
+    value,
+    column,
+    w_dec,
+    out,
+    targets,
+    width,
+    shift,
+    g_stride,
+    w_stride,
+    out_stride,
+    SEVERAL: tl.constexpr,
+    SHARES: tl.constexpr,
+    BT: tl.constexpr,
+    BE: tl.constexpr,
+    BK: tl.constexpr,
+):
     blocks = tl.cdiv(targets, BT)
     p = tl.program_id(0) // blocks
     t = tl.program_id(0) % blocks * BT + tl.arange(0, BT)
@@ -105,9 +122,19 @@ def edge_scores_kernel(
 
 @triton.jit(do_not_specialize=("out_stride",), do_not_specialize_on_alignment=("out", "value", "index", "prefix_ptr"))
 def one_each_kernel(
-    gradient, prefix_ptr, index, value, w_dec, out, width, g_stride, w_stride, out_stride,
-    BP: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
+    gradient,
+    prefix_ptr,
+    index,
+    value,
+    w_dec,
+    out,
+    width,
+    g_stride,
+    w_stride,
+    out_stride,
+    BP: tl.constexpr,
+    BK: tl.constexpr,
+):
     """Entry p belongs to position p: out[t, p] += value[p] * gradient[start_t + p] . w_dec[index[p]]."""
     t, p = tl.program_id(0).to(tl.int64), tl.program_id(1) * BP + tl.arange(0, BP)
     start = tl.load(prefix_ptr + t)
@@ -141,38 +168,65 @@ def run(
 
 
 def _launch(
-    c: Config, gradient: Tensor, prefix_ptr: Tensor, entries: tuple[Tensor, ...], w_dec: Tensor, out: Tensor,
-    shift: int, w_stride: int, several: bool,
-) -> None:  # fmt: skip
+    c: Config,
+    gradient: Tensor,
+    prefix_ptr: Tensor,
+    entries: tuple[Tensor, ...],
+    w_dec: Tensor,
+    out: Tensor,
+    shift: int,
+    w_stride: int,
+    several: bool,
+) -> None:
     """entries: where those of each position begin and end, and of each its row of w_dec, value and column of out."""
     targets = len(prefix_ptr) - 1
     grid = (len(entries[1]) * triton.cdiv(targets, c["BT"]), c["SHARES"])
     edge_scores_kernel[grid](
-        gradient, prefix_ptr, *entries, w_dec, out, targets, gradient.shape[1], shift,
-        gradient.stride(0), w_stride, out.stride(0), SEVERAL=several, **c.launch(),
-    )  # fmt: skip
+        gradient,
+        prefix_ptr,
+        *entries,
+        w_dec,
+        out,
+        targets,
+        gradient.shape[1],
+        shift,
+        gradient.stride(0),
+        w_stride,
+        out.stride(0),
+        SEVERAL=several,
+        **c.launch(),
+    )
 
 
 def cross_layer_scores(
-    features: CrossLayerFeatures, at: int, gradient: Tensor, prefix_ptr: Tensor, out: Tensor
+    features: CrossLayerFeatures, layer: int, gradient: Tensor, prefix_ptr: Tensor, out: Tensor
 ) -> None:
     """out[t, column] += the scores of the features of all layers up to `at`, by what they write there."""
     if not out.shape[0] or not len(gradient):
         return
-    ends, w_dec = features.ends[at], features.w_dec[0]
+    ends, w_dec = features.ends[layer], features.w_dec[0]
     chosen = HOPPER[shape_class(len(ends), len(prefix_ptr) - 1, w_dec)]
     entries = (features.row_ptr, ends, features.place, features.value, features.column)
     with torch.cuda.device_of(out):
-        _launch(chosen, gradient, prefix_ptr, entries, w_dec, out, at * features.step, UNIT, True)
+        _launch(chosen, gradient, prefix_ptr, entries, w_dec, out, layer * features.step, UNIT, True)
 
 
 def _run_one_each(gradient: Tensor, prefix_ptr: Tensor, features: SparseFeatures, w_dec: Tensor, out: Tensor) -> Tensor:
     if out.numel() and len(gradient):
         grid = (len(prefix_ptr) - 1, triton.cdiv(features.positions, ONE_EACH["BP"]))
         one_each_kernel[grid](
-            gradient, prefix_ptr, features.index, features.value, w_dec, out,
-            gradient.shape[1], gradient.stride(0), w_dec.stride(0), out.stride(0), **ONE_EACH.launch(),
-        )  # fmt: skip
+            gradient,
+            prefix_ptr,
+            features.index,
+            features.value,
+            w_dec,
+            out,
+            gradient.shape[1],
+            gradient.stride(0),
+            w_dec.stride(0),
+            out.stride(0),
+            **ONE_EACH.launch(),
+        )
     return out
 
 

@@ -62,9 +62,9 @@ def dot(x, w, acc):
         acc += _dot_bfloat16(x, w, zero)
     elif w.dtype == tl.bfloat16:
         high = _upper(x)
-        rest = tl.where(x == high, 0.0, x - high)  # inf - inf
-        middle = _upper(rest)
-        total = _dot_bfloat16((rest - middle).to(tl.bfloat16), w, zero)
+        remainder = tl.where(x == high, 0.0, x - high)  # inf - inf
+        middle = _upper(remainder)
+        total = _dot_bfloat16((remainder - middle).to(tl.bfloat16), w, zero)
         total = _dot_bfloat16(middle.to(tl.bfloat16), w, total)
         acc += _dot_bfloat16(high.to(tl.bfloat16), w, total)
     elif INTERPRETED:  # six products take it three times as long; a test of their own has them

@@ -20,13 +20,13 @@ BLOCK = config(4, 1, BLOCK=1024)
 def split_kernel(numbers, parts, width, stride, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
-    left = tl.load(numbers + row * stride + column, mask=inside, other=0.0)
+    remainder = tl.load(numbers + row * stride + column, mask=inside, other=0.0)
     cell = parts + row * (COUNT * (COUNT + 1) // 2) * width + column
     for k in tl.static_range(COUNT):
-        part = left.to(tl.bfloat16)
+        rounded = remainder.to(tl.bfloat16)
         for n in tl.static_range(COUNT - k):  # group n has the first COUNT - n parts
-            tl.store(cell + (n * COUNT - n * (n - 1) // 2 + k) * width, part, mask=inside)
-        left -= part.to(tl.float32)
+            tl.store(cell + (n * COUNT - n * (n - 1) // 2 + k) * width, rounded, mask=inside)
+        remainder -= rounded.to(tl.float32)
 
 
 def split(numbers: Tensor, count: int) -> Tensor:

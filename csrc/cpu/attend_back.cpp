@@ -185,7 +185,7 @@ Status attend_back(const AttendBackInput& in) {
     }
     std::free(memory);
   }
-  return ok ? Status::ok : Status::out_of_memory;
+  return {ok ? Outcome::ok : Outcome::out_of_memory};
 }
 
 }  // namespace pycircuit::PYCIRCUIT_NAMESPACE

@@ -103,12 +103,12 @@ void decode_typed(const DecodeInput& in) {
 }  // namespace
 
 Status decode(const DecodeInput& in) {
-  if (in.features.positions == 0 || in.w_dec.slots == 0 || in.w_dec.width == 0) return Status::ok;
+  if (in.features.positions == 0 || in.w_dec.slots == 0 || in.w_dec.width == 0) return {};
   if (in.w_dec.element == Element::bfloat16)
     decode_typed<uint16_t>(in);
   else
     decode_typed<float>(in);
-  return Status::ok;
+  return {};
 }
 
 }  // namespace pycircuit::PYCIRCUIT_NAMESPACE

@@ -122,7 +122,7 @@ Status edge_scores(const EdgeScoresInput& in) {
         half ? one_position<uint16_t>(in, p, panels, block) : one_position<float>(in, p, panels, block);
     std::free(panels);
   }
-  return ok ? Status::ok : Status::out_of_memory;
+  return {ok ? Outcome::ok : Outcome::out_of_memory};
 }
 
 }  // namespace pycircuit::PYCIRCUIT_NAMESPACE

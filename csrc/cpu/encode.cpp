@@ -274,7 +274,7 @@ EncodeResult encode(const EncodeInput& in) {
   }
   std::free(lists);
   best.release();
-  out.status = ok ? Status::ok : Status::out_of_memory;
+  out.status = {ok ? Outcome::ok : Outcome::out_of_memory};
   return out;
 }
 

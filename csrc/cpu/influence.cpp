@@ -155,6 +155,16 @@ void weigh(const Run& run, Step& step, int64_t first) {
   }
 }
 
+// The first row with an edge to a node whose own row does not come later. Only called after such a row was seen.
+int64_t first_out_of_order(const Run& run) {
+  for (int64_t r = 0; r < run.in.count; ++r)
+    for (int64_t earlier = 0; earlier <= r; ++earlier) {
+      const int64_t node = run.in.node[earlier];
+      if (node >= 0 && run.row(r)[node] != 0.f) return r;
+    }
+  return -1;
+}
+
 bool one_thread(const Run& run, int64_t thread, int64_t threads) {
   const InfluenceInput& in = run.in;
   const int64_t chunk = run.chunks * thread / threads, last_chunk = run.chunks * (thread + 1) / threads;
@@ -177,13 +187,14 @@ Status influence(const InfluenceInput& in) {
   const int64_t chunks = (in.columns + kChunk - 1) / kChunk;
   const int threads = static_cast<int>(larger(1, smaller(in.threads, chunks / kThreadChunks)));
   double* totals = static_cast<double*>(std::malloc(2 * kRows * (chunks * sizeof(double) + sizeof(float))));
-  if (!totals) return Status::out_of_memory;
+  if (!totals) return {Outcome::out_of_memory};
   const Run run{in, chunks, totals, reinterpret_cast<float*>(totals + 2 * kRows * chunks)};
   bool late = false;
 #pragma omp parallel num_threads(threads) reduction(|| : late)
   late = one_thread(run, omp_get_thread_num(), omp_get_num_threads()) || late;
   std::free(totals);
-  return late ? Status::not_in_order : Status::ok;
+  if (late) return {Outcome::not_in_order, first_out_of_order(run)};
+  return {};
 }
 
 }  // namespace pycircuit::PYCIRCUIT_NAMESPACE
