@@ -1,6 +1,6 @@
 """A cross-layer transcoder left in its files: memory and time of a graph, and reading from a cold disk.
 
-    python benchmarks/lazy.py [--threads N] [--shape scaled|full]      or: make bench-lazy, which writes RESULTS.md
+    python benchmarks/lazy.py [--shape scaled|full] [--threads N]      or: make bench-lazy, which writes RESULTS.md
 
 `scaled` is 2 GB, shaped as gemma-2-2b's but narrower (26 layers, bfloat16), written, measured and removed. Three
 figures, each next to what it is a share of: what a graph holds beside the model, next to the size of the files and the
@@ -29,20 +29,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import command_line
 import torch
 import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
 import pycircuit as pc
-from pycircuit.bench import machine_rates, memory, sections
+from pycircuit.bench import machine_rates, memory
 from pycircuit.bench.whole_trace import markdown_table
 from pycircuit.files.safetensors import safetensors_header
 from pycircuit.transcoders import formats
 
 HERE = Path(__file__).parent
 ACTIVE = 16  # features of a layer at a position
-POSITIONS, ROWS, ROUNDS = 32, 32, 3
+POSITIONS, ROWS = 32, 32
+ROUNDS = 3
 COLD_LAYERS, COLD_ROWS = 3, 400
 SPARE = 1 << 30  # bytes of the disk that stay free
 BLOCK = 512  # decoder rows that are drawn, and written again and again
@@ -202,7 +204,7 @@ def in_its_own_process(name: str, folder: Path, threads: int) -> dict[str, float
 # Time
 
 
-def measure_time(shape: Shape, folder: Path) -> dict[str, float]:
+def measure_time(shape: Shape, folder: Path, rounds: int) -> dict[str, float]:
     """Medians of a graph's seconds, in turns; and how far their edges are apart."""
     hf_model = language_model(shape)
     models = [pc.ReplacementModel(hf_model, formats.load(folder, lazy=from_files)) for from_files in (True, False)]
@@ -212,7 +214,7 @@ def measure_time(shape: Shape, folder: Path) -> dict[str, float]:
     apart = float((graphs[0].rows.weight - graphs[1].rows.weight).abs().max() / graphs[1].rows.weight.abs().max())
     del graphs
     seconds: list[list[float]] = [[], []]
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for model, into in zip(models, seconds, strict=True):
             begin = time.perf_counter()
             traced(model)
@@ -241,7 +243,7 @@ def rate(shape: Shape, folder: Path, read: Callable[[int, Tensor], int], seed: i
     return size / (time.perf_counter() - begin)
 
 
-def measure_cold(shape: Shape, folder: Path) -> dict[str, float]:
+def measure_cold(shape: Shape, folder: Path, rounds: int) -> dict[str, float]:
     """Medians of rates in turns: ours, and of plain reads with several numbers of threads."""
     decoders = formats.load(folder).w_dec
 
@@ -264,7 +266,7 @@ def measure_cold(shape: Shape, folder: Path) -> dict[str, float]:
 
     ways = {"ours": ours, **{str(n): plain(n) for n in (1, 8, 32)}}
     samples: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(ROUNDS):
+    for turn in range(rounds):
         for number, (name, read) in enumerate(ways.items()):
             samples[name].append(rate(shape, folder, read, len(ways) * turn + number))
     return {name: statistics.median(rates) for name, rates in samples.items()}
@@ -273,7 +275,7 @@ def measure_cold(shape: Shape, folder: Path) -> dict[str, float]:
 # What was found
 
 
-def measure(name: str, threads: int) -> dict[str, Any]:
+def measure(name: str, threads: int, rounds: int) -> dict[str, Any]:
     shape, build = SHAPES[name], HERE.parent / "build"
     build.mkdir(exist_ok=True)
     if shutil.disk_usage(build).free < shape.disk + SPARE:
@@ -283,7 +285,7 @@ def measure(name: str, threads: int) -> dict[str, Any]:
         write(shape, folder)
         measured: dict[str, Any] = {"shape": asdict(shape), "load": machine_rates.load()}
         if not shape.holes:
-            measured |= {"time": measure_time(shape, folder), "cold": measure_cold(shape, folder)}
+            measured |= {"time": measure_time(shape, folder, rounds), "cold": measure_cold(shape, folder, rounds)}
         return measured | {"memory": in_its_own_process(name, folder, threads)}
 
 
@@ -350,23 +352,18 @@ def _memory_row(shape: dict[str, Any], measured: dict[str, float]) -> tuple[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--shape", choices=list(SHAPES), help="only this one, and nothing is written down")
+    threads = torch.get_num_threads()
+    parser = command_line.parser("lazy", __doc__, threads=threads, rounds=ROUNDS, shapes=SHAPES, results=True)
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    if given.memory_of:
-        print(json.dumps(measure_memory(SHAPES[given.shape], given.memory_of)))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.memory_of:
+        (name,) = options.shape
+        print(json.dumps(measure_memory(SHAPES[name], options.memory_of)))
         return
-    names = [given.shape] if given.shape else list(SHAPES)
-    found = {"machine": machine_rates.facts(), "threads": given.threads}
-    found["shapes"] = {name: measure(name, given.threads) for name in names}
-    text = markdown(found)
-    print(text)
-    if given.shape is None:
-        (HERE / "results" / "lazy-cpu.json").write_text(json.dumps(found, indent=1) + "\n")
-        sections.put(HERE / "RESULTS.md", "lazy", text)
+    results = {"machine": machine_rates.facts(), "threads": options.threads}
+    results["shapes"] = {name: measure(name, options.threads, options.rounds) for name in options.shape or SHAPES}
+    command_line.publish(options, "lazy", results, markdown(results))
 
 
 if __name__ == "__main__":

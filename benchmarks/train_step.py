@@ -1,6 +1,6 @@
 """One training step next to plain PyTorch with a dense encoder and decoder, and what either needs of memory.
 
-    python benchmarks/train_step.py [--threads 2] [--rounds 7]
+    python benchmarks/train_step.py [--threads 2] [--rounds 7] [--json file]
 
 Both start from the same weights and take the same fused Adam; they are run in turn, so that a busy machine slows both.
 """
@@ -8,7 +8,6 @@ Both start from the same weights and take the same fused Adam; they are run in t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import command_line
 import torch
 from torch import Tensor
 
@@ -157,18 +157,17 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = command_line.parser("train_step", __doc__, threads=2, rounds=15, results=True)
     parser.add_argument("--memory", choices=FORMS, help=argparse.SUPPRESS)
     parser.add_argument("--features", type=int, default=FEATURES, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, default=BATCH, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    if given.memory:
-        print(memory(given.memory, given.features, given.batch))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.memory:
+        print(memory(options.memory, options.features, options.batch))
         return
-    print(json.dumps(report(given.rounds), indent=1))
+    results = report(options.rounds)
+    command_line.publish(options, "train", results, markdown(results))
 
 
 if __name__ == "__main__":

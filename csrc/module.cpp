@@ -43,7 +43,7 @@ void raise_on(const Status& status, const char* op) {
   }
 }
 
-// Encode does not know its size beforehand: Python reads count, allocates, and copies out.
+// Result of encode, whose size is not known beforehand: Python reads count, allocates, and copies out.
 struct EncodeHandle {
   EncodeResult result;
   void (*release)(EncodeResult&);
@@ -185,7 +185,7 @@ py::list isas() {
   return names;
 }
 
-// None in a build without CUDA; otherwise versions and devices as the driver tells them.
+// Versions and devices as the driver reports them; None in a build without CUDA.
 py::object cuda() {
 #ifdef PYCIRCUIT_HAS_CUDA
   const CudaVersions versions = cuda_versions();

@@ -1,7 +1,7 @@
 """encode: pre[p, f] = b[f] + x[p] . w[f]; the active (f, pre) of every position, in CSR, indices ascending.
 
-Layout: x [positions, width], w [features, width] by row strides; a tile keeps its active entries, packed, in a stage.
-Bytes: w once a block of positions, x from L2, 12 bytes a tile and position, 8 an active entry staged, 16 put out.
+Layout: x [positions, width], w [features, width] by row strides; a tile packs its active entries into a staging buffer.
+Bytes: w once per block of positions, x from L2, 12 per tile and position, 8 per active entry staged, 16 written out.
 Parallel: tiles of positions x features, one product each; a prefix sum over tiles then gives every entry its place.
 """
 
@@ -19,15 +19,15 @@ from pycircuit.ops.activations import Activation, BatchTopK, JumpReLU, TopK
 from pycircuit.ops.features import SparseFeatures
 
 ABOVE_NUMBER, ABOVE_VECTOR, ABOVE_KTH = (tl.constexpr(rule) for rule in range(3))
-COPY = tl.constexpr(512)  # entries a tile moves at a time
-PRE_ACTIVATIONS_PER_ENTRY = 128  # one entry staged for so many pre-activations; more active ones cost a second run
+COPY = tl.constexpr(512)  # entries that a tile moves at a time
+PRE_ACTIVATIONS_PER_ENTRY = 128  # of the staging buffer; more active entries than fit cost a second run
 
 
 def needs(c: Config) -> tuple[int, int]:
     return 4 * c["BK"] * (c["BP"] + c["BF"]), c["BP"] * c["BF"]
 
 
-MAX_ACCUMULATORS = 32  # accumulators a thread
+MAX_ACCUMULATORS = 32  # per thread
 SPACE = prune(
     (
         config(w, s, BP=p, BF=f, BK=k)
@@ -79,7 +79,7 @@ def _pre_activation(
     return acc + tl.load(b + f, mask=f < features, other=0.0).to(tl.float32)[None, :]
 
 
-# Counts that change from call to call and align nothing are not specialised: they would only compile again.
+# Not specialised: counts that change from call to call and align nothing would only compile again.
 @triton.jit(do_not_specialize=("positions", "features", "tiles", "sampled"))
 def sample_kernel(
     x,
@@ -134,7 +134,7 @@ def product_kernel(
     BF: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """One tile: its active entries, row by row, to a stretch of the stage that it reserves for itself."""
+    """Write the active entries of one tile, row by row, to a range of the staging buffer that it reserves."""
     tile_p, tile_f = tl.program_id(0) % tl.cdiv(positions, BP), tl.program_id(0) // tl.cdiv(positions, BP)
     p, f = tile_p * BP + tl.arange(0, BP), tile_f * BF + tl.arange(0, BF)
     pre = _pre_activation(x, w, b, p, f, positions, features, width, x_stride, w_stride, BP, BF, BK)
@@ -150,7 +150,7 @@ def product_kernel(
     flag = active.to(tl.int32)
     rank, in_row = tl.cumsum(flag, axis=1) - flag, tl.sum(flag, axis=1)
     before = tl.cumsum(in_row, axis=0) - in_row
-    # The order of tiles in the stage is not fixed; where their entries end up is, by the counts.
+    # The order of tiles in the staging buffer varies; the counts fix the final place of their entries.
     begin = tl.atomic_add(cursor, tl.sum(in_row, axis=0).to(tl.int64))
     tl.store(begins + tile_p * tiles + tile_f, begin)
     tl.store(counts + p.to(tl.int64) * tiles + tile_f, in_row, mask=p < positions)
@@ -165,7 +165,7 @@ def product_kernel(
 def place_kernel(
     staged, packed, begins, counts, ends, index, value, positions, tiles, BP: tl.constexpr, BF: tl.constexpr
 ):
-    """One tile: from its stretch of the stage to each entry's own place in the CSR."""
+    """Move the entries of one tile from the staging buffer to their places in the CSR."""
     tile_p, tile_f = tl.program_id(0), tl.program_id(1)
     p = tile_p * BP + tl.arange(0, BP)
     total = tl.sum(tl.load(counts + p.to(tl.int64) * tiles + tile_f, mask=p < positions, other=0), axis=0)
@@ -183,7 +183,7 @@ def place_kernel(
 
 
 def _rule(activation: Activation, like: Tensor, kth: Tensor | None) -> tuple[tl.constexpr, Tensor, int, float, bool]:
-    """(rule, threshold, its stride, floor, whether there is a floor)."""
+    """(rule, threshold, its stride, floor, has a floor)."""
     if isinstance(activation, TopK) and kth is not None:
         return ABOVE_KTH, kth, 1, 0.0, not activation.keep_negative
     if isinstance(activation, JumpReLU) and isinstance(activation.theta, Tensor):
@@ -197,7 +197,7 @@ def _rule(activation: Activation, like: Tensor, kth: Tensor | None) -> tuple[tl.
 def _filtered(
     c: Config, x: Tensor, w: Tensor, b: Tensor, activation: Activation, ignore: int, kth: Tensor | None, capacity: int
 ) -> SparseFeatures:
-    """Everything the rule lets through; for TopK, what reaches the position's bound."""
+    """Entries above the threshold; for TopK, those that reach the position's bound."""
     (positions, width), features, device = x.shape, w.shape[0], x.device
     blocks, tiles = triton.cdiv(positions, c["BP"]), triton.cdiv(features, c["BF"])
     rule, threshold, stride, floor, has_floor = _rule(activation, b, kth)
@@ -231,7 +231,7 @@ def _filtered(
             **c.launch(),
         )
         ends = counts.flatten().cumsum(0)
-        total = int(ends[-1])  # the one synchronisation: the size of the output
+        total = int(ends[-1])  # the only synchronisation: the size of the output
         if total <= capacity:
             break
         capacity = total
@@ -253,7 +253,7 @@ def _filtered(
 
 
 def _bound(c: Config, x: Tensor, w: Tensor, b: Tensor, k: int) -> tuple[Tensor, int]:
-    """(k-th largest of a sample of each position: no more than the k-th largest of all; entries expected above)."""
+    """(k-th largest of a sample of each position, at most the k-th largest of all; expected entries above it)."""
     (positions, width), features = x.shape, w.shape[0]
     tiles = triton.cdiv(features, c["BF"])
     # A sample of s features lets about k * features / s through: least memory where the two are equal.

@@ -1,8 +1,8 @@
 """influence: total[c] = sum_r s_r |rows[r, c]|, s_r = (weight_r + total[node_r]) / sum_c |rows[r, c]|, rows in order.
 
-Layout: rows [stored, columns] by row stride, float32, order [count] saying which comes r-th, or none: as they lie;
-s and the entering weights live in [count] vectors.
-Bytes: rows twice (the sums must be known before anything can be shared out) and rows[:, node], count^2 gathers.
+Layout: rows [stored, columns] by row stride, float32; order [count], the stored index of the r-th row, or none: as
+stored; s and the entering weights are [count] vectors.
+Bytes: rows twice (a row's sum comes before its shares) and rows[:, node], count^2 gathers.
 Parallel: sums over rows; then blocks of BR rows one after another, each over blocks of nodes; totals over columns.
 """
 
@@ -17,17 +17,17 @@ from torch import Tensor
 from pycircuit.ops.reference import out_of_order, rows_out_of_order
 
 BR = tl.constexpr(64)  # rows solved at once
-BN = tl.constexpr(64)  # nodes a program of the solve looks at
+BN = tl.constexpr(64)  # nodes per program of the solve
 DOUBLINGS = tl.constexpr(6)  # a path inside a block visits at most BR = 2^6 rows
 SUM_BLOCK = tl.constexpr(4096)
-ROWS = config(4, 2)  # of the sums and the solve
+ROWS = config(4, 2)  # for the sums and the solve
 
 
 def needs(c: Config) -> tuple[int, int]:
     return 4 * c["BQ"] * c["BC"], c["BQ"] * c["BC"]
 
 
-MAX_ACCUMULATORS = 64  # accumulators a thread
+MAX_ACCUMULATORS = 64  # per thread
 SPACE = prune(
     (config(w, 3, BQ=q, BC=n) for q in (8, 16, 32, 64) for n in (64, 128, 256) for w in (2, 4, 8)),
     needs,
@@ -55,21 +55,21 @@ def sum_kernel(rows, order, weight, entering, row_sum, columns, row_stride, HAS_
 
 @triton.jit
 def _stored_row(order, r, count, HAS_ORDER: tl.constexpr):
-    """[r] where row r lies, of those there are."""
+    """Stored index of row r, below the number of rows: [r]."""
     return tl.load(order + r, mask=r < count, other=0) if HAS_ORDER else r.to(tl.int64)
 
 
 @triton.jit
 def _edges(rows, node, r, stored, n, count, row_stride):
-    """[r, n] edges of row r, which lies at `lies`, to node[n]; zero where there is no such row or n is an output."""
+    """Edges of row r, stored at `stored`, to node[n]: [r, n]; zero where there is no such row or n is an output."""
     column = tl.load(node + n, mask=n < count, other=-1)
     mask = (r < count)[:, None] & (column >= 0)[None, :]
     return tl.load(rows + stored[:, None] * row_stride + column[None, :], mask=mask, other=0.0)
 
 
-@triton.jit(do_not_specialize=("first", "count", "row_stride"))  # they change from call to call and align nothing
+@triton.jit(do_not_specialize=("first", "count", "row_stride"))  # change from call to call and align nothing
 def solve_kernel(rows, order, node, entering, row_sum, scale, wrong, first, count, row_stride, HAS_ORDER: tl.constexpr):
-    """What enters rows first .. first + BR is known but for edges among themselves: s = (I + M + M^2 + ...)^T e."""
+    """Solve rows first .. first + BR: s = (I + M + M^2 + ...)^T e, M the edges among them, e the weights that enter."""
     r = first + tl.arange(0, BR)
     stored = _stored_row(order, r, count, HAS_ORDER)
     total = tl.load(row_sum + r, mask=r < count, other=1.0)

@@ -1,8 +1,8 @@
-"""The k largest of ragged rows, ties to the lower index: what TopK adds to encode.
+"""select: the k largest entries of ragged rows, ties to the lower index, for TopK in encode.
 
 Layout: values of row r at begin[r] .. end[r]; floats become 32-bit keys whose integer order is theirs, NaN on top.
-Bytes: a row's first 1,024 entries stay in registers while the k-th key is found bit by bit; the rest come 32 times.
-Parallel: one program a row; a second pass in index order drops what ties with the k-th and comes too late.
+Bytes: a row's first 1,024 entries stay in registers while the k-th key is found bit by bit; later ones are read 32
+times. Parallel: one program per row; a second pass in index order drops late entries that tie with the k-th.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROWS = config(4, 1)
 
 @triton.jit
 def _key(v):
-    """0 .. 2^32 - 1 in the order of v; -0 as 0, NaN above inf."""
+    """Integer key from 0 to 2^32 - 1 in the order of v; -0 as 0, NaN above inf."""
     bits = tl.where(v == 0, 0.0, v).to(tl.int32, bitcast=True)
     signed = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return tl.where(v == v, signed.to(tl.int64) + 2147483648, 4294967295)
@@ -29,7 +29,7 @@ def _key(v):
 
 @triton.jit
 def _kth_key(value, begin, end, k):
-    """The largest key that at least k entries reach; 0 where there are fewer than k."""
+    """Largest key that at least k entries reach; 0 where there are fewer than k."""
     e = begin + tl.arange(0, BLOCK)
     first = tl.where(e < end, _key(tl.load(value + e, mask=e < end, other=0.0)), -1)  # most rows end here
     largest = tl.zeros((), tl.int64)
@@ -78,14 +78,14 @@ def keep_kernel(row_ptr, value, keep_mask, kept_counts, k):
 
 
 def kth_largest(values: Tensor, k: int) -> Tensor:
-    """The k-th largest of every row, -inf where a row is shorter: [rows]. values: [rows, length], contiguous."""
+    """k-th largest value of every row, -inf where a row is shorter: [rows]. values: [rows, length], contiguous."""
     out = values.new_empty(len(values))
     kth_kernel[(len(values),)](values, out, values.shape[1], k, **ROWS.launch())
     return out
 
 
 def keep_largest(candidates: SparseFeatures, k: int) -> SparseFeatures:
-    """The k largest entries of every position, in index order."""
+    """k largest entries of every position, in index order."""
     if not candidates.count:
         return candidates
     keep_mask = torch.empty(candidates.count, dtype=torch.int8, device=candidates.index.device)

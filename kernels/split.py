@@ -1,6 +1,6 @@
-"""split: numbers as sums of bfloat16 parts, the parts in the order in which they meet those of a weight.
+"""split: numbers as sums of bfloat16 parts, repeated in the order in which a weight's parts multiply them.
 
-Part k of a row is the row less its parts before k, rounded: a1, a2, a3. Three parts are written a1 a2 a3 a1 a2 a1.
+Part k of a row is the row minus its parts before k, rounded: a1, a2, a3. Three parts are written a1 a2 a3 a1 a2 a1.
 Layout: numbers [rows, width] by row stride, parts [rows, count (count + 1) / 2, width] contiguous.
 Bytes: numbers once, parts once. Parallel: row x block of columns.
 """
@@ -30,7 +30,7 @@ def split_kernel(numbers, parts, width, stride, COUNT: tl.constexpr, BLOCK: tl.c
 
 
 def split(numbers: Tensor, count: int) -> Tensor:
-    """The parts of each row side by side: [rows, count * (count + 1) / 2 * width] bfloat16."""
+    """Parts of each row side by side: [rows, count * (count + 1) / 2 * width] bfloat16."""
     rows, width = numbers.shape
     parts = numbers.new_empty(rows, count * (count + 1) // 2 * width, dtype=torch.bfloat16)
     if parts.numel():

@@ -21,12 +21,13 @@ pytestmark = [
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     path = Path(__file__).parents[1] / "benchmarks" / "lazy.py"
+    monkeypatch.syspath_prepend(path.parent)
     spec = importlib.util.spec_from_file_location("bench_lazy", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look there
     spec.loader.exec_module(module)
-    small = {"ACTIVE": 8, "POSITIONS": 6, "ROWS": 4, "ROUNDS": 1, "COLD_LAYERS": 2, "COLD_ROWS": 10, "BLOCK": 48}
+    small = {"ACTIVE": 8, "POSITIONS": 6, "ROWS": 4, "COLD_LAYERS": 2, "COLD_ROWS": 10, "BLOCK": 48}
     for name, value in small.items():
         monkeypatch.setattr(module, name, value)
     shapes = {"scaled": module.Shape(3, 64, 32), "full": module.Shape(3, 128, 32, holes=True)}
@@ -51,9 +52,9 @@ def test_what_is_measured(tmp_path: Path, bench: ModuleType, name: str) -> None:
     assert measured["rows"] == sum((3 - layer) * 32 * 2 for layer, _ in used)
     assert measured["files"] > 2 * 32 * shape.features * (3 + 3 + 2 + 1)
     assert 0 <= measured["own"] < measured["peak"] + (8 << 20)
-    seconds = bench.measure_time(shape, tmp_path)
+    seconds = bench.measure_time(shape, tmp_path, 1)
     assert seconds["from files"] > 0 and seconds["in memory"] > 0 and seconds["edges apart"] < 1e-6
-    rates = bench.measure_cold(shape, tmp_path)
+    rates = bench.measure_cold(shape, tmp_path, 1)
     assert list(rates) == ["ours", "1", "8", "32"] and min(rates.values()) > 0
 
 
