@@ -16,8 +16,8 @@ import networkx
 LONGEST_FILE, LONGEST_FUNCTION, SHARED_LINES = 400, 60, 10
 
 NO_NAMES = {
-    "at", "one", "each", "found", "held", "kept", "given", "told", "asked", "said", "take", "let", "here", "some", "how",
-    "whole", "rest", "part", "room", "piece",
+    "at", "one", "each", "found", "held", "kept", "given", "told", "asked", "said", "take", "let", "here", "some",
+    "how", "whole", "rest", "part", "room", "piece",
 }  # fmt: skip
 NO_OPENINGS = ["what", "of", "how", "whether", "where", "which", "that"]
 
