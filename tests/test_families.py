@@ -108,9 +108,9 @@ def test_stored_equals_recomputed(name: str) -> None:
         n = kept.positions
         torch.testing.assert_close(b.attention.weights(n), a.attention.weights(n), rtol=1e-12, atol=1e-14)
         for begin, end in ((0, n), (5, 9), (n - 1, n)):
-            rows = frozen.pattern_at(b.attention, torch.arange(begin, end), end)
+            rows = b.attention.pattern_rows(torch.arange(begin, end), end)
             torch.testing.assert_close(
-                rows, frozen.pattern_at(a.attention, torch.arange(begin, end), end), rtol=1e-12, atol=1e-14
+                rows, a.attention.pattern_rows(torch.arange(begin, end), end), rtol=1e-12, atol=1e-14
             )
 
 

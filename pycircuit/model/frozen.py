@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pycircuit.ops import Attention, RecomputedAttention, StoredAttention
+from pycircuit.ops import Attention
 from pycircuit.ops.torch_settings import without_autocast
 
 BLOCK = 1 << 19  # attention weights worked on at once: what a cache holds
@@ -118,31 +118,9 @@ def mix(attention: Attention, value: Tensor) -> Tensor:
     for begin in range(0, positions, step):
         end = min(begin + step, positions)
         rows = torch.arange(begin, end, device=value.device)
-        pattern = pattern_at(attention, rows, end).unflatten(0, (-1, group))
+        pattern = attention.pattern_rows(rows, end).unflatten(0, (-1, group))
         out[:, begin:end] = (pattern @ value[:, None, :end]).flatten(0, 1)
     return out
-
-
-def pattern_at(attention: Attention, positions: Tensor, keys: int) -> Tensor:
-    """Rows of every head at these positions, over keys 0 .. keys: [heads, len(positions), keys]."""
-    if isinstance(attention, StoredAttention):
-        pattern = attention.pattern[:, positions, :keys]
-    else:
-        pattern = _recomputed(attention, positions, keys)
-    behind = positions[:, None] - torch.arange(keys, device=positions.device)
-    hidden = behind < 0
-    if isinstance(attention, RecomputedAttention) and attention.window:
-        hidden |= behind >= attention.window
-    return pattern.masked_fill_(hidden, 0)
-
-
-def _recomputed(attention: RecomputedAttention, positions: Tensor, keys: int) -> Tensor:
-    wide = attention.log_sum_exp.dtype
-    query = attention.query[:, positions].to(wide).unflatten(0, (attention.groups, -1))
-    logits = (query @ attention.key[:, None, :keys].to(wide).transpose(-1, -2)).flatten(0, 1) * attention.scale
-    if attention.softcap:
-        logits = torch.tanh(logits / attention.softcap) * attention.softcap
-    return torch.exp(logits - attention.normaliser()[:, positions, None])
 
 
 class Head(Protocol):

@@ -35,6 +35,10 @@ class StoredAttention:
         """Patterns of the first positions, lower triangular: [heads, positions, positions]."""
         return self.pattern[:, :positions, :positions].tril()
 
+    def pattern_rows(self, positions: Tensor, keys: int) -> Tensor:
+        """Rows of every head at these positions, over keys 0 .. keys: [heads, len(positions), keys]."""
+        return self.pattern[:, positions, :keys].masked_fill_(_hidden(positions, keys, 0), 0)
+
 
 @dataclass(frozen=True, eq=False)
 class RecomputedAttention:
@@ -76,13 +80,32 @@ class RecomputedAttention:
         """Patterns of the first positions, lower triangular: [heads, positions, positions]."""
         wide = self.log_sum_exp.dtype
         key = self.key[:, :positions].to(wide).repeat_interleave(self.heads // self.groups, dim=0)
-        logits = self.scale * (self.query[:, :positions].to(wide) @ key.transpose(1, 2))
+        products = self.query[:, :positions].to(wide) @ key.transpose(1, 2)
+        return self._pattern(products, torch.arange(positions, device=key.device))
+
+    def pattern_rows(self, positions: Tensor, keys: int) -> Tensor:
+        """Rows of every head at these positions, over keys 0 .. keys: [heads, len(positions), keys]."""
+        wide = self.log_sum_exp.dtype
+        query = self.query[:, positions].to(wide).unflatten(0, (self.groups, -1))
+        products = query @ self.key[:, None, :keys].to(wide).transpose(-1, -2)
+        return self._pattern(products.flatten(0, 1), positions)
+
+    def _pattern(self, products: Tensor, positions: Tensor) -> Tensor:
+        """Rows of every head from the products of queries at these positions with keys."""
+        logits = products * self.scale
         if self.softcap:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        pattern = torch.exp(logits - self.normaliser()[:, :positions, None]).tril()
-        if self.window:
-            pattern = pattern.triu(1 - self.window)
-        return pattern
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        pattern = torch.exp(logits - self.normaliser()[:, positions, None])
+        return pattern.masked_fill_(_hidden(positions, products.shape[-1], self.window), 0)
+
+
+def _hidden(positions: Tensor, keys: int, window: int) -> Tensor:
+    """Mask of the keys that queries at these positions do not attend to: [len(positions), keys]."""
+    behind = positions[:, None] - torch.arange(keys, device=positions.device)
+    hidden = behind < 0
+    if window:
+        hidden |= behind >= window
+    return hidden
 
 
 Attention = StoredAttention | RecomputedAttention

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pycircuit.model.frozen import FrozenLayer, pattern_at
+from pycircuit.model.frozen import FrozenLayer
 
 from .precision import Products
 
@@ -82,7 +82,7 @@ def queries(layer: FrozenLayer, rows: Tensor, position: Tensor, products: Produc
 
 def spread(layer: FrozenLayer, position: Tensor, longest: int) -> Tensor:
     """How heads spread one row over the positions before it, norm included: [heads, targets, longest]."""
-    pattern = pattern_at(layer.attention, position, longest)
+    pattern = layer.attention.pattern_rows(position, longest)
     return pattern if layer.attention_norm is None else pattern.div_(layer.attention_norm.sigma[:longest])
 
 
