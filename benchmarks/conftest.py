@@ -1,4 +1,4 @@
-"""One session of rows and of traces: prints the tables and writes RESULTS.md and the JSON when the last is done."""
+"""Session of all benchmarks: prints the tables and writes RESULTS.md and the JSON at its end."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pycircuit.bench import machine_rates, report, sections, whole_trace
 from pycircuit.bench.runner import Options
 from pycircuit.bench.session import Session
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 SESSION = Session(Options(budget=0.7))
 TRACES: list[whole_trace.Traced] = []
 STEPS: list[dict[str, Any]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--json-results", default=str(HERE / "results" / "cpu.json"), help="where the JSON goes")
+    parser.addoption("--json-results", default=str(FOLDER / "results" / "cpu.json"), help="JSON of the ops")
+    parser.addoption("--trace-results", default=str(FOLDER / "results" / "trace-cpu.json"), help="JSON of the traces")
     parser.addoption(
-        "--trace-results", default=str(HERE / "results" / "trace-cpu.json"), help="where traces' JSON goes"
+        "--train-results",
+        default=str(FOLDER / "results" / "train-cpu.json"),
+        help="JSON of the training step",
     )
-    parser.addoption(
-        "--train-results", default=str(HERE / "results" / "train-cpu.json"), help="where the training step's JSON goes"
-    )
-    parser.addoption("--markdown-results", default=str(HERE / "RESULTS.md"), help="where the tables go")
+    parser.addoption("--markdown-results", default=str(FOLDER / "RESULTS.md"), help="file of the tables")
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
-"""What a machine with a GPU can tell in seven and a half minutes: install, compile, measure, trace, test, tune.
+"""All measurements of a machine with a GPU in seven and a half minutes: install, compile, measure, trace, test, tune.
 
     make gpu [RESULTS=dir] [SECTION=names], or without make: python3 benchmarks/gpu.py --results dir --commit hash
 
-Needs no network. Every section is a process of its own, and after every one dir/gpu.json is written anew: what breaks,
-is cut off or is red is marked there and keeps nothing else from being measured.
+Needs no network. Every section is a process of its own, and dir/gpu.json is rewritten after each. A section that
+breaks, is cut off or is red is marked there, and the next ones still run.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ NO_GPU = "gpu: needs a CUDA device, found none; run it where one is, or pass --d
 HAS_GPU = "import sys, torch; sys.exit(not torch.cuda.is_available())"
 SECTION_SCRIPT = ROOT / "benchmarks" / "gpu_sections.py"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-INSTALL_LIMIT = 2  # times what is planned for it: what it takes longer, later sections have less
-GRACE = 5.0  # seconds between asking a section to end and ending it
+INSTALL_LIMIT = 2  # times its planned seconds; later sections have less by what it takes longer
+GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -40,7 +40,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     results = ROOT / "benchmarks" / "results" / "gpu"
     parser.add_argument("--results", type=Path, default=results, help="folder of gpu.json, log.txt, tests.xml, ...")
     parser.add_argument("--section", choices=SECONDS, nargs="+", help="run only these")
-    parser.add_argument("--commit", help="what is measured, where there is no .git to tell")
+    parser.add_argument("--commit", help="hash of the measured commit, where there is no .git")
     parser.add_argument("--seconds", type=float, default=TOTAL, help="for everything together")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help=f"cpu is a {DRY_RUN}")
     parser.add_argument("--environment", type=Path, default=ROOT / ".venv-gpu", help="where to install the checkout")
@@ -54,7 +54,7 @@ def stop(number: int, _: Any) -> None:
 
 
 def commit() -> str:
-    """The checkout's own, or why it is not known."""
+    """Hash of the checkout's commit, or why it is not known."""
     if shutil.which("git") is None:
         return "not known: no git, and no --commit"
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -63,7 +63,7 @@ def commit() -> str:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A process of this run: when it started, and where its log starts."""
+    """Process of this run: when it started, and where its log starts."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -72,7 +72,7 @@ class Job:
 
 
 class Run:
-    """Everything of one call: its report, its log, its schedule, its processes."""
+    """One call of the script: its report, log, schedule and processes."""
 
     def __init__(self, options: argparse.Namespace, begin: float) -> None:
         self.options, self.begin = options, begin
@@ -90,12 +90,12 @@ class Run:
         }
 
     def write(self) -> None:
-        """Put everything that is known into gpu.json."""
+        """Write the report so far to gpu.json."""
         self.report["seconds"] = round(time.monotonic() - self.begin, 1)
         write_json(self.results / "gpu.json", self.report)
 
     def start(self, name: str, command: list[Any], limit: float, **changes: str) -> Job:
-        """A process in a group of its own, writing to the log; Triton's binaries are shared by all of them."""
+        """Start a process in a group of its own that writes to the log; all share Triton's binaries."""
         changes |= {"PYTHONUNBUFFERED": "1", "TRITON_CACHE_DIR": str(self.scratch / "triton")}
         changes["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         if self.options.device == "cpu":
@@ -116,11 +116,11 @@ class Run:
         return self.start(name, [python, SECTION_SCRIPT, name, *words], limit, **changes)
 
     def saved(self, name: str) -> Path:
-        """The file that a section writes after every result."""
+        """File that a section writes after every result."""
         return self.scratch / f"{name}.json"
 
     def finish(self, job: Job, limit: float) -> bool:
-        """Wait for a process, end it at its limit, and write what it has saved, however it ended; True if all of it."""
+        """Wait for a process, end it at its limit and write what it saved; True if it finished."""
         try:
             status = job.process.wait(max(limit, 0.1))
             state = f"failed: exit status {status}" if status else "finished"
@@ -132,7 +132,7 @@ class Run:
         return state == "finished"
 
     def collect(self, job: Job, state: str) -> None:
-        """Put into the report how a process ended and what it has saved."""
+        """Add to the report how a process ended and what it saved."""
         self.running.remove(job)
         path, entry = self.saved(job.name), self.report["sections"][job.name]
         entry |= {"state": state, "seconds": round(time.monotonic() - job.begin, 1)}
@@ -144,9 +144,9 @@ class Run:
         self.report["red"] += [f"{job.name}: {why}" for why in entry["results"].get("red", [])]
 
     def install(self, limit: float) -> tuple[str, dict[str, str]]:
-        """The Python of the sections and what its environment needs, with the kernels compiled beside the install.
+        """Install while the kernels compile; return the Python of the sections and the changes to its environment.
 
-        Where the install fails, the report is red, and the sections run from the checkout, without the native core.
+        If the install fails, the report is red, and the sections run from the checkout, without the native core.
         """
         without = {"PYTHONPATH": str(linked_checkout(self.scratch / "checkout"))}
         folder = self.options.environment.resolve()
@@ -164,7 +164,7 @@ class Run:
         return (str(folder / "bin" / "python"), {}) if installed else (sys.executable, without)
 
     def sections(self) -> None:
-        """Every section in turn; what an earlier one leaves of its time, the next ones have."""
+        """Run every section in turn; time that one does not use goes to the next ones."""
         names, python, changes = self.options.section or list(SECONDS), sys.executable, {}
         if not self.options.installed:  # kernels are compiled beside the install
             names = ["compile", *(name for name in names if name != "compile")]
@@ -178,7 +178,7 @@ class Run:
                 python, changes = self.install(limit)
 
     def run(self) -> int:
-        """Everything; a signal writes what there is and ends what runs."""
+        """Run all sections and return the exit status; a signal writes the report and ends the processes."""
         self.write()
         try:
             self.sections()
@@ -199,18 +199,18 @@ class Run:
 
 
 def linked_checkout(folder: Path) -> Path:
-    """A folder from which pycircuit and its kernels can be imported although nothing is installed."""
+    """Folder from which pycircuit and its kernels can be imported although nothing is installed."""
     package, about = folder / "pycircuit", folder / "pycircuit-0.dist-info"
     package.mkdir(parents=True)
     about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: pycircuit\nVersion: 0\n")  # which it asks for
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: pycircuit\nVersion: 0\n")  # read by pycircuit
     for source in (*(ROOT / "pycircuit").iterdir(), ROOT / "kernels"):
         (package / source.name).symlink_to(source)
     return folder
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and whatever it started: asked first, then not."""
+    """End a process and its children, by SIGTERM, then by SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(process.pid, number)

@@ -1,4 +1,4 @@
-"""What the card and the way to it can do: products in every arithmetic, copies, transfers, launches."""
+"""Rates of the card and of its connection: products in every arithmetic, copies, transfers, launches."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pycircuit.bench import machine_rates
 from pycircuit.ops.torch_settings import full_float32
 from pycircuit.trace.precision import FLOAT32, PRECISIONS, Products
 
-# Rows, inner width and columns of the sweep's products at gemma2b: a large tile through W_O, one of today's tiles
-# through it, a large tile through W_V; and the square one that data sheets speak of.
+# Rows, inner width and columns of the sweep's products at gemma2b: a large tile through W_O, a tile of the sweep
+# through it, a large tile through W_V; and the square product of data sheets.
 PRODUCTS = ((60_000, 2_304, 2_048), (3_077, 2_304, 2_048), (60_000, 1_024, 2_304), (8_192, 8_192, 8_192))
 TINY_PRODUCTS = ((24, 16, 8), (16, 16, 16))
 TRANSFER_BYTES, LAUNCHES = 1 << 30, 1_000
@@ -51,7 +51,7 @@ def seconds(section: Section, call: Callable[[], Any], runs: int = 5) -> float:
 
 
 def product_rates(section: Section, rows: int, inner: int, columns: int) -> dict[str, Any]:
-    """TFLOP/s of useful operations, and the error against float64, of the sweep's x @ w in every precision."""
+    """TFLOP/s and error against float64 of the sweep's x @ w in every precision."""
     x, w = (torch.randn(*shape, device=section.device) for shape in ((rows, inner), (inner, columns)))
     exact, operations = x[:64].double() @ w.double(), 2 * rows * inner * columns
 
@@ -73,7 +73,7 @@ def product_rates(section: Section, rows: int, inner: int, columns: int) -> dict
 
 
 def transfer_rates(section: Section) -> dict[str, Any]:
-    """GB/s on the card and between it and the host; a first touch of host memory apart from later ones."""
+    """GB/s on the card and between it and the host; the first touch of host memory is timed separately."""
     count = TRANSFER_BYTES if not section.dry else 1 << 12
     on_card, other = (torch.empty(count, dtype=torch.uint8, device=section.device) for _ in range(2))
     rates: dict[str, Any] = {"copy": 2 * count / seconds(section, lambda: other.copy_(on_card)) / 1e9}
@@ -95,7 +95,7 @@ def transfer_rates(section: Section) -> dict[str, Any]:
 
 
 def launch_costs(section: Section) -> dict[str, Any]:
-    """Microseconds of the host and to the end: a torch kernel, a Triton kernel, a synchronisation, a small copy."""
+    """Microseconds on the host and to completion: a torch kernel, a Triton kernel, a synchronisation, a small copy."""
     x, count = torch.zeros(256, device=section.device), LAUNCHES if not section.dry else 2
     calls = {
         "torch launch": lambda: x.add_(1),
@@ -119,7 +119,7 @@ def launch_costs(section: Section) -> dict[str, Any]:
 
 
 def facts(section: Section) -> dict[str, Any]:
-    """The machine and what is installed on it."""
+    """Machine and installed versions."""
     about: dict[str, Any] = {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda}
     about |= {"python": platform.python_version(), "cpu": machine_rates.cpu_model(), "cores": os.cpu_count()}
     about |= {"host_memory_free": machine_rates.available_memory(), "load": machine_rates.load()}

@@ -1,6 +1,6 @@
-"""Every kernel a run launches, compiled by many processes while the checkout is still being installed.
+"""Compilation of every kernel of a run, by many processes while the checkout is being installed.
 
-They launch what later sections launch: Triton keeps a binary by source, types, alignments and configuration, so the
+They make the launches of later sections: Triton caches a binary by source, types, alignments and configuration, so the
 sections find theirs in its cache. The package comes from the checkout, whose native core is not needed.
 """
 
@@ -21,7 +21,7 @@ import triton
 from gpu_files import Section, attempt, reason
 
 OPS = ("attend_back", "edge_scores", "encode", "decode", "influence")
-SHARES = 3  # of an op's launches
+SHARES = 3  # that an op's launches are divided into
 
 
 def launches_of_op(op: str, share: int, device: str) -> Iterator[Callable[[], Any]]:
@@ -73,7 +73,7 @@ def tasks(shares: range) -> list[tuple[str, str, int]]:
 
 
 def compiled(task: tuple[str, str, int], device: str) -> dict[str, Any]:
-    """Launch what a task has: its seconds, those spent compiling, what failed, what every kernel takes of a card."""
+    """Make the launches of a task; return its seconds, those of compiling, failures and resources of every kernel."""
     kind, name, share = task
     compilations: list[float] = []
     if device == "cuda":
@@ -92,13 +92,13 @@ def compiled(task: tuple[str, str, int], device: str) -> dict[str, Any]:
 
 
 def listen(compilations: list[float], *, times: Any, cache_hit: bool, **_: Any) -> None:
-    """Triton's report of a compilation; what came from its cache does not count."""
+    """Record the seconds of a compilation that Triton reports; binaries from its cache do not count."""
     if not cache_hit:
         compilations.append(times.total / 1e6)
 
 
 def resources() -> list[dict[str, Any]]:
-    """What every kernel that this process launched takes: registers, spills, shared memory, warps."""
+    """Registers, spills, shared memory and warps of every kernel that this process launched."""
     modules = [module for name, module in list(sys.modules.items()) if name.startswith("pycircuit.kernels")]
     functions = {id(f): f for m in modules for f in vars(m).values() if isinstance(f, triton.runtime.JITFunction)}
     kernels = [k for f in functions.values() for cache in f.device_caches.values() for k in cache[0].values()]
@@ -116,7 +116,7 @@ def resources() -> list[dict[str, Any]]:
 
 
 def compile_kernels(section: Section) -> None:
-    """Save what every task compiled as it ends; in a dry run the interpreter runs a third of the launches."""
+    """Save the result of every task as it ends; in a dry run the interpreter runs a third of the launches."""
     names = tasks(range(1 if section.dry else SHARES))
     if section.dry:
         for task in names:

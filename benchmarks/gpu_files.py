@@ -1,4 +1,4 @@
-"""What the sections of `make gpu` share: names and seconds, and how results are written. Imports no torch."""
+"""Names, seconds and results of the sections of `make gpu`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SECONDS = {
     "taped": 48,
     "ops": 28,
     "tune": 34,
-}  # they add up to TOTAL; what a section leaves, the next ones have
+}  # they add up to TOTAL; time that a section leaves goes to the next ones
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replace a file by this content, all of it or nothing."""
+    """Replace a file by this content, atomically."""
     draft = path.with_name(path.name + ".draft")
     draft.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(draft, path)
@@ -38,7 +38,7 @@ def reason(error: BaseException) -> str:
 
 
 def attempt(call: Callable[[], Any]) -> Any:
-    """The call's result, or why there is none: a benchmark goes on, and its report says so."""
+    """Result of the call, or the reason why it failed, so that a benchmark goes on and reports it."""
     try:
         return call()
     except Exception as error:
@@ -47,10 +47,10 @@ def attempt(call: Callable[[], Any]) -> Any:
 
 @dataclass
 class Section:
-    """Where a section runs, until when, and its results so far; whatever it saves is in its file at once.
+    """Device, deadline and results of a section; every saved result is written to its file at once.
 
     device: "cuda" or "cpu", a dry run at tiny shapes; deadline: on the monotonic clock; results: a folder for files
-    beside the report; tests: the folder of tests that are run.
+    beside the report; tests: the folder of tests to run.
     """
 
     device: str
@@ -76,7 +76,7 @@ class Section:
         self.save("red", [*self.content.get("red", []), why])
 
     def skip(self, name: str, needed: float) -> bool:
-        """Save that there is no time for something, if that is so."""
+        """Tell if too little time is left for `name`, and save that."""
         late = self.left() < needed
         if late:
             self.save(name, {"skipped": f"needs about {needed:.0f} s, {max(self.left(), 0):.0f} s are left"})

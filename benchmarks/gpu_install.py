@@ -12,7 +12,7 @@ from gpu_files import ROOT
 
 
 def environment(folder: Path) -> Path:
-    """A new environment's Python, which also sees the packages of the Python running this."""
+    """Python of a new environment that also sees the packages of the running Python."""
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)

@@ -1,4 +1,4 @@
-"""Rates of the card and times of the ops: cold caches, CUDA events, medians; nothing is timed before it is right."""
+"""Rates of the card and times of the ops: cold caches, CUDA events, medians; results are checked before timing."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from pycircuit.ops.torch_settings import full_float32, tf32_products
 
 FLUSH_BYTES = 256 * 2**20  # several times the last-level cache of any card today
 TOLERANCE = 1e-5  # sums of up to 16,384 float32 terms
-CANDIDATES = 8  # configurations of a shape class
+CANDIDATES = 8  # configurations per shape class
 TUNED = ("attend_back", "edge_scores")
-CHECKED = 64  # positions of an encode that are held against float64, at either end
+CHECKED = 64  # positions of an encode compared with float64, at either end
 
 
 @dataclass
 class Timer:
-    """Milliseconds of each run, every one from cold caches: a large buffer is written in between, untimed."""
+    """Milliseconds of runs from cold caches: a large buffer is written in between, untimed."""
 
     device: str
     deadline: float = float("inf")
@@ -56,7 +56,7 @@ class Timer:
         return begin.elapsed_time(end)
 
     def samples(self, work: Callable[[], Any], seconds: float = 0.7, most: int = 50) -> list[float]:
-        """Two warm-ups (the first compiles), then samples until the time or the count is reached; at least three."""
+        """Samples after two warm-ups (the first compiles), until the time or the count is reached; at least three."""
         for _ in range(2 if self.device == "cuda" else 0):
             work()
         least, begin, samples = (3 if self.device == "cuda" else 1), time.monotonic(), []
@@ -133,7 +133,7 @@ def _row(timer: Timer, item: Item, rates: dict[str, float]) -> dict[str, Any]:
 
 
 def first_of_classes(op: str, device: str) -> Iterator[tuple[str, Item]]:
-    """(shape class, its first item); the largest inputs come last, and are not made once every class was seen."""
+    """(shape class, its first item), until every class was seen: the largest inputs come last and may not be made."""
     module, seen = importlib.import_module(f"pycircuit.kernels.{op}"), set()
     for item in items(op, device):
         name = item.shape_class(module)
@@ -145,7 +145,7 @@ def first_of_classes(op: str, device: str) -> Iterator[tuple[str, Item]]:
 
 
 def ops(section: Section) -> None:
-    """Two rows of every op, of different shape classes where it has several, with their share of the floor."""
+    """Time two rows of every op, of different shape classes where it has several, with their share of the floor."""
     timer = Timer(section.device, section.deadline)
     rates = measure_rates(timer)
     section.save("rates", rates)
@@ -165,7 +165,7 @@ def ops(section: Section) -> None:
 
 
 def candidates(module: Any, name: str) -> list[Config]:
-    """The recorded choice of a shape class and its nearest in the space: those that differ from it in the least."""
+    """Recorded choice of a shape class and its nearest in the space."""
     chosen = module.HOPPER[name]
 
     def differences(c: Config) -> int:
@@ -176,7 +176,7 @@ def candidates(module: Any, name: str) -> list[Config]:
 
 
 def tune(section: Section) -> None:
-    """Few configurations for every shape class of the two ops that the sweep waits for, the recorded choice first."""
+    """Time a few configurations for every shape class of the sweep's two slowest ops, the recorded choice first."""
     timer, rows = Timer(section.device, section.deadline), []
     for op in TUNED:
         module = importlib.import_module(f"pycircuit.kernels.{op}")

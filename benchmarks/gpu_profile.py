@@ -1,4 +1,4 @@
-"""Where a trace's time goes on the card: the heaviest kernels, the launches, every synchronisation by its line."""
+"""Profile of a trace on the card: the heaviest kernels, the launches, every synchronisation by its line."""
 
 from __future__ import annotations
 

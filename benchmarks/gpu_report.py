@@ -1,4 +1,4 @@
-"""A GPU run's report as a table for people."""
+"""Text table of a GPU run's report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Report = dict[str, Any]
 
 
 def table(report: Report) -> str:
-    """What ran and for how long, then the figures of every section that has some, then what is red."""
+    """Table of sections with their seconds and figures, then the red marks."""
     lines = [report["dry_run"]] if report["dry_run"] else []
     for name, section in report["sections"].items():
         lines.append(f"{name:<10}{section['state']:<24}{section.get('seconds', 0):>7.1f} s")
@@ -18,7 +18,7 @@ def table(report: Report) -> str:
 
 
 def _traces(results: Report) -> list[str]:
-    """A line a run of every entry that has runs, and the text of every entry that has none."""
+    """One line per run of every entry, or the reason why it has none."""
     lines = []
     for name, entry in results.items():
         if not isinstance(entry, dict):

@@ -1,4 +1,4 @@
-"""A run of `make gpu` into the repository: its JSON by the card's name, and its section of RESULTS.md.
+"""Results of `make gpu` in the repository: JSON by the card's name, and the section of RESULTS.md.
 
 python benchmarks/gpu_results.py folder/gpu.json
 """
@@ -34,14 +34,14 @@ def results(report: dict[str, Any], section: str) -> dict[str, Any]:
 
 
 def markdown(reports: list[dict[str, Any]]) -> str:
-    """The section of RESULTS.md; the last run comes first."""
+    """Section of RESULTS.md; the last run comes first."""
     report = reports[0]
     blocks = [[TITLE], _machine(reports), _traces(reports), _taped(report), _ops(report), _open(report)]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
 def _machine(reports: list[dict[str, Any]]) -> list[str]:
-    """What was measured of the card, each by the last run that came to it."""
+    """Measurements of the card, each from the last run that has it."""
     card: dict[str, Any] = {}
     for report in reversed(reports):
         card |= results(report, "card")
@@ -159,7 +159,7 @@ def main(paths: list[Path]) -> None:
     reports = [json.loads(path.read_text()) for path in paths]
     card = re.sub(r"\W+", "-", results(reports[0], "card")["machine"]["gpu"].lower()).removeprefix("nvidia-")
     for path, report in zip(paths, reports, strict=True):
-        for entry in report["sections"].values():  # what names the machine's own folders
+        for entry in report["sections"].values():  # they name folders of the machine
             entry.pop("log", None)
             entry.get("results", {}).pop("options", None)
         if report["dry_run"]:

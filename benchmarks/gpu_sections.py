@@ -1,4 +1,4 @@
-"""One section of `make gpu`, in a process of its own: what breaks here, a card's own errors included, ends here."""
+"""One section of `make gpu`, in a process of its own, so that its errors, the card's included, end no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs of every op at the GPU shapes (gemma2b and gemma2b-long), with what each must compute and move."""
+"""Inputs of every op at the GPU shapes (gemma2b and gemma2b-long), with least operations and bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FLOAT, BRIEF = torch.float32, torch.bfloat16
 
 @dataclass(frozen=True)
 class Size:
-    """width, features a layer, active a position, layers, heads, kv heads, head width; lengths of the prompts."""
+    """Sizes of a model and of its prompts; features are per layer, active per position."""
 
     width: int
     features: int
@@ -35,13 +35,13 @@ class Size:
 
 
 GEMMA2B = Size(2304, 16384, 60, 26, 8, 4, 256, (128, 2300, 8192), (256, 32, 8), 7500, 100_000)
-COMPILED = replace(GEMMA2B, prompts=(128, 2300), targets=(256, 32), rows=512)  # what compiles the same, in less memory
+COMPILED = replace(GEMMA2B, prompts=(128, 2300), targets=(256, 32), rows=512)  # same kernels, less memory
 TINY = Size(48, 160, 6, 4, 4, 2, 16, (5, 20), (4, 2), 20, 150)
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to time: the op's arguments, its useful operations at which matrix rate, and its least bytes."""
+    """Timed call: the op's arguments, its useful operations and their matrix rate, and its least bytes."""
 
     op: str
     shape: str
@@ -74,7 +74,7 @@ def _label(dtype: torch.dtype) -> str:
 
 
 def features(size: Size, positions: int, device: str) -> pc.SparseFeatures:
-    """Exactly `active` features a position, chosen evenly."""
+    """Features with exactly `active` per position, chosen evenly."""
     chosen = torch.rand(positions, size.features, device=device).topk(size.active).indices.sort(1).values
     row_ptr = torch.arange(positions + 1, device=device) * size.active
     return pc.SparseFeatures(row_ptr, chosen.flatten(), torch.rand(chosen.numel(), device=device) + 0.5)
@@ -108,7 +108,7 @@ def _encode(size: Size, device: str) -> Iterator[Item]:
 
 
 def _embedding_bag(active: pc.SparseFeatures, w: Tensor) -> Tensor:
-    """The library's own sum of weighted rows."""
+    """Sum of weighted rows by torch."""
     return torch.nn.functional.embedding_bag(
         active.index, w, active.row_ptr[:-1], mode="sum", per_sample_weights=active.value
     )
@@ -208,7 +208,7 @@ def _influence(size: Size, device: str) -> Iterator[Item]:
 
 
 def items(op: str, device: str, size: Size | None = None) -> Iterator[Item]:
-    """An op's inputs, by default gemma2b's on a card and tiny ones elsewhere; made when they are asked for."""
+    """Inputs of an op, made one by one; by default gemma2b's on a card and tiny ones elsewhere."""
     size = size or (GEMMA2B if device == "cuda" else TINY)
     torch.manual_seed(0)
     builders = {

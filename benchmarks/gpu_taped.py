@@ -25,7 +25,7 @@ EXTRAPOLATED = "not measured: the sweep at these rows a second, a ranking's time
 
 
 def tape(section: Section) -> None:
-    """Rows a second of the taped algorithm over rows that pc.attribute chose, in float32 and tf32."""
+    """Measure rows per second of the taped algorithm over rows that pc.attribute chose, in float32 and tf32."""
     shape = shape_of(section, "gemma2b")
     with replacement(section, shape) as model:
         targets = min(ROWS, shape.targets or ROWS)
@@ -87,7 +87,7 @@ def measured(
 
 
 def distance(graph: Graph, nodes: Tensor, edges: Tensor) -> float:
-    """The largest distance of a taped row from the graph's, over the graph's norm."""
+    """Largest distance of a taped row from the graph's, over the norm of the graph's row."""
     distances = []
     for r in range(0, len(edges), max(1, len(edges) // COMPARED)):
         ours = dense_row(graph, int(nodes[r]))[: edges.shape[1]]

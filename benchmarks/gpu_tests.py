@@ -1,4 +1,4 @@
-"""The tests that need a card, every outcome saved at once: a red one marks the report and ends nothing."""
+"""Tests that need a card, every outcome saved at once: a failure marks the report and the run goes on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROCESSES = 6  # where pytest-xdist is installed: they compile side by side
 
 
 class Recorder:
-    """A plugin that saves every test's outcome."""
+    """Pytest plugin that saves every test's outcome."""
 
     def __init__(self, section: Section) -> None:
         self.section = section
@@ -35,14 +35,14 @@ class Recorder:
 
 
 def files_with_gpu_tests(folder: Path) -> list[Path]:
-    """The files that mark a test so: to import all the others takes longer than these tests. A file is its own."""
+    """Files with a test marked for a GPU: importing all others takes longer than these tests."""
     if folder.is_file():
         return [folder]
     return [file for file in sorted(folder.glob("test_*.py")) if "mark.gpu" in file.read_text()]
 
 
 def run_tests(section: Section) -> None:
-    """Every GPU test; in a dry run they are collected and skipped, with their reasons."""
+    """Run every GPU test; in a dry run they are collected and skipped, with their reasons."""
     options = ["-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
     options += ["--continue-on-collection-errors"]
     options += ["-c", str(ROOT / "pyproject.toml"), f"--junitxml={section.results / 'tests.xml'}"]

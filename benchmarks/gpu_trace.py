@@ -24,17 +24,17 @@ from pycircuit.trace.precision import PRECISIONS
 
 RUNS = 3
 TINY = {"layers": 3, "width": 32, "heads": 4, "kv_heads": 2, "head_width": 8, "features": 128, "active": 6}
-FEW_ROWS = 128  # of a long prompt, to know what all of them will take
+FEW_ROWS = 128  # of a long prompt, to predict the time of all
 COMPARED = 64  # rows of two graphs
 
 
 def precisions(device: str) -> list[str]:
-    """Every precision that a device has, the default first."""
+    """Precisions of a device, the default first."""
     return [name for name in PRECISIONS if device == "cuda" or name != "tf32"]
 
 
 def shape_of(section: Section, name: str) -> Shape:
-    """The standard shape, or in a dry run a tiny one of the same kind."""
+    """Standard shape, or in a dry run a tiny one of the same kind."""
     shape = SHAPES[name]
     if not section.dry:
         return shape
@@ -49,8 +49,8 @@ def free_memory(section: Section) -> None:
 
 @contextmanager
 def replacement(section: Section, shape: Shape) -> Iterator[pc.ReplacementModel]:
-    """The model of a shape, built on the card; seconds and bytes are saved, and both are free again after it."""
-    torch.zeros((), device=section.device)  # what a process does on its card for the first time is not the model's
+    """Model of a shape on the card; saves seconds and bytes of building it, and frees the memory at the end."""
+    torch.zeros((), device=section.device)  # the start of CUDA does not count for the model
     begin = time.perf_counter()
     model = models.replacement(shape, section.device)
     if section.device == "cuda":
@@ -67,7 +67,7 @@ def replacement(section: Section, shape: Shape) -> Iterator[pc.ReplacementModel]
 def traced(
     section: Section, model: pc.ReplacementModel, shape: Shape, precision: str, targets: int | None
 ) -> tuple[Graph, dict[str, Any]]:
-    """The graph of one run, and its seconds, phases, certificate, dropped mass and peaks."""
+    """Graph of one run, and its seconds, phases, certificate, dropped mass and peaks."""
     cuda, prompt = section.device == "cuda", models.prompt(shape.positions)
     if cuda:
         torch.cuda.synchronize()
@@ -89,7 +89,7 @@ def traced(
 
 
 def agreement(expected: Graph, graph: Graph) -> dict[str, Any]:
-    """The largest distance of rows that both graphs have, over the first's norm, and how many they share."""
+    """Largest distance of rows that both graphs have, over the first's norm, and the number of such rows."""
     if not torch.equal(expected.features.cpu(), graph.features.cpu()):
         return {"unavailable": "other features are active", "active": [len(expected.features), len(graph.features)]}
     common = sorted(set(expected.row_node.tolist()) & set(graph.row_node.tolist()))
@@ -101,7 +101,7 @@ def agreement(expected: Graph, graph: Graph) -> dict[str, Any]:
 
 
 def dense_row(graph: Graph, node: int) -> Tensor:
-    """The row of a node over all columns: [nodes] float64."""
+    """Row of a node over all columns: [nodes] float64."""
     out = torch.zeros(graph.nodes, dtype=torch.float64)
     column, weight = graph.rows.row(int((graph.row_node == node).nonzero()[0, 0]))
     out[column.long().cpu()] = weight.double().cpu()
@@ -111,7 +111,7 @@ def dense_row(graph: Graph, node: int) -> Tensor:
 def repeated(
     section: Section, model: pc.ReplacementModel, shape: Shape, precision: str, runs: int, first: Graph | None
 ) -> Graph | None:
-    """Runs of one precision, saved one by one; the graph of the last, None where there was no time."""
+    """Graph of the last of `runs` runs of one precision, each saved; None where there was no time."""
     name, results, graph = f"{shape.name} {precision}", [], None
     section.save(name, {"runs": results})
     for _ in range(runs):
@@ -136,7 +136,7 @@ def repeated(
 
 
 def plt(section: Section) -> None:
-    """The ten-token call, the end-to-end trace in every precision, then its synchronisations and its profile."""
+    """Measure the ten-token call, the whole trace in every precision, its synchronisations and its profile."""
     _short(section, shape_of(section, "gemma2b-ten"))
     shape, (first, *others) = shape_of(section, "gemma2b"), precisions(section.device)
     with replacement(section, shape) as model:
@@ -151,7 +151,7 @@ def plt(section: Section) -> None:
 
 
 def _short(section: Section, shape: Shape) -> None:
-    """The published ten-token call: a warm-up, then runs of every precision."""
+    """Measure the published ten-token call: a warm-up, then runs of every precision."""
     with replacement(section, shape) as model:
         repeated(section, model, replace(shape, name=f"{shape.name} warm-up"), precisions(section.device)[0], 1, None)
         graph: Graph | None = None
@@ -171,7 +171,7 @@ def clt(section: Section) -> None:
 
 
 def long(section: Section) -> None:
-    """Few rows of every long prompt first: they say what all rows take, which run where that fits."""
+    """Measure a few rows of every long prompt, then all rows where the predicted time is left."""
     for name in ("gemma2b-long", "gemma2b-long8k"):
         shape = shape_of(section, name)
         if section.skip(name, 10):
@@ -192,7 +192,7 @@ def _run(section: Section, model: pc.ReplacementModel, shape: Shape, targets: in
 
 
 def _all_rows(section: Section, model: pc.ReplacementModel, shape: Shape, few: int, run: dict[str, Any]) -> None:
-    """The whole trace of a long prompt, if the time predicted from few of its rows is left."""
+    """Measure the whole trace of a long prompt, if the time predicted from a few rows is left."""
     forward = run["timings"]["forward"]
     predicted = forward + (run["seconds"] - forward) * (shape.targets or 0) / few
     section.save(f"{shape.name} predicted seconds", predicted)

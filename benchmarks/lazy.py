@@ -2,12 +2,11 @@
 
     python benchmarks/lazy.py [--shape scaled|full] [--threads N]      or: make bench-lazy, which writes RESULTS.md
 
-`scaled` is 2 GB, shaped as gemma-2-2b's but narrower (26 layers, bfloat16), written, measured and removed. Three
-figures, each next to what it is a share of: what a graph holds beside the model, next to the size of the files and the
-rows that are active; its time next to the same graph with everything in memory, the pages of the files warm; and
-decoder rows read after the system has dropped them, next to the fastest of plain reads of such rows. `full` has the
-whole shape, 28 GB, for the first figure: encoders are written, and of the decoders only the rows that the prompt needs,
-with holes in the files where the others would be.
+`scaled` is 2 GB, shaped like gemma-2-2b's but narrower (26 layers, bfloat16), written, measured and removed. Three
+figures: the memory of a graph beside the model, against the size of the files and the active rows; its time, against
+the same graph with everything in memory, the files' pages warm; and the rate of reading decoder rows that are not in
+the page cache, against the fastest plain reads of such rows. `full` has the full shape, 28 GB, for the first figure:
+encoders are written, and only those decoder rows that the prompt needs, with holes in the files for the others.
 """
 
 from __future__ import annotations
@@ -41,19 +40,19 @@ from pycircuit.bench.whole_trace import markdown_table
 from pycircuit.files.safetensors import safetensors_header
 from pycircuit.transcoders import formats
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 ACTIVE = 16  # features of a layer at a position
 POSITIONS, ROWS = 32, 32
 ROUNDS = 3
 COLD_LAYERS, COLD_ROWS = 3, 400
-SPARE = 1 << 30  # bytes of the disk that stay free
-BLOCK = 512  # decoder rows that are drawn, and written again and again
+SPARE = 1 << 30  # bytes of the disk to leave free
+BLOCK = 512  # distinct decoder rows, written repeatedly
 HEADER = ("layers x features", "files GB", "active features", "their rows MB", "held MB", "beyond", "seconds", "law")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """holes: of the decoders only the rows that the prompt needs are written."""
+    """Sizes of a cross-layer transcoder; with holes, only the decoder rows that the prompt needs are written."""
 
     layers: int
     features: int
@@ -61,12 +60,12 @@ class Shape:
     holes: bool = False
 
     def slots(self, layer: int) -> int:
-        """The layers that a layer's features write to."""
+        """Number of layers that a layer's features write to."""
         return self.layers - layer
 
     @property
     def disk(self) -> int:
-        """Bytes that writing takes at most."""
+        """Most bytes that writing takes."""
         written = min(self.features, ACTIVE * POSITIONS) if self.holes else self.features
         return 2 * self.width * sum(self.features + written * self.slots(layer) for layer in range(self.layers))
 
@@ -74,11 +73,11 @@ class Shape:
 SHAPES = {"scaled": Shape(26, 2304, 1152), "full": Shape(26, 16384, 2304, holes=True)}
 
 
-# What is measured
+# Files
 
 
 def write(shape: Shape, folder: Path) -> None:
-    """The files of circuit-tracer's layout. Encoders are random; decoders are one random block many times."""
+    """Write files in circuit-tracer's layout, encoders random, decoders a random block repeated."""
     g = torch.Generator().manual_seed(0)
     theta = float(torch.distributions.Normal(0, 1).icdf(torch.tensor(1 - ACTIVE / shape.features)))
     scale = (shape.width * ACTIVE * shape.layers) ** -0.5
@@ -100,7 +99,7 @@ def write(shape: Shape, folder: Path) -> None:
 
 
 def needed(shape: Shape, folder: Path) -> list[list[int]]:
-    """The decoder rows to write, layer by layer."""
+    """Decoder rows to write, by layer."""
     if not shape.holes:
         return [list(range(shape.features))] * shape.layers
     model = pc.ReplacementModel(language_model(shape), formats.load(folder))
@@ -108,7 +107,7 @@ def needed(shape: Shape, folder: Path) -> list[list[int]]:
 
 
 def write_decoder(shape: Shape, folder: Path, layer: int, rows: list[int], block: Tensor) -> None:
-    """A layer's file, with holes where none of `rows` lies."""
+    """Write the decoder file of a layer, with holes outside `rows`."""
     slots, raw = shape.slots(layer), block.repeat(2, 1).view(torch.uint8).numpy()
     header = safetensors_header({f"W_dec_{layer}": (torch.bfloat16, (shape.features, slots, shape.width))})
     size = 2 * slots * shape.width
@@ -151,14 +150,14 @@ def traced(model: Any) -> pc.Graph:
 
 
 def active_bytes(shape: Shape, graph: pc.Graph) -> int:
-    """Of the decoder rows that a graph uses, each once."""
+    """Bytes of the decoder rows that a graph uses, each once."""
     used = torch.unique(graph.features[:, [0, 2]], dim=0)
     return 2 * shape.width * int((shape.layers - used[:, 0]).sum())
 
 
 @contextmanager
 def most_own() -> Iterator[list[int]]:
-    """The most memory of the process's own, without pages of files, while this lasts."""
+    """Peak of the process's memory without pages of files, while the context lasts."""
     most, done = [memory.own() or 0], threading.Event()
 
     def look() -> None:
@@ -175,7 +174,7 @@ def most_own() -> Iterator[list[int]]:
 
 
 def measure_memory(shape: Shape, folder: Path) -> dict[str, float]:
-    """In a process of its own: the most that is held beside the model, with and without pages of the files."""
+    """Peak memory beside the model, with and without pages of files; run in a process of its own."""
     hf_model = language_model(shape)
     before, own_before = memory.restart_peak(), memory.own()
     if before is None or own_before is None:
@@ -205,7 +204,7 @@ def in_its_own_process(name: str, folder: Path, threads: int) -> dict[str, float
 
 
 def measure_time(shape: Shape, folder: Path, rounds: int) -> dict[str, float]:
-    """Medians of a graph's seconds, in turns; and how far their edges are apart."""
+    """Median seconds of a graph from files and from memory, in turn, and the distance of their edges."""
     hf_model = language_model(shape)
     models = [pc.ReplacementModel(hf_model, formats.load(folder, lazy=from_files)) for from_files in (True, False)]
     graphs = [traced(model) for model in models]
@@ -234,7 +233,7 @@ def drop_pages(folder: Path) -> None:
 
 
 def rate(shape: Shape, folder: Path, read: Callable[[int, Tensor], int], seed: int) -> float:
-    """Bytes a second of `read(layer, rows)`, which returns how many it read, after the pages were dropped."""
+    """Bytes per second of `read(layer, rows)`, which returns the bytes that it read, after the pages were dropped."""
     g = torch.Generator().manual_seed(seed)
     chosen = [torch.randperm(shape.features, generator=g)[:COLD_ROWS].sort().values for _ in range(COLD_LAYERS)]
     drop_pages(folder)
@@ -244,7 +243,7 @@ def rate(shape: Shape, folder: Path, read: Callable[[int, Tensor], int], seed: i
 
 
 def measure_cold(shape: Shape, folder: Path, rounds: int) -> dict[str, float]:
-    """Medians of rates in turns: ours, and of plain reads with several numbers of threads."""
+    """Median rates, in turn: ours, and of plain reads with several numbers of threads."""
     decoders = formats.load(folder).w_dec
 
     def ours(layer: int, rows: Tensor) -> int:
@@ -272,11 +271,11 @@ def measure_cold(shape: Shape, folder: Path, rounds: int) -> dict[str, float]:
     return {name: statistics.median(rates) for name, rates in samples.items()}
 
 
-# What was found
+# Results
 
 
 def measure(name: str, threads: int, rounds: int) -> dict[str, Any]:
-    shape, build = SHAPES[name], HERE.parent / "build"
+    shape, build = SHAPES[name], FOLDER.parent / "build"
     build.mkdir(exist_ok=True)
     if shutil.disk_usage(build).free < shape.disk + SPARE:
         raise SystemExit(f"bench-lazy: {name} needs {(shape.disk + SPARE) / 1e9:.0f} GB free where {build} is")
@@ -290,7 +289,7 @@ def measure(name: str, threads: int, rounds: int) -> dict[str, Any]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The section of RESULTS.md."""
+    """Section of RESULTS.md."""
     facts, shapes = results["machine"], results["shapes"].values()
     load = max(entry["load"] for entry in shapes)
     verdicts = [

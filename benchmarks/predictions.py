@@ -1,6 +1,6 @@
-"""What an H100 should take for every kernel and every GPU shape, from counts and named rates: writes PREDICTIONS.md.
+"""Predicted times of every kernel and every GPU shape on an H100, from counts and named rates: writes PREDICTIONS.md.
 
-Nothing here was measured on a GPU by this project. The first run of `make gpu` is held against it, line by line.
+No figure was measured on a GPU by this project. The first run of `make gpu` is compared with it, line by line.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STORED_BYTES = 12 << 30  # patterns of all layers above this, a quarter of a tra
 
 @dataclass(frozen=True)
 class Work:
-    """Operations at a rate and bytes of an op, or of a share of a trace."""
+    """Operations, their rate and bytes of an op, or of a share of a trace."""
 
     name: str
     shape: str
@@ -54,7 +54,7 @@ class Work:
 
 
 def rows_read(features: int, active: int, positions: int) -> float:
-    """Decoder rows that are active anywhere in a prompt, expected: they are read once."""
+    """Expected number of decoder rows that are active anywhere in a prompt; each is read once."""
     return features * (1 - (1 - active / features) ** positions)
 
 
@@ -81,7 +81,7 @@ def kernels(size: Size = GEMMA2B) -> Iterator[Work]:
 
 
 def attend_back(size: Size, p: int, targets: int) -> Work:
-    """Stored patterns while a card keeps them, else what makes them again as well."""
+    """Work of attend_back: with stored patterns while they fit on a card, else recomputing them as well."""
     lengths = ragged(targets, p, "cpu").diff().double()
     width = size.heads * size.head
     useful, y = float((lengths * (lengths + 1)).sum()) * width, 4.0 * float(lengths.sum()) * width
@@ -126,7 +126,7 @@ def columns_seen(shape: Shape, layer: Tensor, position: Tensor) -> float:
 
 
 def trace(shape: Shape) -> list[Work]:
-    """The card's work of a whole trace, every target's share of an even selection; the rankings read rows densely."""
+    """Work of a complete trace on the card, targets as an even selection; rankings read dense rows."""
     layer, position = grid(shape)
     count = targets(shape)
     works = []
@@ -142,7 +142,7 @@ def trace(shape: Shape) -> list[Work]:
 
 
 def export(shape: Shape) -> float:
-    """Bytes of the finished rows, a column and a weight an entry, at most what an even selection has."""
+    """Bytes of the finished rows, a column and a weight per entry, at most those of an even selection."""
     layer, position = grid(shape)
     scale = 1.0 if shape.targets is None else SELECTED
     return 8.0 * scale * (targets(shape) * columns_seen(shape, layer, position))
@@ -186,7 +186,7 @@ def gpu_shapes() -> list[Shape]:
 
 
 def document() -> str:
-    """PREDICTIONS.md."""
+    """Text of PREDICTIONS.md."""
     rates = ", ".join(f"{name} {rate / 1e12:.0f}" for name, rate in RATES.items())
     lines = [
         "# Predictions for an H100",

@@ -1,7 +1,7 @@
-"""A short prompt on circuit-tracer's model: the drop-in's `attribute` beside `pc.attribute`, in turn.
+"""Time of the drop-in's `attribute` beside `pc.attribute`, on a short prompt and circuit-tracer's model.
 
 SmolLM2-135M's shape with random weights, ten tokens, 100 features; processor time of one thread, which other programs
-do not move. Run it with `make bench-short`.
+do not change. Run it with `make bench-short`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def ratio(theirs: Any, ours: pc.ReplacementModel, ids: torch.Tensor, rounds: int) -> tuple[float, float, float]:
-    """Median seconds of the drop-in and of pc.attribute, and the median of their ratios, after one call of each."""
+    """Median seconds of the drop-in and of pc.attribute, and the median of their ratios, after a call of each."""
 
     def drop_in() -> Any:
         return attribute(ids, theirs, max_feature_nodes=FEATURES, batch_size=FEATURES)

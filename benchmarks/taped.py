@@ -1,4 +1,4 @@
-"""circuit-tracer's algorithm on our frozen model: the baseline with our weights, our patterns and our features.
+"""Baseline: circuit-tracer's algorithm on our frozen model, with our weights, patterns and features.
 
 1. The prompt is replicated `batch` times through a taped forward; patterns and norm denominators are constants.
 2. The decoder rows of all active features are copied and scaled.
@@ -24,7 +24,7 @@ BATCHES_A_RANKING = 4
 
 
 def attention_out(layer: FrozenLayer, stream: Tensor) -> Tensor:
-    """What a frozen attention adds to copies of the stream, on the tape: [batch, positions, width]."""
+    """Output of a frozen attention on copies of the residual stream, on the tape: [batch, positions, width]."""
     everywhere = torch.arange(stream.shape[1], device=stream.device)
     pattern = layer.attention.pattern_rows(everywhere, len(everywhere)).unflatten(0, (layer.kv_heads, -1))
     x = stream if layer.attention_norm is None else layer.attention_norm.forward(stream)
@@ -35,10 +35,10 @@ def attention_out(layer: FrozenLayer, stream: Tensor) -> Tensor:
 
 
 class TapedModel:
-    """A taped forward of `batch` copies of one frozen prompt.
+    """Taped forward of `batch` copies of a frozen prompt.
 
-    tokens: [batch, positions, width], what enters layer 0; written: [layers] of the same shape, what each MLP adds;
-    reads: [layers + 1] of the same shape, what a target of a layer reads, at last the normed end of the stream.
+    tokens: [batch, positions, width], the input of layer 0; written: [layers] of the same shape, the output of each
+    MLP; reads: [layers + 1] of the same shape, the input that a target of a layer reads, last the normed final stream.
     """
 
     def __init__(self, local: LocalReplacement, batch: int) -> None:
@@ -54,7 +54,7 @@ class TapedModel:
             middle = stream if layer.parallel else stream + attended
             norm, write = layer.read_norm(transcoders.reads), layer.write_norm(transcoders.writes)
             self.reads.append(middle if norm is None else norm.forward(middle))
-            leaf = torch.zeros_like(stream, requires_grad=True)  # linear: gradients do not ask what is written
+            leaf = torch.zeros_like(stream, requires_grad=True)  # linear: gradients do not depend on its value
             self.written.append(leaf)
             stream = stream + attended + (leaf if write is None else write.forward(leaf))
         self.reads.append(frozen.final_norm.forward(stream))

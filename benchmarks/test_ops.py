@@ -1,5 +1,7 @@
-"""Every row with all threads, the cheap ones with one too. pytest-benchmark holds the clock; the peers take
-their turns in its set-up, so that a busy moment falls on everyone. Run it with `make bench`."""
+"""Times of every op: rows with all threads, the cheap ones with one too. Run it with `make bench`.
+
+pytest-benchmark times our calls; the others are called in turn in its set-up, so that a busy moment slows all of them.
+"""
 
 from __future__ import annotations
 

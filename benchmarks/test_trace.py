@@ -1,4 +1,4 @@
-"""Whole traces on plain PyTorch ops and on the native ones. Run it with `make bench`."""
+"""Times of complete traces by the native ops and by plain PyTorch. Run it with `make bench`."""
 
 from __future__ import annotations
 

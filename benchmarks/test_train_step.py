@@ -1,4 +1,4 @@
-"""A training step next to plain PyTorch. Run it with `make bench`."""
+"""Time of a training step beside plain PyTorch's. Run it with `make bench`."""
 
 from __future__ import annotations
 

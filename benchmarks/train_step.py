@@ -1,4 +1,4 @@
-"""One training step next to plain PyTorch with a dense encoder and decoder, and what either needs of memory.
+"""Time and memory of a training step, beside plain PyTorch with a dense encoder and decoder.
 
     python benchmarks/train_step.py [--threads 2] [--rounds 7] [--json file]
 
@@ -31,7 +31,7 @@ NEEDS = "mebibytes beyond weights, moments, gradients and batch"
 
 
 def sparse(x: Tensor, y: Tensor, features: int) -> tuple[Callable[[], Tensor], list[Tensor]]:
-    """Ours: (a step, the weights)."""
+    """Our training step: (a step, the weights)."""
     learner = Learner(Recipe(features=features, k=TOP), 1, WIDTH, torch.float32, torch.device("cpu"))
     weights = list(learner.tensors().values())
     adam = torch.optim.Adam(weights, lr=1e-4, fused=True)
@@ -47,7 +47,7 @@ def sparse(x: Tensor, y: Tensor, features: int) -> tuple[Callable[[], Tensor], l
 
 
 def dense(x: Tensor, y: Tensor, features: int) -> tuple[Callable[[], Tensor], list[Tensor]]:
-    """Plain PyTorch: pre-activations and activations are [batch, features]."""
+    """Plain PyTorch's step, its pre-activations and activations [batch, features]: (a step, the weights)."""
     learner = Learner(Recipe(features=features, k=TOP), 1, WIDTH, torch.float32, torch.device("cpu"))
     w_enc, b_enc, w_dec = learner.w_enc[0], learner.b_enc[0], learner.w_dec[0].detach()[0].clone().requires_grad_()
     b_dec = learner.b_dec.detach()[0].clone().requires_grad_()
@@ -75,7 +75,7 @@ def inputs(batch: int) -> tuple[Tensor, Tensor]:
 
 
 def timed(rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round, the two in turn, after a check that they take the same steps."""
+    """Seconds of every round of both forms, in turn, after a check that they take the same steps."""
     x, y = inputs(BATCH)
     steps = {name: form(x, y, FEATURES)[0] for name, form in FORMS.items()}
     losses = {name: [float(step()) for _ in range(3)] for name, step in steps.items()}
@@ -92,13 +92,13 @@ def timed(rounds: int) -> dict[str, list[float]]:
 
 
 def _peak() -> int:
-    """Bytes: the high-water mark of resident memory since the last reset."""
+    """Most bytes of resident memory since the last reset."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
 def memory(form: str, features: int, batch: int) -> int:
-    """Bytes that a step needs beyond weights, moments, gradients and batch. Run in a process of its own."""
+    """Bytes that a step needs beyond weights, moments, gradients and batch; run in a process of its own."""
     step, _ = FORMS[form](*inputs(batch), features)
     step()  # moments and gradients are there from now on
     Path("/proc/self/clear_refs").write_text("5")
@@ -134,7 +134,7 @@ def report(rounds: int) -> dict[str, Any]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The section of RESULTS.md."""
+    """Section of RESULTS.md."""
     lines = []
     for form in FORMS:
         low, high = results["range"][form]

@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic, and that they refuse to time what is wrong."""
+"""Arithmetic of the benchmarks, and their refusal to time wrong results."""
 
 from __future__ import annotations
 

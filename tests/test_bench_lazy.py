@@ -1,4 +1,4 @@
-"""The benchmark of transcoders left in their files, on a set that takes no time."""
+"""Benchmark of transcoders left in their files, on a tiny set."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_holes_are_where_nothing_is_needed(tmp_path: Path, bench: ModuleType) ->
 
 
 def test_report(bench: ModuleType) -> None:
-    """Each figure next to its target, one that misses it as well."""
+    """Figures stand beside their targets, missed ones as well."""
     memory = {
         "files": 10_000_000_000,
         "features": 7,

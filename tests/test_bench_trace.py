@@ -1,4 +1,4 @@
-"""The benchmark of whole traces: what it counts, what it refuses, what it leaves of others' results."""
+"""Benchmark of complete traces: its counts, its checks and its section of the results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def graph() -> pc.Graph:
 
 
 def by_hand(shape: Shape, layer: int, position: int, first_hop: bool) -> int:
-    """One target's operations, counted one multiply and add at a time down the layers."""
+    """Operations of a target, counted one multiply and add at a time down the layers."""
     ops, n = 0, position + 1
     for below in reversed(range(shape.layers)):
         if below < layer:  # its MLP writes below the target's read

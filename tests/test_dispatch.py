@@ -1,4 +1,4 @@
-"""Which implementation runs: a pure choice, forced by name, per thread, and said afterwards."""
+"""Choice of the implementation: pure, forced by name, per thread, and recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py where there is no GPU: every section at tiny shapes, and every way in which a run can go wrong."""
+"""benchmarks/gpu.py without a GPU: every section at tiny shapes, and every way in which a run can fail."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCRIPT = BENCHMARKS / "gpu.py"
 ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 ORDER = ("compile", "card", "plt", "tests", "clt", "long", "taped", "ops", "tune")
 
-# Stands in for the sections' script: it saves what gpu.json says when it starts, then does what `acts` has for it.
+# Replaces the sections' script: it saves the states in gpu.json when it starts, then runs its code in `acts`.
 STAND_IN = """
 import json, os, signal, sys, time
 name, words = sys.argv[1], dict(zip(sys.argv[2::2], sys.argv[3::2]))
@@ -43,7 +43,7 @@ def script(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def standing_in(folder: Path, acts: dict[str, str], *arguments: str) -> subprocess.Popen[bytes]:
-    """gpu.py in a process, its sections standing in for the real ones."""
+    """Start gpu.py with the replaced sections."""
     (folder / "section.py").write_text(f"ACTS = {acts!r}\n{STAND_IN}")
     code = "import gpu, pathlib, sys; gpu.SECTION_SCRIPT = pathlib.Path(sys.argv[1]); sys.exit(gpu.main(sys.argv[2:]))"
     command = [sys.executable, "-c", code, str(folder / "section.py"), "--device", "cpu", "--results", str(folder)]
@@ -72,7 +72,7 @@ def test_unknown_section_is_refused() -> None:
 
 @pytest.fixture
 def section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that runs a section's dry run in this process and returns what it saved."""
+    """Function that runs a section's dry run in this process and returns its results."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     import gpu_sections
 

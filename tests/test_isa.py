@@ -1,4 +1,4 @@
-"""Code compiled for one ISA must not be shared with another: no weak symbols, every ISA tested where it runs."""
+"""Code compiled for an ISA is not shared with another: no weak symbols."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHARED_DATA = [("V", "DW.ref.__gxx_personality_v0")]
 
 
 def _objects(isa: str) -> list[Path]:
-    """The objects of one ISA, of the newest build that has them."""
+    """Object files of an ISA, from the newest build that has them."""
     folders = sorted(BUILD.glob(f"**/cpu_{isa}.dir/csrc/cpu"), key=lambda f: f.stat().st_mtime)
     return sorted(folders[-1].glob("*.o")) if folders else []
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from op_forms import EVERY, every_form
 
 import pycircuit as pc
 from pycircuit.ops import cases
-from pycircuit.ops.dispatch import native_isas
-from pycircuit.ops.registry import OPS
-
-FORMS = [("reference", None), *(("native", name) for name, supported in native_isas() if supported)]
-EVERY = [(op, case) for op in OPS for case in cases.CASES[op]]
 
 
-@pytest.mark.parametrize(("form", "isa"), FORMS, ids=[isa or form for form, isa in FORMS])
+@every_form
 @pytest.mark.parametrize(("op", "case"), EVERY, ids=[f"{op}-{case}" for op, case in EVERY])
 def test_equals_float64(op: str, case: str, form: str, isa: str | None) -> None:
     args = cases.CASES[op][case](cases.generator(1))

@@ -23,7 +23,7 @@ def predictions(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_document_is_written_by_its_function(predictions: Any) -> None:
-    """Where it differs, `python benchmarks/predictions.py` writes it anew."""
+    """`python benchmarks/predictions.py` writes it again."""
     assert predictions.PATH.read_text() == predictions.document()
     assert "Nothing here was measured on a GPU" in predictions.document()
 

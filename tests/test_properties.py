@@ -29,7 +29,7 @@ def check(op: str, *args: Any) -> None:
 
 
 def strided(t: Tensor, gap: int, skip: int) -> Tensor:
-    """The same values, rows `gap` elements further apart and `skip` elements into their memory."""
+    """Copy of t with rows `gap` elements further apart, `skip` elements into its memory."""
     rows = t.reshape(-1, t.shape[-1]) if t.numel() else t.new_zeros(0, t.shape[-1])
     buffer = torch.full((skip + len(rows) * (t.shape[-1] + gap),), float("nan"), dtype=t.dtype)
     view = buffer[skip:].as_strided(rows.shape, (t.shape[-1] + gap, 1)) if len(rows) else rows

@@ -1,4 +1,4 @@
-"""benchmarks/taped.py: a tape and copies of the prompt give the edges of our sweep, and power iteration our ranking."""
+"""benchmarks/taped.py: the taped baseline gives the edges of our sweep, and power iteration our ranking."""
 
 from __future__ import annotations
 

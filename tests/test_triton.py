@@ -28,7 +28,7 @@ interpreted = pytest.mark.skipif(HAS_GPU, reason="a CUDA device is here: Triton 
 
 
 def to(device: str, argument: Any) -> Any:
-    """An argument on another device, strides and all: rows that lie apart must stay apart."""
+    """Copy of an argument on another device, with equal strides."""
     if isinstance(argument, Tensor):
         if argument.is_contiguous():
             return argument.to(device)
@@ -78,7 +78,7 @@ def test_equals_float64_on_gpu(op: str) -> None:
 
 
 def far_apart(t: Tensor) -> Tensor:
-    """The same rows 2^30 elements apart, so that the third lies past 2^31; only the pages touched are committed."""
+    """Rows of t 2^30 elements apart, so that the third lies past 2^31; only the pages touched are committed."""
     rows = torch.empty((len(t) - 1) * 2**30 + t.shape[1], dtype=t.dtype).as_strided(t.shape, (2**30, 1))
     rows.copy_(t)
     return rows

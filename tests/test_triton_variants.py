@@ -1,4 +1,4 @@
-"""Calls that differ only in what changes from tile to tile and from prompt to prompt compile no second time."""
+"""Kernels compile once for calls that differ only in sizes that change from tile to tile or prompt to prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measurement: every op at the standard shapes, next to plain PyTorch and to this machine's own limits.
+"""Benchmarks of every op at the standard shapes, beside plain PyTorch and the limits of this machine.
 
 Works from a wheel: `python -m pycircuit.bench --op encode --shape small`, or `pycircuit bench`.
 """

@@ -1,4 +1,4 @@
-"""`python -m pycircuit.bench`: measure, print, optionally keep."""
+"""Command line of the benchmarks: `python -m pycircuit.bench`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m pycircuit.bench", description="Measure the ops on this machine.")
     parser.add_argument("--op", choices=list(OPS), help="only this op")
     parser.add_argument("--shape", help="only this shape: " + ", ".join(dict.fromkeys(r.shape for r in ROWS)))
-    parser.add_argument("--row", help="only rows whose name has this in it, for example b64-ragged")
+    parser.add_argument("--row", help="only rows whose name contains this, for example b64-ragged")
     parser.add_argument("--quick", action="store_true", help="a few small rows, short samples")
     parser.add_argument("--threads", help="for example 1 or 1,all; default all, and 1 for cheap rows")
     parser.add_argument("--implementation", choices=IMPLEMENTATIONS, default="native")
@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def thread_counts(text: str | None) -> list[int] | None:
-    """'1,all' -> [1, cores]; ValueError for anything else."""
+    """Numbers of threads in a text such as '1,all'; ValueError for anything else."""
     if text is None:
         return None
     counts = []
@@ -53,11 +53,11 @@ def run(
     threads: str | None = None,
     options: Options | None = None,
 ) -> Report:
-    """Measure and print every row as it comes."""
+    """Measure every row and print it at once."""
     rows, counts = select(op, shape, name, quick), thread_counts(threads)
     options = options or Options()
     with pc.use(options.implementation, isa=options.isa):
-        pass  # a choice that cannot be is refused before anything is measured
+        pass  # an impossible choice is refused before anything is measured
     session = Session(options, seconds=0.2 if quick else 0.6)
     for row, count in plan(rows, counts):
         if count not in session.rates:

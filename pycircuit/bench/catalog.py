@@ -1,4 +1,4 @@
-"""THE list of what is measured: op x shape x variant, with what each row has to reach."""
+"""Table of benchmarks: op x shape x variant, with the targets of each row."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ MATRIX, READ, MEMORY = "matrix rate", "read rate", "memory"
 
 @dataclass(frozen=True)
 class Target:
-    """What a row must reach: a ratio to a peer (its time over ours), a share of a measured rate, or the scratch of
-    encode as a share of positions x features floats."""
+    """Bound on a figure of a row.
+
+    of: a peer (its time over ours), a measured rate (a share of it), or MEMORY (scratch of encode as a share of
+    positions x features floats).
+    """
 
     of: str
     least: float | None = None
@@ -35,8 +38,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Row:
-    """build draws the inputs. rotate: weights come from memory, not from a cache that the last call warmed.
-    single: cheap enough to measure with one thread too. needs: bytes of memory the row takes."""
+    """One benchmark.
+
+    build: draws the inputs; rotate: read weights from memory, not from a cache that the last call warmed; single: cheap
+    enough to measure with one thread too; needs: bytes of memory that it takes.
+    """
 
     op: str
     shape: str
@@ -138,7 +144,7 @@ ROWS: tuple[Row, ...] = (*_encode(), *_decode(), *_attend_back(), *_edge_scores(
 
 
 def select(op: str | None = None, shape: str | None = None, name: str | None = None, quick: bool = False) -> list[Row]:
-    """The rows of an op, of a shape, with `name` in their name, or the quick ones; an error where none fits."""
+    """Rows of an op, of a shape, with `name` in their name, or the quick ones; ValueError where none fits."""
     rows = [
         row
         for row in ROWS

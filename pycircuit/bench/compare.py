@@ -1,4 +1,4 @@
-"""Two runs side by side."""
+"""Table of two runs side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The useful operations of a sweep: what targets must do inside their causal cone."""
+"""Useful operations of a sweep: those of targets inside their causal cones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .shapes import Shape
 
 
 def expanded(graph: Graph) -> tuple[Tensor, Tensor]:
-    """(layer, position) of every row of a graph: [rows] each; a target at the end of the stream reads at `layers`."""
+    """(layer, position) of every row of a graph: [rows] each; a target at the end of the stream has layer `layers`."""
     inner = graph.row_node < graph.first_error
     layer, position = graph.row_node.new_full(graph.row_node.shape, graph.layers), graph.row_node.clone()
     chosen = graph.features[graph.row_node[inner]]

@@ -23,9 +23,9 @@ Arguments = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Peer:
-    """Something to compare with: a function of the arguments, or the name of an implementation of the same op.
+    """Call to compare with: a function of the arguments, or the name of an implementation of the same op.
 
-    "same" is the implementation under test, with `args` of its own. `result` turns its answer into the op's.
+    "same" is the implementation under test, with other `args`. `result` converts its output to that of the op.
     """
 
     run: Callable[..., Any] | str
@@ -35,7 +35,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Inputs:
-    """One row's work. operations and bytes are the least any implementation must do."""
+    """Arguments of a row and the least operations and bytes of any implementation."""
 
     args: Arguments
     operations: float
@@ -88,7 +88,7 @@ def _product(x: Tensor, w_enc: Tensor, *_: Any) -> Tensor:
 
 
 def _distinct(g: torch.Generator, positions: int, size: int, active: int) -> SparseFeatures:
-    """`active` features at every position, no feature twice where `size` allows it: no row is read for free."""
+    """Features with `active` at every position, none twice where `size` allows it, so that no row is in cache."""
     draws = -(-positions * active // size)
     index = torch.cat([torch.randperm(size, generator=g) for _ in range(draws)])[: positions * active]
     index = index.view(positions, active).sort(1).values.flatten()
@@ -132,7 +132,7 @@ def _embedding_bag(features: SparseFeatures, w_dec: Tensor, _: None) -> Tensor:
 
 
 def _prefixes(targets: int, positions: int, full: bool) -> Tensor:
-    """Targets spread evenly over the positions in ascending order, as the sweep sorts them, or all at the last."""
+    """Prefixes of targets spread evenly over the positions, ascending as in the sweep, or all of full length."""
     if full:
         return torch.arange(targets + 1) * positions
     lengths = torch.linspace(1, positions, targets).round().long()
@@ -140,7 +140,7 @@ def _prefixes(targets: int, positions: int, full: bool) -> Tensor:
 
 
 def _few_targets(prefix_ptr: Tensor, most: int = 6) -> tuple[Tensor, Tensor]:
-    """A few targets, first and last among them: (their rows, their own prefix_ptr)."""
+    """Choose a few targets, first and last among them: (their rows, their own prefix_ptr)."""
     targets = len(prefix_ptr) - 1
     chosen = torch.linspace(0, targets - 1, min(most, targets)).round().long().unique()
     spans = [torch.arange(int(prefix_ptr[t]), int(prefix_ptr[t + 1])) for t in chosen]
@@ -222,7 +222,7 @@ def influence(g: torch.Generator, layers: int, per_layer: int, count: int, colum
 
 
 def _layered_influence(rows: Tensor, node: Tensor, weight: Tensor, blocks: list[slice]) -> Tensor:
-    """The float64 answer, a layer at a time: the whole matrix in float64 would not fit."""
+    """Influence in float64, a layer at a time: the full matrix in float64 would not fit."""
     total = torch.zeros(rows.shape[1], dtype=torch.float64)
     for block in blocks:
         share = rows[block].double().abs()

@@ -1,4 +1,4 @@
-"""What this machine is and the most it can do: matrix rates, copy rate, read rate."""
+"""Description of this machine and its best rates: matrix products, copies, reads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CACHE_GUESS = 32 << 20  # where the last-level cache's size cannot be read
 
 @dataclass(frozen=True)
 class Rates:
-    """Best of several, with `threads` threads. Matrix rates in operations a second, the others in bytes a second."""
+    """Best rates with `threads` threads: matrix products in operations per second, the others in bytes per second."""
 
     threads: int
     float32: float
@@ -31,7 +31,7 @@ class Rates:
     read: float
 
     def matrix(self, bfloat16: bool = False) -> float:
-        """bfloat16 operands may be widened, so their limit is the better of the two rates."""
+        """Matrix rate of a type: bfloat16 operands may be widened, so theirs is the better of the two."""
         return max(self.float32, self.bfloat16) if bfloat16 else self.float32
 
     @property
@@ -39,7 +39,7 @@ class Rates:
         return max(self.copy, self.read)
 
     def raised(self, float32: float, read: float) -> Rates:
-        """With anything better that was seen since."""
+        """Rates raised to better ones measured later."""
         return replace(self, float32=max(self.float32, float32), read=max(self.read, read))
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Rates:
 
 
 def _fastest(call: Callable[[], object], seconds: float) -> float:
-    """Shortest of the calls that fit in `seconds`, at least three."""
+    """Seconds of the fastest of the calls that fit in `seconds`, at least three."""
     call()
     samples: list[float] = []
     while len(samples) < 3 or sum(samples) < seconds:
@@ -61,7 +61,7 @@ def _fastest(call: Callable[[], object], seconds: float) -> float:
 
 
 def _matrix_rate(dtype: torch.dtype, seconds: float) -> float:
-    """The best over square products that grow until one takes a tenth of `seconds`: bfloat16 may be emulated."""
+    """Best rate of square products that grow until one takes a tenth of `seconds`: bfloat16 may be emulated."""
     best, size = 0.0, 256
     while size <= 2048:
         a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
@@ -78,7 +78,7 @@ _FAR = 64 << 20  # floats, 256 MB: far beyond any cache
 
 
 def measure(threads: int, seconds: float = 0.6) -> Rates:
-    """Every rate with `threads` threads, about 5 x `seconds`."""
+    """Measure every rate with `threads` threads, in about 5 x `seconds`."""
     with threads_set(threads):
         source = torch.ones(_FAR)
         target = torch.empty_like(source)
@@ -105,7 +105,7 @@ def threads_set(count: int) -> Iterator[None]:
 
 @dataclass
 class Probe:
-    """The matrix and read rates again, between the samples of a row: a shared machine is not always as fast."""
+    """Matrix and read rates measured between the samples of a row: the speed of a shared machine varies."""
 
     matrix: Tensor = field(default_factory=lambda: torch.randn(1024, 1024))
     source: Tensor = field(default_factory=lambda: torch.ones(_FAR).view(512, -1))
@@ -123,7 +123,7 @@ class Probe:
 
 
 def last_level_cache() -> int:
-    """Bytes."""
+    """Bytes of the last-level cache."""
     sizes = [_CACHE_GUESS]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index[3-9]/size"):
         text = path.read_text().strip()
@@ -132,7 +132,7 @@ def last_level_cache() -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not say."""
+    """Bytes available without swapping; None where the system does not report them."""
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10
@@ -152,17 +152,17 @@ def _lines(path: str) -> list[str]:
 
 
 def all_threads() -> int:
-    """What torch was started with: the cores, or OMP_NUM_THREADS."""
+    """Number of threads that torch was started with: the cores, or OMP_NUM_THREADS."""
     return torch.get_num_threads()
 
 
 def load() -> float | None:
-    """One-minute load average, before we add to it."""
+    """One-minute load average; None where the system has none."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 class Others:
-    """Cores that other processes kept busy between the start and `cores()`: the load average is too slow for a row."""
+    """Cores that other processes use between the start and `cores()`; a load average is too slow for a row."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -176,7 +176,7 @@ class Others:
 
     @staticmethod
     def _elsewhere() -> float | None:
-        """Seconds of work by everyone else since boot."""
+        """Seconds of work by all other processes since boot."""
         total = next(iter(_lines("/proc/stat")), None)
         if total is None:
             return None

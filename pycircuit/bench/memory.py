@@ -1,4 +1,4 @@
-"""What this process holds in memory: now, and at most since a moment. Linux only; None elsewhere."""
+"""Memory of this process, resident and peak. Linux only; None elsewhere."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def resident() -> int | None:
 
 
 def own() -> int | None:
-    """What is resident without pages of files, which the system may drop."""
+    """Resident bytes without pages of files, which the system may drop."""
     return _bytes("RssAnon")
 
 
 def peak() -> int | None:
-    """The most since the process started, or since `restart_peak`."""
+    """Most resident bytes since the process started, or since `restart_peak`."""
     return _bytes("VmHWM")
 
 
 def restart_peak() -> int | None:
-    """Give back what the allocator keeps, count the peak from here on and return what is resident now."""
+    """Return free memory to the system, restart the count of the peak and return the resident bytes."""
     gc.collect()
     if not _CLEAR.exists():
         return None

@@ -1,4 +1,4 @@
-"""A language model with transcoders at a standard shape, random weights, everything from one seed."""
+"""Language model and transcoders at a standard shape, with random weights from fixed seeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VOCABULARY, MLP_FACTOR = 8192, 4
 
 
 def language_model(shape: Shape, seed: int = 0, device: str = "cpu") -> Any:
-    """A transformers Llama, made on its device: embeddings N(0, 1), every other matrix N(0, 0.25 / width)."""
+    """Llama of transformers, made on its device: embeddings N(0, 1), every other matrix N(0, 0.25 / width)."""
     import transformers
 
     config = transformers.LlamaConfig(
@@ -42,7 +42,7 @@ def language_model(shape: Shape, seed: int = 0, device: str = "cpu") -> Any:
 
 
 def transcoder_weights(shape: Shape, seed: int = 1, device: str = "cpu") -> dict[str, Any]:
-    """Weights of transcoders, lists with one entry a layer; theta: [features] leaves `active` features a position.
+    """Weights of transcoders by layer; theta: [features] leaves `active` features per position.
 
     w_dec[l]: [features, width], or [features, layers - l, width] across layers, in the shape's type of decoders.
     """
@@ -65,7 +65,7 @@ def transcoder_weights(shape: Shape, seed: int = 1, device: str = "cpu") -> dict
 
 
 def replacement(shape: Shape, device: str = "cpu") -> pc.ReplacementModel:
-    """The model and its transcoders on a device; both kinds read after the MLP's norm, where L0 holds."""
+    """Model and transcoders on a device; both kinds read after the MLP's norm, where L0 is as the shape says."""
     w = transcoder_weights(shape, device=device)
     kind = pc.CrossLayerTranscoder if shape.cross_layer else pc.PerLayerTranscoders
     transcoders = kind(w["w_enc"], w["b_enc"], w["w_dec"], w["b_dec"], pc.JumpReLU(w["theta"]), reads="mlp_in")
@@ -73,7 +73,7 @@ def replacement(shape: Shape, device: str = "cpu") -> pc.ReplacementModel:
 
 
 def prompt(positions: int, seed: int = 2) -> Tensor:
-    """Token 0, then random others: [positions]."""
+    """Prompt of token 0, then random others: [positions]."""
     ids = torch.randint(1, VOCABULARY, (positions,), generator=torch.Generator().manual_seed(seed))
     ids[0] = 0
     return ids

@@ -1,4 +1,4 @@
-"""What a run found, as JSON for machines, a table for the terminal and RESULTS.md for readers."""
+"""Report of a run: JSON, a table for the terminal, and RESULTS.md."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Report:
-    """One run on one machine."""
+    """Results of a run on a machine."""
 
     facts: dict[str, Any]
     rates: dict[int, Rates]
@@ -48,7 +48,7 @@ class Report:
 
 
 def load(path: Path) -> Report:
-    """A saved run; ValueError where the file is not one."""
+    """Load a saved run; ValueError where the file is not one."""
     try:
         document = json.loads(path.read_text())
         if document["schema"] != SCHEMA:
@@ -84,7 +84,7 @@ HEADER = (
 
 
 def cells(result: Result) -> tuple[str, ...]:
-    """One line of the table, in HEADER's order."""
+    """Cells of a row of the table, in HEADER's order."""
     ran = result.isa or result.implementation
     if result.failed or result.skipped:
         why = f"WRONG: {result.failed}" if result.failed else f"skipped: {result.skipped}"
@@ -106,7 +106,7 @@ def cells(result: Result) -> tuple[str, ...]:
 
 
 def _load(result: Result) -> str:
-    """Load average, and the cores that others took while we timed."""
+    """Load average, and the cores that other processes used during timing."""
     return "/".join("-" if n is None else f"{n:.1f}" for n in (result.load, result.others))
 
 
@@ -139,7 +139,7 @@ def describe(outcome: Outcome) -> str:
 
 
 def _notes(result: Result) -> list[str]:
-    """Targets first, then the peers that no target names."""
+    """Outcomes of targets, then ratios to the peers that no target names."""
     named = {o.of for o in result.outcomes} | {result.implementation, "reference"}
     others = [f"{peer} {result.ratio(peer):.2f}x" for peer in result.times if peer not in named]
     return [describe(o) for o in result.outcomes] + others
@@ -159,7 +159,7 @@ def tally(results: Iterable[Result]) -> str:
 
 
 def markdown(report: Report) -> str:
-    """RESULTS.md: rows we lose included."""
+    """Section of RESULTS.md, with missed targets."""
     facts = report.facts
     lines = [
         "# Results",

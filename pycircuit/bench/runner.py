@@ -1,4 +1,4 @@
-"""Checks a row against float64, then times it: ours and its peers in turn, every sample kept."""
+"""Measurement of a row: checked against float64, then timed, ours and its peers in turn."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Drive = Callable[[Callable[[], Any], Callable[[], None], int], list[float]]
 
 @dataclass(frozen=True)
 class Options:
-    """budget: seconds of timed calls a row may take for ours, and again for each of its peers."""
+    """Options of a run; budget: seconds of timed calls per row for ours, and again for each of its peers."""
 
     implementation: str = "native"
     isa: str | None = None
@@ -39,7 +39,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A target and what was got; limit: what a call at its floor would get, where a rate is asked for."""
+    """Target and the figure measured; limit: the figure of a call at its floor, for targets that are rates."""
 
     of: str
     least: float | None
@@ -51,10 +51,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Result:
-    """One row measured. times: seconds of every sample, ours under its implementation's name.
+    """Measurements of a row; times: seconds of every sample, ours under its implementation's name.
 
-    load: the load average before; others: cores that other processes kept busy while we timed; best: the rates
-    seen between its samples; memory: scratch beyond inputs and result, as a share of positions x features floats.
+    load: the load average before; others: cores that other processes used during timing; best: the rates measured
+    between its samples; memory: scratch beyond inputs and result, as a share of positions x features floats.
     """
 
     name: str
@@ -89,11 +89,11 @@ class Result:
 
     @property
     def share(self) -> float:
-        """Of the floor: 1 is as fast as this machine could be."""
+        """Share of the floor: 1 is as fast as this machine can be."""
         return self.floor / self.median
 
     def ratio(self, peer: str) -> float | None:
-        """The peer's median over ours: above 1 we are faster."""
+        """Median of the peer over ours: above 1 we are faster."""
         return median(self.times[peer]) / self.median if peer in self.times else None
 
     def as_json(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def spread(samples: list[float]) -> float:
 
 
 def plain_drive(call: Callable[[], Any], before: Callable[[], None], rounds: int) -> list[float]:
-    """Times `call` `rounds` times, with `before` outside the clock."""
+    """Time `call` `rounds` times, each after an untimed `before`."""
     samples = []
     for _ in range(rounds):
         before()
@@ -124,7 +124,7 @@ def plain_drive(call: Callable[[], Any], before: Callable[[], None], rounds: int
 
 
 def measure(row: Row, threads: int, rates: Rates, options: Options, drive: Drive = plain_drive) -> Result:
-    """The row with `threads` threads. A row that is wrong is reported as failed, and no time is given."""
+    """Measure a row with `threads` threads; a wrong result is reported as failed, without a time."""
     blank = Result(
         row.name, row.op, row.shape, row.variant, threads, options.implementation, None, load=machine_rates.load()
     )
@@ -158,7 +158,7 @@ def measure(row: Row, threads: int, rates: Rates, options: Options, drive: Drive
 
 
 def _scratch(args: Arguments, options: Options) -> float | None:
-    """What native encode says it allocated (the tests hold it to that) as a share of positions x features floats."""
+    """Scratch that native encode reports, as a share of positions x features floats; None for other forms."""
     if options.implementation != "native":
         return None
     from pycircuit.ops import native
@@ -186,7 +186,7 @@ def _scratch(args: Arguments, options: Options) -> float | None:
 
 
 def _checked(row: Row, inputs: Inputs, got: Any) -> float | str:
-    """The error of an answer, or what is wrong with it."""
+    """Error of a result, or a sentence on why it is wrong."""
     try:
         error = inputs.error(got)
     except AssertionError as wrong:
@@ -195,7 +195,7 @@ def _checked(row: Row, inputs: Inputs, got: Any) -> float | str:
 
 
 def _caller(op: str, options: Options) -> Callable[..., Any]:
-    """The public op with one implementation forced: checks and dispatch are part of what a user pays."""
+    """Public op with one implementation forced: its time includes checks and dispatch."""
     run = getattr(pc.ops, op)
 
     def call(*args: Any) -> Any:
@@ -212,7 +212,7 @@ def _clock(call: Callable[..., Any], args: Arguments) -> tuple[Any, float]:
 
 
 def copied(args: Arguments) -> Arguments:
-    """The same values elsewhere in memory, strides kept (a slot of a cross-layer decoder stays a slot)."""
+    """Copies of the arguments with equal strides (a slot of a cross-layer decoder stays a slot)."""
     return tuple(cases.convert(a, _copy) for a in args)
 
 
@@ -234,7 +234,7 @@ def _size(args: Arguments) -> int:
 
 
 def _rotation(args: Arguments, touched: float) -> Iterator[Arguments]:
-    """Argument sets in turn, whose touched bytes are together twice the last-level cache: each comes from memory."""
+    """Copies of the arguments in turn, twice the last-level cache in all, so that each is read from memory."""
     cache, most = 2 * machine_rates.last_level_cache(), 2e9 / max(_size(args), 1)
     copies = min(8, most, cache / touched) if touched else 0
     return cycle([args, *(copied(args) for _ in range(int(copies)))])
@@ -242,7 +242,7 @@ def _rotation(args: Arguments, touched: float) -> Iterator[Arguments]:
 
 @dataclass
 class _Turn:
-    """One peer: called once before each of our samples until its share of the time is spent."""
+    """Peer that is called before each of our samples until its budget is spent."""
 
     call: Callable[..., Any]
     sets: Iterator[Arguments]
@@ -283,7 +283,7 @@ def _times(
 
 
 def _turn(row: Row, peer: Peer, inputs: Inputs, options: Options) -> _Turn:
-    """Called once here, unclocked: warm, and right where its answer is comparable."""
+    """Prepare a peer: warm it with an untimed call, and check its result where it is comparable."""
     if callable(peer.run):
         call = peer.run
     else:
@@ -297,7 +297,7 @@ def _turn(row: Row, peer: Peer, inputs: Inputs, options: Options) -> _Turn:
 
 
 def judge(row: Row, result: Result, rates: Rates) -> Result:
-    """The floor at these rates and what became of the row's targets."""
+    """Result with its floor at these rates and the outcomes of the row's targets."""
     if not result.times:
         return result
     matrix = rates.matrix(result.bfloat16)
@@ -309,7 +309,7 @@ def judge(row: Row, result: Result, rates: Rates) -> Result:
 
 
 def _outcome(target: Target, result: Result, seconds: dict[str, float]) -> Outcome:
-    """seconds: what a call running at exactly that rate would take."""
+    """Outcome of a target; seconds: the time of a call that runs at exactly the rate."""
     got, limit = result.ratio(target.of), None
     if target.of == MEMORY:
         got = result.memory

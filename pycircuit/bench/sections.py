@@ -1,4 +1,4 @@
-"""RESULTS.md has several writers: each replaces its own section and keeps the others'."""
+"""Sections of RESULTS.md: each writer replaces its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SECTION = re.compile(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->\n", re.DOTALL
 
 
 def read(path: Path) -> dict[str, str]:
-    """Every section by name; a file without marks is all of the ops, as it was when they were alone."""
+    """Sections by name; a file without marks has only the section of the ops."""
     text = path.read_text() if path.exists() else ""
     sections = dict(_SECTION.findall(text))
     return sections if sections or not text else {ORDER[0]: text}

@@ -1,4 +1,4 @@
-"""A whole run: which rows, with how many threads, against which rates."""
+"""Run of several rows, and the rates that they are compared with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .runner import Drive, Options, Result, judge, measure, plain_drive
 
 @dataclass
 class Session:
-    """Rates are measured once for every thread count, before the first row that needs them."""
+    """Rows measured in a run; rates are measured once per number of threads, before the first row that needs them."""
 
     options: Options = field(default_factory=Options)
     seconds: float = 0.6
@@ -35,7 +35,7 @@ class Session:
 
     @property
     def results(self) -> list[Result]:
-        """Every row against the best rates of the whole run, not only of its beginning."""
+        """Results against the best rates of the run, not only of its beginning."""
         return [judge(row, result, self.rates[result.threads]) for row, result in self.measured]
 
     def report(self) -> Report:
@@ -43,7 +43,7 @@ class Session:
 
 
 def plan(rows: Sequence[Row], threads: Sequence[int] | None = None) -> Iterator[tuple[Row, int]]:
-    """(row, threads): those asked for; otherwise all, and one where the row is cheap."""
+    """(row, threads) for the given numbers of threads; by default all threads, and one where the row is cheap."""
     everything = machine_rates.all_threads()
     for row in rows:
         counts = threads or ([everything, 1] if row.single and everything > 1 else [everything])

@@ -1,4 +1,4 @@
-"""The standard shapes. Weights are random at the stated sizes, none of them zero."""
+"""Standard shapes of models and prompts. Weights are random at these sizes, none of them zero."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shape:
-    """One model and prompt: active is the features a position has (L0), targets the rows a graph expands (K).
+    """Sizes of a model and a prompt.
 
-    targets: None for every active feature; cross_layer: features write to every layer from their own on; decoders:
-    the type of decoder rows.
+    active: features per position (L0); targets: rows that a graph expands (K), None for every active feature;
+    cross_layer: features write to every layer from their own on; decoders: the type of decoder rows.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The op tour: each op once on a realistic input, in a few seconds."""
+"""Tour of the ops: each measured on a realistic input, in a few seconds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STOPS = {
 
 
 def tour(rates: Rates) -> Iterator[tuple[str, str, Result]]:
-    """(op, what it is given, how it went), op by op, by the implementation that would run on this machine."""
+    """(op, description of its input, result) of every op, by the implementation that runs on this machine."""
     for op in OPS:
         name, input_words = STOPS[op]
         chosen = plan(Request(op, "cpu", (torch.float32,)))

@@ -1,4 +1,4 @@
-"""A whole trace at a standard shape: timed by phase, held to the law, its sweep against the matrix rate."""
+"""Complete traces at a standard shape: times by phase, the law, and the sweep's share of the matrix rate."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ LAW = PRECISIONS["float32"].tolerance  # the certificate every float32 graph mus
 
 @dataclass
 class Traced:
-    """times: seconds of every run; timings: the phases of the median run; operations: of the causal cone;
-    with_first_hop: the same where each target's first attention counts in full.
+    """Measurements of a trace.
 
+    times: seconds of every run; timings: the phases of the median run; operations: of the causal cone; with_first_hop:
+    the same with each target's first attention counted in full.
     base, peak: bytes resident before the first run and at most during it; load, others: as in `Result`.
     """
 
@@ -51,17 +52,17 @@ class Traced:
         return spread(self.times)
 
     def of_rate(self, rate: float, first_hop: bool = False) -> float | None:
-        """The sweep's useful operations a second over `rate`; None where phases are not known."""
+        """Useful operations of the sweep per second, over `rate`; None where phases are not known."""
         operations = self.with_first_hop if first_hop else self.operations
         return operations / self.timings["sweep"] / rate if "sweep" in self.timings else None
 
     def shares(self) -> dict[str, float]:
-        """Each phase's share of all."""
+        """Share of each phase in the total."""
         total = sum(self.timings.values())
         return {name: seconds / total for name, seconds in self.timings.items()}
 
     def add(self, seconds: float, timings: dict[str, float]) -> None:
-        """One run; its phases are kept if it is the median so far (the later of two)."""
+        """Add a run; its phases replace the last ones if it is the median so far (the later of two)."""
         self.times.append(seconds)
         if len(self.times) < 3 or sorted(self.times)[len(self.times) // 2] == seconds:
             self.timings = dict(timings)
@@ -86,7 +87,7 @@ def clocked(call: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def off(first: Graph, second: Graph) -> float:
-    """The largest distance of two rows over the first's norm; both graphs must have expanded the same rows."""
+    """Largest distance of two rows over the first's norm; infinite where the graphs expanded different rows."""
     if first.row_node.tolist() != second.row_node.tolist():
         return float("inf")
     a, b = first.to_scipy()[first.row_node.numpy()], second.to_scipy()[first.row_node.numpy()]
@@ -95,7 +96,7 @@ def off(first: Graph, second: Graph) -> float:
 
 
 def compare(shape: Shape, implementations: Sequence[str] = ("native", "reference"), runs: int = 3) -> list[Traced]:
-    """The same trace by each implementation, in turn; AssertionError where one breaks the law or differs."""
+    """Measure a trace by each implementation, in turn; AssertionError where one breaks the law or differs."""
     model, ids = models.replacement(shape), models.prompt(shape.positions)
     by_name = {
         name: Traced(shape.name, name, machine_rates.all_threads(), load=machine_rates.load())
@@ -103,7 +104,7 @@ def compare(shape: Shape, implementations: Sequence[str] = ("native", "reference
     }
     first: Graph | None = None
     others = machine_rates.Others()
-    for turn in range(runs + 1):  # the first one warms, checks and is not counted
+    for turn in range(runs + 1):  # the first one warms up and checks, and is not counted
         for name, traced in by_name.items():
             with pc.use(name):
                 graph, seconds = clocked(lambda: pc.attribute(model, ids, max_features=shape.targets, progress=False))
@@ -140,7 +141,7 @@ def phases(traced: Traced) -> str:
 
 
 def shares_of(traced: Traced, rate: float) -> str:
-    """Of the matrix rate: without and with the first hop."""
+    """Shares of the matrix rate, without and with the first hop."""
     return f"{percent(traced.of_rate(rate))} / {percent(traced.of_rate(rate, first_hop=True))}"
 
 
@@ -153,7 +154,7 @@ def busy(traced: Traced) -> str:
 
 
 def cells(traced: Traced, reference: Traced | None, rate: float) -> tuple[str, ...]:
-    """One line of the table, in HEADER's order."""
+    """Cells of a row of the table, in HEADER's order."""
     return (
         traced.shape,
         traced.what,
@@ -178,7 +179,7 @@ def lines(traces: Sequence[Traced], rate: float) -> list[tuple[str, ...]]:
 
 
 def markdown(traces: Sequence[Traced], rate: float) -> str:
-    """The section of RESULTS.md."""
+    """Section of RESULTS.md."""
     text = [
         "# End to end",
         "",

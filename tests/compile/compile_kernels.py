@@ -1,4 +1,4 @@
-"""Compiles every Triton kernel for one generation of cards, no GPU needed, and prints what each takes as JSON.
+"""Compile every Triton kernel for a generation of cards, without a GPU, and print its resources as JSON.
 
 Run by test_compiled_kernels.py as `compile_kernels.py COMPUTE`, 90 for compute 9.0, in a process of its own: under one
 triton or another, and with TRITON_INTERPRET=0, since kernels must be compilable here.
@@ -24,7 +24,7 @@ from pycircuit.kernels.config import Config, config
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-# What launches pass at the standard shapes: widths and strides are multiples of 16, counts may be anything.
+# Arguments at the standard shapes: widths and strides are multiples of 16, counts may be anything.
 FLOATS = (
     "b",
     "threshold",

@@ -22,7 +22,7 @@ OLDEST = Path(__file__).parents[2] / "build/triton-3.6"  # put there by `make co
 COLUMNS = ("registers", "spilled", "shared", "wgmma", "mma")
 SHARED = {80: 163, 90: 227, 100: 227}  # KiB a block may take
 
-# What does not hold yet, by triton and compute capability. Configurations are tuned on compute 9.0 alone.
+# Known exceptions, by triton and compute capability. Configurations are tuned on compute 9.0 alone.
 LONG_ON_80 = [
     "attend_back long",
     "attend_back long window",
