@@ -56,10 +56,10 @@ def write_examples(
     Memory is bounded but for the texts' token ids; on disk, 12 bytes an activation (16 in float64) are needed on the
     way.
     """
-    layout = Layout(*(checks.whole(_OP, n, v, 0) for n, v in (
+    layout = Layout(*(checks.whole_number(_OP, n, v, 0) for n, v in (
         ("top", top), ("groups", groups), ("per_group", per_group), ("around", around),
     )))  # fmt: skip
-    logits, context = checks.whole(_OP, "logits", logits, 0), checks.whole(_OP, "context", context, 1)
+    logits, context = checks.whole_number(_OP, "logits", logits, 0), checks.whole_number(_OP, "context", context, 1)
     check_model(_OP, model)
     told = Progress(progress)
     target, wanted = _target(folder, scan), _wanted(model, features)

@@ -17,7 +17,7 @@ STEP = 1 << 16  # entries looked at together: half a megabyte of float64 stays i
 
 def below(op: str, name: str, value: Any, count: int) -> int:
     """A whole number from 0 to below `count`."""
-    if not 0 <= checks.whole(op, name, value, -(2**63)) < count:
+    if not 0 <= checks.whole_number(op, name, value, -(2**63)) < count:
         raise ValueError(f"{op}: {name} must be below {count} and not negative, got {value}")
     return int(value)
 
@@ -175,7 +175,7 @@ class Rows:
         Of entries of equal size those in lower columns stay.
         """
         dense = checks.floats("Rows.from_dense", "matrix", matrix, (2,), checks.WIDE).cpu().numpy()
-        keep = dense.shape[1] if keep is None else checks.whole("Rows.from_dense", "keep", keep, 0)
+        keep = dense.shape[1] if keep is None else checks.whole_number("Rows.from_dense", "keep", keep, 0)
         dropped, mass = np.zeros(len(dense)), np.zeros(len(dense))
         lengths = np.array([min(keep, np.count_nonzero(row != 0)) for row in dense], np.int64)
         column, weight = np.empty(lengths.sum(), np.int32), np.empty(lengths.sum(), dense.dtype)

@@ -115,7 +115,7 @@ class Graph:
     def feature_node(self, layer: int, position: int, feature: int) -> int:
         """The node of a feature; KeyError where it is not active."""
         names = {"layer": layer, "position": position, "feature": feature}
-        wanted = [min(checks.whole("Graph.feature_node", name, n, -(2**63)), 2**62) for name, n in names.items()]
+        wanted = [min(checks.whole_number("Graph.feature_node", name, n, -(2**63)), 2**62) for name, n in names.items()]
         found = (self.features == self.features.new_tensor(wanted)).all(1).nonzero()
         if not len(found):
             raise KeyError(f"Graph.feature_node: feature must be active, got layer {layer}, {position=}, {feature=}")

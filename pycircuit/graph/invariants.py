@@ -21,8 +21,8 @@ _OP = "Graph"
 
 def validate(graph: Graph) -> dict[str, Any]:
     """The graph's fields as CPU tensors in their own types; ValueError or TypeError for a graph that is none."""
-    layers = checks.whole(_OP, "layers", graph.layers, 0)
-    vocab_size = checks.whole(_OP, "vocab_size", graph.vocab_size, 0)
+    layers = checks.whole_number(_OP, "layers", graph.layers, 0)
+    vocab_size = checks.whole_number(_OP, "vocab_size", graph.vocab_size, 0)
     tokens, targets = _tokens(graph.tokens), _targets(graph.targets)
     within("targets.positions", targets.positions, 0, len(tokens.text))
     features = _features(graph.features, layers, len(tokens.text))

@@ -37,9 +37,9 @@ class _Best(NamedTuple):
 def paths(graph: Graph, source: int, target: int, k: int) -> list[Path]:
     """Up to k paths, strongest first. Of equals, the one whose last differing node has the lower number is first."""
     for name, end in (("source", source), ("target", target)):
-        if checks.whole("paths", name, end, 0) >= graph.nodes:
+        if checks.whole_number("paths", name, end, 0) >= graph.nodes:
             raise ValueError(f"paths: {name} must be a node below {graph.nodes}, got {end}")
-    checks.whole("paths", "k", k, 1)
+    checks.whole_number("paths", "k", k, 1)
     best = {source: _Best(np.ones(1), np.full(1, -1), np.zeros(1, np.int64))}
     first = np.zeros(graph.nodes)  # strength of the best path to each node reached
     first[source] = 1

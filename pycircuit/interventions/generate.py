@@ -37,7 +37,7 @@ class Sampling:
         share = None if top_p is None else checks.number(OP, "top_p", top_p)
         if share is not None and not 0 < share <= 1:
             raise ValueError(f"{OP}: top_p must be above 0 and at most 1, got {share}")
-        return cls(heat, None if top_k is None else checks.whole(OP, "top_k", top_k, 1), share)
+        return cls(heat, None if top_k is None else checks.whole_number(OP, "top_k", top_k, 1), share)
 
     def pick(self, logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """logits: [prompts, vocabulary], a generator a prompt -> [prompts] token ids."""
@@ -77,8 +77,8 @@ def generate(
     up top_p; seed and place in the list decide which. Ends after a token that ends a text.
     """
     sampling = Sampling.of(temperature, top_k, top_p)
-    count = checks.whole(OP, "max_new_tokens", max_new_tokens, 1)
-    seed = checks.whole(OP, "seed", seed, 0)
+    count = checks.whole_number(OP, "max_new_tokens", max_new_tokens, 1)
+    seed = checks.whole_number(OP, "seed", seed, 0)
     if seed >= 1 << 32:
         raise ValueError(f"{OP}: seed must be below 2^32, got {seed}")
     given = interventions_of(OP, "steer", steer, model)

@@ -93,8 +93,8 @@ class Intervened:
                 one = (one.layer, one.position, one.feature)
             if not isinstance(one, Sequence) or len(one) != 3:
                 raise TypeError(f"{op}: features must be (layer, position, feature) each, got {one!r}")
-            layer, feature = (checks.whole(op, name, one[i], 0) for name, i in (("layer", 0), ("feature", 2)))
-            position = checks.whole(op, "position", one[1], -count)
+            layer, feature = (checks.whole_number(op, name, one[i], 0) for name, i in (("layer", 0), ("feature", 2)))
+            position = checks.whole_number(op, "position", one[1], -count)
             if position >= count or position % count < model.ignore_positions:
                 raise ValueError(f"{op}: position must be from {model.ignore_positions} to {count - 1}, got {position}")
             feature_of(op, model, layer, feature)

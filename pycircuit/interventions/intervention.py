@@ -30,7 +30,7 @@ class Intervention:
     def __post_init__(self) -> None:
         op = "Intervention"
         for name in ("layer", "feature"):
-            object.__setattr__(self, name, checks.whole(op, name, getattr(self, name), 0))
+            object.__setattr__(self, name, checks.whole_number(op, name, getattr(self, name), 0))
         object.__setattr__(self, "position", _place(op, self.position))
         if (self.value is None) == (self.factor is None):
             got = "neither" if self.value is None else "both"
@@ -62,9 +62,9 @@ def _place(op: str, position: Any) -> int | slice | None:
     if position is None:
         return None
     if not isinstance(position, slice):
-        return checks.whole(op, "position", position, -(2**63))
+        return checks.whole_number(op, "position", position, -(2**63))
     parts = [position.start, position.stop, position.step]
-    whole = [None if p is None else checks.whole(op, "position", p, -(2**63)) for p in parts]
+    whole = [None if p is None else checks.whole_number(op, "position", p, -(2**63)) for p in parts]
     if whole[2] is not None and whole[2] < 1:
         raise ValueError(f"{op}: position must step forward, got a step of {whole[2]}")
     return slice(*whole)

@@ -44,7 +44,7 @@ def validate(
     features that have rows, which is where transcoders show what they miss. samples: how many nodes, as many of each
     of `kinds` ("feature", "error", "token") as there are. The report is kept as `graph.faithfulness`, and saved.
     """
-    samples, seed = checks.whole(OP, "samples", samples, 1), checks.whole(OP, "seed", seed, 0)
+    samples, seed = checks.whole_number(OP, "samples", samples, 1), checks.whole_number(OP, "seed", seed, 0)
     factor = checks.number(OP, "factor", factor)
     if factor == 1 or not np.isfinite(factor):
         raise ValueError(f"{OP}: factor must be finite and change something, got {factor}")

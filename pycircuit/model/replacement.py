@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pycircuit.ops import SparseFeatures
-from pycircuit.ops.checks import is_int, whole
+from pycircuit.ops.checks import is_int, whole_number
 from pycircuit.ops.threads import check_torch_threads
 from pycircuit.ops.torch_settings import full_float32, without_autocast
 from pycircuit.transcoders import Transcoders
@@ -76,7 +76,7 @@ class ReplacementModel:
             kind = type(tokenizer).__name__
             raise TypeError(f"ReplacementModel: tokenizer must have a method encode(text), got {kind}")
         if ignore_positions is not None:
-            ignore_positions = whole("ReplacementModel", "ignore_positions", ignore_positions, 0)
+            ignore_positions = whole_number("ReplacementModel", "ignore_positions", ignore_positions, 0)
         self.hf_model, self.tokenizer, self.transcoders = hf_model.eval(), tokenizer, transcoders
         self.labels = dict(labels or {})
         self.weights = read_weights(hf_model, self.family)

@@ -26,7 +26,7 @@ def encode(x: Any, w_enc: Any, b_enc: Any, activation: Activation, ignore_positi
     checks.contiguous(op, "b_enc", b_enc)
     checks.same_device(op, x=x, w_enc=w_enc, b_enc=b_enc)
     checks.same_kind(op, x=x, w_enc=w_enc, b_enc=b_enc)
-    ignored = checks.whole(op, "ignore_positions", ignore_positions, 0)
+    ignored = checks.whole_number(op, "ignore_positions", ignore_positions, 0)
     return x, w_enc, b_enc, compound.activation(op, activation, w_enc.shape[0], w_enc), min(ignored, len(x))
 
 

@@ -285,8 +285,8 @@ def is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def whole(op: str, name: str, value: Any, least: int) -> int:
-    """A whole number, NumPy's included, of at least `least`."""
+def whole_number(op: str, name: str, value: Any, least: int) -> int:
+    """Require an int, or a NumPy integer, of at least `least`."""
     if not is_int(value):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
     if value < least:

@@ -39,7 +39,7 @@ def activation(op: str, value: Any, size: int, like: Tensor) -> Activation:
     if isinstance(value, TopK):
         if not isinstance(value.keep_negative, bool):
             raise TypeError(f"{op}: activation.keep_negative must be a bool, got {type(value.keep_negative).__name__}")
-        return TopK(checks.whole(op, "activation.k", value.k, 1), value.keep_negative)
+        return TopK(checks.whole_number(op, "activation.k", value.k, 1), value.keep_negative)
     if isinstance(value, BatchTopK):
         return BatchTopK(checks.number(op, "activation.threshold", value.threshold))
     if not isinstance(value, JumpReLU):
@@ -81,7 +81,7 @@ def _stored(op: str, value: StoredAttention, y: Tensor) -> StoredAttention:
     checks.shaped(op, "attention.pattern", pattern, (y.shape[1], positions, positions), "heads of y x positions twice")
     checks.contiguous(op, "attention.pattern", pattern)
     if groups is not None:
-        groups = checks.whole(op, "attention.kv_heads", groups, 1)
+        groups = checks.whole_number(op, "attention.kv_heads", groups, 1)
     checks.same_device(op, y=y, **{"attention.pattern": pattern})
     checks.same_kind(op, y=y, **{"attention.pattern": pattern})
     return value if pattern is value.pattern and groups is value.kv_heads else StoredAttention(pattern, groups)
@@ -107,6 +107,6 @@ def _recomputed(op: str, value: RecomputedAttention, y: Tensor) -> RecomputedAtt
     for name, number in (("scale", scale), ("softcap", softcap)):
         if not 0 <= number < inf:
             raise ValueError(f"{op}: attention.{name} must be zero or positive and finite, got {number}")
-    window = checks.whole(op, "attention.window", value.window, 0)
+    window = checks.whole_number(op, "attention.window", value.window, 0)
     sinks = named.get("attention.sinks")
     return RecomputedAttention(query, key, normaliser, scale, softcap, window, sinks)

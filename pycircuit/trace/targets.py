@@ -25,7 +25,7 @@ class Feature:
 
     def __post_init__(self) -> None:
         for name in ("layer", "position", "feature"):
-            object.__setattr__(self, name, checks.whole("Feature", name, getattr(self, name), -(2**63)))
+            object.__setattr__(self, name, checks.whole_number("Feature", name, getattr(self, name), -(2**63)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,7 +85,10 @@ def _graph(kind: type[Graph], archive: Archive, found: dict[str, Any], tokenizer
     matrix = tensor("adjacency_matrix", _FLOATS, 2)
     config = _config(found["cfg"])
     layers, vocab_size = config.get("n_layers"), found.get("vocab_size", config.get("d_vocab"))
-    layers, vocab_size = checks.whole("cfg", "n_layers", layers, 1), checks.whole("graph", "vocab_size", vocab_size, 0)
+    layers, vocab_size = (
+        checks.whole_number("cfg", "n_layers", layers, 1),
+        checks.whole_number("graph", "vocab_size", vocab_size, 0),
+    )
     labels, tokens = _targets(tensor, found, vocab_size, tokenizer)
     checks.bounded("graph", "selected_features", chosen, 0, len(features), f"from 0 to below {len(features)}")
     rows, row_node = _rows(matrix, features, chosen, (layers + 1) * len(ids), len(labels))
@@ -138,7 +141,7 @@ def _targets(
     else:
         if not isinstance(given, list) or not all(isinstance(t, LogitTarget) for t in given):
             raise TypeError(f"logit_targets must be LogitTargets, got {type(given).__name__}")
-        ids = [checks.whole("logit_targets", "vocab_idx", t.vocab_idx, 0) for t in given]
+        ids = [checks.whole_number("logit_targets", "vocab_idx", t.vocab_idx, 0) for t in given]
         labels = [t.token_str for t in given]
     if vocab_size:
         ids = [i if i < vocab_size else -1 for i in ids]

@@ -36,7 +36,7 @@ def plot(
     group: bool,
 ) -> None:
     where = picture("plot", path)
-    checks.whole("plot", "max_nodes", max_nodes, 1)
+    checks.whole_number("plot", "max_nodes", max_nodes, 1)
     if not isinstance(group, bool):
         raise TypeError(f"plot: group must be True or False, got {type(group).__name__}")
     graph.target_node(target)

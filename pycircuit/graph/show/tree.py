@@ -49,8 +49,8 @@ def plain(text: str) -> str:
 
 def lines(graph: Graph, target: int, depth: int, branches: int, least: float) -> list[Line]:
     op = "tree"
-    checks.whole(op, "depth", depth, 1)
-    checks.whole(op, "branches", branches, 1)
+    checks.whole_number(op, "depth", depth, 1)
+    checks.whole_number(op, "branches", branches, 1)
     if not 0 <= checks.number(op, "least", least) <= 1:
         raise ValueError(f"{op}: least must be from 0 to 1, got {least}")
     top = graph.target_node(target)

@@ -48,9 +48,9 @@ def attribute(
     come in its own.
     """
     for name, value, least in (("batch_size", batch_size, 1), ("update_interval", update_interval, 1)):
-        checks.whole("attribute", name, value, least)
+        checks.whole_number("attribute", name, value, least)
     if max_feature_nodes is not None:
-        checks.whole("attribute", "max_feature_nodes", max_feature_nodes, 0)
+        checks.whole_number("attribute", "max_feature_nodes", max_feature_nodes, 0)
     if offload and offload not in OFFLOADS:
         raise ValueError(f"attribute: offload must be 'cpu', 'disk' or None, got {offload!r}")
     origin = source(model)
