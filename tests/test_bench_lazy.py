@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from pycircuit.transcoders import formats
+import pycircuit as pc
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -38,7 +38,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_what_is_measured(tmp_path: Path, bench: ModuleType, name: str) -> None:
     shape = bench.SHAPES[name]
     bench.write(shape, tmp_path)
-    held = formats.load(tmp_path)
+    held = pc.transcoders.load(tmp_path)
     assert held.depth == 3 and held.size(0) == shape.features and held.w_dec[1].shape == (shape.features, 2, 32)
     found = bench.measure_memory(shape, tmp_path)
     graph = bench.traced(bench.pc.ReplacementModel(bench.language_model(shape), held))
@@ -56,7 +56,7 @@ def test_what_is_measured(tmp_path: Path, bench: ModuleType, name: str) -> None:
 def test_holes_are_where_nothing_is_needed(tmp_path: Path, bench: ModuleType) -> None:
     shape = bench.SHAPES["full"]
     bench.write(shape, tmp_path)
-    held = formats.load(tmp_path)
+    held = pc.transcoders.load(tmp_path)
     for rows, needed in zip(held.w_dec, bench.needed(shape, tmp_path), strict=True):
         written = rows.rows(torch.arange(shape.features)).ne(0).any(-1)
         assert 0 < len(needed) < shape.features
