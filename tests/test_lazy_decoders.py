@@ -206,7 +206,7 @@ def test_a_file_that_shrinks_is_seen(tmp_path: Path) -> None:
         pc.ops.decode(features, got.w_dec[0])
 
 
-HELD = """
+MEASURE_MEMORY = """
 import sys, builders, pycircuit as pc
 def own():
     return next(int(l.split()[1]) << 10 for l in open("/proc/self/status") if l.startswith("RssAnon"))
@@ -229,7 +229,7 @@ def test_memory_of_a_graph(tmp_path: Path) -> None:
     pc.transcoders.save(pc.CrossLayerTranscoder(w_enc, every, w_dec, activation=pc.TopK(20)), tmp_path / "set")
     file_bytes = sum(p.stat().st_size for p in (tmp_path / "set").iterdir())
     path = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-c", HELD, str(tmp_path / "set")]
+    words = [sys.executable, "-c", MEASURE_MEMORY, str(tmp_path / "set")]
     out = subprocess.run(words, capture_output=True, text=True, env=path, check=True).stdout.splitlines()
     (lazy, features), (memory, same_features) = (map(int, line.split()) for line in out)
     assert features == same_features == LAYERS * 8 * 20

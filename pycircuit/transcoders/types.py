@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -242,9 +243,9 @@ class Transcoders(ABC):
 
     def save(self, path: str | os.PathLike[str], model: str | None = None, scan: str | None = None) -> Path:
         """Write a new folder, as `pycircuit.transcoders.save` does."""
-        from .io import save
-
-        return save(self, path, model, scan)
+        io = import_module("pycircuit.transcoders.io")  # resolved late: that module imports this one
+        folder: Path = io.save(self, path, model, scan)
+        return folder
 
     def _width(self) -> int:
         known = [*self.w_dec, *self.b_dec, *self.w_skip]

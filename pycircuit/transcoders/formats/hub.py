@@ -35,10 +35,10 @@ def local_folder(path: str | os.PathLike[str], variant: str | None = None) -> Pa
 def split_id(text: str) -> tuple[str, str, str | None]:
     """Repository, path in it or "", and revision of a hub id."""
     location, _, revision = text.partition("@")
-    parts = location.strip("/").split("/")
-    if ".." in parts:
+    names = location.strip("/").split("/")
+    if ".." in names:
         raise ValueError(f"load: path must stay inside its repository, got {text!r}")
-    return "/".join(parts[:2]), "/".join(parts[2:]), revision or None
+    return "/".join(names[:2]), "/".join(names[2:]), revision or None
 
 
 def download_patterns(inner: str, variant: str | None) -> tuple[list[str] | None, list[str]]:
@@ -49,11 +49,11 @@ def download_patterns(inner: str, variant: str | None) -> tuple[list[str] | None
     """
     prefix = f"{inner}/" if inner else ""
     excluded = list(_NEVER_OPENED)
-    parts = [part.strip() for part in variant.split(",")] if variant is not None else []
-    wanted = [glob.escape(part) for part in parts if not part.startswith("not ")]
-    for part in parts:
-        if part.startswith("not "):
-            name = glob.escape(part[4:].strip())
+    terms = [term.strip() for term in variant.split(",")] if variant is not None else []
+    wanted = [glob.escape(term) for term in terms if not term.startswith("not ")]
+    for term in terms:
+        if term.startswith("not "):
+            name = glob.escape(term[4:].strip())
             excluded += [f"{a}{name}{b}*" for a, b in product((prefix, "*/", "*_", "*-", "*."), "/_-.")]
     if not wanted:
         return ([f"{prefix}*"] if inner else None), excluded
@@ -83,19 +83,19 @@ def _download(repository: str, inner: str, revision: str | None, variant: str | 
 def fetched_file(uri: str) -> Path:
     """Return the file at hf://org/repo/path[?revision=...], or hf://org/repo@revision/path; revisions are unquoted."""
     location, _, query = uri.removeprefix("hf://").partition("?")
-    options = dict(unquote(part).partition("=")[::2] for part in query.split("&")) if query else {}
-    parts = location.split("/")
-    if len(parts) < 3 or "" in parts or ".." in parts or set(options) - {"revision"}:
+    options = dict(unquote(option).partition("=")[::2] for option in query.split("&")) if query else {}
+    names = location.split("/")
+    if len(names) < 3 or "" in names or ".." in names or set(options) - {"revision"}:
         raise ValueError(f"load: locations must be hf://org/repo/path?revision=..., got {uri!r}")
-    name, _, name_revision = parts[1].partition("@")
-    repository, revision = f"{parts[0]}/{name}", options.get("revision") or name_revision or None
+    name, _, name_revision = names[1].partition("@")
+    repository, revision = f"{names[0]}/{name}", options.get("revision") or name_revision or None
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
         raise _needs_hub(repository) from None
     try:
-        return Path(hf_hub_download(repository, "/".join(parts[2:]), revision=revision))
+        return Path(hf_hub_download(repository, "/".join(names[2:]), revision=revision))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise FileNotFoundError(f"load: {uri} must be reachable or cached, got {_first_line(error)}") from None
 

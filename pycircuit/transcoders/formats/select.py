@@ -57,9 +57,9 @@ def _leads_on(folder: Path, inner: Path) -> bool:
 
 def matching(names: Iterable[str], variant: str | None) -> list[str]:
     """Paths that hold every part of `variant`, "16k, small", and none that comes after a "not": "not affine"."""
-    parts = [part.strip() for part in variant.split(",")] if variant is not None else []
-    wanted = [_pattern(part) for part in parts if not part.startswith("not ")]
-    unwanted = [_pattern(part.removeprefix("not ").strip()) for part in parts if part.startswith("not ")]
+    terms = [term.strip() for term in variant.split(",")] if variant is not None else []
+    wanted = [_pattern(term) for term in terms if not term.startswith("not ")]
+    unwanted = [_pattern(term.removeprefix("not ").strip()) for term in terms if term.startswith("not ")]
     return [name for name in names if all(p.search(name) for p in wanted) and not any(p.search(name) for p in unwanted)]
 
 
