@@ -22,6 +22,7 @@ from builders import replacement
 import pycircuit as pc
 from pycircuit.bench import memory, models
 from pycircuit.bench.shapes import Shape
+from pycircuit.files.sizes import parse_bytes
 from pycircuit.progress import Progress
 from pycircuit.trace import memory_plan, row_store
 from pycircuit.trace.estimate import sample
@@ -53,7 +54,7 @@ def in_small_tiles(monkeypatch: pytest.MonkeyPatch, targets: int = 3) -> None:
     ("text", "size"), [("8GiB", 8 << 30), ("1.5 MB", 1_500_000), ("64k", 64_000), ("7", 7), (9, 9)]
 )
 def test_sizes(text: Any, size: int) -> None:
-    assert memory_plan.parse_bytes(text) == size
+    assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("bad", ["", "8 apples", "-1", "0", 0, -5, True, 1.5, []])

@@ -18,7 +18,7 @@ from pycircuit.model.replacement import LocalReplacement, ReplacementModel, chec
 from pycircuit.ops import StoredAttention
 from pycircuit.ops.torch_settings import full_float32, without_autocast
 from pycircuit.progress import Progress, Report
-from pycircuit.transcoders.lazy import kept_bytes
+from pycircuit.transcoders.lazy import cached_row_bytes
 
 from .checkpoint import Checkpoint, digest, reserved
 from .collect import Found
@@ -163,7 +163,7 @@ def _work(
         layers=columns.layers,
         ranked=0 < rows < len(sizes),
         batch=batch,
-        decoders=kept_bytes(local.transcoders.w_dec, local.features),
+        decoders=cached_row_bytes(local.transcoders.w_dec, local.features),
         busiest=columns.busiest,
         stored_bytes=saved,
         arithmetic=arithmetic,

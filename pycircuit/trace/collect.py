@@ -10,11 +10,11 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from pycircuit.files import memory_maps
 from pycircuit.model.freed_memory import trim
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.ops import checks
 from pycircuit.progress import Progress
-from pycircuit.transcoders import resident_pages
 
 from .checkpoint import Checkpoint
 from .device_store import DeviceStore
@@ -106,7 +106,7 @@ class Found:
         self._add(chosen, layer, position, lambda a, b: self._of(encoders, chosen[a:b], layer[a:b]))
         for w_enc in encoders:
             if w_enc is not None:
-                resident_pages.let_go(w_enc)
+                memory_maps.drop_resident_pages(w_enc)
 
     def _of(self, weights: Sequence[Tensor], chosen: Tensor, layer: Sequence[int] | None = None) -> Tensor:
         """Each chosen feature's entry of its layer's encoder weights, in the order of `chosen`.

@@ -16,7 +16,7 @@ from pycircuit import ops
 from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops import SparseFeatures
 from pycircuit.ops.torch_settings import full_float32
-from pycircuit.transcoders.lazy import kept_bytes
+from pycircuit.transcoders.lazy import cached_row_bytes
 
 from .columns import Columns
 from .memory_model import Work, round_of
@@ -135,7 +135,9 @@ def sample(
         layers=model.depth,
         ranked=0 < wanted < columns.features,
         batch=batch,
-        decoders=kept_bytes(model.transcoders.w_dec, found, columns.features / max(1, sum(f.count for f in found))),
+        decoders=cached_row_bytes(
+            model.transcoders.w_dec, found, columns.features / max(1, sum(f.count for f in found))
+        ),
         busiest=columns.busiest,
         arithmetic=arithmetic,
     )

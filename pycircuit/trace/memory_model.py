@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from pycircuit.files.memory_maps import mapped_bytes
 from pycircuit.model.frozen import attention_block
 from pycircuit.model.replacement import ReplacementModel
 from pycircuit.ops import JumpReLU, TopK
@@ -19,7 +20,6 @@ from pycircuit.ops.attention import scratch_columns
 from pycircuit.ops.dispatch import Request
 from pycircuit.ops.dispatch import plan as dispatched
 from pycircuit.transcoders import Transcoders
-from pycircuit.transcoders.resident_pages import mapped_bytes
 
 from .precision import FLOAT32, Arithmetic
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import ceil, inf
@@ -11,8 +10,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from pycircuit.files.sizes import parse_bytes
 from pycircuit.model.replacement import PATTERN_BYTES, ReplacementModel
-from pycircuit.ops.checks import is_int
 
 from .memory_model import MemoryModel, Work
 
@@ -20,8 +19,6 @@ TILE_BYTES = 32 << 20  # of a tile's state and its projections: larger ones gain
 GPU_TILE_BYTES = 8 << 30  # the same on a GPU, where every tile costs the host thousands of launches
 TILE_TARGETS = 24  # of full length: fewer would read decoders and make patterns again too often
 FEWEST = 256  # entries of a row that are kept under any bound
-_UNITS = {"": 1, "b": 1}
-_UNITS.update((p + s, n**e) for s, n in (("", 1000), ("b", 1000), ("ib", 1024)) for e, p in enumerate("kmgt", 1))
 _SHOWN = (("GiB", 1 << 30, 2), ("MiB", 1 << 20, 1), ("KiB", 1 << 10, 1), ("B", 1, 0))  # unit, bytes, figures
 _CGROUP = Path("/sys/fs/cgroup")
 _SHARE = 0.8  # of the memory that is free, taken where no bound is given
@@ -29,17 +26,6 @@ _SHARE = 0.8  # of the memory that is free, taken where no bound is given
 
 class MemoryBoundError(MemoryError):
     """A trace cannot fit its bound; the message says what would."""
-
-
-def parse_bytes(value: str | int | None) -> int | None:
-    """ "8GiB", "500 MB" or a number of bytes."""
-    if value is None or (is_int(value) and value > 0):
-        return None if value is None else int(value)
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value) if isinstance(value, str) else None
-    unit = None if found is None else _UNITS.get(found[2].lower())
-    if found is None or unit is None or not float(found[1]):
-        raise ValueError(f"memory must be bytes or a size such as '8GiB' or '500MB', got {value!r}")
-    return int(float(found[1]) * unit)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -84,7 +70,7 @@ class Bound:
 
     @classmethod
     def of(cls, memory: str | int | None, device: torch.device) -> Bound:
-        size = parse_bytes(memory)
+        size = None if memory is None else parse_bytes(memory, "memory")
         host = inf if device.type == "cpu" else free_bytes(torch.device("cpu")) * _SHARE
         return cls(int(free_bytes(device) * _SHARE), False, host) if size is None else cls(size, True, host)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pycircuit import ops
-from pycircuit.files.atomic import picture, write_text
+from pycircuit.files.atomic import writable_svg, write_text
 from pycircuit.model import ReplacementModel
 from pycircuit.model.sites import hooked
 from pycircuit.ops import FileRows, SparseFeatures
@@ -66,7 +66,9 @@ class Evaluation:
             for title, values in by_layer.items()
         ]
         write_text(
-            "plot", picture("plot", path), chart([*panels, Panel("features by density", density, "never", "0.1 to 1")])
+            "plot",
+            writable_svg("plot", path),
+            chart([*panels, Panel("features by density", density, "never", "0.1 to 1")]),
         )
 
     def __str__(self) -> str:
