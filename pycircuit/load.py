@@ -16,7 +16,7 @@ import torch
 from .demo.box import KINDS, load_box, load_model
 from .files.locks import exclusive
 from .model import ReplacementModel
-from .model.portable import make_portable, save_byte_level_tokenizer
+from .model.portable_folder import make_portable, save_byte_level_tokenizer
 from .transcoders import Transcoders, formats
 from .transcoders.formats.cache import cache_folder
 

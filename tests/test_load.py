@@ -24,7 +24,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 import pycircuit as pc
-from pycircuit.model.portable import make_portable, save_byte_level_tokenizer
+from pycircuit.model.portable_folder import make_portable, save_byte_level_tokenizer
 from pycircuit.transcoders import formats
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pycircuit.model.families import Family
-from pycircuit.model.sites import hooked
+from pycircuit.model.transcoder_hooks import eager_transcoder_hooks
 from pycircuit.model.weights import ModelWeights
 
 from .recipe import Recipe
@@ -70,7 +70,7 @@ class Source:
             def write(layer: int, y: Tensor, keep: Any = keep) -> None:
                 keep(both[1], layer, y)
 
-            with hooked(self.model, self.family, weights, self.reads, self.writes, read, write):
+            with eager_transcoder_hooks(self.model, self.family, weights, self.reads, self.writes, read, write):
                 self.model.base_model(input_ids=ids, use_cache=False)
         return both[0], both[1]
 
