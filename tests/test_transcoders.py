@@ -244,8 +244,8 @@ def test_prompts_are_checked_before_anything_runs(monkeypatch: pytest.MonkeyPatc
             model.freeze(given)
         with pytest.raises(error, match=message):
             model.activations([[1, 2], given])
-    with pytest.raises(TypeError, match="prompts must be a list of prompts, got one str"):
-        model.activations("abc")
+    with pytest.raises(TypeError, match=r"^activations: prompts must be a prompt or a list of prompts, got int$"):
+        model.activations(3)
     silent = pc.ReplacementModel(build("llama"), make("plt"))
     with pytest.raises(ValueError, match="the model has no tokenizer, got text; pass tokenizer="):
         silent.freeze("abc")
