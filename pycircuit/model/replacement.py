@@ -24,7 +24,7 @@ from .freed_memory import trim
 from .frozen import FrozenModel
 from .prompts import Prompt, Tokenizer, is_one_prompt, prompt_ids, prompt_list
 from .transcoder_hooks import read_batch
-from .weights import read_weights
+from .weights import HasWeights, read_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,7 +56,7 @@ class LocalReplacement:
     reads: Tensor | None = None
 
 
-class ReplacementModel:
+class ReplacementModel(HasWeights):
     """A transformers causal model with transcoders. Weights are read now; after changing them, make a new one.
 
     tokenizer: needed for text; anything whose encode(text) gives ids. ignore_positions: opening positions that
@@ -98,23 +98,6 @@ class ReplacementModel:
     def forward_lock(self) -> Lock:
         """The lock by which threads run one forward of ours at a time; an application's own forwards need not wait."""
         return forward_lock(self.hf_model)
-
-    @property
-    def depth(self) -> int:
-        return len(self.weights.layers)
-
-    @property
-    def width(self) -> int:
-        return self.weights.width
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """float64 if the model is, else float32: half precision is widened."""
-        return self.weights.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.weights.device
 
     def to(self, *device_or_dtype: torch.device | torch.dtype | str | int) -> ReplacementModel:
         """Move model and transcoders to another device or float type, in place as torch's modules do; return self."""

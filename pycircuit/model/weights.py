@@ -78,6 +78,30 @@ class ModelWeights:
     device: torch.device
 
 
+class HasWeights:
+    """Depth, width, type and device of an object with `weights`."""
+
+    weights: ModelWeights
+
+    @property
+    def depth(self) -> int:
+        """The number of layers."""
+        return len(self.weights.layers)
+
+    @property
+    def width(self) -> int:
+        return self.weights.width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float64 if the model is, else float32: half precision is widened."""
+        return self.weights.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.device
+
+
 def submodule(root: nn.Module, path: str, family: Family) -> nn.Module:
     """The module at a dotted path, or an error that names the family."""
     try:

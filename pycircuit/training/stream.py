@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pycircuit.model.families import Family
 from pycircuit.model.transcoder_hooks import eager_transcoder_hooks
-from pycircuit.model.weights import ModelWeights
+from pycircuit.model.weights import HasWeights, ModelWeights
 
 from .recipe import Recipe
 
@@ -25,7 +25,7 @@ POSITIONS = 4096  # of sequences run together, padding included
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class Source(HasWeights):
     """A model and where in it to look. Positions before `ignore` are never looked at."""
 
     model: Any
@@ -34,22 +34,6 @@ class Source:
     reads: str
     writes: str
     ignore: int
-
-    @property
-    def depth(self) -> int:
-        return len(self.weights.layers)
-
-    @property
-    def width(self) -> int:
-        return self.weights.width
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weights.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.weights.device
 
     def activations(self, sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """What is read and written at the kept positions, one sequence after another: [layers, tokens, width] twice."""
