@@ -42,7 +42,10 @@ class Sampling:
         return cls(temperature, None if top_k is None else checks.whole(OP, "top_k", top_k, 1), top_p)
 
     def pick(self, logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """Pick a token for each prompt: [prompts] ids. logits: [prompts, vocabulary]; generators: one a prompt."""
+        """Pick a token for each prompt: [prompts] ids.
+
+        logits: [prompts, vocabulary]; generators: one a prompt.
+        """
         if not self.temperature:
             return logits.argmax(-1)
         probabilities = self.candidates(logits.double().cpu() / self.temperature).softmax(-1)
@@ -161,7 +164,9 @@ def _batches(lengths: Sequence[int], count: int) -> list[list[int]]:
 
 
 class _Decoder:
-    """Prompts of one length. Where an intervention scales, each has a twin without steering, whose value it scales.
+    """Prompts of one length.
+
+    Where an intervention scales, each has a twin without steering, whose value it scales.
 
     Rows of the batch are the prompts, then their twins, which are given the same tokens.
     """

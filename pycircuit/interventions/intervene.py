@@ -26,7 +26,9 @@ FeatureIndex = tuple[int, int, int]  # layer, position, feature
 
 @dataclass(frozen=True, eq=False)
 class Intervened:
-    """A prompt before and after interventions. Logits and features are computed at first use.
+    """A prompt before and after interventions.
+
+    Logits and features are computed at first use.
 
     Features are what the encoders read: an intervened feature keeps the activation that its own input gives it.
     """

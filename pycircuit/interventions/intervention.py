@@ -110,7 +110,10 @@ def checked_positions(op: str, intervention: Intervention, prompt: int, end: int
 
 @dataclass(frozen=True)
 class Frozen:
-    """The values that stay as they were on the prompt. layers: those whose MLP outputs do, the changes apart."""
+    """The values that stay as they were on the prompt.
+
+    layers: those whose MLP outputs do, the changes apart.
+    """
 
     freeze: Freeze
     layers: range

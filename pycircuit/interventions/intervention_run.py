@@ -96,7 +96,10 @@ class BaselineRun:
 
 
 def run_baseline(model: ReplacementModel, ids: Tensor, patterns: bool) -> BaselineRun:
-    """Run the prompt as it is. patterns: attention patterns are going to be frozen."""
+    """Run the prompt as it is.
+
+    patterns: attention patterns are going to be frozen.
+    """
     reads, writes = model.transcoders.reads, model.transcoders.writes
     stored = patterns and model.stores_patterns(len(ids))
     record = (reads, writes, "resid_in")
@@ -111,7 +114,10 @@ def run_baseline(model: ReplacementModel, ids: Tensor, patterns: bool) -> Baseli
 
 
 class InterventionRun:
-    """A batch of changed forwards of one prompt. rows: their number; first: the first layer that runs."""
+    """A batch of changed forwards of one prompt.
+
+    rows: their number; first: the first layer that runs.
+    """
 
     def __init__(self, baseline: BaselineRun, steering: Steering, frozen: Frozen, rows: int, first: int) -> None:
         model, inputs = baseline.model, baseline.state.transcoder_inputs

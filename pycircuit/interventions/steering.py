@@ -37,7 +37,10 @@ class FeatureChanges:
 
 
 def changes_by_layer(placed: Iterable[Placed], like: Tensor) -> dict[int, FeatureChanges]:
-    """Group interventions by layer. Of two for the same feature at the same position, the later one holds."""
+    """Group interventions by layer.
+
+    Of two for the same feature at the same position, the later one holds.
+    """
     layers: dict[int, dict[tuple[int, int, int], Intervention]] = {}
     for row, position, intervention in placed:
         layers.setdefault(intervention.layer, {})[row, position, intervention.feature] = intervention
@@ -60,7 +63,10 @@ def _feature_changes(interventions: dict[tuple[int, int, int], Intervention], li
 
 
 def activations_at(features: SparseFeatures, row: Tensor, index: Tensor, size: int) -> Tensor:
-    """Activations of features, zero where inactive: [n]. row: [n], positions of `features`; index: [n], below size."""
+    """Activations of features, zero where inactive: [n].
+
+    row: [n], positions of `features`; index: [n], below size.
+    """
     if not features.count:
         return features.value.new_zeros(len(row))
     keys = features.position() * size + features.index
@@ -95,12 +101,18 @@ class Steering:
         self.pending: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
 
     def add(self, layer: int, row: Tensor, position: Tensor, change: Tensor) -> None:
-        """Add a change to a layer's MLP output, or with layer -1 to the first stream. change: [n, width]."""
+        """Add a change to a layer's MLP output, or with layer -1 to the first stream.
+
+        change: [n, width].
+        """
         if layer < 0 or layer in self.written:
             self.pending.setdefault(layer, []).append((row, position, change))
 
     def read(self, layer: int, x: Tensor) -> None:
-        """Work out the changes of a layer's features. x: [rows, positions, width], what its transcoder reads."""
+        """Work out the changes of a layer's features.
+
+        x: [rows, positions, width], what its transcoder reads.
+        """
         changes = self.changes.get(layer)
         if changes is None:
             return
@@ -118,7 +130,10 @@ class Steering:
         return activations_at(features, changes.place(), changes.index, self.transcoders.size(layer))
 
     def write(self, layer: int, y: Tensor) -> Tensor:
-        """An MLP's output with the changes, in memory of its own. y: [rows, positions, width]."""
+        """An MLP's output with the changes, in memory of its own.
+
+        y: [rows, positions, width].
+        """
         pending = self.pending.pop(layer, ())
         if pending:
             y = y.clone()

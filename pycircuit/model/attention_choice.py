@@ -119,7 +119,10 @@ def _bypass_compiled_modules(hooks: Hooks, model: nn.Module) -> None:
 def _attention_function(
     owner: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """The attention function registered with transformers. query: [prompts, heads, positions, width]."""
+    """The attention function registered with transformers.
+
+    query: [prompts, heads, positions, width].
+    """
     choice = current_choice()
     if choice is None or choice.function is None or attention_mask is None:
         raise RuntimeError(f"capture: attention must run inside a capture, with a mask, got {type(owner).__name__}")

@@ -54,7 +54,10 @@ class ForwardRecord:
         self.final_stream: Tensor | None = None
 
     def write(self, name: str, layer: int, value: Tensor) -> None:
-        """Record a stream of a layer, if it is wanted. value: [1, positions, width]."""
+        """Record a stream of a layer, if it is wanted.
+
+        value: [1, positions, width].
+        """
         if name in self.streams:
             self.streams[name][layer] = value[0]
             self.written.add((name, layer))
@@ -172,7 +175,10 @@ class _RecordingHooks:
         self.record.position_part = out.reshape(-1, out.shape[-1]).to(self.record.weights.dtype)
 
     def _add_norm(self, hooks: Hooks, index: int, owner: nn.Module, name: str, norm: Norm) -> None:
-        """Denominators from the norm's own input. In float64 an exact output takes the place of transformers' own."""
+        """Denominators from the norm's own input.
+
+        In float64 an exact output takes the place of transformers' own.
+        """
 
         def freeze(args: tuple[Any, ...], kwargs: dict[str, Any], _: Tensor) -> Tensor | None:
             x = stream_into(args, kwargs)
@@ -207,7 +213,9 @@ def capture(
     exact_norms: bool = True,
     lean: bool = False,
 ) -> Captured:
-    """Run the prompt once and freeze it. ids: [positions]; record: which of STREAMS to keep.
+    """Run the prompt once and freeze it.
+
+    ids: [positions]; record: the STREAMS to keep.
 
     stored: keep attention patterns, otherwise query, key and log-sum-exp. settle: from a model in half
     precision take patterns and MLP outputs, and add up the streams between again in float32 (see `half_precision`).

@@ -44,7 +44,10 @@ def sliding_window(mask: Tensor) -> int:
 
 
 def layer_of_module(layer_of: Mapping[int, int], owner: nn.Module) -> int:
-    """Return the layer that an attention module is in. layer_of: the layer of each module's id."""
+    """Return the layer that an attention module is in.
+
+    layer_of: the layer of each module's id.
+    """
     if id(owner) not in layer_of:
         raise RuntimeError(f"capture: attention must be in a layer that the row names, got {type(owner).__name__}")
     return layer_of[id(owner)]
@@ -77,7 +80,10 @@ def attention_inputs(
 
 
 def _scale(owner: nn.Module, scaling: float | None, width: int, layer: int) -> float:
-    """The factor on logits. GPT-2 before transformers 5 passes none and keeps two flags on the module instead."""
+    """The factor on logits.
+
+    GPT-2 before transformers 5 passes none and keeps two flags on the module instead.
+    """
     if scaling is not None:
         return float(scaling)
     scale = width**-0.5 if getattr(owner, "scale_attn_weights", True) else 1.0

@@ -14,12 +14,14 @@ NormKind = Literal["rms", "layer"]
 
 
 class FamilyError(ValueError):
-    """No row describes this model, or a row does not describe it correctly; the message says what to write."""
+    """Error of a model that no row describes, or that its row describes wrongly; the message says what to write."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family: dotted paths of its modules, those of a layer from the layer on. None: it has no such module.
+    """One family of models, by the paths of its modules.
+
+    Paths are dotted, those of a layer from the layer on. None: the family has no such module.
 
     embedding, head: None where the model's get_input_embeddings() and get_output_embeddings() know them.
     value: the value projection, or with `fused` the one projection that holds query, key and value:

@@ -18,7 +18,9 @@ GPU_BLOCK = 1 << 28  # on a GPU, which has no use for small blocks
 
 @dataclass(frozen=True, eq=False)
 class FrozenNorm:
-    """N(x)[p] = gain * C(x[p]) / sigma[p] + bias; C subtracts the mean if `center`, else is the identity.
+    """A norm with frozen denominators: N(x)[p] = gain * C(x[p]) / sigma[p] + bias.
+
+    C subtracts the mean if `center`, else it is the identity.
 
     sigma: [positions]; gain: [width] or None for ones; bias: [width] or None.
     """
@@ -81,7 +83,10 @@ class FrozenLayer:
         return self.w_o.shape[1] // self.heads
 
     def attention_raw(self, stream: Tensor) -> Tensor:
-        """Attention's output before any post-norm. stream: [positions, width], the layer's input."""
+        """Attention's output before any post-norm.
+
+        stream: [positions, width], the layer's input.
+        """
         x = stream if self.attention_norm is None else self.attention_norm.forward(stream)
         value = x @ self.w_v.T if self.b_v is None else torch.addmm(self.b_v, x, self.w_v.T)
         value = value.unflatten(1, (self.kv_heads, self.head_width)).transpose(0, 1)

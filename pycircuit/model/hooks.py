@@ -62,7 +62,10 @@ class Hooks:
     def _add(
         self, hooks: MutableMapping[int, Any], with_kwargs: MutableMapping[int, bool], function: Callable[..., Any]
     ) -> None:
-        """Add a hook. Handle and flag come first: an interrupt, or a call in another thread, may fall in between."""
+        """Add a hook.
+
+        Handle and flag come first: an interrupt, or a call in another thread, may fall in between.
+        """
         handle, owner = RemovableHandle(hooks, extra_dict=with_kwargs), ref(self)
         self._handles.append(handle)
 

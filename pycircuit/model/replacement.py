@@ -57,7 +57,9 @@ class LocalReplacement:
 
 
 class ReplacementModel(HasWeights):
-    """A transformers causal model with transcoders. Weights are read now; after changing them, make a new one.
+    """A transformers causal model with transcoders.
+
+    Weights are read now; after changing them, make a new one.
 
     tokenizer: needed for text; anything whose encode(text) gives ids. ignore_positions: opening positions that
     get no features; None takes the family's (1; 4 for Gemma-3 chat models). labels: the features' meanings, by
@@ -128,7 +130,9 @@ class ReplacementModel(HasWeights):
     @without_autocast()
     @full_float32()
     def freeze(self, prompt: Prompt, stored: bool | None = None, lean: bool = False) -> LocalReplacement:
-        """Run the prompt once. stored: keep attention patterns; None decides by their size.
+        """Run the prompt once.
+
+        stored: keep attention patterns; None decides by their size.
 
         lean: give back what each layer of the forward, and its features, freed before the next one begins.
         """

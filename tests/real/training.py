@@ -27,7 +27,10 @@ class Streams:
 
 
 def harvest(model: Any, windows: Tensor) -> Streams:
-    """Run windows of text and return the MLPs' streams. windows: [windows, tokens]."""
+    """Run windows of text and return the MLPs' streams.
+
+    windows: [windows, tokens].
+    """
     read: list[list[Tensor]] = [[] for _ in range(LAYERS)]
     written: list[list[Tensor]] = [[] for _ in range(LAYERS)]
 
@@ -56,7 +59,10 @@ def fit(streams: Streams) -> pc.PerLayerTranscoders:
 
 
 def _fit_layer(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, ...]:
-    """w_enc, b_enc, w_dec, b_dec. Trained on centred streams of unit length; scales and means are folded in after."""
+    """One layer's w_enc, b_enc, w_dec and b_dec.
+
+    Trained on centred streams of unit length; scales and means are folded in after.
+    """
     g, width = torch.Generator().manual_seed(seed), x.shape[1]
     x_mean, y_mean = x.mean(0), y.mean(0)
     x_scale = (x - x_mean).square().mean().sqrt()
