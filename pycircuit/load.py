@@ -17,7 +17,7 @@ from .demo.box import KINDS, load_box, load_model
 from .files.cache_folder import cache_folder
 from .files.locks import exclusive
 from .model import ReplacementModel
-from .model.portable import make_portable, save_byte_level_tokenizer
+from .model.portable_folder import make_portable, save_byte_level_tokenizer
 from .transcoders import Transcoders
 from .transcoders import io as transcoder_io
 

@@ -9,7 +9,8 @@ import torch
 from builders import LAYERS, VOCABULARY, WIDTH, build, prompt
 
 import pycircuit as pc
-from pycircuit.model.capture import STREAMS, capture, relative
+from pycircuit.model.agreement import relative_error
+from pycircuit.model.capture import STREAMS, capture
 from pycircuit.model.families import family_of
 from pycircuit.model.weights import read_weights
 
@@ -106,8 +107,8 @@ def assert_complete(model: Any, transcoders: Any, tolerance: float) -> None:
     local = pc.ReplacementModel(model, transcoders).freeze(prompt())
     s = streams(model, prompt())
     x, written = s[transcoders.reads], s[transcoders.writes]
-    assert relative(dense_reconstruction(transcoders, x, 1) + local.errors, written) < tolerance
-    assert relative(transcoders.reconstruct(local.features, x, ignore=1), written - local.errors) < tolerance
+    assert relative_error(dense_reconstruction(transcoders, x, 1) + local.errors, written) < tolerance
+    assert relative_error(transcoders.reconstruct(local.features, x, ignore=1), written - local.errors) < tolerance
     assert all(f.count and f.row_ptr[1] == 0 for f in local.features)
 
 
@@ -120,7 +121,7 @@ def test_layers_without_a_transcoder(kind: str) -> None:
     assert local.features[0].count == 0 and local.features[0].positions == len(prompt())
     assert torch.equal(local.errors[0], s["mlp_out"][0])  # its b_dec belongs to no feature
     assert transcoders.bias(0) is None and transcoders.bias(1) is not None
-    assert relative(dense_reconstruction(transcoders, s["mlp_in"], 1) + local.errors, s["mlp_out"]) < 1e-12
+    assert relative_error(dense_reconstruction(transcoders, s["mlp_in"], 1) + local.errors, s["mlp_out"]) < 1e-12
     last = make(kind, dtype=torch.float64, missing=(2,))
     assert last.writes_to(2) == (kind == "clt")  # lower features still write there
 
@@ -134,7 +135,7 @@ def test_ignored_positions_are_all_error(kind: str, ignore: int) -> None:
     s = streams(model, prompt())
     assert torch.equal(local.errors[:, :ignore], s["mlp_out"][:, :ignore])
     assert all(int(f.row_ptr[min(ignore, len(prompt()))]) == 0 for f in local.features)
-    assert relative(dense_reconstruction(transcoders, s["mlp_in"], ignore) + local.errors, s["mlp_out"]) < 1e-12
+    assert relative_error(dense_reconstruction(transcoders, s["mlp_in"], ignore) + local.errors, s["mlp_out"]) < 1e-12
 
 
 def test_gemma3_chat_ignores_four() -> None:
@@ -245,8 +246,8 @@ def test_prompts_are_checked_before_anything_runs(monkeypatch: pytest.MonkeyPatc
             model.freeze(wrong)
         with pytest.raises(error, match=message):
             model.activations([[1, 2], wrong])
-    with pytest.raises(TypeError, match="prompts must be a list of prompts, got one str"):
-        model.activations("abc")
+    with pytest.raises(TypeError, match=r"^activations: prompts must be a prompt or a list of prompts, got int$"):
+        model.activations(3)
     silent = pc.ReplacementModel(build("llama"), make("plt"))
     with pytest.raises(ValueError, match="the model has no tokenizer, got text; pass tokenizer="):
         silent.freeze("abc")
@@ -281,7 +282,7 @@ def test_half_precision_models(kind: str) -> None:
     assert local.errors.dtype == torch.float32 and all(f.value.dtype == torch.float32 for f in local.features)
     s = streams(model, prompt())
     got = dense_reconstruction(transcoders.to(torch.float32), s["mlp_in"], 1) + local.errors
-    assert relative(got, s["mlp_out"]) < 1e-5
+    assert relative_error(got, s["mlp_out"]) < 1e-5
 
 
 def test_stored_or_recomputed_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
