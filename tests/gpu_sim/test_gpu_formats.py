@@ -9,7 +9,7 @@ import builders
 import format_files
 import pytest
 import torch
-from test_gpu_traces import compare, language_model
+from gpu_models import compare, language_model
 
 import pycircuit as pc
 from pycircuit.transcoders import formats
