@@ -30,7 +30,7 @@ from pycircuit import cli
 from pycircuit.cli import texts
 from pycircuit.cli.changes import Steering, spot
 from pycircuit.cli.options import layers_of, target
-from pycircuit.trace.collect import Found
+from pycircuit.trace.collect import RowCollector
 from pycircuit.training import Recipe, Trainer
 from pycircuit.training.presets import PRESETS, SPEECHES, speeches
 from pycircuit.training.recipe import SAYS
@@ -317,20 +317,20 @@ def test_attribute_of_many_prompts(run: Run, world: World, tmp_path: Path) -> No
 def test_attribute_writes_what_there_is_when_it_is_stopped(
     run: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expand, rounds = Found.add_features, []
+    expand, rounds = RowCollector.add_features, []
 
-    def stop(self: Found, picked: torch.Tensor) -> None:
+    def stop(self: RowCollector, picked: torch.Tensor) -> None:
         rounds.append(len(picked))
         if len(rounds) == 3:
             raise KeyboardInterrupt
         expand(self, picked)
 
-    monkeypatch.setattr(Found, "add_features", stop)
+    monkeypatch.setattr(RowCollector, "add_features", stop)
     asked = ("attribute", *world.opening, PROMPT, "--max-features", 20, "--round-size", 4, "--json")
     done = run(*asked, "--checkpoint", tmp_path / "rows", "--save", tmp_path / "part.safetensors")
     assert done.code == 130 and json.loads(done.out)["interrupted"]
     part = pc.Graph.load(tmp_path / "part.safetensors")
-    monkeypatch.setattr(Found, "add_features", expand)
+    monkeypatch.setattr(RowCollector, "add_features", expand)
     done = run(*asked, "--checkpoint", tmp_path / "rows")
     assert done.code == 0 and json.loads(done.out)["rows"] == part.rows.count + 12
     assert run("attribute", *world.opening, PROMPT, "--checkpoint", tmp_path / "rows").code == 2

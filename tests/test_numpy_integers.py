@@ -56,11 +56,14 @@ def test_counts_positions_and_targets(model: pc.ReplacementModel, number: Any, t
     feature = pc.Feature(number(layer), number(position), number(index))
     targets = [number(7), feature]
     options: Any = {"max_features": number(2), "memory": np.int64(1 << 30), "progress": False}
-    graph = pc.attribute(model, TOKENS, targets, checkpoint=tmp_path / "rows", **options)
+    graph = pc.attribute(model, TOKENS, targets=targets, checkpoint=tmp_path / "rows", **options)
     graph.save(tmp_path / "graph.safetensors")
-    expected = pc.attribute(model, TOKENS, [7, pc.Feature(layer, position, index)], max_features=2, progress=False)
+    expected = pc.attribute(
+        model, TOKENS, targets=[7, pc.Feature(layer, position, index)], max_features=2, progress=False
+    )
     assert torch.equal(graph.rows.weight, expected.rows.weight)
-    assert pc.estimate(model, TOKENS, settings["max_features"], max_targets=settings["max_targets"]).rows == 7
+    counts = {name: settings[name] for name in ("max_features", "max_targets")}
+    assert pc.estimate(model, TOKENS, **counts).rows == 7
 
 
 @INTEGERS

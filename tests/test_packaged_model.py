@@ -18,7 +18,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
-from pycircuit.model.portable import make_portable, save_byte_level_tokenizer
+from pycircuit.model.portable_folder import make_portable, save_byte_level_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -506,7 +506,7 @@ def test_wrong_texts_are_named(error: type[Exception], texts: Any, message: str)
 
 
 def test_progress_says_how_it_goes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pycircuit.progress._BETWEEN", {True: 0.0, False: 0.0})
+    monkeypatch.setattr("pycircuit.progress._INTERVAL", {True: 0.0, False: 0.0})
     pc.train(build("llama"), corpus(), **{**asdict(RECIPE), "steps": 3})
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("pycircuit: training: 192 of 192 tokens")

@@ -10,7 +10,7 @@ import format_files
 import pytest
 import random_transcoders
 import torch
-from test_gpu_traces import compare, language_model
+from gpu_models import compare, language_model
 
 import pycircuit as pc
 
