@@ -38,7 +38,6 @@ import pycircuit as pc
 from pycircuit.bench import machine_rates, memory
 from pycircuit.bench.whole_trace import markdown_table
 from pycircuit.files.safetensors import safetensors_header
-from pycircuit.transcoders import formats
 
 FOLDER = Path(__file__).parent
 ACTIVE = 16  # features of a layer at a position
@@ -102,7 +101,7 @@ def needed(shape: Shape, folder: Path) -> list[list[int]]:
     """Decoder rows to write, by layer."""
     if not shape.holes:
         return [list(range(shape.features))] * shape.layers
-    model = pc.ReplacementModel(language_model(shape), formats.load(folder))
+    model = pc.ReplacementModel(language_model(shape), pc.transcoders.load(folder))
     return [active.index.unique().tolist() for active in model.activations([prompt()])[0]]
 
 
@@ -181,7 +180,7 @@ def measure_memory(shape: Shape, folder: Path) -> dict[str, float]:
         raise SystemExit("bench-lazy: memory can be measured on Linux only")
     begin = time.perf_counter()
     with most_own() as most:
-        graph = traced(pc.ReplacementModel(hf_model, formats.load(folder)))
+        graph = traced(pc.ReplacementModel(hf_model, pc.transcoders.load(folder)))
     seconds, peak = time.perf_counter() - begin, memory.peak() or 0
     return {
         "files": sum(p.stat().st_size for p in folder.iterdir()),
@@ -206,7 +205,9 @@ def in_its_own_process(name: str, folder: Path, threads: int) -> dict[str, float
 def measure_time(shape: Shape, folder: Path, rounds: int) -> dict[str, float]:
     """Median seconds of a graph from files and from memory, in turn, and the distance of their edges."""
     hf_model = language_model(shape)
-    models = [pc.ReplacementModel(hf_model, formats.load(folder, lazy=from_files)) for from_files in (True, False)]
+    models = [
+        pc.ReplacementModel(hf_model, pc.transcoders.load(folder, lazy=from_files)) for from_files in (True, False)
+    ]
     graphs = [traced(model) for model in models]
     assert torch.equal(graphs[0].features, graphs[1].features)
     assert all(graph.certificate < graph.provenance["tolerance"] for graph in graphs)
@@ -244,7 +245,7 @@ def rate(shape: Shape, folder: Path, read: Callable[[int, Tensor], int], seed: i
 
 def measure_cold(shape: Shape, folder: Path, rounds: int) -> dict[str, float]:
     """Median rates, in turn: ours, and of plain reads with several numbers of threads."""
-    decoders = formats.load(folder).w_dec
+    decoders = pc.transcoders.load(folder).w_dec
 
     def ours(layer: int, rows: Tensor) -> int:
         read = decoders[layer].rows(rows)

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from pycircuit.transcoders import formats
+import pycircuit as pc
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -39,7 +39,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_what_is_measured(tmp_path: Path, bench: ModuleType, name: str) -> None:
     shape = bench.SHAPES[name]
     bench.write(shape, tmp_path)
-    transcoders = formats.load(tmp_path)
+    transcoders = pc.transcoders.load(tmp_path)
     assert (
         transcoders.depth == 3
         and transcoders.size(0) == shape.features
@@ -61,7 +61,7 @@ def test_what_is_measured(tmp_path: Path, bench: ModuleType, name: str) -> None:
 def test_holes_are_where_nothing_is_needed(tmp_path: Path, bench: ModuleType) -> None:
     shape = bench.SHAPES["full"]
     bench.write(shape, tmp_path)
-    transcoders = formats.load(tmp_path)
+    transcoders = pc.transcoders.load(tmp_path)
     for rows, needed in zip(transcoders.w_dec, bench.needed(shape, tmp_path), strict=True):
         written = rows.rows(torch.arange(shape.features)).ne(0).any(-1)
         assert 0 < len(needed) < shape.features
