@@ -110,7 +110,9 @@ def device_of(device: Any) -> torch.device:
     try:
         torch.empty(0, device=found)
     except (AssertionError, RuntimeError, NotImplementedError) as error:
-        raise ValueError(f"load: device must be one of this machine's, got {device!r}: {_first_line(error)}") from None
+        raise ValueError(
+            f"load: device must be one of this machine's, got {device!r}: {_first_line(error).partition('. ')[0]}"
+        ) from None
     return found
 
 
