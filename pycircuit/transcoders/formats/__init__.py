@@ -136,9 +136,7 @@ def recognise(path: str | os.PathLike[str], variant: str | None = None) -> Recog
         names = sorted(p.name for p in folder.iterdir())
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") or "nothing"
     known = ", ".join(FORMATS)
-    raise ValueError(
-        f"load: {folder} must hold one of: {known}; got a folder with {shown}; see docs/transcoders.md"
-    )
+    raise ValueError(f"load: {folder} must hold one of: {known}; got a folder with {shown}; see docs/transcoders.md")
 
 
 def load(
