@@ -53,6 +53,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return runner(monkeypatch, capsys)
 
 
+@pytest.fixture
+def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail if an implementation of an op is chosen: only implementations allocate outputs."""
+    monkeypatch.setattr("pycircuit.ops.plan", lambda request: pytest.fail(f"{request.op} passed its checks"))
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A tiny model, texts and transcoders in files."""
