@@ -116,7 +116,7 @@ def evaluate(
         known = "pc.PerLayerTranscoders or pc.CrossLayerTranscoder"
         raise TypeError(f"evaluate: transcoders must be {known}, got {type(transcoders).__name__}")
     source = source_of("evaluate", model, transcoders.reads, transcoders.writes, ignore_positions)
-    transcoders.check(source)
+    transcoders.check(source.shape)
     sequences = token_ids("evaluate", texts, model, tokenizer, source.weights.vocabulary)
     longest = min(context, source.weights.longest or context)
     sequences = split_to_context("evaluate", sequences, longest, source.ignore)

@@ -25,6 +25,16 @@ from .recipe import Recipe
 POSITIONS = 4096  # in one forward, padding included
 
 
+@dataclass(frozen=True)
+class ModelShape:
+    """Number of layers, width of the residual stream, and type and device of a model's weights."""
+
+    depth: int
+    width: int
+    dtype: torch.dtype
+    device: torch.device
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """A model and the sites where transcoders read and write. Positions before `ignore` are left out."""
@@ -37,20 +47,10 @@ class Source:
     ignore: int
 
     @property
-    def depth(self) -> int:
-        return len(self.weights.layers)
-
-    @property
-    def width(self) -> int:
-        return self.weights.width
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weights.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.weights.device
+    def shape(self) -> ModelShape:
+        """Shape that transcoders are checked against."""
+        weights = self.weights
+        return ModelShape(len(weights.layers), weights.width, weights.dtype, weights.device)
 
     def activations(self, sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Activations (x, y) that transcoders read and reconstruct, sequences one after another.
@@ -111,7 +111,8 @@ class Stream:
         self.source, self.sequences, self.recipe = source, sequences, recipe
         self.rank, self.world = rank, world
         self.tokens = [len(s) - source.ignore for s in sequences]  # of each sequence
-        size = recipe.buffer_tokens(2 * source.depth * source.width * source.dtype.itemsize)
+        shape = source.shape
+        size = recipe.buffer_tokens(2 * shape.depth * shape.width * shape.dtype.itemsize)
         self.size = min(size, max(recipe.batch, sum(self.tokens)))  # a larger one would hold a token twice
 
     def groups(self) -> Iterator[list[int]]:
