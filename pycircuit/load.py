@@ -109,7 +109,7 @@ def device_of(device: Any) -> torch.device:
     found = formats.place(device)
     try:
         torch.empty(0, device=found)
-    except (AssertionError, RuntimeError, NotImplementedError) as error:
+    except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
         raise ValueError(
             f"load: device must be one of this machine's, got {device!r}: {_first_line(error).partition('. ')[0]}"
         ) from None

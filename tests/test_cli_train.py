@@ -68,7 +68,7 @@ def test_train_continues_after_a_stop(run: Run, world: World, tmp_path: Path, mo
     step, stopped = Trainer._step, []
 
     def stop_at_eight(self: Trainer, *rows: torch.Tensor) -> None:
-        if not stopped and self.done == 8:
+        if not stopped and self.steps_done == 8:
             stopped.append(True)
             raise KeyboardInterrupt
         step(self, *rows)
@@ -92,7 +92,7 @@ def test_ctrl_c_loses_no_step(run: Run, world: World, tmp_path: Path, monkeypatc
     step, steps = Trainer._step, []
 
     def stop_in_the_eighth(self: Trainer, *rows: torch.Tensor) -> None:
-        steps.append(self.done)
+        steps.append(self.steps_done)
         if len(steps) == 8:
             signal.raise_signal(signal.SIGINT)
         step(self, *rows)
