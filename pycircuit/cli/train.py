@@ -38,7 +38,7 @@ PresetName = Annotated[
         "--preset", help=" | ".join(PRESETS) + ": recipe, model and texts.", autocompletion=completions(*PRESETS)
     ),
 ]
-Context = Annotated[int, typer.Option(help="Longest piece of a text, in tokens.")]
+Context = Annotated[int, typer.Option(help="Longest part of a text, in tokens.")]
 
 
 def _recipe_options() -> Bundle:

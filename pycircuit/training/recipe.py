@@ -48,44 +48,48 @@ class Recipe:
     """
 
     features: int = field(metadata={HELP: "features a layer"})
-    steps: int = field(default=1000, metadata={HELP: "how many, of `batch` tokens"})
+    steps: int = field(default=1000, metadata={HELP: "steps of `batch` tokens"})
     kind: Kind = field(
         default="plt", metadata={HELP: "plt: each layer's features write to it; clt: to it and every later one"}
     )
     activation: ActivationName = field(default="topk", metadata={HELP: " | ".join(ACTIVATIONS)})
     skip: bool = field(default=False, metadata={HELP: "a linear path beside the features"})
     k: int | tuple[int, ...] = field(
-        default=32, metadata={HELP: "features a token (topk), or on average (batchtopk); or of each layer"}
+        default=32, metadata={HELP: "features a token (topk), or on average (batchtopk); or one number a layer"}
     )
     start: int = field(default=64, metadata={HELP: "features a token at the start (relu, jumprelu)"})
     sparsity: float = field(default=1e-3, metadata={HELP: "weight of the penalty on features (relu, jumprelu)"})
     sparsity_rise: float = field(
         default=1.0, metadata={HELP: "share of the run over which that weight grows from zero"}
     )
-    sharpness: float = field(default=4.0, metadata={HELP: "inside the penalty's tanh (jumprelu)"})
+    sharpness: float = field(default=4.0, metadata={HELP: "factor inside the penalty's tanh (jumprelu)"})
     bandwidth: float = field(
-        default=1.0, metadata={HELP: "how near its threshold an entry must be for the threshold to learn (jumprelu)"}
+        default=1.0, metadata={HELP: "width around a threshold in which pre-activations train it (jumprelu)"}
     )
     rows: InitialRows = field(
         default="random",
-        metadata={HELP: "what weights begin as: random | tokens, of the first ones, unlike each other"},
+        metadata={HELP: "initial rows: random | tokens, drawn from the first tokens, far from each other"},
     )
     batch: int = field(default=1024, metadata={HELP: "tokens a step"})
-    rate: float | None = field(default=None, metadata={HELP: "Adam's; None: 2e-4 * sqrt(16384 / features)"})
+    rate: float | None = field(
+        default=None, metadata={HELP: "Adam's learning rate; None: 2e-4 * sqrt(16384 / features)"}
+    )
     warmup: int = field(default=50, metadata={HELP: "steps over which the rate rises"})
     decay: float = field(default=0.2, metadata={HELP: "last share of the run, over which the rate falls to zero"})
-    revive: int = field(default=200, metadata={HELP: "features silent for so many steps get new rows; 0: never"})
-    buffer: int | None = field(
-        default=None, metadata={HELP: "tokens held and shuffled at a time; None: 1 GiB of them, at most 65,536"}
+    revive: int = field(
+        default=200, metadata={HELP: "steps without activity after which a feature gets new rows; 0: never"}
     )
-    context: int = field(default=256, metadata={HELP: "longest piece of a text, in tokens"})
+    buffer: int | None = field(
+        default=None, metadata={HELP: "tokens shuffled at a time; None: 1 GiB of activations, at most 65,536 tokens"}
+    )
+    context: int = field(default=256, metadata={HELP: "longest part of a text, in tokens"})
     seed: int = field(default=0, metadata={HELP: "of weights and shuffling"})
     reads: str | None = field(
         default=None, metadata={HELP: " | ".join(READS) + "; None: mlp_in for plt, resid_mid for clt"}
     )
     writes: str = field(default="mlp_out", metadata={HELP: " | ".join(WRITES)})
     precision: RowPrecision = field(
-        default="float32", metadata={HELP: " | ".join(PRECISIONS) + ", of rows as a step reads them"}
+        default="float32", metadata={HELP: " | ".join(PRECISIONS) + ", of rows that a step reads"}
     )
 
     def __post_init__(self) -> None:

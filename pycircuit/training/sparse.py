@@ -166,9 +166,9 @@ def batch_top_k(
     entries = Entries.of(ops.encode(x, w_enc, b_enc, BatchTopK(guess)), len(w_enc)) if guess > 0 else None
     if entries is None or _total(len(entries.pre), batch_index) < count:
         entries = _superset(x, w_enc, b_enc, count)
-    if batch_index is None:
-        ranked, own = entries.pre, torch.arange(len(entries.pre), device=x.device)
-    else:
+    ranked = entries.pre
+    own: Tensor | slice = slice(None)
+    if batch_index is not None:
         ranked, own = _gathered(entries, batch_index)
     if len(ranked) <= count:
         return entries

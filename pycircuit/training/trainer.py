@@ -127,7 +127,7 @@ class Trainer:
         identity = self._identity() if path else {}
         if path:
             self._restore(trainer_state.load(path, identity, str(self.source.weights.device)))
-        writes_checkpoint = path is not None and self.stream.rank == 0
+        written = path if self.stream.rank == 0 else None
         show = Progress(progress if self.stream.rank == 0 else False)
         total = self.recipe.steps * self.recipe.batch
         show.step("training", 0, total, "tokens")
@@ -139,19 +139,15 @@ class Trainer:
                     self._step(x, y, batch_index)
                     in_step = False
                 show.step("training", self.steps_done * self.recipe.batch, total, "tokens", self._note)
-                if writes_checkpoint and (self.steps_done % every == 0 or self.steps_done == self.recipe.steps):
-                    self._save(path, identity)
+                if written and (self.steps_done % every == 0 or self.steps_done == self.recipe.steps):
+                    trainer_state.save(written, identity, self._state())
         except KeyboardInterrupt:
-            if writes_checkpoint and self.steps_done and not in_step:
-                self._save(path, identity)
+            if written and self.steps_done and not in_step:
+                trainer_state.save(written, identity, self._state())
             raise
         finally:
             show.close()
         return self.transcoders()
-
-    def _save(self, path: Path | None, identity: dict[str, Any]) -> None:
-        assert path is not None
-        trainer_state.save(path, identity, self._state())
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(x, y, batch_index) of each remaining step: [layers, local tokens, width] twice, [local tokens]."""
