@@ -136,9 +136,9 @@ def test_inspect_and_convert_take_the_demo(run: Run) -> None:
     for arguments, kind in (((), "clt"), (("--variant", "plt"), "plt")):
         done = run("inspect", "demo", *arguments, "--json")
         assert done.code == 0, done.err
-        assert json.loads(done.out) == formats.inspect(BOX / kind).json()
+        assert json.loads(done.out) == pc.transcoders.inspect(BOX / kind).json()
     assert run("convert", "demo", "mine", "--variant", "plt").code == 0
-    assert len(formats.load("mine").w_enc) == len(formats.load(BOX / "plt").w_enc)
+    assert len(pc.transcoders.load("mine").w_enc) == len(pc.transcoders.load(BOX / "plt").w_enc)
 
 
 def test_a_folder_of_no_format_is_refused_in_a_short_sentence(run: Run, tmp_path: Path) -> None:

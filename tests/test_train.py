@@ -15,8 +15,9 @@ from training_cases import RECIPE, corpus, explained
 from typing_extensions import Unpack
 
 import pycircuit as pc
-from pycircuit.model.capture import capture, relative
-from pycircuit.model.sites import hooked
+from pycircuit.model.agreement import relative_error
+from pycircuit.model.capture import capture
+from pycircuit.model.transcoder_hooks import eager_transcoder_hooks
 from pycircuit.training import Recipe, Trainer
 from pycircuit.training.learner import Learner
 from pycircuit.training.recipe import RecipeOptions
@@ -61,8 +62,8 @@ def test_activations_equal_those_of_the_capture(name: str, reads: str, writes: s
     for ids in sequences:
         captured = capture(model, source.family, source.weights, ids, (reads, writes)).streams
         end = begin + len(ids) - 1
-        assert relative(x[:, begin:end], captured[reads][:, 1:]) < 1e-5
-        assert relative(y[:, begin:end], captured[writes][:, 1:]) < 1e-5
+        assert relative_error(x[:, begin:end], captured[reads][:, 1:]) < 1e-5
+        assert relative_error(y[:, begin:end], captured[writes][:, 1:]) < 1e-5
         begin = end
     assert begin == x.shape[1]
 
@@ -73,12 +74,12 @@ def test_activations_equal_those_of_the_capture(name: str, reads: str, writes: s
         def write(layer: int, y: torch.Tensor) -> torch.Tensor | None:
             return y + change if layer == 0 else None
 
-        with hooked(model, source.family, source.weights, reads, writes, inputs.__setitem__, write):
+        with eager_transcoder_hooks(model, source.family, source.weights, reads, writes, inputs.__setitem__, write):
             model(input_ids=sequences[0][None], use_cache=False)
         assert list(inputs) == list(range(LAYERS))
         return inputs[LAYERS - 1][0, 1:]
 
-    assert relative(last_input(0.0), x[-1, :5]) < 1e-5
+    assert relative_error(last_input(0.0), x[-1, :5]) < 1e-5
     torch.manual_seed(0)
     assert (last_input(torch.randn(WIDTH)) - x[-1, :5]).norm() > 0.02 * x[-1, :5].norm()
 
@@ -191,7 +192,7 @@ def test_wrong_texts_are_named(error: type[Exception], texts: Any, message: str)
 
 
 def test_progress_shows_the_measurements(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pycircuit.progress._BETWEEN", {True: 0.0, False: 0.0})
+    monkeypatch.setattr("pycircuit.progress._INTERVAL", {True: 0.0, False: 0.0})
     pc.train(build("llama"), corpus(), **{**asdict(RECIPE), "steps": 3})
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("pycircuit: training: 192 of 192 tokens")

@@ -256,11 +256,18 @@ def estimate(
 ) -> None:
     """Estimate memory and time of a trace without running it."""
     prompt_list = PromptList.of(prompt, prompts, ids)
-    options = {"precision": cast(Precision, precision)}
     with opening.opened(running) as model:
         prompt_list.check(model)
         estimates = [
-            pc.estimate(model, text, max_features, memory, max_targets, **options) for text in prompt_list.texts
+            pc.estimate(
+                model,
+                text,
+                max_features=max_features,
+                max_targets=max_targets,
+                precision=cast(Precision, precision),
+                memory=memory,
+            )
+            for text in prompt_list.texts
         ]
     if as_json:
         results = [{**asdict(estimate), "bytes": estimate.bytes} for estimate in estimates]

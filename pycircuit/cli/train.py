@@ -17,12 +17,12 @@ import typer
 
 import pycircuit as pc
 from pycircuit.files.atomic import write_text
-from pycircuit.load import NAMES, device_of, language_model
+from pycircuit.files.atomic_folder import new_folder
+from pycircuit.load import NAMES, available_device, language_model
 from pycircuit.training import Recipe, Trainer
 from pycircuit.training.presets import PRESETS, Preset
 from pycircuit.training.recipe import CHOICES, HELP
-from pycircuit.transcoders import Transcoders, formats
-from pycircuit.transcoders.formats.writing import destination
+from pycircuit.transcoders import Transcoders
 
 from . import texts
 from .bundles import Bundle, option
@@ -85,14 +85,14 @@ def train(
     options = _recipe(chosen_preset, {name: value for name, value in recipe.items() if value is not None})
     if out is None:
         raise ValueError("--out must be given: the folder that gets the transcoders, got none")
-    destination("train", out)
+    new_folder("train", out)
     name = model or (chosen_preset.model if chosen_preset else None)
     if name is None:
         raise ValueError("one of MODEL and --preset must be given, got neither")
     training_texts = _texts(text_files, chosen_preset, held_out=False)
     path = out.with_name(f"{out.name}.checkpoint") if checkpoint is None else checkpoint
     with running.running() as dtype, _distributed(running.device) as (device, writes):
-        hf_model, tokenizer = language_model(name, device_of(device), dtype or torch.float32)
+        hf_model, tokenizer = language_model(name, available_device(device), dtype or torch.float32)
         trainer = Trainer(hf_model, training_texts, options, tokenizer)
         try:
             transcoders = trainer.run(path, every, not quiet)
@@ -100,7 +100,7 @@ def train(
             raise Stopped(f"the same command goes on from {path}" if path.exists() else "") from None
     if not writes:
         return
-    formats.save(transcoders, out, model=name)
+    transcoders.save(out, model=name)
     trainer.history.plot(out / CURVES)
     record = {"model": name, "recipe": asdict(options), "last": _last_step(trainer)}
     write_text("train", out / RECORD, json.dumps(record, indent=1) + "\n")

@@ -11,7 +11,7 @@ import typer
 
 from pycircuit.demo.box import KINDS
 from pycircuit.demo.facts import BOX
-from pycircuit.transcoders import formats
+from pycircuit.transcoders import io
 from pycircuit.transcoders.formats.saving import LAYOUTS
 from pycircuit.transcoders.types import READS, WRITES
 
@@ -31,12 +31,12 @@ class Reading:
     writes: Annotated[str | None, typer.Option(help=" | ".join(WRITES), autocompletion=completions(*WRITES))] = None
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of formats.inspect and formats.convert."""
+        """Arguments of io.inspect and io.convert."""
         return {"layers": self.layers, "variant": self.variant, "reads": self.reads, "writes": self.writes}
 
 
 def _source(path: str, reading: Reading) -> tuple[str, dict[str, Any]]:
-    """(folder or hub id, arguments of formats.inspect); demo's two sets are chosen by --variant."""
+    """(folder or hub id, arguments of io.inspect); demo's two sets are chosen by --variant."""
     arguments = reading.arguments()
     if path != "demo":
         return path, arguments
@@ -57,7 +57,7 @@ def inspect(
 ) -> None:
     """Describe a set of transcoders as it would be loaded, and warn of damage."""
     folder, arguments = _source(path, reading)
-    report = formats.inspect(folder, weights=not headers, **arguments)
+    report = io.inspect(folder, weights=not headers, **arguments)
     if as_json:
         emit(report.json())
         return
@@ -81,7 +81,7 @@ def convert(
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     stored_type = None if dtype is None else getattr(torch, dtype)
     path, arguments = _source(source, reading)
-    folder = formats.convert(path, target, to, dtype=stored_type, **arguments)
+    folder = io.convert(path, target, to, dtype=stored_type, **arguments)
     if as_json:
         emit({"source": source, "target": str(folder), "to": to})
         return

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pycircuit import ops
-from pycircuit.files.atomic import picture, write_text
+from pycircuit.files.atomic import writable_svg, write_text
 from pycircuit.model import ReplacementModel
-from pycircuit.model.sites import Read, Write, hooked
+from pycircuit.model.transcoder_hooks import Read, Write, eager_transcoder_hooks
 from pycircuit.ops import FileRows, SparseFeatures
 from pycircuit.ops.torch_settings import without_autocast
 from pycircuit.progress import Progress, Report
@@ -66,7 +66,7 @@ class Evaluation:
             for title, values in by_layer.items()
         ]
         panels.append(Panel("features by density", density, "never", "0.1 to 1"))
-        write_text("plot", picture("plot", path), chart(panels))
+        write_text("plot", writable_svg("plot", path), chart(panels))
 
     def __str__(self) -> str:
         names = ["never", *(f"1e{n}" for n in DECADES[:-1]), "1"]
@@ -116,7 +116,7 @@ def evaluate(
         known = "pc.PerLayerTranscoders or pc.CrossLayerTranscoder"
         raise TypeError(f"evaluate: transcoders must be {known}, got {type(transcoders).__name__}")
     source = source_of("evaluate", model, transcoders.reads, transcoders.writes, ignore_positions)
-    transcoders.check(source.shape)
+    transcoders.check(source)
     sequences = token_ids("evaluate", texts, model, tokenizer, source.weights.vocabulary)
     longest = min(context, source.weights.longest or context)
     sequences = split_to_context("evaluate", sequences, longest, source.ignore)
@@ -224,7 +224,9 @@ class _Sums:
     def _log_probabilities(self, ids: Tensor, mask: Tensor, write: Write, read: Read = lambda layer, x: None) -> Tensor:
         """Log probabilities of the next token at the positions of a mask, under hooks: [positions, vocabulary]."""
         source = self.source
-        with hooked(source.model, source.family, source.weights, source.reads, source.writes, read, write):
+        with eager_transcoder_hooks(
+            source.model, source.family, source.weights, source.reads, source.writes, read, write
+        ):
             logits = source.model(input_ids=ids, use_cache=False).logits[mask]
         return torch.log_softmax(logits.to(source.weights.dtype), -1)
 
@@ -257,7 +259,7 @@ def replaced_logits(model: ReplacementModel, ids: Tensor) -> Tensor:
     t = model.transcoders
     reconstruction = _Reconstruction(t, model.ignore_positions)
     read, write = reconstruction.read, reconstruction.write
-    with hooked(model.hf_model, model.family, model.weights, t.reads, t.writes, read, write):
+    with eager_transcoder_hooks(model.hf_model, model.family, model.weights, t.reads, t.writes, read, write):
         logits: Tensor = model.hf_model(input_ids=ids, use_cache=False).logits
     return logits
 

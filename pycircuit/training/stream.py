@@ -17,26 +17,16 @@ import torch
 from torch import Tensor
 
 from pycircuit.model.families import Family
-from pycircuit.model.sites import hooked
-from pycircuit.model.weights import ModelWeights
+from pycircuit.model.transcoder_hooks import eager_transcoder_hooks
+from pycircuit.model.weights import HasWeights, ModelWeights
 
 from .recipe import Recipe
 
 POSITIONS = 4096  # in one forward, padding included
 
 
-@dataclass(frozen=True)
-class ModelShape:
-    """Number of layers, width of the residual stream, and type and device of a model's weights."""
-
-    depth: int
-    width: int
-    dtype: torch.dtype
-    device: torch.device
-
-
 @dataclass(frozen=True, eq=False)
-class Source:
+class Source(HasWeights):
     """A model and the sites where transcoders read and write. Positions before `ignore` are left out."""
 
     model: Any
@@ -45,12 +35,6 @@ class Source:
     reads: str
     writes: str
     ignore: int
-
-    @property
-    def shape(self) -> ModelShape:
-        """Shape that transcoders are checked against."""
-        weights = self.weights
-        return ModelShape(len(weights.layers), weights.width, weights.dtype, weights.device)
 
     def activations(self, sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Activations (x, y) that transcoders read and reconstruct, sequences one after another.
@@ -69,7 +53,7 @@ class Source:
                     target[layer, starts[i] : starts[i + 1]] = padded[row, self.ignore : len(sequences[i])]
 
             read, write = partial(copy, x), partial(copy, y)
-            with hooked(self.model, self.family, weights, self.reads, self.writes, read, write):
+            with eager_transcoder_hooks(self.model, self.family, weights, self.reads, self.writes, read, write):
                 self.model.base_model(input_ids=ids, use_cache=False)
         return x, y
 
@@ -111,8 +95,7 @@ class Stream:
         self.source, self.sequences, self.recipe = source, sequences, recipe
         self.rank, self.world = rank, world
         self.tokens = [len(s) - source.ignore for s in sequences]  # of each sequence
-        shape = source.shape
-        size = recipe.buffer_tokens(2 * shape.depth * shape.width * shape.dtype.itemsize)
+        size = recipe.buffer_tokens(2 * source.depth * source.width * source.dtype.itemsize)
         self.size = min(size, max(recipe.batch, sum(self.tokens)))  # a larger one would hold a token twice
 
     def groups(self) -> Iterator[list[int]]:

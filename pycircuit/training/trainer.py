@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import Unpack  # of torch; in typing from Python 3.11
 
-from pycircuit.files.atomic import picture, write_text
+from pycircuit.files.atomic import writable_svg, write_text
 from pycircuit.ops.torch_settings import without_autocast
 from pycircuit.progress import Progress, Report
 from pycircuit.trace.checkpoint import digest
@@ -59,7 +59,7 @@ class History:
         }
         last_step = str(len(self.loss))
         panels = [Panel(title, by_name, "step 1", last_step) for title, by_name in lines.items()]
-        write_text("plot", picture("plot", path), chart(panels))
+        write_text("plot", writable_svg("plot", path), chart(panels))
 
 
 class Trainer:

@@ -12,9 +12,10 @@ from torch import Tensor
 from pycircuit import ops
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.progress import Progress
-from pycircuit.trace.collect import Found
-from pycircuit.trace.memory_plan import TILE_TARGETS, MemoryBoundError, Plan, free_bytes, readable, tile_bytes
-from pycircuit.trace.row_store import Part, Store
+from pycircuit.trace.collect import RowCollector
+from pycircuit.trace.columns import Columns
+from pycircuit.trace.memory_plan import TILE_TARGETS, MemoryBoundError, MemoryPlan, free_bytes, readable, tile_bytes
+from pycircuit.trace.row_store import PackedRows, RowStore, StoreSize
 from pycircuit.trace.targets import Target
 
 _AT_ONCE = 256  # rows
@@ -32,22 +33,22 @@ class Adjacency:
     matrix: Tensor
 
 
-class _Whole(Store):
+class _Whole(RowStore):
     """Rows as the sweep writes them, none packed: kept until they are ranked, or put where they belong at once.
 
     into: [nodes, nodes] for the latter.
     """
 
     def __init__(self, found: _Rows, rows: int, into: Tensor | None) -> None:
-        super().__init__(found.sweep.columns, found.value, rows, dense=into is None, keep=None)
+        super().__init__(found.sweep.columns, found.value, StoreSize(rows, dense=into is None, keep=None))
         self.found, self.into = found, into
 
-    def pack(self, filled: Tensor, layer: Sequence[int], position: Sequence[int]) -> Part:
+    def pack(self, filled: Tensor, layer: Sequence[int], position: Sequence[int]) -> PackedRows:
         if self.into is not None:
             nodes = self.found.nodes_at(self.count, self.count + len(filled))
             self.into[nodes, : filled.shape[1]] = filled.to(self.into)
         none = np.empty(0, np.float32)
-        return Part(np.zeros(len(filled), np.int64), none.astype(np.int32), none)
+        return PackedRows(np.zeros(len(filled), np.int64), none.astype(np.int32), none)
 
     def influence(self, order: Tensor, node: Tensor, weight: Tensor) -> Tensor:
         """Weights may be negative here; influence is linear in them."""
@@ -56,12 +57,18 @@ class _Whole(Store):
         return total - ops.influence(self.block, node, -weight.clamp_max(0), order) if (weight < 0).any() else total
 
 
-class _Rows(Found):
+class _Rows(RowCollector):
     """Rows of a trace, dense."""
 
-    def begin(self, rows: int, into: Tensor | None, show: Progress) -> None:
-        plan = Plan(memory=0, stored=True, dense=into is None, keep=None, tile_bytes=_tile_bytes(self.local))
-        self.start(plan, show, None, rows, _Whole(self, rows, into))
+    def __init__(
+        self, local: LocalReplacement, targets: Sequence[Target], rows: int, into: Tensor | None, show: Progress
+    ) -> None:
+        self.into = into
+        plan = MemoryPlan(memory=0, stored=True, dense=into is None, keep=None, tile_bytes=_tile_bytes(local))
+        super().__init__(local, targets, plan, show, rows)
+
+    def _new_store(self) -> RowStore:
+        return _Whole(self, self.total, self.into)
 
     def nodes_at(self, begin: int, end: int) -> Tensor:
         """The nodes of rows begin .. end, of which some may be under way, where every feature has one: on the CPU."""
@@ -73,14 +80,13 @@ def adjacency(
     local: LocalReplacement, targets: Sequence[Target], most: int | None, round_size: int, show: Progress
 ) -> Adjacency:
     """most: how many features get rows and columns, by influence, round_size at a time; None or 0: all."""
-    found = _Rows(local, targets)
-    total, outputs = len(found.layer), len(targets)
+    columns, outputs = Columns.of(local), len(targets)
+    total = columns.features
     wanted = min(most or total, total)
-    columns = found.sweep.columns
     nodes = columns.count - total + wanted + outputs
     _fits(local, nodes, 0 if wanted == total else (wanted + outputs) * columns.count)
     matrix = torch.zeros(nodes, nodes)
-    found.begin(wanted + outputs, matrix if wanted == total else None, show)
+    found = _Rows(local, targets, wanted + outputs, matrix if wanted == total else None, show)
     found.add_targets()
     every = torch.arange(total, device=found.layer.device)
     while (left := wanted - found.expanded) > 0:
