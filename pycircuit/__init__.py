@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from . import command_interrupt as _command_interrupt  # noqa: F401 - first: it acts on Ctrl-C during the imports below
 from . import graph, ops
 from .examples import write_examples
 from .graph import Graph

@@ -1,4 +1,4 @@
-"""What pycircuit finds on this machine, and which implementation each op would use here."""
+"""Report on this machine and on the implementation that each op would use on it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .ops.registry import OPS
 
 
 def examine() -> dict[str, Any]:
-    """Everything `pycircuit doctor` says, ready for JSON."""
+    """Return the report of `pycircuit doctor`, ready for JSON."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return {
         "pycircuit": pc.__version__,
@@ -42,16 +42,16 @@ def _installed(package: str) -> str | None:
 
 
 def _gpu(index: int) -> dict[str, Any]:
-    found = torch.cuda.get_device_properties(index)
+    properties = torch.cuda.get_device_properties(index)
     return {
-        "name": found.name,
-        "capability": f"{found.major}.{found.minor}",
-        "memory_gb": round(found.total_memory / 1e9, 1),
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_gb": round(properties.total_memory / 1e9, 1),
     }
 
 
 def _native() -> dict[str, Any] | None:
-    """The extension module: its compiler, and the CUDA runtime and driver it sees if it was built with CUDA."""
+    """Compiler of the extension module and, if it was built with CUDA, the versions of runtime and driver."""
     if not native_isas():
         return None
     from . import _native as module
@@ -67,40 +67,41 @@ def _version(number: int) -> str | None:
 
 def _plan(op: str, device: str) -> dict[str, Any]:
     try:
-        found = plan(Request(op, device, (torch.float32,)))
-    except ImplementationError as forced:  # a doctor says what is wrong, and goes on
-        return {"implementation": None, "isa": None, "others": {"forced": str(forced)}}
-    first = found.implementation
+        chosen = plan(Request(op, device, (torch.float32,)))
+    except ImplementationError as error:  # a forced implementation cannot run: reported, not raised
+        return {"implementation": None, "isa": None, "others": {"forced": str(error)}}
+    first = chosen.implementation
     others = {
-        name: f"could run, {first} comes first" if why == "could run" else why
-        for name, why in found.reasons
+        name: f"could run, {first} comes first" if reason == "could run" else reason
+        for name, reason in chosen.reasons
         if name != first
     }
-    return {"implementation": first, "isa": found.isa, "others": others}
+    return {"implementation": first, "isa": chosen.isa, "others": others}
 
 
-def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """(what, value) for people; the ops come in `op_lines`."""
-    native, cuda = found["native"], (found["native"] or {}).get("cuda")
-    gpus = [f"{g['name']} (compute {g['capability']}, {g['memory_gb']:g} GB)" for g in found["gpus"]]
-    isas = [name if supported else f"{name} (not on this machine)" for name, supported in found["isas"].items()]
+def lines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Lines (name, value) of a report for people; the ops are in `op_lines`."""
+    native = report["native"]
+    cuda = (native or {}).get("cuda")
+    gpus = [f"{g['name']} (compute {g['capability']}, {g['memory_gb']:g} GB)" for g in report["gpus"]]
+    isas = [name if supported else f"{name} (not on this machine)" for name, supported in report["isas"].items()]
     return [
-        ("pycircuit", f"{found['pycircuit']}, Python {found['python']}, {found['system']}"),
-        ("CPU", f"{found['cpu']}, {found['threads']} threads"),
+        ("pycircuit", f"{report['pycircuit']}, Python {report['python']}, {report['system']}"),
+        ("CPU", f"{report['cpu']}, {report['threads']} threads"),
         ("kernels", ", ".join(isas) + f"; {native['compiler']}" if native else "not built; reinstall with a compiler"),
         ("CUDA build", f"runtime {cuda['runtime']}, driver {cuda['driver'] or 'none'}" if cuda else "no"),
         ("GPU", "; ".join(gpus) or "none"),
-        ("torch", found["torch"]),
-        ("triton", found["triton"] or "not installed; pip install 'pycircuit[triton]' for GPUs"),
+        ("torch", report["torch"]),
+        ("triton", report["triton"] or "not installed; pip install 'pycircuit[triton]' for GPUs"),
     ]
 
 
-def op_lines(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """(op, device, what would run, why not the others)."""
+def op_lines(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Lines (op, device, implementation, reasons against the others) of a report."""
     rows = []
-    for op, devices in found["ops"].items():
-        for device, plan_ in devices.items():
-            runs = (plan_["implementation"] or "nothing") + (f" ({plan_['isa']})" if plan_["isa"] else "")
-            others = "; ".join(f"{name}: {why}" for name, why in plan_["others"].items())
+    for op, devices in report["ops"].items():
+        for device, op_plan in devices.items():
+            runs = (op_plan["implementation"] or "nothing") + (f" ({op_plan['isa']})" if op_plan["isa"] else "")
+            others = "; ".join(f"{name}: {reason}" for name, reason in op_plan["others"].items())
             rows.append((op, device, runs, others))
     return rows

@@ -117,8 +117,9 @@ def available_device(device: str | torch.device | None) -> torch.device:
     parsed = transcoder_io.parse_device(device)
     try:
         torch.empty(0, device=parsed)
-    except (AssertionError, RuntimeError, NotImplementedError) as error:
-        raise ValueError(f"load: device must be one of this machine's, got {device!r}: {_first_line(error)}") from None
+    except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
+        reason = _first_line(error).partition(". ")[0]
+        raise ValueError(f"load: device must be one of this machine's, got {device!r}: {reason}") from None
     return parsed
 
 

@@ -1,4 +1,4 @@
-"""The command line as a user has it: words in; exit code, output and errors out."""
+"""The command line in this process: words in; exit code, output and errors out."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pycircuit import cli
 
 
 class Done(NamedTuple):
+    """Result of a command."""
+
     code: int
     out: str
     err: str
@@ -21,6 +23,8 @@ Run = Callable[..., Done]
 
 
 def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs the command line with its arguments."""
+
     def call(*args: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["pycircuit", *(str(a) for a in args)])
         with pytest.raises(SystemExit) as stop:

@@ -23,7 +23,7 @@ NO_OPENINGS = ["what", "of", "how", "whether", "where", "which", "that"]
 
 # Packages and modules of pycircuit from the ground up: each imports what stands before it, and itself.
 LAYERS = (
-    ("_native",),
+    ("_native", "command_interrupt"),
     ("files",),
     ("ops", "progress"),
     ("kernels",),

@@ -1,4 +1,4 @@
-"""Reasons for which a test may be skipped: something the machine lacks or has, never something we have not done."""
+"""Reasons for which a test may be skipped: facts of the machine, never unfinished work."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ REASONS = {
 
 
 def unexplained(skips: Sequence[tuple[str, str]]) -> list[str]:
-    """The skips, each a test and its reason, that are for no reason above or for one that is untrue of this machine."""
+    """Return the skips, (test, reason), whose reason is not listed above or is untrue on this machine."""
     wrong = []
     for test, reason in skips:
-        true = [holds for start, holds in REASONS.items() if reason.startswith(start)]
-        if not true or not true[0]():
+        conditions = [condition for start, condition in REASONS.items() if reason.startswith(start)]
+        if not conditions or not conditions[0]():
             wrong.append(f"{test}: {reason}")
     return wrong

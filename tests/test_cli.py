@@ -1,27 +1,26 @@
-"""The command line in this process: what it prints, where its errors go, its exit codes."""
+"""Output, errors and exit codes of the command line, and Ctrl-C while it imports."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from commands import Run, runner
+from commands import Run
 
 import pycircuit as pc
 from pycircuit import cli, doctor
-from pycircuit.bench import report, tour
+from pycircuit.bench import report as bench_report
+from pycircuit.bench import tour
 from pycircuit.bench.catalog import ROWS
 from pycircuit.ops.registry import IMPLEMENTATIONS, OPS
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(monkeypatch, capsys)
-
-
-def test_version_and_help(run) -> None:
+def test_version_and_help(run: Run) -> None:
     assert run("--version") == (0, f"{pc.__version__}\n", "")
     for args in ((), ("--help",)):
         done = run(*args)
@@ -29,7 +28,7 @@ def test_version_and_help(run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("args", "message"),
     [
         (("frob",), "No such command 'frob'"),
         (("doctor", "--frob"), "--frob"),
@@ -43,14 +42,14 @@ def test_version_and_help(run) -> None:
         (("bench", "--json", "nowhere/x.json"), "must be in a directory that exists"),
     ],
 )
-def test_wrong_arguments(run, args: tuple[str, ...], says: str, tmp_path: Path, monkeypatch) -> None:
+def test_wrong_arguments(run: Run, args: tuple[str, ...], message: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = run(*args)
     assert (done.code, done.out) == (2, "")
-    assert says in done.err and done.err.startswith("pycircuit: ") and done.err.count("\n") == 1
+    assert message in done.err and done.err.startswith("pycircuit: ") and done.err.count("\n") == 1
 
 
-def test_a_file_that_is_no_run(run, tmp_path: Path) -> None:
+def test_compare_refuses_a_file_that_is_no_run(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text("{}")
     done = run("bench", "compare", path, path)
@@ -58,7 +57,7 @@ def test_a_file_that_is_no_run(run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("error", "code"), [(RuntimeError("no"), 1), (KeyError("no"), 1), (ValueError("no"), 2)])
-def test_failures_show_a_traceback_only_with_debug(run, error: Exception, code: int, monkeypatch) -> None:
+def test_failures_show_a_traceback_only_with_debug(run: Run, error: Exception, code: int, monkeypatch) -> None:
     def fail() -> None:
         raise error
 
@@ -70,7 +69,7 @@ def test_failures_show_a_traceback_only_with_debug(run, error: Exception, code: 
         cli.main()
 
 
-def test_interrupted(run, monkeypatch) -> None:
+def test_interrupted(run: Run, monkeypatch) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 
@@ -78,21 +77,43 @@ def test_interrupted(run, monkeypatch) -> None:
     assert run("doctor") == (130, "", "pycircuit: stopped\n")
 
 
-def test_doctor_json_and_text_agree(run) -> None:
-    found = json.loads(run("doctor", "--json").out)
+@pytest.mark.parametrize("script", [True, False], ids=["pycircuit", "python -m pycircuit"])
+def test_ctrl_c_during_imports(script: bool, tmp_path: Path) -> None:
+    """A torch that imports for a minute stands for a slow disk."""
+    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    (tmp_path / "pycircuit_script").mkdir()
+    path = tmp_path / "pycircuit_script" / "pycircuit"
+    path.write_text("from pycircuit.cli import main\nmain()\n")
+    command = [sys.executable, str(path)] if script else [sys.executable, "-m", "pycircuit"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    child = subprocess.Popen(
+        [*command, "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+    )
+    assert child.stdout is not None and child.stdout.readline() == "importing\n"
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert (child.returncode, errors) == (130, "pycircuit: stopped\n")
+
+
+def test_ctrl_c_is_left_to_programs_that_import_pycircuit() -> None:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_doctor_json_and_text_agree(run: Run) -> None:
+    report = json.loads(run("doctor", "--json").out)
     printed = run("doctor").out
-    assert set(found["ops"]) == set(OPS)
-    for op, devices in found["ops"].items():
+    assert set(report["ops"]) == set(OPS)
+    for op, devices in report["ops"].items():
         for plan in devices.values():
             assert {plan["implementation"], *plan["others"]} == set(IMPLEMENTATIONS)
-            assert all(why not in ("", "could run") for why in plan["others"].values()), op
+            assert all(reason not in ("", "could run") for reason in plan["others"].values()), op
             line = next(text for text in printed.splitlines() if text.startswith(op))
             assert plan["implementation"] in line and all(name in line for name in plan["others"])
-    for value in (found["cpu"], found["torch"], found["native"]["compiler"], *found["isas"]):
+    for value in (report["cpu"], report["torch"], report["native"]["compiler"], *report["isas"]):
         assert value in printed
 
 
-def test_doctor_with_a_forced_implementation(run, monkeypatch) -> None:
+def test_doctor_with_a_forced_implementation(run: Run, monkeypatch) -> None:
     monkeypatch.setenv("PYCIRCUIT_IMPL", "reference")
     assert json.loads(run("doctor", "--json").out)["ops"]["encode"]["cpu"]["implementation"] == "reference"
     monkeypatch.setenv("PYCIRCUIT_IMPL", "triton")
@@ -101,32 +122,32 @@ def test_doctor_with_a_forced_implementation(run, monkeypatch) -> None:
     assert plan["implementation"] is None and "triton was forced but cannot run" in plan["others"]["forced"]
 
 
-def test_bench_writes_and_compares(run, tmp_path: Path) -> None:
+def test_bench_writes_and_compares(run: Run, tmp_path: Path) -> None:
     first, tables = tmp_path / "first.json", tmp_path / "tables.md"
     row = ("--row", "edge_scores/small/b64-plt", "--quick", "--threads", 1, "--budget", 0.01)
     assert run("bench", *row, "--json", first, "--markdown", tables).code == 0
-    (result,) = report.load(first).results
+    (result,) = bench_report.load(first).results
     assert (result.implementation, result.failed, result.skipped) == ("native", None, None)
     assert len(result.times["native"]) >= 5 and result.error < 5e-6 and result.isa
     assert "edge_scores/small/b64-plt" in tables.read_text()
     second = tmp_path / "second.json"
     assert run("bench", *row, "--implementation", "reference", "--json", second).code == 0
-    assert report.load(second).results[0].implementation == "reference"
+    assert bench_report.load(second).results[0].implementation == "reference"
     assert "must hold a row" in run("bench", "compare", first, second).err
     done = run("bench", "compare", first, first)
     assert done.code == 0 and "1.00x" in done.out and "edge_scores/small/b64-plt" in done.out
 
 
-def test_bench_fails_on_a_wrong_answer(run, tmp_path: Path, monkeypatch) -> None:
+def test_bench_fails_on_a_wrong_answer(run: Run, tmp_path: Path, monkeypatch) -> None:
     right = pc.ops.influence
     monkeypatch.setattr(pc.ops, "influence", lambda *args: right(*args) * 1.001)
-    kept = tmp_path / "wrong.json"
-    done = run("bench", "--row", "influence/small", "--quick", "--json", kept)
+    path = tmp_path / "wrong.json"
+    done = run("bench", "--row", "influence/small", "--quick", "--json", path)
     assert done.code == 1 and "WRONG" in done.out
-    assert all(r.failed and not r.times for r in report.load(kept).results)
+    assert all(r.failed and not r.times for r in bench_report.load(path).results)
 
 
-def test_tour(run) -> None:
+def test_tour(run: Run) -> None:
     assert list(tour.STOPS) == list(OPS) and {name for name, _ in tour.STOPS.values()} <= {r.name for r in ROWS}
     done = run("bench", "tour")
     assert done.code == 0, done.err

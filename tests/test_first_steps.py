@@ -1,4 +1,4 @@
-"""The Python interface as a newcomer meets it: what it is typed as, what slips are told, copies and other processes."""
+"""First use of the Python interface: types, errors, copies, pickles and PyTorch's defaults."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ def test_functions_say_what_they_return() -> None:
         assert function.__doc__ and get_type_hints(function).get("return", Any) is not Any, function.__name__
 
 
-def test_transcoders_of_ones_own_on_the_demo(model: pc.ReplacementModel, tmp_path: Path) -> None:
+def test_own_transcoders_on_the_demo(model: pc.ReplacementModel, tmp_path: Path) -> None:
     pc.transcoders.save(model.transcoders, tmp_path / "mine")
     expected = pc.attribute(model, PROMPT, progress=False)
-    for given in (tmp_path / "mine", str(tmp_path / "mine"), model.transcoders):
-        graph = pc.attribute(pc.load("demo", given), PROMPT, progress=False)
+    for transcoders in (tmp_path / "mine", str(tmp_path / "mine"), model.transcoders):
+        graph = pc.attribute(pc.load("demo", transcoders), PROMPT, progress=False)
         assert torch.equal(graph.features, expected.features) and torch.equal(graph.values, expected.values)
 
 
 @pytest.mark.parametrize("wrong", [None, PROMPT, "hf"])
 def test_the_model_comes_first(model: pc.ReplacementModel, wrong: Any, tmp_path: Path) -> None:
-    given: Any = model.hf_model if wrong == "hf" else wrong
+    not_a_model: Any = model.hf_model if wrong == "hf" else wrong
     graph = pc.attribute(model, PROMPT, progress=False)
     calls = {
-        "attribute": lambda: pc.attribute(given, model),  # type: ignore[arg-type]
-        "attribute_many": lambda: pc.attribute_many(given, [PROMPT]),
-        "estimate": lambda: pc.estimate(given, PROMPT),
-        "validate": lambda: pc.validate(given, graph),
-        "write_examples": lambda: pc.write_examples(given, [PROMPT], tmp_path, "x"),
+        "attribute": lambda: pc.attribute(not_a_model, model),  # type: ignore[arg-type]
+        "attribute_many": lambda: pc.attribute_many(not_a_model, [PROMPT]),
+        "estimate": lambda: pc.estimate(not_a_model, PROMPT),
+        "validate": lambda: pc.validate(not_a_model, graph),
+        "write_examples": lambda: pc.write_examples(not_a_model, [PROMPT], tmp_path, "x"),
     }
     for op, call in calls.items():
         with pytest.raises(TypeError, match=rf"{op}: model must be a pc.ReplacementModel, .* before the prompt"):
@@ -61,7 +61,7 @@ def test_the_model_comes_first(model: pc.ReplacementModel, wrong: Any, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "kind", "says"),
+    ("arguments", "error", "message"),
     [
         ({"targets": "Austin"}, TypeError, "targets must be a list or None, got str; put it in a list"),
         ({"targets": 5}, TypeError, "targets must be a list or None, got int"),
@@ -72,8 +72,8 @@ def test_the_model_comes_first(model: pc.ReplacementModel, wrong: Any, tmp_path:
         ({"position": []}, ValueError, "position must name at least one position, got none"),
     ],
 )
-def test_slips_in_targets(model: pc.ReplacementModel, arguments: Any, kind: type[Exception], says: str) -> None:
-    with pytest.raises(kind, match=f"attribute: {says}"):
+def test_slips_in_targets(model: pc.ReplacementModel, arguments: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"attribute: {message}"):
         pc.attribute(model, PROMPT, progress=False, **arguments)
 
 
@@ -83,26 +83,26 @@ def test_targets_as_an_array(model: pc.ReplacementModel, ids: Any) -> None:
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_a_copy_of_a_model_is_whole(model: pc.ReplacementModel, copied: Any) -> None:
-    ours, theirs = (pc.attribute(one, PROMPT, progress=False) for one in (model, copied(model)))
+def test_a_copy_of_a_model_gives_the_same_graph(model: pc.ReplacementModel, copied: Any) -> None:
+    ours, theirs = (pc.attribute(m, PROMPT, progress=False) for m in (model, copied(model)))
     assert torch.equal(ours.features, theirs.features) and torch.equal(ours.dense(), theirs.dense())
     assert ours.labels == theirs.labels
 
 
 def test_slips_in_a_model(model: pc.ReplacementModel) -> None:
-    hf_model, held = copy.deepcopy(model.hf_model), model.transcoders
+    hf_model, transcoders = copy.deepcopy(model.hf_model), model.transcoders
     with pytest.raises(TypeError, match=r"ReplacementModel: tokenizer must have a method encode\(text\), got int"):
-        pc.ReplacementModel(hf_model, held, 3)
+        pc.ReplacementModel(hf_model, transcoders, 3)
     with pytest.raises(TypeError, match="ReplacementModel: ignore_positions must be an int, got str"):
-        pc.ReplacementModel(hf_model, held, ignore_positions="x")  # type: ignore[arg-type]
-    training = pc.ReplacementModel(hf_model, held, model.tokenizer)
+        pc.ReplacementModel(hf_model, transcoders, ignore_positions="x")  # type: ignore[arg-type]
+    training = pc.ReplacementModel(hf_model, transcoders, model.tokenizer)
     hf_model.train()
     with pytest.raises(ValueError, match=r"must be in evaluation mode, .* call model\.hf_model\.eval\(\)"):
         pc.attribute(training, PROMPT, progress=False)
     with torch.no_grad():
         hf_model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match="ReplacementModel: model must give finite logits, got NaN or inf"):
-        pc.ReplacementModel(hf_model, held)
+        pc.ReplacementModel(hf_model, transcoders)
 
 
 def test_pictures_are_svg(model: pc.ReplacementModel, tmp_path: Path) -> None:
@@ -112,20 +112,20 @@ def test_pictures_are_svg(model: pc.ReplacementModel, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_estimate_of_little_is_not_nothing(model: pc.ReplacementModel) -> None:
-    said = str(replace(pc.estimate(model, PROMPT), seconds=0.00123, operations=5.4e7))
-    assert said.endswith("time    about 0.001 s for 0.05 GFLOP")
+def test_an_estimate_of_a_short_trace(model: pc.ReplacementModel) -> None:
+    text = str(replace(pc.estimate(model, PROMPT), seconds=0.00123, operations=5.4e7))
+    assert text.endswith("time    about 0.001 s for 0.05 GFLOP")
     assert str(replace(pc.estimate(model, PROMPT), seconds=8.26, operations=1.2e12)).endswith("8.3 s for 1200 GFLOP")
 
 
 def test_progress_to_a_stream_that_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
     class Cell:
-        """As a notebook or a logger puts in the place of stderr."""
+        """Stand-in of a notebook or a logger for stderr."""
 
-        said = ""
+        text = ""
 
         def write(self, text: str) -> None:
-            self.said += text
+            self.text += text
 
         def flush(self) -> None: ...
 
@@ -134,12 +134,12 @@ def test_progress_to_a_stream_that_is_no_file(monkeypatch: pytest.MonkeyPatch) -
     show = Progress(True)
     show.next = 0.0
     show.step("sweep", 0, 3)
-    assert cell.said == "pycircuit: sweep: 0 of 3 rows\n"
+    assert cell.text == "pycircuit: sweep: 0 of 3 rows\n"
 
 
 @pytest.fixture(params=[torch.float64, torch.bfloat16, "meta"])
 def defaults(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What a script set for its own tensors. meta stands for a GPU: memory that the processor cannot reach."""
+    """Default type or device that a script has set; meta stands for a GPU, whose memory the CPU cannot read."""
     try:
         if isinstance(request.param, str):
             torch.set_default_device(request.param)
@@ -152,7 +152,7 @@ def defaults(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("defaults")
-def test_defaults_of_torch_are_for_the_tensors_of_the_script(model: pc.ReplacementModel, tmp_path: Path) -> None:
+def test_defaults_of_torch_do_not_change_results(model: pc.ReplacementModel, tmp_path: Path) -> None:
     graph = pc.attribute(model, PROMPT, max_features=90, progress=False)
     assert graph.certificate < 1e-5 and graph.rows.weight.dtype == torch.float32 and graph.targets.labels == ["Austin"]
     assert graph.feature_node(0, 7, 347) == graph.features.tolist().index([0, 7, 347])

@@ -11,16 +11,18 @@ from typing import Annotated
 import typer
 
 import pycircuit as pc
+from pycircuit import command_interrupt
 
 from . import examples, machine_commands, steer, tracing, train, transcoders
 from .bundles import bundled
 from .machine_commands import WRONG
 from .options import Stopped
 
-USAGE, STOPPED = 2, 130  # the arguments were wrong; Ctrl-C
+USAGE = 2  # exit code of wrong arguments
+STOPPED = command_interrupt.EXIT_CODE
 DEBUG = "--debug"
 UsageError: type[Exception] = typer.BadParameter.__base__  # type: ignore[assignment]  # typer may carry its own click
-PLAIN = (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError)  # their messages are sentences
+SENTENCES = (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError)  # errors with readable messages
 
 app = typer.Typer(
     pretty_exceptions_enable=False, help=pc.__doc__, context_settings={"help_option_names": ["-h", "--help"]}
@@ -31,7 +33,7 @@ bench_app = typer.Typer(
     epilog="Example: pycircuit bench --op encode --json mine.json",
 )
 
-# Every command with an example of its use, in the order of the help.
+# Every command with an example, in the order of the help.
 COMMANDS: dict[Callable[..., None], str] = {
     tracing.attribute: "pycircuit attribute demo 'the capital of the state containing Dallas is' --plot dallas.svg",
     steer.intervene: "pycircuit intervene demo 'the capital of the state containing Dallas is' --ablate Texas",
@@ -67,22 +69,23 @@ def _top(
 
 
 def main() -> None:
-    """Errors are one sentence and an exit code; the traceback is for --debug, which may stand anywhere."""
+    """Run the command line: an error is one sentence and an exit code, with its traceback if --debug is given."""
+    command_interrupt.end()
     words = sys.argv[1:]
     options = words[: words.index("--")] if "--" in words else words
     debug = DEBUG in options
-    for stream in (sys.stdout, sys.stderr):  # a terminal without the tree's characters shows others in their place
+    for stream in (sys.stdout, sys.stderr):  # a terminal without the characters of a tree shows others instead
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     arguments = [word for word in options if word != DEBUG] + words[len(options) :]
     try:
         code = app(args=arguments, prog_name="pycircuit", standalone_mode=False)
-        if code == STOPPED:  # typer has taken the KeyboardInterrupt
-            print("pycircuit: stopped", file=sys.stderr)
+        if code == STOPPED:  # typer caught the KeyboardInterrupt
+            print(command_interrupt.MESSAGE, file=sys.stderr)
     except (KeyboardInterrupt, typer.Abort, Stopped) as stop:
-        print(f"pycircuit: stopped{'; ' if str(stop) else ''}{stop}", file=sys.stderr)
+        print(f"{command_interrupt.MESSAGE}{'; ' if str(stop) else ''}{stop}", file=sys.stderr)
         code = STOPPED
-    except BrokenPipeError:  # `pycircuit doctor | head -1`: whoever read us has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe: `pycircuit doctor | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
@@ -94,13 +97,13 @@ def main() -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """In one line: a library's message may have several."""
+    """Message of an error in one line."""
     if isinstance(error, UsageError):
         context = getattr(error, "ctx", None)
-        asked = context.command_path if context else "pycircuit"
-        return f"{error.format_message().rstrip('.')}. See `{asked} --help`."  # type: ignore[attr-defined]
+        command = context.command_path if context else "pycircuit"
+        return f"{error.format_message().rstrip('.')}. See `{command} --help`."  # type: ignore[attr-defined]
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, PLAIN) and str(error):
+    if isinstance(error, SENTENCES) and str(error):
         return " ".join(str(error).split())
     return f"{type(error).__name__}: {error}; run it again with `pycircuit {DEBUG}` for the traceback"

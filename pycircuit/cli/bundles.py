@@ -1,4 +1,4 @@
-"""Groups of options that several commands share: a parameter that is a dataclass becomes one option a field."""
+"""Groups of options: a parameter of a command whose type is a dataclass becomes one option a field."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ def _of_dataclass(kind: type) -> list[Parameter]:
 
 
 def option(name: str, hint: Any, default: Any = MISSING) -> Parameter:
-    given = Parameter.empty if default is MISSING else default
-    return Parameter(name, Parameter.KEYWORD_ONLY, default=given, annotation=hint)
+    """One option of a command."""
+    default = Parameter.empty if default is MISSING else default
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 
 def _group(hint: Any) -> tuple[Sequence[Parameter], Callable[..., Any]] | None:
-    """(its options, what makes it from them); None for a parameter that is an option itself."""
+    """(options of a group, its constructor); None for a parameter that is a single option."""
     if isinstance(hint, type) and is_dataclass(hint):
         return _of_dataclass(hint), hint
     bundle = next((m for m in get_args(hint)[1:] if isinstance(m, Bundle)), None) if get_origin(hint) else None
@@ -37,7 +38,7 @@ def _group(hint: Any) -> tuple[Sequence[Parameter], Callable[..., Any]] | None:
 
 
 def bundled(command: Command) -> Command:
-    """The command with every group of options spelled out, as typer reads it."""
+    """Return the command with every group of options spelled out, as typer reads it."""
     hints = get_type_hints(command, include_extras=True)
     groups = {name: group for name, hint in hints.items() if (group := _group(hint)) is not None}
     flat: list[Parameter] = []
@@ -45,9 +46,11 @@ def bundled(command: Command) -> Command:
         flat += groups[name][0] if name in groups else [option(name, hints[name], _default(parameter))]
 
     @functools.wraps(command)
-    def call(**given: Any) -> None:
-        made = {name: make(**{o.name: given.pop(o.name) for o in options}) for name, (options, make) in groups.items()}
-        command(**made, **given)
+    def call(**values: Any) -> None:
+        arguments = {}
+        for name, (options, make) in groups.items():
+            arguments[name] = make(**{o.name: values.pop(o.name) for o in options})
+        command(**arguments, **values)
 
     call.__signature__ = Signature(flat)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in flat}

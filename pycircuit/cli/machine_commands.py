@@ -15,63 +15,62 @@ from pycircuit.bench.runner import Options
 from pycircuit.ops.registry import IMPLEMENTATIONS
 
 from .console import console, emit, table
-from .options import AsJson, new_file
+from .options import AsJson, check_new_file
 
-WRONG = 1  # the exit code where an op's answer is
-BUSY = 0.3  # cores taken by others from which a timing says little
+WRONG = 1  # exit code if an op's result is wrong
+BUSY = 0.3  # cores taken by other programs above which a timing is not trusted
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """What this machine has, and which implementation each op would use here and why."""
-    found = machine_report.examine()
+    """Describe this machine, and the implementation that each op would use on it and why."""
+    report = machine_report.examine()
     if as_json:
-        emit(found)
+        emit(report)
         return
-    show = console()
-    for what, value in machine_report.lines(found):
-        show.print(f"[bold]{what:<11}[/bold]", value, highlight=False)
+    terminal = console()
+    for name, value in machine_report.lines(report):
+        terminal.print(f"[bold]{name:<11}[/bold]", value, highlight=False)
     rows = table("op", "device", "runs", "why not the others")
-    for line in machine_report.op_lines(found):
+    for line in machine_report.op_lines(report):
         rows.add_row(*line)
-    show.print(rows)
+    terminal.print(rows)
 
 
 def demo(
-    city: Annotated[str, typer.Option(help="The city asked about.")] = "Dallas",
-    other: Annotated[str, typer.Option(help="The city whose state stands in for that one's.")] = "Oakland",
-    svg: Annotated[Path | None, typer.Option("--plot", help="Where the picture goes; none is drawn without.")] = None,
+    city: Annotated[str, typer.Option(help="The city of the question.")] = "Dallas",
+    other: Annotated[str, typer.Option(help="The city whose state replaces that city's state.")] = "Oakland",
+    svg: Annotated[Path | None, typer.Option("--plot", help="The picture of the circuit, as SVG.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The model in the box: a question of two hops, its circuit, and what is said with another state's features."""
+    """Trace a two-hop question in the demo model, then swap its state's features for another state's."""
     from pycircuit.demo.show import run
 
     if svg is not None:
-        new_file("--plot", svg, ".svg")
-    show = console(stderr=as_json)
-    found = run(show, city, other, svg)
+        check_new_file("--plot", svg, ".svg")
+    result = run(console(stderr=as_json), city, other, svg)
     if as_json:
-        emit(found)
+        emit(result)
 
 
 def tour_ops() -> None:
-    """Every op once on a realistic input: its time, its share of this machine's floor, and what ran."""
-    show, others = console(), 0.0
+    """Time every op once on a realistic input, with its share of this machine's floor and the implementation."""
+    terminal, busy_cores = console(), 0.0
     rates = machine_rates.measure(machine_rates.all_threads(), seconds=0.1)
-    show.print(f"{machine_rates.cpu_model()}, {rates}", highlight=False)
-    rows = table("op", "given", "ms", "rate", "of floor", "x PyTorch", "ran", "error")
-    for op, given, result in tour.tour(rates):
+    terminal.print(f"{machine_rates.cpu_model()}, {rates}", highlight=False)
+    rows = table("op", "input", "ms", "rate", "of floor", "x PyTorch", "ran", "error")
+    for op, description, result in tour.tour(rates):
         if not result.times:
             raise RuntimeError(f"{op}: {result.failed or result.skipped}")
         ran = result.implementation + (f" ({result.isa})" if result.isa else "")
         speed, share = report.rate(result), f"{100 * result.share:.0f}%"
         ratio = f"{result.ratio('reference'):.1f}"
-        rows.add_row(op, given, f"{1e3 * result.median:.2f}", speed, share, ratio, ran, f"{result.error:.0e}")
-        others = max(others, result.others or 0.0)
-    show.print(rows)
-    show.print("of floor: 100% is as fast as this machine can be. x PyTorch: the reference's time over ours.")
-    show.print("error: against float64, checked before the timing.")
-    if others > BUSY:
-        show.print(f"Other programs took up to {others:.1f} cores meanwhile: run it again when they are done.")
+        rows.add_row(op, description, f"{1e3 * result.median:.2f}", speed, share, ratio, ran, f"{result.error:.0e}")
+        busy_cores = max(busy_cores, result.others or 0.0)
+    terminal.print(rows)
+    terminal.print("of floor: 100% is as fast as this machine can be. x PyTorch: the reference's time over ours.")
+    terminal.print("error: against float64, checked before the timing.")
+    if busy_cores > BUSY:
+        terminal.print(f"Other programs took up to {busy_cores:.1f} cores meanwhile: run it again when they are done.")
 
 
 def bench(
@@ -87,7 +86,7 @@ def bench(
     as_json: Annotated[Path | None, typer.Option("--json", help="Write everything here, samples included.")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the tables here.")] = None,
 ) -> None:
-    """Measure op by op: each is checked against float64, then timed next to plain PyTorch."""
+    """Measure the ops: check each against float64, then time it next to plain PyTorch."""
     if context.invoked_subcommand is not None:
         return
     if implementation not in IMPLEMENTATIONS:
@@ -96,25 +95,26 @@ def bench(
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"bench: {path} must be in a directory that exists, got {path.parent}")
     options = Options(implementation, isa, budget or (0.2 if quick else 1.0))
-    found = run_bench(op, shape, row, quick, threads, options)
+    session = run_bench(op, shape, row, quick, threads, options)
     if as_json is not None:
-        found.save(as_json)
+        session.save(as_json)
     if markdown is not None:
-        markdown.write_text(report.markdown(found))
-    if any(r.failed for r in found.results):
+        markdown.write_text(report.markdown(session))
+    if any(r.failed for r in session.results):
         raise typer.Exit(WRONG)
 
 
 def compare(first: Path, second: Path) -> None:
-    """Two files that `pycircuit bench --json` wrote, row by row."""
+    """Compare two files of `pycircuit bench --json`, row by row."""
     left, right = report.load(first), report.load(second)
     lines = comparison.lines(left, right)
     if not lines:
         raise ValueError(f"bench: {second} must hold a row that {first} has, got none")
-    show = console()
-    for name, found in (("first", left), ("second", right)):
-        show.print(f"{name}: {found.facts['cpu']}, torch {found.facts['torch']}, {found.when}", highlight=False)
+    terminal = console()
+    for name, session in (("first", left), ("second", right)):
+        facts = session.facts
+        terminal.print(f"{name}: {facts['cpu']}, torch {facts['torch']}, {session.when}", highlight=False)
     rows = table(*comparison.HEADER)
     for line in lines:
         rows.add_row(*line)
-    show.print(rows)
+    terminal.print(rows)

@@ -1,4 +1,4 @@
-"""Options that several commands have, and how what is written in them is read."""
+"""Options that several commands share, and parsers of their values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -25,59 +25,71 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 _FEATURE = re.compile(r"(\d+)/(-?\d+)/(\d+)")
 
 
-def among(*known: str) -> Callable[[str], list[str]]:
-    """For a shell's completion."""
+def completions(*names: str) -> Callable[[str], list[str]]:
+    """Return a shell completion that offers these names."""
 
     def complete(incomplete: str) -> list[str]:
-        return [name for name in known if name.startswith(incomplete)]
+        return [name for name in names if name.startswith(incomplete)]
 
     return complete
 
 
 class Stopped(Exception):
-    """Ctrl-C, and what is left of the work."""
+    """Ctrl-C; the message says how to continue."""
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Prompt = Annotated[str | None, typer.Argument(help="Text; - reads it from standard input.")]
 Prompts = Annotated[
-    Path | None, typer.Option("--prompts", help="Many: .txt with one a line, .jsonl, or token ids in .npy.")
+    Path | None,
+    typer.Option(
+        "--prompts",
+        help="A file of prompts, numbered by line from 1: .txt has one a line (--texts reads a .txt as one text), "
+        ".jsonl one a line, .npy and .safetensors token ids, one a row.",
+    ),
 ]
 Ids = Annotated[bool, typer.Option("--ids", help="The prompt is token ids, as in 5,17,42.")]
 Texts = Annotated[
     list[Path] | None,
-    typer.Option("--texts", help="A file, or several: .txt is one text, .jsonl one a line, .npy and .safetensors ids."),
+    typer.Option(
+        "--texts",
+        help="A file, or several: .txt is one text (--prompts reads one a line), .jsonl has one a line, .npy and "
+        ".safetensors hold token ids.",
+    ),
 ]
 
 
 @dataclass(frozen=True)
 class Running:
-    """Where a command computes, and with what."""
+    """Device, type, threads and implementation of a command."""
 
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.", show_default="cpu")] = None
     dtype: Annotated[
         str | None,
         typer.Option(
-            help=" | ".join(DTYPES) + ", of the model's weights.", show_default="float32", autocompletion=among(*DTYPES)
+            help=" | ".join(DTYPES) + ", of the model's weights.",
+            show_default="float32",
+            autocompletion=completions(*DTYPES),
         ),
     ] = None
     threads: Annotated[int | None, typer.Option(help="Of the processor, at the most.", min=1)] = None
     implementation: Annotated[
         str | None,
         typer.Option(
-            help=" | ".join(IMPLEMENTATIONS) + ", forced; see pycircuit doctor.", autocompletion=among(*IMPLEMENTATIONS)
+            help=" | ".join(IMPLEMENTATIONS) + ", forced; see pycircuit doctor.",
+            autocompletion=completions(*IMPLEMENTATIONS),
         ),
     ] = None
 
     @contextmanager
     def running(self) -> Iterator[torch.dtype | None]:
-        """Threads and implementation as they were asked for; the type of the model's weights."""
+        """Set threads and implementation while open, and give the type of the model's weights."""
         if self.dtype not in (None, *DTYPES):
             raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.threads is not None:
             check_threads("pycircuit", "--threads", self.threads)
-        _silence()
+        _silence_transformers()
         before = torch.get_num_threads()
         with pc.use(self.implementation):
             torch.set_num_threads(self.threads or before)
@@ -87,8 +99,8 @@ class Running:
                 torch.set_num_threads(before)
 
 
-def _silence() -> None:
-    """Bars and advice of transformers say nothing about what was asked for."""
+def _silence_transformers() -> None:
+    """Switch off progress bars and advice of transformers."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -97,12 +109,12 @@ def _silence() -> None:
 
 @dataclass(frozen=True)
 class Opening:
-    """Which model a command works on."""
+    """The model a command works on, and its transcoders."""
 
     model: Annotated[
         str,
         typer.Argument(
-            help="demo, smollm2, a folder, or a name on the Hugging Face hub.", autocompletion=among(*NAMES)
+            help="demo, smollm2, a folder, or a name on the Hugging Face hub.", autocompletion=completions(*NAMES)
         ),
     ]
     transcoders: Annotated[
@@ -117,62 +129,102 @@ class Opening:
 
     @contextmanager
     def opened(self, running: Running) -> Iterator[pc.ReplacementModel]:
-        told = {"variant": self.variant, "reads": self.reads, "writes": self.writes, "cache": self.cache}
+        """Load the model, with threads and implementation set while it is open."""
         with running.running() as dtype:
-            yield pc.load(self.model, self.transcoders, device=running.device, dtype=dtype, **told)
+            yield pc.load(
+                self.model,
+                self.transcoders,
+                device=running.device,
+                dtype=dtype,
+                variant=self.variant,
+                reads=self.reads,
+                writes=self.writes,
+                cache=self.cache,
+            )
 
 
-def target(given: str) -> Any:
-    """`id:8941` is a token's id, 3/5/412 a feature, anything else the text of a token."""
-    feature = _FEATURE.fullmatch(given)
+def parse_target(text: str) -> int | pc.Feature | str:
+    """Parse a target: id:8941 is a token's id, 3/5/412 a feature, anything else the text of a token."""
+    feature = _FEATURE.fullmatch(text)
     if feature is not None:
-        return pc.Feature(*(int(number) for number in feature.groups()))
-    number = given.removeprefix("id:")
-    return int(number) if number != given and number.isdigit() else given
+        layer, position, index = (int(number) for number in feature.groups())
+        return pc.Feature(layer, position, index)
+    if not text.startswith("id:"):
+        return text
+    number = text.removeprefix("id:")
+    if not number.isdecimal():
+        raise ValueError(f"--target must be id: and a number from 0, as in id:8941, got {text!r}")
+    return int(number)
 
 
-def prompts_of(prompt: str | None, many: Path | None, ids: bool) -> list[Any]:
-    """The one prompt, or those of a file: texts or lists of token ids."""
-    if (prompt is None) == (many is None):
-        raise ValueError("one of PROMPT and --prompts must be given, got " + ("neither" if prompt is None else "both"))
-    if prompt is None:
-        assert many is not None
-        found = texts.read([many], by_line=True)
-    else:
-        found = [sys.stdin.read().rstrip("\n") if prompt == "-" else prompt]
-        if not found[0].strip():
-            raise ValueError(f"PROMPT must have at least one token, got {found[0]!r}")
-    return [texts.token_ids(text) if ids and isinstance(text, str) else text for text in found]
+@dataclass(frozen=True)
+class PromptList:
+    """Prompts of a command: PROMPT alone, or those of the file of --prompts with their line numbers."""
+
+    texts: list[texts.Text]
+    numbers: list[int]
+    path: Path | None = None
+
+    @classmethod
+    def of(cls, prompt: str | None, path: Path | None, ids: bool = False) -> PromptList:
+        """Read PROMPT or --prompts. ids: strings are token ids."""
+        if prompt is not None and path is None:
+            text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
+            if not text.strip():
+                raise ValueError(f"PROMPT must have at least one token, got {text!r}")
+            lines = [texts.NumberedText(1, text)]
+        elif path is not None and prompt is None:
+            lines = texts.read_lines(path)
+        else:
+            got = "neither" if prompt is None else "both"
+            raise ValueError(f"one of PROMPT and --prompts must be given, got {got}")
+        prompts = [texts.token_ids(line.text) if ids and isinstance(line.text, str) else line.text for line in lines]
+        return cls(prompts, [line.number for line in lines], path)
+
+    @property
+    def from_file(self) -> bool:
+        """True for --prompts, whose results are lists."""
+        return self.path is not None
+
+    def check(self, model: pc.ReplacementModel) -> None:
+        """Refuse a prompt of a file that the model cannot take, with its line number."""
+        if self.path is None:
+            return
+        for number, text in zip(self.numbers, self.texts, strict=True):
+            try:
+                model.tokens(text)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{self.path}, line {number}: {error}") from None
 
 
-def new_file(option: str, path: Path, ending: str) -> None:
-    """That a file can be written there, before anything is computed."""
+def check_new_file(option: str, path: Path, ending: str) -> None:
+    """Refuse a path where no file can be written, before anything is computed."""
     if path.is_dir():
         raise ValueError(f"{option} must be a file, got the folder {path}")
     if path.suffix != ending:
         raise ValueError(f"{option} must end in {ending}, got {path}")
     if not path.parent.is_dir():
         raise ValueError(f"{option} must be in a folder that exists, got {path}")
-    _writable(option, path.parent)
+    _check_writable(option, path.parent)
 
 
-def _writable(option: str, folder: Path) -> None:
+def _check_writable(option: str, folder: Path) -> None:
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{option} must be in a folder that can be written to, got {folder}")
 
 
-def folder_of_files(option: str, path: Path) -> None:
-    """The same of many files, which get names of their own there."""
+def check_output_folder(option: str, path: Path) -> None:
+    """Refuse a path that is no folder to write numbered files in."""
     if not path.is_dir():
         raise ValueError(f"{option} must be a folder that exists with --prompts, got {path}")
-    _writable(option, path)
+    _check_writable(option, path)
 
 
-def layers_of(given: str | None) -> range | None:
-    """3-7, both ends included, or one layer."""
-    if given is None:
+def parse_layers(text: str | None) -> range | None:
+    """Parse layers written as 3-7, both ends included, or as one layer."""
+    if text is None:
         return None
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", given)
-    if found is None or int(found[2] or found[1]) < int(found[1]):
-        raise ValueError(f"--layers must be the first and the last layer, as in 3-7, got {given!r}")
-    return range(int(found[1]), int(found[2] or found[1]) + 1)
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if match is None or int(match[2] or match[1]) < int(match[1]):
+        raise ValueError(f"--layers must be the first and the last layer, as in 3-7, got {text!r}")
+    return range(int(match[1]), int(match[2] or match[1]) + 1)

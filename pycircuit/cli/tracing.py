@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -19,41 +18,42 @@ from .options import (
     Ids,
     Opening,
     Prompt,
+    PromptList,
     Prompts,
     Quiet,
     Running,
     Stopped,
-    among,
-    folder_of_files,
-    new_file,
-    prompts_of,
-    target,
+    check_new_file,
+    check_output_folder,
+    completions,
+    parse_target,
 )
+from .texts import Text
 
-STRONGEST = 10  # features named in the JSON
+STRONGEST = 10  # features in the JSON
 ENDINGS = (".safetensors", ".json", ".svg")  # of --save, --to-json and --plot
 
 MaxFeatures = Annotated[
     int | None, typer.Option(help="Features with a row of their own, the most influential ones.", show_default="all")
 ]
-MaxTargets = Annotated[int, typer.Option(help="Likeliest next tokens, at the most.")]
+MaxTargets = Annotated[int, typer.Option(help="Likeliest next tokens, at most.")]
 Memory = Annotated[
     str | None,
-    typer.Option(help="What the trace may take beside the model, as in 8GiB.", show_default="most of what is free"),
+    typer.Option(help="Memory of the trace beside the model, as in 8GiB.", show_default="most of what is free"),
 ]
 
 SweepPrecision = Annotated[
     str,
     typer.Option(
         help=" | ".join(PRECISIONS) + ", of the sweep's products; tf32 on a GPU only.",
-        autocompletion=among(*PRECISIONS),
+        autocompletion=completions(*PRECISIONS),
     ),
 ]
 
 
 @dataclass(frozen=True)
 class Tracing:
-    """What is traced, and within which bounds."""
+    """Targets of a trace, and its bounds."""
 
     targets: Annotated[
         list[str] | None,
@@ -66,7 +66,7 @@ class Tracing:
     position: Annotated[
         list[int] | None, typer.Option(help="Where outputs are read; or several.", show_default="the last")
     ] = None
-    probability: Annotated[float, typer.Option(help="Of the likeliest next tokens that are traced, together.")] = 0.95
+    probability: Annotated[float, typer.Option(help="Of the traced next tokens, together.")] = 0.95
     max_targets: MaxTargets = 10
     max_features: MaxFeatures = None
     memory: Memory = None
@@ -76,9 +76,9 @@ class Tracing:
     precision: SweepPrecision = "float32"
 
     def arguments(self) -> dict[str, Any]:
-        """Of pc.attribute."""
+        """Arguments of pc.attribute."""
         return {
-            "targets": [target(given) for given in self.targets] if self.targets else None,
+            "targets": [parse_target(text) for text in self.targets] if self.targets else None,
             "position": self.position or -1,
             "probability": self.probability,
             "max_targets": self.max_targets,
@@ -91,36 +91,41 @@ class Tracing:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What becomes of a graph."""
+    """Files of a graph, its pruning, and the tree on the terminal."""
 
     save: Annotated[Path | None, typer.Option(help="The whole graph, as safetensors.")] = None
     to_json: Annotated[Path | None, typer.Option(help="The pruned graph, for circuit-tracer's page.")] = None
     plot: Annotated[Path | None, typer.Option(help="The pruned graph, as SVG.")] = None
     slug: Annotated[str | None, typer.Option(help="The graph's name on the page.", show_default="the file's")] = None
     scan: Annotated[str | None, typer.Option(help="The set of transcoders, for the page's labels.")] = None
-    node_threshold: Annotated[float, typer.Option(help="Share of the influence in the nodes that are kept.")] = 0.8
-    edge_threshold: Annotated[float, typer.Option(help="Share of the influence in the edges that are kept.")] = 0.98
+    node_threshold: Annotated[float, typer.Option(help="Share of the influence in the nodes that pruning keeps.")] = 0.8
+    edge_threshold: Annotated[float, typer.Option(help="Share of the influence in the edges that pruning keeps.")] = (
+        0.98
+    )
 
     depth: Annotated[int, typer.Option(help="Levels of the tree on the terminal.", min=1)] = 5
     branches: Annotated[int, typer.Option(help="Inputs of a node shown in it.", min=1)] = 3
 
     def check(self, many: bool) -> None:
-        """Before anything is computed. many: the paths are folders."""
+        """Refuse paths that cannot be written, before anything is computed. many: the paths are folders."""
         thresholds("attribute", self.node_threshold, self.edge_threshold)
         if many and self.slug:
-            raise ValueError("--slug must name one graph, got --prompts; each is named after its number")
+            raise ValueError(
+                "--slug must name one graph, got --prompts; graphs are named after the line of their prompt"
+            )
         paths = {"--save": self.save, "--to-json": self.to_json, "--plot": self.plot}
         for (name, path), ending in zip(paths.items(), ENDINGS, strict=True):
             if path is not None and many:
-                folder_of_files(name, path)
+                check_output_folder(name, path)
             elif path is not None:
-                new_file(name, path, ending)
+                check_new_file(name, path, ending)
 
     def write(self, graph: pc.Graph, number: int | None) -> dict[str, str]:
-        """The files by what they are. number: of many graphs."""
+        """Write the files of a graph and return their paths by option. number: the prompt's line, of many."""
         written = {}
         if self.save is not None:
-            graph.save(path := _file(self.save, number, ENDINGS[0]))
+            path = _file(self.save, number, ENDINGS[0])
+            graph.save(path)
             written["save"] = str(path)
         if self.to_json is not None:
             path = _file(self.to_json, number, ENDINGS[1])
@@ -144,49 +149,60 @@ def attribute(
     ids: Ids = False,
     *,
     tracing: Tracing,
-    checkpoint: Annotated[Path | None, typer.Option(help="A folder; the same command goes on from there.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Of many prompts, those traced at a time.", min=1)] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A folder; after a stop the same command continues from it.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Prompts of --prompts traced at a time.", min=1)] = None,
     outputs: Outputs,
     running: Running,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """The graph of a prompt: what each feature, error and token does to the next token and to other features.
+    """Trace the graph of a prompt: direct effects of features, error nodes and tokens on logits and features.
 
-    With --prompts, the paths of --save, --to-json and --plot are folders.
+    With --prompts, the paths of --save, --to-json and --plot are folders, and a graph's files are named after the line
+    of its prompt: 0003.svg is the third line's, blank lines counted.
     """
-    asked, arguments, many = prompts_of(prompt, prompts, ids), tracing.arguments(), prompts is not None
-    outputs.check(many)
-    whole = bool(tracing.targets)
-    if many and checkpoint is not None:
+    prompt_list = PromptList.of(prompt, prompts, ids)
+    arguments = tracing.arguments()
+    outputs.check(prompt_list.from_file)
+    every_target = bool(tracing.targets)
+    if prompt_list.from_file and checkpoint is not None:
         raise ValueError("--checkpoint must go with one PROMPT, got --prompts")
     with opening.opened(running) as model:
-        if not many:
-            graph = pc.attribute(model, asked[0], checkpoint=checkpoint, progress=not quiet, **arguments)
-            _report(asked[0], graph, outputs, None, as_json, whole)
+        prompt_list.check(model)
+        texts = prompt_list.texts
+        if not prompt_list.from_file:
+            graph = pc.attribute(model, texts[0], checkpoint=checkpoint, progress=not quiet, **arguments)
+            _report(texts[0], graph, outputs, None, as_json, every_target)
             if graph.provenance["interrupted"]:
-                goes_on = "" if checkpoint is None else f"; the same command goes on from {checkpoint}"
-                raise Stopped(f"the graph has the rows found so far{goes_on}")
+                advice = "" if checkpoint is None else f"; the same command goes on from {checkpoint}"
+                raise Stopped(f"the graph has the rows found so far{advice}")
             return
-        graphs = pc.attribute_many(model, asked, workers=workers, progress=not quiet, **arguments)
-        for number, (text, graph) in enumerate(zip(asked, graphs, strict=True), 1):
-            _report(text, graph, outputs, number, as_json, whole)
+        graphs = pc.attribute_many(model, texts, workers=workers, progress=not quiet, **arguments)
+        for number, text, graph in zip(prompt_list.numbers, texts, graphs, strict=True):
+            _report(text, graph, outputs, number, as_json, every_target)
 
 
-def _report(prompt: Any, graph: pc.Graph, outputs: Outputs, number: int | None, as_json: bool, whole: bool) -> None:
-    """One graph: its files, then its trees or one line of JSON. whole: every target has a tree, which were asked for;
-    otherwise the likeliest at each position."""
+def _report(
+    prompt: Text, graph: pc.Graph, outputs: Outputs, line: int | None, as_json: bool, every_target: bool
+) -> None:
+    """Write the files of a graph and print its trees, or a line of JSON.
+
+    line: the prompt's line, of many. every_target: print a tree for each target, not only the likeliest at a position.
+    """
     pruned = graph.prune(outputs.node_threshold, outputs.edge_threshold)
-    written = outputs.write(graph, number)
+    written = outputs.write(graph, line)
     if as_json:
-        emit({"prompt": prompt, **summary(graph, pruned), "files": written}, indent=None if number else 1)
+        number = {} if line is None else {"line": line}
+        emit({**number, "prompt": prompt, **summary(graph, pruned), "files": written}, indent=None if number else 1)
         return
-    scores, show = graph.scores(), console()
-    places = graph.targets.positions.tolist()
-    shown = range(len(places)) if whole else sorted(places.index(p) for p in set(places))
-    for i in shown:
-        show.print(graph.tree(i, outputs.depth, outputs.branches), markup=False, highlight=False)
-    show.print(
+    scores, terminal = graph.scores(), console()
+    positions = graph.targets.positions.tolist()
+    targets = range(len(positions)) if every_target else sorted(positions.index(p) for p in set(positions))
+    for i in targets:
+        terminal.print(graph.tree(i, outputs.depth, outputs.branches), markup=False, highlight=False)
+    terminal.print(
         f"{len(graph.features)} features, {graph.rows.count} rows, {graph.rows.entries} edges; pruned to "
         f"{int(pruned.node_mask.sum())} nodes and {int(pruned.edge_mask.sum())} edges; replacement score "
         f"{scores.replacement:.3f}, completeness {scores.completeness:.3f}; law {graph.certificate:.1e} off; "
@@ -194,11 +210,11 @@ def _report(prompt: Any, graph: pc.Graph, outputs: Outputs, number: int | None, 
         highlight=False,
     )
     for path in written.values():
-        show.print(path, markup=False, highlight=False)
+        terminal.print(path, markup=False, highlight=False)
 
 
 def summary(graph: pc.Graph, pruned: Pruned) -> dict[str, Any]:
-    """What a script asks of a graph first."""
+    """Facts of a graph for JSON: targets, sizes, strongest features, scores, precision and timings."""
     targets = [graph.describe(graph.target_node(i)) for i in range(len(graph.targets))]
     return {
         "tokens": list(graph.tokens.text),
@@ -218,14 +234,11 @@ def summary(graph: pc.Graph, pruned: Pruned) -> dict[str, Any]:
 
 
 def _strongest(graph: pc.Graph, pruned: Pruned) -> list[dict[str, Any]]:
-    """The features of most influence."""
+    """Features of most influence."""
     influence = pruned.influence[: graph.first_error]
     best = influence.topk(min(STRONGEST, len(influence)))
-    found = []
-    for node, share in zip(best.indices.tolist(), best.values.tolist(), strict=True):
-        about = graph.describe(node)
-        found.append({"label": "", **about, "influence": share})
-    return found
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [{"label": "", **graph.describe(node), "influence": share} for node, share in pairs]
 
 
 def estimate(
@@ -241,9 +254,10 @@ def estimate(
     running: Running,
     as_json: AsJson = False,
 ) -> None:
-    """Memory and time of a trace before any of it is spent."""
-    texts = prompts_of(prompt, prompts, ids)
+    """Estimate memory and time of a trace without running it."""
+    prompt_list = PromptList.of(prompt, prompts, ids)
     with opening.opened(running) as model:
+        prompt_list.check(model)
         estimates = [
             pc.estimate(
                 model,
@@ -253,16 +267,12 @@ def estimate(
                 precision=cast(Precision, precision),
                 memory=memory,
             )
-            for text in texts
+            for text in prompt_list.texts
         ]
     if as_json:
-        written = [{**asdict(estimated), "bytes": estimated.bytes} for estimated in estimates]
-        emit(written if prompts is not None else written[0])
+        results = [{**asdict(estimate), "bytes": estimate.bytes} for estimate in estimates]
+        emit(results if prompt_list.from_file else results[0])
         return
-    _print(estimates)
-
-
-def _print(estimates: Sequence[pc.Estimate]) -> None:
-    show = console()
-    for estimated in estimates:
-        show.print(str(estimated), markup=False, highlight=False)
+    terminal = console()
+    for estimate in estimates:
+        terminal.print(str(estimate), markup=False, highlight=False)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, asdict, fields
+from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -20,45 +21,50 @@ from pycircuit.files.atomic_folder import new_folder
 from pycircuit.load import NAMES, available_device, language_model
 from pycircuit.training import Recipe, Trainer
 from pycircuit.training.presets import PRESETS, Preset
-from pycircuit.training.recipe import CHOICES, SAYS
+from pycircuit.training.recipe import CHOICES, HELP
+from pycircuit.transcoders import Transcoders
 
 from . import texts
 from .bundles import Bundle, option
 from .console import console, emit
-from .options import AsJson, Opening, Quiet, Running, Stopped, Texts, among, new_file
+from .options import AsJson, Opening, Quiet, Running, Stopped, Texts, check_new_file, completions
 from .tracing import MaxFeatures
 
 CURVES, RECORD = "training.svg", "training.json"  # beside the weights
 
 PresetName = Annotated[
     str | None,
-    typer.Option("--preset", help=" | ".join(PRESETS) + ": recipe, model and texts.", autocompletion=among(*PRESETS)),
+    typer.Option(
+        "--preset", help=" | ".join(PRESETS) + ": recipe, model and texts.", autocompletion=completions(*PRESETS)
+    ),
 ]
-Context = Annotated[int, typer.Option(help="Longest piece of a text, in tokens.")]
+Context = Annotated[int, typer.Option(help="Longest part of a text, in tokens.")]
 
 
 def _recipe_options() -> Bundle:
-    """One option a field of the recipe; None where it is not given."""
+    """Options of the recipe, one a field; None for those left out."""
     hints = get_type_hints(Recipe)
 
-    def made(f: Field[Any]) -> Any:
-        shown = None if f.default in (MISSING, None) else str(f.default)
-        words = f.metadata[SAYS].replace("None", "not given")
-        says = words[0].upper() + words[1:] + "."
-        known = among(*CHOICES.get(f.name, ()))
-        given = typer.Option(help=says, show_default=shown or False, autocompletion=known)
-        # Of each layer, perhaps: 2,8,8.
-        hint = str if f.name == "k" else hints[f.name]
-        return option(f.name, Annotated[hint | None, given], None)
+    def recipe_option(f: Field[Any]) -> Parameter:
+        default = None if f.default in (MISSING, None) else str(f.default)
+        choices = CHOICES.get(f.name, ())
+        description = f.metadata[HELP].replace("None", "not given") + "."
+        if not description.startswith(choices or " "):  # choices are shown as they are written
+            description = description[0].upper() + description[1:]
+        settings = typer.Option(help=description, show_default=default or False, autocompletion=completions(*choices))
+        hint = str if choices or f.name == "k" else hints[f.name]  # k may be one number a layer: 2,8,8
+        return option(f.name, Annotated[hint | None, settings], None)
 
-    return Bundle([made(f) for f in fields(Recipe)])
+    return Bundle([recipe_option(f) for f in fields(Recipe)])
 
 
 def train(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="demo, smollm2, a folder, or a hub name.", autocompletion=among(*NAMES), show_default="the preset's"
+            help="demo, smollm2, a folder, or a hub name.",
+            autocompletion=completions(*NAMES),
+            show_default="the preset's",
         ),
     ] = None,
     text_files: Texts = None,
@@ -74,45 +80,50 @@ def train(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Transcoders for a model, from texts. Stopped on the way, the same command goes on where it was."""
-    known = _preset(preset)
-    followed = _recipe(known, {name: value for name, value in recipe.items() if value is not None})
+    """Train transcoders for a model on texts. After a stop, the same command continues."""
+    chosen_preset = _preset(preset)
+    options = _recipe(chosen_preset, {name: value for name, value in recipe.items() if value is not None})
     if out is None:
         raise ValueError("--out must be given: the folder that gets the transcoders, got none")
     new_folder("train", out)
-    name = model or (known.model if known else None)
+    name = model or (chosen_preset.model if chosen_preset else None)
     if name is None:
         raise ValueError("one of MODEL and --preset must be given, got neither")
-    read = _texts(text_files, known, held_out=False)
+    training_texts = _texts(text_files, chosen_preset, held_out=False)
     path = out.with_name(f"{out.name}.checkpoint") if checkpoint is None else checkpoint
-    with running.running() as dtype, _together(running.device) as (device, first):
+    with running.running() as dtype, _distributed(running.device) as (device, writes):
         hf_model, tokenizer = language_model(name, available_device(device), dtype or torch.float32)
-        trainer = Trainer(hf_model, read, followed, tokenizer)
+        trainer = Trainer(hf_model, training_texts, options, tokenizer)
         try:
-            made = trainer.run(path, every, not quiet)
+            transcoders = trainer.run(path, every, not quiet)
         except KeyboardInterrupt:
             raise Stopped(f"the same command goes on from {path}" if path.exists() else "") from None
-    if not first:
+    if not writes:
         return
-    made.save(out, model=name)
+    transcoders.save(out, model=name)
     trainer.history.plot(out / CURVES)
-    last = _last(trainer)
-    about = {"model": name, "recipe": asdict(followed), "last": last}
-    write_text("train", out / RECORD, json.dumps(about, indent=1) + "\n")
+    record = {"model": name, "recipe": asdict(options), "last": _last_step(trainer)}
+    write_text("train", out / RECORD, json.dumps(record, indent=1) + "\n")
     path.unlink(missing_ok=True)
     if as_json:
-        emit({"out": str(out), **about})
-        return
+        emit({"out": str(out), **record})
+    else:
+        _print(out, transcoders, _last_step(trainer))
+
+
+def _print(out: Path, transcoders: Transcoders, last_step: dict[str, Any]) -> None:
+    mean = {name: sum(last_step[name]) / len(last_step[name]) for name in ("variance", "active", "dead")}
     console().print(
-        f"{out}: {made!r}; variance explained {_mean(last['variance']):.3f}, L0 {_mean(last['active']):.1f}, "
-        f"dead {100 * _mean(last['dead']):.1f}%; curves in {out / CURVES}",
-        markup=False, highlight=False,
-    )  # fmt: skip
+        f"{out}: {transcoders!r}; variance explained {mean['variance']:.3f}, L0 {mean['active']:.1f}, "
+        f"dead {100 * mean['dead']:.1f}%; curves in {out / CURVES}",
+        markup=False,
+        highlight=False,
+    )
 
 
 @contextmanager
-def _together(device: str | None) -> Iterator[tuple[str | None, bool]]:
-    """(where this process computes, whether it is the one that writes); under torchrun there are several."""
+def _distributed(device: str | None) -> Iterator[tuple[str | None, bool]]:
+    """(device of this process, True if it writes the files); under torchrun there are several processes."""
     if not dist.is_torchelastic_launched():
         yield device, True
         return
@@ -120,7 +131,7 @@ def _together(device: str | None) -> Iterator[tuple[str | None, bool]]:
     dist.init_process_group("nccl" if on_gpus else "gloo")
     try:
         yield f"cuda:{os.environ['LOCAL_RANK']}" if on_gpus else device, dist.get_rank() == 0
-        dist.barrier()  # none leaves while another still listens
+        dist.barrier()  # no process leaves before the others are done
     finally:
         dist.destroy_process_group()
 
@@ -131,25 +142,25 @@ def _preset(name: str | None) -> Preset | None:
     return PRESETS[name] if name else None
 
 
-def _ks(text: str) -> int | tuple[int, ...]:
+def _parse_k(text: str) -> int | tuple[int, ...]:
     try:
-        ks = tuple(map(int, text.split(",")))
+        counts = tuple(map(int, text.split(",")))
     except ValueError:
         raise ValueError(f"--k must be a whole number, or one a layer with commas between, got {text!r}") from None
-    return ks[0] if len(ks) == 1 else ks
+    return counts[0] if len(counts) == 1 else counts
 
 
-def _recipe(preset: Preset | None, given: dict[str, Any]) -> Recipe:
-    """The preset's, with what is given in its place."""
-    whole = {**(asdict(preset.recipe) if preset else {}), **given}
-    if "k" in given:
-        whole["k"] = _ks(given["k"])
-    if "features" not in whole:
+def _recipe(preset: Preset | None, options: dict[str, Any]) -> Recipe:
+    """The preset's recipe, changed by the options."""
+    values = {**(asdict(preset.recipe) if preset else {}), **options}
+    if "k" in options:
+        values["k"] = _parse_k(options["k"])
+    if "features" not in values:
         raise ValueError("--features must be given where there is no --preset, got none")
-    return Recipe(**whole)
+    return Recipe(**values)
 
 
-def _texts(files: list[Path] | None, preset: Preset | None, held_out: bool) -> list[Any]:
+def _texts(files: list[Path] | None, preset: Preset | None, held_out: bool) -> Sequence[texts.Text]:
     if files:
         return texts.read(files)
     if preset is None:
@@ -157,19 +168,15 @@ def _texts(files: list[Path] | None, preset: Preset | None, held_out: bool) -> l
     return preset.texts(held_out)
 
 
-def _last(trainer: Trainer) -> dict[str, Any]:
-    """Of the last step; lists have one entry a layer."""
-    h = trainer.history
+def _last_step(trainer: Trainer) -> dict[str, Any]:
+    """Measurements of the last step; lists have one entry a layer."""
+    history = trainer.history
     return {
-        "loss": float(h.loss[-1]),
-        "variance": h.variance[-1].tolist(),
-        "active": h.active[-1].tolist(),
-        "dead": h.dead[-1].tolist(),
+        "loss": float(history.loss[-1]),
+        "variance": history.variance[-1].tolist(),
+        "active": history.active[-1].tolist(),
+        "dead": history.dead[-1].tolist(),
     }
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def evaluate(
@@ -177,22 +184,31 @@ def evaluate(
     text_files: Texts = None,
     preset: PresetName = None,
     context: Context = 256,
-    graphs: Annotated[int, typer.Option(help="How many of the texts are traced for their scores.", min=0)] = 0,
+    graphs: Annotated[int, typer.Option(help="Number of texts that are traced for their scores.", min=0)] = 0,
     max_features: MaxFeatures = None,
     *,
     running: Running,
     plot: Annotated[Path | None, typer.Option(help="The figure, as SVG.")] = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """What transcoders are worth on texts they were not trained on (those a preset keeps back, with --preset)."""
-    read = _texts(text_files, _preset(preset), held_out=True)
+    """Evaluate transcoders on texts they were not trained on (with --preset, those it holds out)."""
+    held_out_texts = _texts(text_files, _preset(preset), held_out=True)
     if plot is not None:
-        new_file("--plot", plot, ".svg")
+        check_new_file("--plot", plot, ".svg")
     with opening.opened(running) as model:
-        found = pc.evaluate(model, model.transcoders, read, context=context, graphs=graphs, max_features=max_features)
+        evaluation = pc.evaluate(
+            model,
+            model.transcoders,
+            held_out_texts,
+            context=context,
+            graphs=graphs,
+            max_features=max_features,
+            progress=not quiet,
+        )
     if plot is not None:
-        found.plot(plot)
+        evaluation.plot(plot)
     if as_json:
-        emit(found.as_dict())
+        emit(evaluation.as_dict())
         return
-    console().print(str(found), markup=False, highlight=False, soft_wrap=True)
+    console().print(str(evaluation), markup=False, highlight=False, soft_wrap=True)

@@ -19,7 +19,7 @@ from pycircuit.graph.io.page_json import feature_id
 from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops import checks
 from pycircuit.progress import Progress, Report
-from pycircuit.training.sources import Texts, pieces, token_ids
+from pycircuit.training.sources import Texts, split_to_context, token_ids
 
 from .feature import Layout, describe
 from .outputs import Outputs
@@ -112,7 +112,7 @@ def _wanted(model: ReplacementModel, features: Any) -> list[np.ndarray]:
 def _corpus(model: ReplacementModel, texts: Texts, context: int) -> Corpus:
     sequences = token_ids(_OP, texts, model, None, model.weights.vocabulary)
     longest = min(context, model.weights.longest or context)
-    return Corpus.of(pieces(_OP, sequences, longest, model.ignore_positions), model.ignore_positions)
+    return Corpus.of(split_to_context(_OP, sequences, longest, model.ignore_positions), model.ignore_positions)
 
 
 def _read(model: ReplacementModel, corpus: Corpus, runs: Runs, told: Progress) -> None:

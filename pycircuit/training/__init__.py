@@ -1,4 +1,4 @@
-"""Transcoders from activations: training that is sparse forward and backward, and what came of it."""
+"""Training of transcoders on activations, sparse in forward and backward, and their evaluation."""
 
 from .evaluate import Evaluation, evaluate
 from .recipe import Recipe

@@ -1,4 +1,4 @@
-"""The weights in training: what they find, what they write, new rows for silent features, and what is saved."""
+"""Transcoder weights in training: initialisation, forward, penalty, revival, and export."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ from pycircuit.transcoders import CrossLayerTranscoder, PerLayerTranscoders
 from .recipe import PENALISED, Recipe
 from .sparse import Entries, above, batch_top_k, decode, smallest, values
 
-_ROUNDS = 64  # of drawing rows from tokens
-_FRESH = 0.2  # a new row's norm, as a share of the others': heard at its token, silent at most others
-_SMALL = 0.1  # norm of a decoder row at the start: one unit of variance is sqrt(width)
+_DRAWS = 64  # rounds in which rows are drawn from tokens
+_REVIVED_NORM = 0.2  # as a share of the other rows' norm: active at its token, silent at most others
+_INITIAL_NORM = 0.1  # of a decoder row: one unit of variance is sqrt(width)
 
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """Activations are learned as (x - mean) / scale: mean square one. mean: [layers, width]; scale: [layers]."""
+    """Normalisation of activations, (x - mean) / scale, to mean square one. mean: [layers, width]; scale: [layers]."""
 
     mean: Tensor
     scale: Tensor
 
     @classmethod
     def of(cls, total: Tensor, square: Tensor, count: int) -> Scale:
-        """From sums over `count` tokens: total [layers, width], square [layers]."""
+        """Scale from sums over `count` tokens. total: [layers, width]; square: [layers]."""
         mean = total / count
         variance = (square / count - mean.square().sum(-1)) / total.shape[-1]
         return cls(mean, variance.clamp_min(1e-12).sqrt())
 
     def apply_(self, x: Tensor) -> None:
+        """Normalise x [layers, positions, width] in place."""
         x.sub_(self.mean[:, None]).div_(self.scale[:, None, None])
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """What a forward gives: recon [layers, positions, width]; one entry a layer in the others."""
+class Forward:
+    """Result of a forward. recon: [layers, positions, width]; entries and values: one item a layer."""
 
     recon: Tensor
     entries: list[Entries]
@@ -58,7 +59,7 @@ class Learner:
         self.recipe, self.depth, self.width = recipe, depth, width
         if recipe.precision == "bfloat16" and dtype == torch.float64:
             raise TypeError("train: precision must be float32 where the model is float64, got bfloat16")
-        self.read = torch.bfloat16 if recipe.precision == "bfloat16" else dtype
+        self.row_dtype = torch.bfloat16 if recipe.precision == "bfloat16" else dtype
         generator = torch.Generator().manual_seed(recipe.seed)
         size = recipe.features
 
@@ -70,73 +71,74 @@ class Learner:
             return torch.zeros(*shape, dtype=dtype, device=device)
 
         self.w_enc = [unit(size) for _ in range(depth)]
-        self.w_dec = [_SMALL * unit(self.slots(layer), size) for layer in range(depth)]
+        self.w_dec = [_INITIAL_NORM * unit(self.slots(layer), size) for layer in range(depth)]
         self.b_enc = [zeros(size) for _ in range(depth)]
         self.b_dec = zeros(depth, width)
-        jumps, skips = recipe.activation == "jumprelu", recipe.skip
-        self.log_theta = [zeros(size) for _ in range(depth)] if jumps else []
-        self.w_skip = [zeros(width, width) for _ in range(depth)] if skips else []
+        self.log_theta = [zeros(size) for _ in range(depth)] if recipe.activation == "jumprelu" else []
+        self.w_skip = [zeros(width, width) for _ in range(depth)] if recipe.skip else []
         self.cutoff = [0.0] * depth
         for t in self.tensors().values():
             t.requires_grad_()
 
     def slots(self, layer: int) -> int:
+        """Number of layers that this layer's features write to."""
         return 1 if self.recipe.kind == "plt" else self.depth - layer
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every leaf by a name, always in the same order."""
-        lists = {n: getattr(self, n) for n in ("w_enc", "b_enc", "w_dec", "log_theta", "w_skip")}
-        named = {f"{name}.{layer}": t for name, entries in lists.items() for layer, t in enumerate(entries)}
+        """Every leaf by its name, always in the same order."""
+        lists = {name: getattr(self, name) for name in ("w_enc", "b_enc", "w_dec", "log_theta", "w_skip")}
+        named = {f"{name}.{layer}": t for name, tensors in lists.items() for layer, t in enumerate(tensors)}
         return {**named, "b_dec": self.b_dec}
 
     @torch.no_grad()
-    def open(self, x: Tensor) -> None:
-        """Thresholds from the first batch, where `start` features a token pass them. x: [layers, positions, width]."""
+    def set_thresholds(self, x: Tensor) -> None:
+        """Set thresholds so that `start` features a token pass them. x: [layers, positions, width], the first batch."""
         if self.recipe.activation not in PENALISED:
             return
         k = min(self.recipe.start, self.recipe.features)
         for layer in range(self.depth):
-            own = ops.encode(x[layer], self.w_enc[layer], self.b_enc[layer], TopK(k))
-            last = own.row_ptr[1:][own.row_ptr.diff() > 0] - 1
-            smallest = torch.full_like(x[layer, :, 0], torch.inf).scatter_reduce_(0, own.position(), own.value, "amin")
-            level = smallest[smallest.isfinite()].mean() if len(last) else torch.ones_like(smallest[0])
+            features = ops.encode(x[layer], self.w_enc[layer], self.b_enc[layer], TopK(k))
+            least = torch.full_like(x[layer, :, 0], torch.inf)
+            least.scatter_reduce_(0, features.position(), features.value, "amin")
+            threshold = least[least.isfinite()].mean() if features.count else torch.ones_like(least[0])
             if self.log_theta:
-                self.log_theta[layer].fill_(float(level.log()))
+                self.log_theta[layer].fill_(float(threshold.log()))
             else:
-                self.b_enc[layer].fill_(-float(level))
+                self.b_enc[layer].fill_(-float(threshold))
 
     @torch.no_grad()
-    def sow(self, x: Tensor, y: Tensor) -> None:
-        """Rows that read one token each and write what is written there. x, y: [layers, positions, width].
+    def rows_from_tokens(self, x: Tensor, y: Tensor) -> None:
+        """Set rows that each read one token's x and write its y. x, y: [layers, positions, width].
 
-        The farther what is written lies from all drawn so far, the likelier a token is drawn, some of them at a time.
+        Tokens are drawn in rounds; the farther a token's y lies from those drawn so far, the likelier it is drawn.
         """
         generator = torch.Generator().manual_seed(self.recipe.seed)
         for layer in range(self.depth):
             target = y[layer : layer + self.slots(layer)].transpose(0, 1).flatten(1)
             square = target.square().sum(1)
-            far, drawn = square, []
-            for some in torch.arange(self.recipe.features).tensor_split(min(self.recipe.features, _ROUNDS)):
-                weight = far.double().cpu() + 1e-300  # something to choose from, if all of it is drawn
-                at = torch.multinomial(weight, len(some), replacement=True, generator=generator).to(x.device)
-                drawn.append(at)
-                apart = square[:, None] + square[at] - 2 * (target @ target[at].T)
-                far = torch.minimum(far, apart.min(1).values.clamp_min(0))
-            at = torch.cat(drawn)
-            length = x[layer, at].norm(dim=1).clamp_min(1e-6)[:, None]
-            self.w_enc[layer].copy_(x[layer, at] / length)
-            self.w_dec[layer].copy_(y[layer : layer + self.slots(layer), at] / length)
+            distance = square  # squared, to the nearest token drawn so far
+            drawn = []
+            for features in torch.arange(self.recipe.features).tensor_split(min(self.recipe.features, _DRAWS)):
+                weight = distance.double().cpu() + 1e-300  # positive even when every distance is zero
+                tokens = torch.multinomial(weight, len(features), replacement=True, generator=generator).to(x.device)
+                drawn.append(tokens)
+                apart = square[:, None] + square[tokens] - 2 * (target @ target[tokens].T)
+                distance = torch.minimum(distance, apart.min(1).values.clamp_min(0))
+            tokens = torch.cat(drawn)
+            length = x[layer, tokens].norm(dim=1).clamp_min(1e-6)[:, None]
+            self.w_enc[layer].copy_(x[layer, tokens] / length)
+            self.w_dec[layer].copy_(y[layer : layer + self.slots(layer), tokens] / length)
 
     @torch.no_grad()
-    def fit(self, x: Tensor, y: Tensor) -> None:
-        """Scale what is written to each layer, so that it comes as near to y as it can."""
+    def scale_decoders(self, x: Tensor, y: Tensor) -> None:
+        """Scale the decoder rows of each target layer by the factor that brings the reconstruction nearest to y."""
         recon = self.forward(x).recon
         scale = (recon * y).sum((1, 2)) / recon.square().sum((1, 2)).clamp_min(1e-12)
         for layer in range(self.depth):
             self.w_dec[layer].mul_(scale[layer : layer + self.slots(layer), None, None])
 
-    def rule(self, layer: int) -> Activation:
-        """The activation as it is saved."""
+    def activation(self, layer: int) -> Activation:
+        """Activation of a layer as it is saved."""
         kind = self.recipe.activation
         if kind == "topk":
             return TopK(self.recipe.k_at(layer))
@@ -145,42 +147,43 @@ class Learner:
         return JumpReLU(self.log_theta[layer].detach().exp()) if kind == "jumprelu" else ReLU()
 
     @torch.no_grad()
-    def _find(self, layer: int, x: Tensor, places: Tensor | None) -> Entries:
-        w_enc, b_enc = self.w_enc[layer].detach().to(self.read), self.b_enc[layer].detach()
+    def _entries(self, layer: int, x: Tensor, batch_index: Tensor | None) -> Entries:
+        """Entries whose values and gradients a step computes; batchtopk also moves its cutoff."""
+        w_enc, b_enc = self.w_enc[layer].detach().to(self.row_dtype), self.b_enc[layer].detach()
         if self.recipe.activation == "jumprelu":
             return above(x, w_enc, b_enc, self.log_theta[layer].detach().exp(), self.recipe.bandwidth)
         if self.recipe.activation != "batchtopk":
-            return Entries.of(ops.encode(x, w_enc, b_enc, self.rule(layer)), self.recipe.features)
-        count = self.recipe.k_at(layer) * (len(x) if places is None else self.recipe.batch)
-        found = batch_top_k(x, w_enc, b_enc, count, 0.9 * self.cutoff[layer], places)
-        least, before = smallest(found.pre, places), self.cutoff[layer]
+            return Entries.of(ops.encode(x, w_enc, b_enc, self.activation(layer)), self.recipe.features)
+        count = self.recipe.k_at(layer) * (len(x) if batch_index is None else self.recipe.batch)
+        before = self.cutoff[layer]
+        entries = batch_top_k(x, w_enc, b_enc, count, 0.9 * before, batch_index)
+        least = smallest(entries.pre, batch_index)
         if isfinite(least):
             self.cutoff[layer] = least if before == 0 else 0.99 * before + 0.01 * least
-        return found
+        return entries
 
-    def forward(self, x: Tensor, places: Tensor | None = None) -> Found:
-        """x: [layers, positions, width], normalised. places: as in `batch_top_k`."""
-        parts: list[list[Tensor]] = [[] for _ in range(self.depth)]
-        entries, found = [], []
-        for layer, rows in enumerate(x.to(self.read).unbind(0)):
-            here = self._find(layer, rows, places)
+    def forward(self, x: Tensor, batch_index: Tensor | None = None) -> Forward:
+        """Encode and reconstruct x [layers, positions, width], normalised. batch_index: as in `batch_top_k`."""
+        writes: list[list[Tensor]] = [[] for _ in range(self.depth)]  # by the layer written to
+        all_entries, all_values = [], []
+        for layer, rows in enumerate(x.to(self.row_dtype).unbind(0)):
+            entries = self._entries(layer, rows, batch_index)
             theta = self.log_theta[layer].exp() if self.log_theta else None
-            w_enc, w_dec = self.w_enc[layer].to(self.read), self.w_dec[layer].to(self.read)
-            value = values(rows, w_enc, self.b_enc[layer], here, theta, self.recipe.bandwidth)
-            written = decode(value, w_dec, here)
-            for slot, part in enumerate(written.unbind(0)):
-                parts[layer + slot].append(part)
+            w_enc, w_dec = self.w_enc[layer].to(self.row_dtype), self.w_dec[layer].to(self.row_dtype)
+            value = values(rows, w_enc, self.b_enc[layer], entries, theta, self.recipe.bandwidth)
+            for slot, written in enumerate(decode(value, w_dec, entries).unbind(0)):
+                writes[layer + slot].append(written)
             if self.w_skip:
-                parts[layer].append(x[layer] @ self.w_skip[layer])
-            entries.append(here)
-            found.append(value)
-        recon = [sum(part[1:], part[0]) + bias for part, bias in zip(parts, self.b_dec.unbind(0), strict=True)]
-        return Found(torch.stack(recon), entries, found)
+                writes[layer].append(x[layer] @ self.w_skip[layer])
+            all_entries.append(entries)
+            all_values.append(value)
+        recon = [sum(terms[1:], terms[0]) + bias for terms, bias in zip(writes, self.b_dec.unbind(0), strict=True)]
+        return Forward(torch.stack(recon), all_entries, all_values)
 
-    def penalty(self, found: Found) -> Tensor:
-        """Summed over layers and tokens: tanh(sharpness * |row| * value) for jumprelu, |row| * value for relu."""
+    def penalty(self, forward: Forward) -> Tensor:
+        """Sum over layers and tokens of tanh(sharpness * |row| * value) for jumprelu, |row| * value for relu."""
         total = self.b_dec.new_zeros(())
-        for layer, (entries, value) in enumerate(zip(found.entries, found.values, strict=True)):
+        for layer, (entries, value) in enumerate(zip(forward.entries, forward.values, strict=True)):
             norm = self.w_dec[layer].square().sum((0, 2)).sqrt()
             written = norm[entries.index] * value
             jumps = self.recipe.activation == "jumprelu"
@@ -189,57 +192,67 @@ class Learner:
 
     @torch.no_grad()
     def revive(self, layer: int, silent: Tensor, x: Tensor, error: Tensor, generator: torch.Generator) -> None:
-        """New rows for `silent` features [n]: they read where the error is large, and write some of what is missing.
+        """Give `silent` features [n] new rows that read tokens of large error and write a share of that error.
 
         x: [positions, width]; error: [slots, positions, width], target - reconstruction.
         """
-        weight = error.double().square().sum((0, 2)).cpu() + 1e-300  # something to choose from, whatever the error
-        at = torch.multinomial(weight, len(silent), replacement=True, generator=generator).to(x.device)
-        rows, alive = x[at], self.w_enc[layer].norm(dim=1).mean()
+        weight = error.double().square().sum((0, 2)).cpu() + 1e-300  # positive even where the error is zero
+        tokens = torch.multinomial(weight, len(silent), replacement=True, generator=generator).to(x.device)
+        rows = x[tokens]
+        usual_norm = self.w_enc[layer].norm(dim=1).mean()
         length = rows.norm(dim=1).clamp_min(1e-6)
-        heard = _FRESH * alive * length
+        value = _REVIVED_NORM * usual_norm * length  # of the revived feature at its own token
         if self.log_theta:
-            heard = heard.maximum(1.5 * self.log_theta[layer][silent].exp())
-        self.w_enc[layer][silent] = rows * (heard / length.square())[:, None]
+            value = value.maximum(1.5 * self.log_theta[layer][silent].exp())
+        self.w_enc[layer][silent] = rows * (value / length.square())[:, None]
         self.b_enc[layer][silent] = 0
-        self.w_dec[layer][:, silent] = _FRESH * error[:, at] / heard[:, None]
+        self.w_dec[layer][:, silent] = _REVIVED_NORM * error[:, tokens] / value[:, None]
 
     @torch.no_grad()
     def transcoders(self, x: Scale, y: Scale) -> PerLayerTranscoders | CrossLayerTranscoder:
-        """In the model's own units: means and scales of what is read and written are folded into the weights."""
-        made: dict[str, list[Tensor]] = {name: [] for name in ("w_enc", "b_enc", "w_dec", "b_dec", "w_skip")}
-        rules = []
+        """Transcoders in the model's own units: x's and y's means and scales are folded into the weights."""
+        weights: dict[str, list[Tensor]] = {name: [] for name in ("w_enc", "b_enc", "w_dec", "b_dec", "w_skip")}
+        activations = []
         for layer in range(self.depth):
             w_enc = self.w_enc[layer].detach() / x.scale[layer]
             b_enc = self.b_enc[layer].detach() - w_enc @ x.mean[layer]
             w_dec = self.w_dec[layer].detach() * y.scale[layer : layer + self.slots(layer), None, None]
             w_dec = w_dec.transpose(0, 1).contiguous()  # [F, slots, d]
             b_dec = self.b_dec[layer].detach() * y.scale[layer] + y.mean[layer]
-            rule = self.rule(layer)
-            if isinstance(rule, ReLU | JumpReLU):
-                w_enc, b_enc, w_dec, rule = _unit_rows(w_enc, b_enc, w_dec, rule)
+            activation = self.activation(layer)
+            if isinstance(activation, ReLU | JumpReLU):
+                w_enc, b_enc, w_dec, activation = _unit_rows(w_enc, b_enc, w_dec, activation)
             if self.w_skip:
                 w_skip = self.w_skip[layer].detach() * (y.scale[layer] / x.scale[layer])
                 b_dec = b_dec - x.mean[layer] @ w_skip
-                made["w_skip"].append(w_skip)
-            made["w_enc"].append(w_enc)
-            made["b_enc"].append(b_enc)
-            made["w_dec"].append(w_dec[:, 0].contiguous() if self.recipe.kind == "plt" else w_dec)
-            made["b_dec"].append(b_dec)
-            rules.append(rule)
+                weights["w_skip"].append(w_skip)
+            weights["w_enc"].append(w_enc)
+            weights["b_enc"].append(b_enc)
+            weights["w_dec"].append(w_dec[:, 0].contiguous() if self.recipe.kind == "plt" else w_dec)
+            weights["b_dec"].append(b_dec)
+            activations.append(activation)
         kind = PerLayerTranscoders if self.recipe.kind == "plt" else CrossLayerTranscoder
         return kind(
-            made["w_enc"], made["b_enc"], made["w_dec"], made["b_dec"], rules, made["w_skip"] or None,
-            self.recipe.read, self.recipe.writes,
-        )  # fmt: skip
+            weights["w_enc"],
+            weights["b_enc"],
+            weights["w_dec"],
+            weights["b_dec"],
+            activations,
+            weights["w_skip"] or None,
+            self.recipe.read_site,
+            self.recipe.writes,
+        )
 
 
 def _unit_rows(
-    w_enc: Tensor, b_enc: Tensor, w_dec: Tensor, rule: ReLU | JumpReLU
+    w_enc: Tensor, b_enc: Tensor, w_dec: Tensor, activation: ReLU | JumpReLU
 ) -> tuple[Tensor, Tensor, Tensor, Activation]:
-    """A feature's decoder norm moved into its encoder, so that values compare. Only where no feature ranks another."""
+    """Move each feature's decoder norm into its encoder, so that values compare.
+
+    Only for activations that look at one feature at a time: a top-k would choose others.
+    """
     norm = w_dec.flatten(1).norm(dim=1)
     norm = torch.where(norm > 0, norm, torch.ones_like(norm))
-    if isinstance(rule, JumpReLU):
-        rule = JumpReLU(rule.theta * norm)
-    return w_enc * norm[:, None], b_enc * norm, w_dec / norm[:, None, None], rule
+    if isinstance(activation, JumpReLU):
+        activation = JumpReLU(activation.theta * norm)
+    return w_enc * norm[:, None], b_enc * norm, w_dec / norm[:, None, None], activation

@@ -1,31 +1,36 @@
-"""Everything a training run is decided by."""
+"""The options of a training run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import TypeVar
+from typing import Literal, TypedDict, get_args
 
 from pycircuit.ops.checks import is_int
 from pycircuit.transcoders.types import READS, WRITES
 
-KINDS = ("plt", "clt")
-ACTIVATIONS = ("relu", "jumprelu", "topk", "batchtopk")
+Kind = Literal["plt", "clt"]
+ActivationName = Literal["relu", "jumprelu", "topk", "batchtopk"]
+InitialRows = Literal["random", "tokens"]
+RowPrecision = Literal["float32", "bfloat16"]
+ACTIVATIONS: tuple[str, ...] = get_args(ActivationName)
 PENALISED = ("relu", "jumprelu")
-ROWS = ("random", "tokens")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS: tuple[str, ...] = get_args(RowPrecision)
 CHOICES: dict[str, tuple[str, ...]] = {
-    "kind": KINDS, "activation": ACTIVATIONS, "reads": READS, "writes": WRITES, "precision": PRECISIONS,
-    "rows": ROWS,
-}  # fmt: skip
-SAYS = "says"  # of a field: what it is, as the command line and the docs say it
-T = TypeVar("T")
+    "kind": get_args(Kind),
+    "activation": ACTIVATIONS,
+    "reads": READS,
+    "writes": WRITES,
+    "precision": PRECISIONS,
+    "rows": get_args(InitialRows),
+}
+HELP = "help"  # key of a field's metadata: its description on the command line and in the documents
 
-_BUFFER = 1 << 30  # bytes
-_MOST = 65536  # tokens
+_BUFFER_BYTES = 1 << 30
+_BUFFER_TOKENS = 65536  # at most
 
 
-def _whole(name: str, value: object, least: int) -> int:
+def _integer(name: str, value: object, least: int) -> int:
     if not is_int(value):
         raise TypeError(f"train: {name} must be a whole number, got {type(value).__name__}")
     if value < least:
@@ -33,94 +38,152 @@ def _whole(name: str, value: object, least: int) -> int:
     return int(value)
 
 
-def _option(default: T, says: str) -> T:
-    made: T = field(default=default, metadata={SAYS: says})
-    return made
-
-
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, and how. Lengths are in steps of `batch` tokens.
+    """Options of a training run. Lengths are in steps of `batch` tokens.
 
     The penalty of jumprelu is tanh(sharpness * |decoder row| * value), that of relu |decoder row| * value. bandwidth
-    is in units in which pre-activations begin with variance one. precision "bfloat16" halves what is read; the weights
-    themselves, Adam's moments and all sums stay as they are. Which features are active changes with it.
+    is in units in which pre-activations begin with variance one. precision "bfloat16" halves the bytes that a step
+    reads; weights, Adam's moments and sums keep their type, but other features may be active.
     """
 
-    features: int = field(metadata={SAYS: "features a layer"})
-    steps: int = _option(1000, "how many, of `batch` tokens")
-    kind: str = _option("plt", "plt: each layer's features write to it; clt: to it and every later one")
-    activation: str = _option("topk", " | ".join(ACTIVATIONS))
-    skip: bool = _option(False, "a linear path beside the features")
-    k: int | tuple[int, ...] = _option(32, "features a token (topk), or on average (batchtopk); or of each layer")
-    start: int = _option(64, "features a token at the start (relu, jumprelu)")
-    sparsity: float = _option(1e-3, "weight of the penalty on features (relu, jumprelu)")
-    sparsity_rise: float = _option(1.0, "share of the run over which that weight grows from zero")
-    sharpness: float = _option(4.0, "inside the penalty's tanh (jumprelu)")
-    bandwidth: float = _option(1.0, "how near its threshold an entry must be for the threshold to learn (jumprelu)")
-    rows: str = _option("random", "what weights begin as: random | tokens, of the first ones, unlike each other")
-    batch: int = _option(1024, "tokens a step")
-    rate: float | None = _option(None, "Adam's; None: 2e-4 * sqrt(16384 / features)")
-    warmup: int = _option(50, "steps over which the rate rises")
-    decay: float = _option(0.2, "last share of the run, over which the rate falls to zero")
-    revive: int = _option(200, "features silent for so many steps get new rows; 0: never")
-    buffer: int | None = _option(None, "tokens held and shuffled at a time; None: 1 GiB of them, at most 65,536")
-    context: int = _option(256, "longest piece of a text, in tokens")
-    seed: int = _option(0, "of weights and shuffling")
-    reads: str | None = _option(None, " | ".join(READS) + "; None: mlp_in for plt, resid_mid for clt")
-    writes: str = _option("mlp_out", " | ".join(WRITES))
-    precision: str = _option("float32", " | ".join(PRECISIONS) + ", of rows as a step reads them")
+    features: int = field(metadata={HELP: "features a layer"})
+    steps: int = field(default=1000, metadata={HELP: "steps of `batch` tokens"})
+    kind: Kind = field(
+        default="plt", metadata={HELP: "plt: each layer's features write to it; clt: to it and every later one"}
+    )
+    activation: ActivationName = field(default="topk", metadata={HELP: " | ".join(ACTIVATIONS)})
+    skip: bool = field(default=False, metadata={HELP: "a linear path beside the features"})
+    k: int | tuple[int, ...] = field(
+        default=32, metadata={HELP: "features a token (topk), or on average (batchtopk); or one number a layer"}
+    )
+    start: int = field(default=64, metadata={HELP: "features a token at the start (relu, jumprelu)"})
+    sparsity: float = field(default=1e-3, metadata={HELP: "weight of the penalty on features (relu, jumprelu)"})
+    sparsity_rise: float = field(
+        default=1.0, metadata={HELP: "share of the run over which that weight grows from zero"}
+    )
+    sharpness: float = field(default=4.0, metadata={HELP: "factor inside the penalty's tanh (jumprelu)"})
+    bandwidth: float = field(
+        default=1.0, metadata={HELP: "width around a threshold in which pre-activations train it (jumprelu)"}
+    )
+    rows: InitialRows = field(
+        default="random",
+        metadata={HELP: "initial rows: random | tokens, drawn from the first tokens, far from each other"},
+    )
+    batch: int = field(default=1024, metadata={HELP: "tokens a step"})
+    rate: float | None = field(
+        default=None, metadata={HELP: "Adam's learning rate; None: 2e-4 * sqrt(16384 / features)"}
+    )
+    warmup: int = field(default=50, metadata={HELP: "steps over which the rate rises"})
+    decay: float = field(default=0.2, metadata={HELP: "last share of the run, over which the rate falls to zero"})
+    revive: int = field(
+        default=200, metadata={HELP: "steps without activity after which a feature gets new rows; 0: never"}
+    )
+    buffer: int | None = field(
+        default=None, metadata={HELP: "tokens shuffled at a time; None: 1 GiB of activations, at most 65,536 tokens"}
+    )
+    context: int = field(default=256, metadata={HELP: "longest part of a text, in tokens"})
+    seed: int = field(default=0, metadata={HELP: "of weights and shuffling"})
+    reads: str | None = field(
+        default=None, metadata={HELP: " | ".join(READS) + "; None: mlp_in for plt, resid_mid for clt"}
+    )
+    writes: str = field(default="mlp_out", metadata={HELP: " | ".join(WRITES)})
+    precision: RowPrecision = field(
+        default="float32", metadata={HELP: " | ".join(PRECISIONS) + ", of rows that a step reads"}
+    )
 
     def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_integers()
+        self._check_numbers()
+        self._check_k()
+
+    def _check_choices(self) -> None:
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed and not (name == "reads" and value is None):
                 raise ValueError(f"train: {name} must be one of {', '.join(allowed)}, got {value!r}")
+
+    def _check_integers(self) -> None:
         if self.buffer is not None and is_int(self.batch):
-            object.__setattr__(self, "buffer", _whole("buffer", self.buffer, self.batch))
+            object.__setattr__(self, "buffer", _integer("buffer", self.buffer, self.batch))
         least = {"features": 1, "steps": 1, "start": 1, "batch": 1, "context": 2, "warmup": 0, "revive": 0}
         for name, bound in least.items():
-            object.__setattr__(self, name, _whole(name, getattr(self, name), bound))
+            object.__setattr__(self, name, _integer(name, getattr(self, name), bound))
         if is_int(self.seed):
             object.__setattr__(self, "seed", int(self.seed))
+
+    def _check_numbers(self) -> None:
         for name in ("sparsity", "sparsity_rise", "decay", "sharpness", "bandwidth", "rate"):
             value, positive = getattr(self, name), name in ("sharpness", "bandwidth", "rate")
             if value is not None and (not isfinite(value) or value < 0 or (positive and value == 0)):
                 raise ValueError(f"train: {name} must be {'positive' if positive else 'zero or positive'}, got {value}")
-        counts = tuple(_whole("k", k, 1) for k in (self.k if isinstance(self.k, tuple) else (self.k,)))
+
+    def _check_k(self) -> None:
+        counts = tuple(_integer("k", k, 1) for k in (self.k if isinstance(self.k, tuple) else (self.k,)))
         object.__setattr__(self, "k", counts if isinstance(self.k, tuple) else counts[0])
         for k in counts:
             if self.activation in ("topk", "batchtopk") and k > self.features:
                 raise ValueError(f"train: k must be at most the {self.features} features, got {k}")
 
     def k_at(self, layer: int) -> int:
+        """Features a token in this layer."""
         return self.k[layer] if isinstance(self.k, tuple) else self.k
 
     @property
-    def read(self) -> str:
-        """Where features read: as DESIGN has it, a PLT the MLP's input and a CLT the stream."""
+    def read_site(self) -> str:
+        """Site where features read: by default the MLP's input for a PLT, the residual stream for a CLT."""
         return self.reads or ("mlp_in" if self.kind == "plt" else "resid_mid")
 
     @property
     def learning_rate(self) -> float:
+        """Adam's rate between warmup and decay."""
         return 2e-4 * (16384 / self.features) ** 0.5 if self.rate is None else self.rate
 
-    def held(self, token: int) -> int:
-        """Tokens in a buffer, at `token` bytes each."""
-        return self.buffer or max(self.batch, min(_MOST, _BUFFER // token))
+    def buffer_tokens(self, token_bytes: int) -> int:
+        """Tokens in a buffer, at `token_bytes` each."""
+        return self.buffer or max(self.batch, min(_BUFFER_TOKENS, _BUFFER_BYTES // token_bytes))
 
     def rate_at(self, step: int) -> float:
-        """Of the step with this number, from 0."""
+        """Learning rate of a step, counted from 0."""
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         falling = self.decay * self.steps
         fall = min(1.0, (self.steps - step) / falling) if falling >= 1 else 1.0
         return self.learning_rate * rise * fall
 
     def sparsity_at(self, step: int) -> float:
+        """Weight of the penalty in a step."""
         rising = self.sparsity_rise * self.steps
         return self.sparsity * (min(1.0, step / rising) if rising >= 1 else 1.0)
 
     def revives_at(self, step: int) -> bool:
-        """Not while the rate falls: what comes then has no time to learn."""
+        """Return True if silent features get new rows after this step; never while the rate falls."""
         done = step + 1
         return bool(self.revive) and done % self.revive == 0 and done <= (1 - self.decay) * self.steps
+
+
+class RecipeOptions(TypedDict, total=False):
+    """Keyword arguments of pc.train: the fields of a Recipe, `features` aside."""
+
+    steps: int
+    kind: Kind
+    activation: ActivationName
+    skip: bool
+    k: int | tuple[int, ...]
+    start: int
+    sparsity: float
+    sparsity_rise: float
+    sharpness: float
+    bandwidth: float
+    rows: InitialRows
+    batch: int
+    rate: float | None
+    warmup: int
+    decay: float
+    revive: int
+    buffer: int | None
+    context: int
+    seed: int
+    reads: str | None
+    writes: str
+    precision: RowPrecision

@@ -1,12 +1,13 @@
-"""What training and evaluation are given, made one: a model with its family's row, texts as token ids."""
+"""Inputs of training and evaluation: the model as a Source, texts as token ids."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pycircuit.model import ReplacementModel
 from pycircuit.model.families import family_of
@@ -15,11 +16,31 @@ from pycircuit.ops.checks import is_int
 
 from .stream import Source
 
-Texts = Iterable[Any] | Tensor
+Model: TypeAlias = nn.Module | ReplacementModel
+Text: TypeAlias = str | Sequence[int] | Tensor | np.ndarray
+Texts: TypeAlias = Iterable[Text] | Tensor
 
 
-def source_of(op: str, model: Any, reads: str, writes: str, ignore: int | None) -> Source:
-    """model: a transformers causal model, or a ReplacementModel that holds one. ignore: None takes the family's."""
+class Encoding(Protocol):
+    """Token ids of a text as the tokenizers package returns them."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Token ids."""
+
+
+class Tokenizer(Protocol):
+    """A tokenizer of transformers or of tokenizers."""
+
+    def encode(self, text: str, /) -> Sequence[int] | Encoding:
+        """Return the token ids of a text, or an object that has them as `ids`."""
+
+
+def source_of(op: str, model: Model, reads: str, writes: str, ignore: int | None) -> Source:
+    """Return a Source on a transformers causal model, or on the one in a ReplacementModel.
+
+    ignore: the number of opening positions left out; None: the family's.
+    """
     if isinstance(model, ReplacementModel):
         ignored = model.ignore_positions if ignore is None else ignore
         return Source(model.hf_model, model.family, model.weights, reads, writes, ignored)
@@ -32,36 +53,43 @@ def source_of(op: str, model: Any, reads: str, writes: str, ignore: int | None) 
     return Source(model.eval(), family, read_weights(model, family), reads, writes, int(ignore))
 
 
-def token_ids(op: str, texts: Texts, model: Any, tokenizer: Any, vocabulary: int) -> list[Tensor]:
-    """One tensor of int64 ids a text. texts: strings, lists of ids, tensors, or one tensor [texts, positions]."""
+def token_ids(op: str, texts: Texts, model: Model, tokenizer: Tokenizer | None, vocabulary: int) -> list[Tensor]:
+    """Return int64 token ids, one tensor a text.
+
+    texts: strings, lists of ids, tensors, or one tensor [texts, positions].
+    """
     if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         raise TypeError(f"{op}: texts must be a list of texts or of token ids, got {type(texts).__name__}")
     tokenizer = tokenizer or (model.tokenizer if isinstance(model, ReplacementModel) else None)
-    found = []
+    sequences = []
     for number, text in enumerate(texts):
-        if isinstance(text, str):
-            if tokenizer is None:
-                raise ValueError(f"{op}: tokenizer must be given where texts are strings, got None")
-            encoded = tokenizer.encode(text)
-            text = getattr(encoded, "ids", encoded)
-        ids = torch.as_tensor(text)
-        if ids.ndim != 1 or (len(ids) and ids.is_floating_point()):  # of no numbers at all the type says nothing
+        ids = torch.as_tensor(_encode(op, text, tokenizer) if isinstance(text, str) else text)
+        if ids.ndim != 1 or (len(ids) and ids.is_floating_point()):  # the type of an empty list says nothing
             raise TypeError(f"{op}: text {number} must be a string or a list of token ids, got shape {list(ids.shape)}")
         ids = ids.cpu().long()
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
             got = f"{int(ids.min())} to {int(ids.max())}"
             raise ValueError(f"{op}: text {number} must hold ids from 0 to {vocabulary - 1}, got {got}")
-        found.append(ids)
-    if not found:
+        sequences.append(ids)
+    if not sequences:
         raise ValueError(f"{op}: texts must hold at least one text, got none")
-    return found
+    return sequences
 
 
-def pieces(op: str, sequences: list[Tensor], context: int, ignore: int) -> list[Tensor]:
-    """Token ids cut to the context; what is too short to leave a token is left out."""
-    cut = [piece for ids in sequences for piece in ids.split(context)]
-    kept = [piece for piece in cut if len(piece) > ignore]
-    if not kept:
-        longest = max(len(p) for p in cut)
+def _encode(op: str, text: str, tokenizer: Tokenizer | None) -> Sequence[int]:
+    """Token ids of a string."""
+    if tokenizer is None:
+        raise ValueError(f"{op}: tokenizer must be given where texts are strings, got None")
+    encoded: Any = tokenizer.encode(text)
+    ids: Sequence[int] = getattr(encoded, "ids", encoded)
+    return ids
+
+
+def split_to_context(op: str, sequences: list[Tensor], context: int, ignore: int) -> list[Tensor]:
+    """Split token ids to the context; a sequence without a token past the ignored positions is left out."""
+    chunks = [chunk for ids in sequences for chunk in ids.split(context)]
+    usable = [chunk for chunk in chunks if len(chunk) > ignore]
+    if not usable:
+        longest = max(len(chunk) for chunk in chunks)
         raise ValueError(f"{op}: texts must be longer than the {ignore} ignored positions, got at most {longest}")
-    return kept
+    return usable

@@ -1,4 +1,4 @@
-"""Encode and decode with gradients, sparse both ways: nothing is ever tokens x features.
+"""Encode and decode with gradients, sparse in both directions: no tensor is tokens x features.
 
 Every gradient is one of the ops again. With the entries sorted by feature instead of by position, the sum over
 the tokens at which a feature is active is a `decode` whose "decoder" is the batch:
@@ -25,9 +25,9 @@ from pycircuit.ops import BatchTopK, SparseFeatures, TopK
 
 @dataclass(eq=False)
 class Entries:
-    """Which features are looked at where, in CSR by position; `pre` are their pre-activations: [n].
+    """Pairs of position and feature that a step computes, in CSR by position.
 
-    row_ptr: [positions + 1]; index: [n]; size: how many features there are.
+    row_ptr: [positions + 1]; index: [n], the feature; pre: [n], its pre-activation; size: the number of features.
     """
 
     row_ptr: Tensor
@@ -36,10 +36,12 @@ class Entries:
     size: int
 
     @classmethod
-    def of(cls, found: SparseFeatures, size: int) -> Entries:
-        return cls(found.row_ptr, found.index, found.value, size)
+    def of(cls, features: SparseFeatures, size: int) -> Entries:
+        """Entries of an encoding, whose values are pre-activations."""
+        return cls(features.row_ptr, features.index, features.value, size)
 
     def at_positions(self, value: Tensor) -> SparseFeatures:
+        """Features with these values [n]."""
         return SparseFeatures(self.row_ptr, self.index, value)
 
     @cached_property
@@ -52,22 +54,22 @@ class Entries:
         return ptr, order, position[order]
 
     def at_features(self, value: Tensor) -> SparseFeatures:
-        """The same entries as "positions" that are features and "features" that are positions."""
+        """Transposed features with these values [n]: their "positions" are features and their "features" positions."""
         ptr, order, position = self._by_feature
         return SparseFeatures(ptr, position, value[order])
 
     def per_feature(self, value: Tensor) -> Tensor:
-        """The sum of an entry's value over every feature's entries: [size]."""
+        """Sum of the values over each feature's entries: [size]."""
         return value.new_zeros(self.size).index_add_(0, self.index, value)
 
-    def keep(self, chosen: Tensor) -> Entries:
-        """Only the entries of a mask [n]."""
-        counts = torch.cat([chosen.new_zeros(1, dtype=torch.int64), chosen.cumsum(0)])
-        return Entries(counts[self.row_ptr], self.index[chosen], self.pre[chosen], self.size)
+    def select(self, mask: Tensor) -> Entries:
+        """Entries of a mask [n]."""
+        counts = torch.cat([mask.new_zeros(1, dtype=torch.int64), mask.cumsum(0)])
+        return Entries(counts[self.row_ptr], self.index[mask], self.pre[mask], self.size)
 
 
 class _Encode(torch.autograd.Function):
-    """Values of entries already found. theta None: the pre-activations; else those above theta, zero for the others."""
+    """Values of entries: their pre-activations; with theta, those above it, and zero for the others."""
 
     @staticmethod
     def forward(
@@ -86,10 +88,10 @@ class _Encode(torch.autograd.Function):
         entries, grad_theta = ctx.entries, None
         grad_pre = grads[0].contiguous()
         if theta is not None:
-            at = theta[entries.index]
-            near = (entries.pre - at).abs() < ctx.bandwidth / 2
-            grad_theta = entries.per_feature(torch.where(near, -at / ctx.bandwidth * grad_pre, 0))
-            grad_pre = torch.where(entries.pre > at, grad_pre, 0)
+            threshold = theta[entries.index]
+            near = (entries.pre - threshold).abs() < ctx.bandwidth / 2
+            grad_theta = entries.per_feature(torch.where(near, -threshold / ctx.bandwidth * grad_pre, 0))
+            grad_pre = torch.where(entries.pre > threshold, grad_pre, 0)
         grad_x = ops.decode(entries.at_positions(grad_pre), w_enc) if ctx.needs_input_grad[0] else None
         grad_w = ops.decode(entries.at_features(grad_pre), x) if ctx.needs_input_grad[1] else None
         grad_b = entries.per_feature(grad_pre) if ctx.needs_input_grad[2] else None
@@ -97,6 +99,8 @@ class _Encode(torch.autograd.Function):
 
 
 class _Decode(torch.autograd.Function):
+    """Reconstruction of entries with these values: [slots, positions, width]."""
+
     @staticmethod
     def forward(ctx: Any, value: Tensor, w_dec: Tensor, entries: Entries) -> Tensor:
         ctx.entries = entries
@@ -111,19 +115,20 @@ class _Decode(torch.autograd.Function):
         grad_w = ops.decode(entries.at_features(value), grad.transpose(0, 1)) if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:
             return None, grad_w, None
-        whole = torch.tensor([0, grad.shape[1]], device=grad.device)
-        grad_value, one = value.new_zeros(1, len(value)), entries.at_positions(torch.ones_like(value))
+        prefix_ptr = torch.tensor([0, grad.shape[1]], device=grad.device)  # one target: every position
+        ones = entries.at_positions(torch.ones_like(value))
+        grad_value = value.new_zeros(1, len(value))
         for slot in range(len(w_dec)):
-            ops.edge_scores(grad[slot], whole, one, w_dec[slot], grad_value)
+            ops.edge_scores(grad[slot], prefix_ptr, ones, w_dec[slot], grad_value)
         return grad_value[0], grad_w, None
 
 
 def values(
     x: Tensor, w_enc: Tensor, b_enc: Tensor, entries: Entries, theta: Tensor | None = None, bandwidth: float = 1.0
 ) -> Tensor:
-    """Values of the entries with their gradients: [n]. x: [positions, width]; w_enc: [features, width].
+    """Values of the entries, with gradients: [n]. x: [positions, width]; w_enc: [features, width].
 
-    With theta [features] (JumpReLU) a step's derivative is taken as a rectangle: theta gets -theta / bandwidth of the
+    With theta [features] (JumpReLU) the derivative of a step is a rectangle: theta gets -theta / bandwidth of the
     gradient of every entry within bandwidth / 2 of it, also of those below it, whose value is zero.
     """
     result: Tensor = _Encode.apply(x, w_enc, b_enc, theta, entries, bandwidth)
@@ -131,17 +136,17 @@ def values(
 
 
 def decode(value: Tensor, w_dec: Tensor, entries: Entries) -> Tensor:
-    """What the entries write, with its gradients: [slots, positions, width]. w_dec: [slots, features, width]."""
+    """Reconstruction of the entries, with its gradients: [slots, positions, width]. w_dec: [slots, features, width]."""
     result: Tensor = _Decode.apply(value, w_dec, entries)
     return result
 
 
 @torch.no_grad()
 def above(x: Tensor, w_enc: Tensor, b_enc: Tensor, theta: Tensor, bandwidth: float) -> Entries:
-    """Entries of a JumpReLU and those just below it, which its threshold learns from, by one lowered threshold.
+    """Entries above theta - bandwidth / 2: those of a JumpReLU, and those just below that its threshold learns from.
 
-    Its cost and memory grow with what lies above theta - bandwidth / 2: the bandwidth decides how much that is.
-    Pre-activations of zero and below are never near.
+    Cost and memory grow with their number, so with the bandwidth. Pre-activations of zero and below are never among
+    them.
     """
     lowered = ops.JumpReLU((theta - bandwidth / 2).clamp_min(0.0))
     return Entries.of(ops.encode(x, w_enc, b_enc, lowered), len(w_enc))
@@ -149,65 +154,70 @@ def above(x: Tensor, w_enc: Tensor, b_enc: Tensor, theta: Tensor, bandwidth: flo
 
 @torch.no_grad()
 def batch_top_k(
-    x: Tensor, w_enc: Tensor, b_enc: Tensor, count: int, guess: float, places: Tensor | None = None
+    x: Tensor, w_enc: Tensor, b_enc: Tensor, count: int, guess: float, batch_index: Tensor | None = None
 ) -> Entries:
-    """The `count` largest pre-activations of the whole batch, positive ones only, ties to the earlier entry.
+    """Entries of the `count` largest pre-activations of the batch, positive ones only, ties to the earlier entry.
 
-    guess: a threshold they are thought to pass, 0 for none. If too few do, one that they must pass is taken instead:
-    the count-th largest among the few largest of each position, which is at most the count-th largest of all.
-    places: [positions], where in the batch they are, given where every process holds a part of it; the ranking is
-    over all of them, and each keeps its own.
+    guess: a threshold that `count` entries are expected to pass, 0 for none. If fewer pass it, a safe one is used: the
+    count-th largest among the few largest of each position, which is at most the count-th largest of all.
+    batch_index: [positions], each position's index in the batch, for processes that share it; the ranking is over
+    the batch of all processes, and each returns its own entries.
     """
-    found = Entries.of(ops.encode(x, w_enc, b_enc, BatchTopK(guess)), len(w_enc)) if guess > 0 else None
-    if found is None or _everywhere(len(found.pre), places) < count:
-        found = _certain(x, w_enc, b_enc, count)
-    ranked, own = (found.pre, slice(None)) if places is None else _gathered(found, places)
+    entries = Entries.of(ops.encode(x, w_enc, b_enc, BatchTopK(guess)), len(w_enc)) if guess > 0 else None
+    if entries is None or _total(len(entries.pre), batch_index) < count:
+        entries = _superset(x, w_enc, b_enc, count)
+    ranked = entries.pre
+    own: Tensor | slice = slice(None)
+    if batch_index is not None:
+        ranked, own = _gathered(entries, batch_index)
     if len(ranked) <= count:
-        return found
+        return entries
     best = ranked.argsort(descending=True, stable=True)[:count]
-    chosen = torch.zeros_like(ranked, dtype=torch.bool)
-    chosen[best] = True
-    return found.keep(chosen[own])
+    mask = torch.zeros_like(ranked, dtype=torch.bool)
+    mask[best] = True
+    return entries.select(mask[own])
 
 
-def _certain(x: Tensor, w_enc: Tensor, b_enc: Tensor, count: int) -> Entries:
-    """The `count` largest of these positions are among them."""
-    each = min(len(w_enc), 2 * -(-count // max(1, len(x))))
-    own = ops.encode(x, w_enc, b_enc, TopK(each)).value
-    bound = own.topk(count).values[-1] if len(own) >= count else own.new_zeros(())
+def _superset(x: Tensor, w_enc: Tensor, b_enc: Tensor, count: int) -> Entries:
+    """Entries that include the `count` largest of these positions."""
+    k = min(len(w_enc), 2 * -(-count // max(1, len(x))))
+    largest = ops.encode(x, w_enc, b_enc, TopK(k)).value
+    bound = largest.topk(count).values[-1] if len(largest) >= count else largest.new_zeros(())
     below = float(torch.nextafter(bound, torch.zeros_like(bound)))
     return Entries.of(ops.encode(x, w_enc, b_enc, BatchTopK(below)), len(w_enc))
 
 
-def _everywhere(count: int, places: Tensor | None) -> int:
-    """Over all processes that share the batch."""
-    if places is None:
+def _total(count: int, batch_index: Tensor | None) -> int:
+    """Sum of the counts of all processes that share the batch."""
+    if batch_index is None:
         return count
-    total = torch.tensor([count], device=places.device)
+    total = torch.tensor([count], device=batch_index.device)
     dist.all_reduce(total)
     return int(total)
 
 
-def _gathered(found: Entries, places: Tensor) -> tuple[Tensor, Tensor]:
-    """(every process's pre-activations in the batch's order, where in them this process's own are)."""
-    sizes = torch.zeros(dist.get_world_size() + 1, dtype=torch.int64, device=places.device)
-    sizes[dist.get_rank() + 1] = len(found.pre)
+def _gathered(entries: Entries, batch_index: Tensor) -> tuple[Tensor, Tensor]:
+    """(pre-activations of all processes in the batch's order, indices into them of this process's entries)."""
+    sizes = torch.zeros(dist.get_world_size() + 1, dtype=torch.int64, device=batch_index.device)
+    sizes[dist.get_rank() + 1] = len(entries.pre)
     dist.all_reduce(sizes)
     begin, end = (int(n) for n in sizes.cumsum(0)[dist.get_rank() :][:2])
     total = int(sizes.sum())
-    pre, place = found.pre.new_zeros(total), places.new_zeros(total)
-    pre[begin:end], place[begin:end] = found.pre, places[found.at_positions(found.pre).position()]
-    for t in (pre, place):
+    pre = entries.pre.new_zeros(total)
+    pre[begin:end] = entries.pre
+    owner = batch_index.new_zeros(total)  # the batch index of each entry
+    owner[begin:end] = batch_index[entries.at_positions(entries.pre).position()]
+    for t in (pre, owner):
         dist.all_reduce(t)
-    order = place.argsort(stable=True)  # a position's entries are one process's, their features ascending
-    where = torch.empty_like(order)
-    where[order] = torch.arange(total, device=order.device)
-    return pre[order], where[begin:end]
+    order = owner.argsort(stable=True)  # a position's entries are one process's, their features ascending
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(total, device=order.device)
+    return pre[order], rank[begin:end]
 
 
-def smallest(t: Tensor, places: Tensor | None) -> float:
-    """Over all processes that share the batch; infinity where there is nothing."""
+def smallest(t: Tensor, batch_index: Tensor | None) -> float:
+    """Minimum over all processes that share the batch; infinity if there are no numbers."""
     least = t.min() if len(t) else t.new_full((), torch.inf)
-    if places is not None:
+    if batch_index is not None:
         dist.all_reduce(least, dist.ReduceOp.MIN)
     return float(least)

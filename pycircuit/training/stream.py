@@ -1,14 +1,15 @@
-"""Activations of a model over a corpus, a bounded buffer at a time, shuffled, and the same again from any point.
+"""Shuffled activations of a model over a corpus, one bounded buffer at a time, reproducible from any point.
 
-What is in a buffer and in which order depends on the seed and on the buffer's number only, so a run that was
-stopped needs none of it saved. Several processes share a buffer: each runs the model on its own sequences, and a
-batch is the same tokens whatever the number of processes.
+The content and the order of a buffer depend only on the seed and the buffer's number, so a stopped run saves none of
+it. Several processes share a buffer: each runs the model on its own sequences, and a batch holds the same tokens
+whatever the number of processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -21,12 +22,12 @@ from pycircuit.model.weights import HasWeights, ModelWeights
 
 from .recipe import Recipe
 
-POSITIONS = 4096  # of sequences run together, padding included
+POSITIONS = 4096  # in one forward, padding included
 
 
 @dataclass(frozen=True, eq=False)
 class Source(HasWeights):
-    """A model and where in it to look. Positions before `ignore` are never looked at."""
+    """A model and the sites where transcoders read and write. Positions before `ignore` are left out."""
 
     model: Any
     family: Family
@@ -36,45 +37,43 @@ class Source(HasWeights):
     ignore: int
 
     def activations(self, sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """What is read and written at the kept positions, one sequence after another: [layers, tokens, width] twice."""
+        """Activations (x, y) that transcoders read and reconstruct, sequences one after another.
+
+        x, y: [layers, tokens, width], the ignored positions left out.
+        """
         starts = torch.tensor([0, *(len(s) - self.ignore for s in sequences)]).cumsum(0).tolist()
         weights = self.weights
         shape = (len(weights.layers), starts[-1], weights.width)
-        both = [torch.empty(shape, dtype=weights.dtype, device=weights.device) for _ in range(2)]
+        x, y = (torch.empty(shape, dtype=weights.dtype, device=weights.device) for _ in range(2))
         for batch in batches([len(s) for s in sequences]):
             ids = torch.nn.utils.rnn.pad_sequence([sequences[i] for i in batch], batch_first=True).to(weights.device)
 
-            def keep(into: Tensor, layer: int, found: Tensor, batch: Sequence[int] = batch) -> None:
-                for place, i in enumerate(batch):
-                    into[layer, starts[i] : starts[i + 1]] = found[place, self.ignore : len(sequences[i])]
+            def copy(target: Tensor, layer: int, padded: Tensor, batch: Sequence[int] = batch) -> None:
+                for row, i in enumerate(batch):
+                    target[layer, starts[i] : starts[i + 1]] = padded[row, self.ignore : len(sequences[i])]
 
-            def read(layer: int, x: Tensor, keep: Any = keep) -> None:
-                keep(both[0], layer, x)
-
-            def write(layer: int, y: Tensor, keep: Any = keep) -> None:
-                keep(both[1], layer, y)
-
+            read, write = partial(copy, x), partial(copy, y)
             with eager_transcoder_hooks(self.model, self.family, weights, self.reads, self.writes, read, write):
                 self.model.base_model(input_ids=ids, use_cache=False)
-        return both[0], both[1]
+        return x, y
 
 
 def batches(lengths: Sequence[int], positions: int = POSITIONS) -> list[list[int]]:
-    """Sequences of like length together, at most so many positions at a time (a single one may be longer)."""
-    made: list[list[int]] = []
-    for at in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not made or lengths[made[-1][0]] * (len(made[-1]) + 1) > positions:
-            made.append([])
-        made[-1].append(at)
-    return made
+    """Indices of sequences in batches of similar length, at most `positions` each; a longer sequence is alone."""
+    result: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not result or lengths[result[-1][0]] * (len(result[-1]) + 1) > positions:
+            result.append([])
+        result[-1].append(index)
+    return result
 
 
 @dataclass(eq=False)
 class Buffer:
-    """One shuffled stretch of the corpus; this process holds the tokens of its own sequences.
+    """Shuffled tokens of several sequences; each process has the activations of its own sequences.
 
-    x, y: [layers, held, width], normalised in place by whoever takes the buffer; row: [tokens], where a token of the
-    buffer is held here, -1 for one that another process holds; order: [tokens].
+    x, y: [layers, local tokens, width], which the trainer normalises in place; row: [tokens], each token's index into
+    x and y, -1 if another process has it; order: [tokens], a permutation.
     """
 
     x: Tensor
@@ -83,47 +82,50 @@ class Buffer:
     order: Tensor
 
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor]:
-        """(rows of the batch held here, their places in the batch)."""
+        """(indices into x and y of the local tokens of a batch, their indices in the batch)."""
         rows = self.row[self.order[number * size : (number + 1) * size]]
-        places = (rows >= 0).nonzero()[:, 0]
-        return rows[places], places
+        batch_index = (rows >= 0).nonzero()[:, 0]
+        return rows[batch_index], batch_index
 
 
 class Stream:
-    """The buffers of a run. sequences: token ids, each longer than the ignored positions."""
+    """Buffers of a run. sequences: token ids, each longer than the ignored positions."""
 
     def __init__(self, source: Source, sequences: list[Tensor], recipe: Recipe, rank: int = 0, world: int = 1) -> None:
         self.source, self.sequences, self.recipe = source, sequences, recipe
         self.rank, self.world = rank, world
-        self.kept = [len(s) - source.ignore for s in sequences]
-        # More than the corpus would only hold the same tokens twice.
-        held = recipe.held(2 * source.depth * source.width * source.dtype.itemsize)
-        self.size = min(held, max(recipe.batch, sum(self.kept)))
+        self.tokens = [len(s) - source.ignore for s in sequences]  # of each sequence
+        size = recipe.buffer_tokens(2 * source.depth * source.width * source.dtype.itemsize)
+        self.size = min(size, max(recipe.batch, sum(self.tokens)))  # a larger one would hold a token twice
 
     def groups(self) -> Iterator[list[int]]:
-        """Sequences of every buffer, without end: the corpus in another order each time through."""
-        group, held = [], 0
+        """Indices of the sequences of each buffer, without end: every epoch has another order."""
+        group: list[int] = []
+        tokens = 0
         for epoch in count():
             generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
             for i in torch.randperm(len(self.sequences), generator=generator).tolist():
                 group.append(i)
-                held += self.kept[i]
-                if held >= self.size:
+                tokens += self.tokens[i]
+                if tokens >= self.size:
                     yield group
-                    group, held = [], 0
+                    group, tokens = [], 0
 
     def batches_in(self, group: list[int]) -> int:
-        return sum(self.kept[i] for i in group) // self.recipe.batch
+        """Number of full batches in a group's buffer."""
+        return sum(self.tokens[i] for i in group) // self.recipe.batch
 
     def buffer(self, number: int, group: list[int]) -> Buffer:
-        """Run the model over this process's sequences of a group."""
-        mine = group[self.rank :: self.world]
-        x, y = self.source.activations([self.sequences[i] for i in mine])
-        row, at, held = torch.full((sum(self.kept[i] for i in group),), -1), 0, 0
-        for place, i in enumerate(group):
-            if place % self.world == self.rank:
-                row[at : at + self.kept[i]] = torch.arange(held, held + self.kept[i])
-                held += self.kept[i]
-            at += self.kept[i]
+        """Run the model over this process's sequences of a group and return its buffer."""
+        local = group[self.rank :: self.world]
+        x, y = self.source.activations([self.sequences[i] for i in local])
+        row = torch.full((sum(self.tokens[i] for i in group),), -1)
+        offset, local_offset = 0, 0
+        for number_in_group, i in enumerate(group):
+            end = offset + self.tokens[i]
+            if number_in_group % self.world == self.rank:
+                row[offset:end] = torch.arange(local_offset, local_offset + self.tokens[i])
+                local_offset += self.tokens[i]
+            offset = end
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + 500_009 * (number + 1))
         return Buffer(x, y, row.to(x.device), torch.randperm(len(row), generator=generator).to(x.device))

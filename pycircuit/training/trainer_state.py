@@ -1,4 +1,4 @@
-"""A run in one file: weights, Adam's moments and what was measured; the buffers come again from the seed."""
+"""Checkpoint of a run in one file: weights, Adam's moments and measurements; the seed gives the buffers again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pycircuit.trace.checkpoint import digest
 
 
 def save(path: Path, run: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write the file with the digest of its tensors."""
+    """Write a checkpoint, with the digest of its tensors."""
     metadata = {"run": json.dumps(run), "digest": _digest_of(tensors)}
     replace_file("train", path, lambda file: write_tensors(file, tensors, metadata))
 
@@ -29,7 +29,7 @@ def _digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def load(path: Path, run: Mapping[str, Any], device: str) -> dict[str, Tensor] | None:
-    """What `save` wrote for this very run; None if there is no file yet."""
+    """Read the checkpoint of this run; None if there is no file yet."""
     if not path.exists():
         return None
     try:
@@ -46,7 +46,7 @@ def load(path: Path, run: Mapping[str, Any], device: str) -> dict[str, Tensor] |
     differing = [name for name in run if stored.get(name) != run[name]]
     if differing:
         raise CheckpointError(
-            f"train: checkpoint must be of this very run, got one that differs in {', '.join(differing)}; use another "
+            f"train: checkpoint must be of this run, got one that differs in {', '.join(differing)}; use another "
             f"file or remove {path}"
         )
     return tensors

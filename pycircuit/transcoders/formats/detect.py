@@ -120,5 +120,5 @@ def recognise(path: str | os.PathLike[str], variant: str | None = None) -> Recog
                 return Recognised(folder, row, evidence)
         names = sorted(p.name for p in folder.iterdir())
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") or "nothing"
-    known = "; ".join(f"{row.name} ({row.files})" if row.files else row.name for row in FORMATS.values())
-    raise ValueError(f"load: {folder} must hold one of: {known}; got a folder with {shown}")
+    known = ", ".join(FORMATS)
+    raise ValueError(f"load: {folder} must hold one of: {known}; got a folder with {shown}; see docs/transcoders.md")
