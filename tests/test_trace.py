@@ -154,12 +154,12 @@ def test_rounds_see_the_rows_before_and_are_deterministic() -> None:
     model = replacement("llama", "plt", torch.float32)
     first = pc.attribute(model, builders.prompt(), max_features=5, round_size=5)
     graphs = [pc.attribute(model, builders.prompt(), max_features=20, round_size=5) for _ in range(2)]
-    one, other = (expanded(g) for g in graphs)
-    assert one == other and len(set(one)) == 20 and one[:5] == expanded(first)
+    chosen, again = (expanded(g) for g in graphs)
+    assert chosen == again and len(set(chosen)) == 20 and chosen[:5] == expanded(first)
     assert torch.equal(graphs[0].rows.weight, graphs[1].rows.weight)
     influence = first.influence()[: len(first.features)]
-    influence[one[:5]] = -1
-    assert set(one[5:10]) == set(influence.topk(5).indices.tolist())
+    influence[chosen[:5]] = -1
+    assert set(chosen[5:10]) == set(influence.topk(5).indices.tolist())
 
 
 def test_targets_of_every_kind() -> None:
