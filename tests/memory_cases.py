@@ -18,6 +18,7 @@ import torch
 
 import pycircuit as pc
 from pycircuit.bench import memory
+from pycircuit.files.sizes import parse_bytes
 
 LEAST = "least"  # the bound that a refusal names
 
@@ -100,7 +101,7 @@ def run(case: Case) -> dict[str, Any]:
                 break
             except pc.MemoryBoundError as error:
                 assert refusals < 3, f"a bound that a refusal named was refused: {error}"
-                bound, refusals = pc.trace.memory_plan.parse_bytes(refused(error)), refusals + 1
+                bound, refusals = parse_bytes(refused(error)), refusals + 1
     peak = memory.peak()
     assert before is not None and peak is not None
     return {"case": asdict(case), "bound": bound, "peak": peak - before,

@@ -34,7 +34,6 @@ from pycircuit.trace.collect import RowCollector
 from pycircuit.training import Recipe, Trainer
 from pycircuit.training.presets import PRESETS, SPEECHES, speeches
 from pycircuit.training.recipe import SAYS
-from pycircuit.transcoders import formats
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -462,14 +461,14 @@ def test_generate(run: Run, world: World, tmp_path: Path) -> None:
 
 def test_inspect_and_convert(run: Run, world: World, tmp_path: Path) -> None:
     told = json.loads(run("inspect", world.transcoders, "--json").out)
-    assert told == formats.inspect(world.transcoders).json() and told["features"] == [48, 48, 48]
+    assert told == pc.transcoders.inspect(world.transcoders).json() and told["features"] == [48, 48, 48]
     assert "circuit-tracer, per layer" in run("inspect", world.transcoders, "--headers").out
     done = run("convert", world.transcoders, tmp_path / "other", "--to", "pycircuit", "--dtype", "float64", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out) == {
         "source": str(world.transcoders), "target": str(tmp_path / "other"), "to": "pycircuit",
     }  # fmt: skip
-    first, second = formats.load(world.transcoders), formats.load(tmp_path / "other")
+    first, second = pc.transcoders.load(world.transcoders), pc.transcoders.load(tmp_path / "other")
     assert second.w_enc[0].dtype == torch.float64
     for ours, theirs in zip(first.w_enc, second.w_enc, strict=True):
         assert torch.equal(ours.double(), theirs)

@@ -39,7 +39,7 @@ def test_threads_share_one_model_through_several_objects() -> None:
     """Hooks see every forward of the model, so only one may run, even through several objects."""
     first = replacement("llama", "plt", torch.float32)
     second = pc.ReplacementModel(first.hf_model, first.transcoders)
-    assert first.running is second.running
+    assert first.forward_lock is second.forward_lock
     prompts = [torch.as_tensor(builders.prompt()).roll(n) for n in range(4)]
     expected = [(first.freeze(p).errors, replaced_logits(first, p[None])) for p in prompts]
 

@@ -18,6 +18,7 @@ from memory_cases import LEAST, Case
 from trace_helpers import expected_size
 
 import pycircuit as pc
+from pycircuit.files.sizes import parse_bytes
 from pycircuit.trace import memory_plan
 from pycircuit.trace.precision import PRECISIONS
 from pycircuit.trace.sweep import Sweep
@@ -117,8 +118,8 @@ def test_no_smaller_bound_is_enough(kind: str, max_features: int | None) -> None
 
 @pytest.mark.parametrize("size", [1, 1023, 1025, 3_456_789, (1 << 30) - 1, (1 << 30) + 1, 98_765_432_109])
 def test_a_size_rounded_up_is_enough(size: int) -> None:
-    read = memory_plan.parse_bytes(memory_plan.readable(size, up=True))
-    assert read is not None and size <= read <= 1.011 * size + 110
+    read = parse_bytes(memory_plan.readable(size, up=True))
+    assert size <= read <= 1.011 * size + 110
 
 
 def test_patterns_follow_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:

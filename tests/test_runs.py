@@ -19,6 +19,7 @@ from trace_helpers import expected_size, in_small_tiles, same_graph
 import pycircuit as pc
 from pycircuit.bench import memory, models
 from pycircuit.bench.shapes import Shape
+from pycircuit.files.sizes import parse_bytes
 from pycircuit.progress import Progress
 from pycircuit.trace import memory_plan, row_store
 from pycircuit.trace.memory_model import MemoryModel
@@ -35,7 +36,7 @@ TESTS = Path(__file__).parent
     ("text", "size"), [("8GiB", 8 << 30), ("1.5 MB", 1_500_000), ("64k", 64_000), ("7", 7), (9, 9)]
 )
 def test_sizes(text: Any, size: int) -> None:
-    assert memory_plan.parse_bytes(text) == size
+    assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("bad", ["", "8 apples", "-1", "0", 0, -5, True, 1.5, []])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pycircuit.model import ReplacementModel
-from pycircuit.transcoders import formats
+from pycircuit.transcoders import io
 
 from .facts import BOX, Facts
 from .tokenizer import Names
@@ -29,7 +29,7 @@ def load_box(
     dtype = dtype or torch.float32
     model, names = load_model(box)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    transcoders = formats.load(box / kind, device, wide, lazy=False)
+    transcoders = io.load(box / kind, device, wide, lazy=False)
     return ReplacementModel(model.to(device=device, dtype=dtype), transcoders, names, labels=load_labels(kind, box))
 
 

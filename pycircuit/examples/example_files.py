@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from pycircuit.files.atomic_folder import draft_folder, new_folder
 from pycircuit.graph.io.page_json import feature_id
 from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops import checks
 from pycircuit.progress import Progress, Report
 from pycircuit.training.sources import Texts, pieces, token_ids
-from pycircuit.transcoders.formats.writing import destination, draft_of
 
 from .feature import Layout, describe
 from .outputs import Outputs
@@ -67,7 +67,7 @@ def write_examples(
     writer = _Writer(model, corpus, Words(model.tokenizer), layout, Outputs(model, logits), scan)
     target.parent.mkdir(exist_ok=True)
     try:
-        with draft_of(_OP, target, None) as draft:
+        with draft_folder(_OP, target, None) as draft:
             with tempfile.TemporaryDirectory(prefix=".activations-", dir=draft) as held:
                 runs = Runs(Path(held), wanted)
                 _read(model, corpus, runs, told)
@@ -88,7 +88,7 @@ def _target(folder: str | os.PathLike[str], scan: str) -> Path:
         raise FileNotFoundError(f"{_OP}: folder must be one that exists, got {os.fspath(folder)}")
     features = Path(folder) / "features"
     if features.exists():
-        return destination(_OP, features / scan)
+        return new_folder(_OP, features / scan)
     return features / scan
 
 

@@ -18,7 +18,7 @@ from pycircuit.model.replacement import LocalReplacement, ReplacementModel, chec
 from pycircuit.ops import StoredAttention
 from pycircuit.ops.torch_settings import full_float32, without_autocast
 from pycircuit.progress import Progress, Report
-from pycircuit.transcoders.lazy import kept_bytes
+from pycircuit.transcoders.lazy import cached_row_bytes
 
 from .checkpoint import Checkpoint, digest, reserved
 from .collect import RowCollector
@@ -176,7 +176,7 @@ def _size(
     local: LocalReplacement, targets: Sequence[Target], options: TraceOptions, stored_bytes: int | None
 ) -> TraceSize:
     layer, position = torch.tensor([[t.layer, t.position] for t in targets], device="cpu").unbind(1)
-    decoders = kept_bytes(local.transcoders.w_dec, local.features)
+    decoders = cached_row_bytes(local.transcoders.w_dec, local.features)
     return trace_size(Columns.of(local), options, layer, position, decoders, stored_bytes)
 
 

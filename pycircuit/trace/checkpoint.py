@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pycircuit.files.atomic import naming, replace_file, write_text
+from pycircuit.files.atomic import replace_file, reword_write_errors, write_text
 from pycircuit.files.locks import exclusive
 from pycircuit.files.safetensors import write_tensors
 from pycircuit.progress import Progress
@@ -51,7 +51,7 @@ def reserved(folder: str | os.PathLike[str] | None, progress: Progress) -> Itera
             path = Path(folder)
             if path.exists() and not path.is_dir():
                 raise CheckpointError(f"attribute: checkpoint must be a folder, got the file {path}")
-            with naming("attribute", path):
+            with reword_write_errors("attribute", path):
                 path.mkdir(parents=True, exist_ok=True)
                 _refuse_foreign_files(path)
                 stack.enter_context(exclusive(path / _LOCK, lambda: _wait(path, progress)))

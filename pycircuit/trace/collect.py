@@ -10,11 +10,11 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from pycircuit.files import memory_maps
 from pycircuit.model.freed_memory import trim
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.ops import checks
 from pycircuit.progress import Progress
-from pycircuit.transcoders import resident_pages
 
 from .checkpoint import Checkpoint
 from .device_store import DeviceStore
@@ -114,7 +114,7 @@ class RowCollector:
         self._add(chosen, layer, position, lambda a, b: self._gather(encoders, chosen[a:b], layer[a:b]))
         for w_enc in encoders:
             if w_enc is not None:
-                resident_pages.let_go(w_enc)
+                memory_maps.drop_resident_pages(w_enc)
 
     def _gather(self, weights: Sequence[Tensor], chosen: Tensor, layer: Sequence[int] | None = None) -> Tensor:
         """Return each chosen feature's entry of its layer's encoder weights, in the order of `chosen`.

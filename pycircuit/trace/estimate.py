@@ -18,7 +18,7 @@ from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops import SparseFeatures
 from pycircuit.ops.torch_settings import full_float32
 from pycircuit.progress import Progress, Report
-from pycircuit.transcoders.lazy import kept_bytes
+from pycircuit.transcoders.lazy import cached_row_bytes
 
 from .checkpoint import Checkpoint
 from .columns import Columns
@@ -142,7 +142,7 @@ def sample_prompt(
     outputs = options.max_outputs(len(ids))
     last = torch.full((outputs,), model.depth, device="cpu"), torch.full((outputs,), len(ids) - 1, device="cpu")
     scale = columns.features / max(1, sum(f.count for f in features))
-    decoders = kept_bytes(model.transcoders.w_dec, features, scale)
+    decoders = cached_row_bytes(model.transcoders.w_dec, features, scale)
     trace = trace_size(columns, options, *last, decoders, stored_bytes)
     return Sample(trace, seconds, layer, position, sizes)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pycircuit.model.frozen import FrozenLayer, pattern_at
+from pycircuit.model.frozen import FrozenLayer
 
 from .precision import Products
 
@@ -101,7 +101,7 @@ def head_gradients(layer: FrozenLayer, gradient: Tensor, position: Tensor, produ
 
 def pattern_rows(layer: FrozenLayer, position: Tensor, longest: int) -> Tensor:
     """Return the attention pattern's rows at some queries, over the norm's denominators: [heads, targets, longest]."""
-    pattern = pattern_at(layer.attention, position, longest)
+    pattern = layer.attention.pattern_rows(position, longest)
     return pattern if layer.attention_norm is None else pattern.div_(layer.attention_norm.sigma[:longest])
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pycircuit.files.memory_maps import mapped_bytes
 from pycircuit.model.frozen import attention_block
 from pycircuit.model.replacement import ReplacementModel
 from pycircuit.ops import JumpReLU, TopK
 from pycircuit.ops.attention import scratch_columns
 from pycircuit.ops.dispatch import Request
 from pycircuit.ops.dispatch import plan as dispatched
-from pycircuit.transcoders.resident_pages import mapped_bytes
 
 from .columns import Columns
 from .precision import FLOAT32, Arithmetic

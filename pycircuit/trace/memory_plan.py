@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import ceil, inf
@@ -11,8 +10,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from pycircuit.files.sizes import parse_bytes
 from pycircuit.model.replacement import PATTERN_BYTES, ReplacementModel
-from pycircuit.ops.checks import is_int
 
 from .memory_model import MemoryModel, TraceSize
 
@@ -20,8 +19,6 @@ TILE_BYTES = 32 << 20  # of a tile's state and its projections: larger tiles gai
 GPU_TILE_BYTES = 8 << 30  # on a GPU, where every tile costs the host thousands of launches
 TILE_TARGETS = 24  # of full length: smaller tiles would read decoders and recompute patterns too often
 FEWEST_ENTRIES = 256  # of a row, under any bound
-_UNITS = {"": 1, "b": 1}
-_UNITS.update((p + s, n**e) for s, n in (("", 1000), ("b", 1000), ("ib", 1024)) for e, p in enumerate("kmgt", 1))
 _READABLE_UNITS = (("GiB", 1 << 30, 2), ("MiB", 1 << 20, 1), ("KiB", 1 << 10, 1), ("B", 1, 0))  # unit, bytes, figures
 _CGROUP = Path("/sys/fs/cgroup")
 _FREE_SHARE = 0.8  # of the free memory, the bound where none is given
@@ -29,17 +26,6 @@ _FREE_SHARE = 0.8  # of the free memory, the bound where none is given
 
 class MemoryBoundError(MemoryError):
     """A trace cannot fit its memory bound; the message names one that it would fit."""
-
-
-def parse_bytes(value: str | int | None) -> int | None:
-    """Return the bytes of a size such as "8GiB" or "500 MB", or of a number of bytes."""
-    if value is None or (is_int(value) and value > 0):
-        return None if value is None else int(value)
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value) if isinstance(value, str) else None
-    unit = None if match is None else _UNITS.get(match[2].lower())
-    if match is None or unit is None or not float(match[1]):
-        raise ValueError(f"memory must be bytes or a size such as '8GiB' or '500MB', got {value!r}")
-    return int(float(match[1]) * unit)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -84,7 +70,7 @@ class Bound:
 
     @classmethod
     def of(cls, memory: str | int | None, device: torch.device) -> Bound:
-        size = parse_bytes(memory)
+        size = None if memory is None else parse_bytes(memory, "memory")
         host = inf if device.type == "cpu" else free_bytes(torch.device("cpu")) * _FREE_SHARE
         return cls(int(free_bytes(device) * _FREE_SHARE), False, host) if size is None else cls(size, True, host)
 

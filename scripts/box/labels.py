@@ -11,14 +11,14 @@ from pycircuit import ReplacementModel
 from pycircuit.demo.box import KINDS, load_model, save_labels, seal
 from pycircuit.demo.facts import Facts
 from pycircuit.demo.labels import labels
-from pycircuit.transcoders import formats
+from pycircuit.transcoders import load as load_transcoders
 
 
 def main(box: Path) -> None:
     model, names = load_model(box)
     found = {}
     for kind in KINDS:
-        replaced = ReplacementModel(model, formats.load(box / kind, dtype=torch.float32, lazy=False), names)
+        replaced = ReplacementModel(model, load_transcoders(box / kind, dtype=torch.float32, lazy=False), names)
         found[kind] = labels(replaced, Facts.load(box / "facts.json"))
         print(f"{kind}: {len(found[kind])} of {sum(map(replaced.transcoders.size, range(replaced.depth)))} named")
     save_labels(found, replaced.depth, box)

@@ -11,7 +11,7 @@ import torch
 import pycircuit as pc
 from pycircuit.demo.box import load_model
 from pycircuit.demo.facts import Facts
-from pycircuit.transcoders import formats
+from pycircuit.transcoders import load as load_transcoders
 
 # The first layer only looks tokens up: with few features to spend on each, and rows that begin as tokens do, a feature
 # for each state is what pays. The later layers say many things at once.
@@ -28,8 +28,8 @@ def main() -> None:
     prompts = [names.encode(s.prompt) for s in Facts.load(options.box / "facts.json").statements()]
     made = pc.train(model, prompts, kind=options.kind, steps=options.steps, **RECIPE)
     shutil.rmtree(options.box / options.kind, ignore_errors=True)
-    formats.save(made.to(torch.bfloat16), options.box / options.kind, "pycircuit/box")
-    made = formats.load(options.box / options.kind, dtype=torch.float32, lazy=False)
+    made.to(torch.bfloat16).save(options.box / options.kind, "pycircuit/box")
+    made = load_transcoders(options.box / options.kind, dtype=torch.float32, lazy=False)
     print(pc.evaluate(model, made, prompts, context=16))
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycircuit.model.capture import read_batch
 from pycircuit.model.hooks import Hooks
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel
+from pycircuit.model.transcoder_hooks import read_batch
 from pycircuit.ops import SparseFeatures
 
 from .probed import once, wiring
@@ -65,7 +65,7 @@ def _bare(model: Any) -> Iterator[Hooks]:
         with Hooks() as hooks:
             for m in model.modules():
                 if {"__nnsight_forward__", "forward"} <= vars(m).keys():
-                    hooks.instead(m, "forward", partial(type(m).forward, m))
+                    hooks.replace_call(m, "forward", partial(type(m).forward, m))
             yield hooks
     finally:
         for module in training:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from pycircuit.ops import Activation, FileRows, JumpReLU, ReLU, SparseFeatures, TopK
 from pycircuit.transcoders import CrossLayerTranscoder, PerLayerTranscoders
-from pycircuit.transcoders.formats.files import Stored, open_tensors
 from pycircuit.transcoders.formats.hooks import READ_NAMES, WRITE_NAMES
-from pycircuit.transcoders.lazy import Cache, LazyRows
+from pycircuit.transcoders.formats.stored_tensors import StoredTensor, open_tensors
+from pycircuit.transcoders.lazy import LazyRows, RowCache
 from pycircuit.transcoders.types import Transcoders
 
 from .generations import library
@@ -65,7 +65,7 @@ def activation(rule: Any, layer: int) -> Activation:
 
 
 def _per_layer(theirs: list[Any], reads: str, writes: str) -> Transcoders:
-    cache = Cache(CACHE)
+    cache = RowCache(CACHE)
     w_enc, w_dec = [], []
     for one in theirs:
         stored = open_tensors(Path(one.transcoder_path)) if one.lazy_encoder or one.lazy_decoder else {}
@@ -84,9 +84,9 @@ def _per_layer(theirs: list[Any], reads: str, writes: str) -> Transcoders:
 
 
 def _cross_layer(theirs: Any, reads: str, writes: str) -> Transcoders:
-    cache, layers = Cache(CACHE), range(theirs.n_layers)
+    cache, layers = RowCache(CACHE), range(theirs.n_layers)
 
-    def stored(kind: str, at: int) -> Stored:
+    def stored(kind: str, at: int) -> StoredTensor:
         name = f"{kind}_{at}"
         return open_tensors(Path(theirs.clt_path) / f"{name}.safetensors")[name]
 
@@ -103,14 +103,14 @@ def _cross_layer(theirs: Any, reads: str, writes: str) -> Transcoders:
     )
 
 
-def _mapped(stored: Stored, owner: Any) -> Tensor:
+def _mapped(stored: StoredTensor, owner: Any) -> Tensor:
     """An encoder on its file's pages, unless their type cannot say what is stored there."""
     held = stored.mapped()
     exact = torch.promote_types(held.dtype, owner.dtype) == owner.dtype != torch.float64
     return held.to(device=owner.device, dtype=held.dtype if exact else owner.dtype)
 
 
-def _rows(stored: Stored, owner: Any, cache: Cache) -> FileRows:
+def _rows(stored: StoredTensor, owner: Any, cache: RowCache) -> FileRows:
     return LazyRows.of([stored], False, owner.dtype, cache)
 
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pycircuit.model.capture import Captured, attend, disagreement, relative
+from pycircuit.model.agreement import disagreement, relative_error
+from pycircuit.model.capture import Captured
+from pycircuit.model.causal_attention import attend
 from pycircuit.model.families import FamilyError
 from pycircuit.model.frozen import FrozenLayer, FrozenModel, FrozenNorm
 from pycircuit.model.hooks import Hooks
@@ -290,7 +292,7 @@ def _probe(model: Any, lens: Lens, ids: Tensor, stored: bool) -> None:
     parts, logits = _TOLERANCE.get(model.W_E.dtype, _TOLERANCE_HALF)
     captured, expected = capture(model, lens, ids, CHECKED, stored, whole=True)
     found = {name: (worst, parts) for name, worst in disagreement(captured).items()}
-    found["logits"] = (relative(captured.model.logits(), expected), logits)
+    found["logits"] = (relative_error(captured.model.logits(), expected), logits)
     wrong = [f"{name} {worst:.2g} off" for name, (worst, tolerance) in found.items() if not worst <= tolerance]
     if wrong:
         raise FamilyError(
