@@ -1,4 +1,4 @@
-"""The certificate's scale: rows that cancel inside a dot product are right, and an edge that is off is still seen."""
+"""Scale of the certificate: it accepts rows that cancel inside a dot product, and detects a wrong edge."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ CASES = [
 def relu_transcoders(size: int, seed: int, dtype: torch.dtype = torch.float32) -> pc.PerLayerTranscoders:
     layers, width, g = builders.LAYERS, builders.WIDTH, torch.Generator().manual_seed(seed)
 
-    def each(*shape: int, scale: float) -> list[Tensor]:
+    def normal(*shape: int, scale: float) -> list[Tensor]:
         return [(torch.randn(*shape, generator=g) * scale).to(dtype) for _ in range(layers)]
 
-    w_enc, w_dec = each(size, width, scale=width**-0.5), each(size, width, scale=(size * width) ** -0.5)
+    w_enc, w_dec = normal(size, width, scale=width**-0.5), normal(size, width, scale=(size * width) ** -0.5)
     return pc.PerLayerTranscoders(w_enc, [torch.zeros(size, dtype=dtype)] * layers, w_dec, activation=pc.ReLU())
 
 
 def traced(
     family: str, seed: int, dtype: torch.dtype = torch.float32, size: int = 600
 ) -> tuple[Graph, pc.ReplacementModel]:
-    """A graph of all rows on a model with large streams: token embeddings times 30, or with a common part of 1,000."""
+    """Return a graph of all rows on a model with large streams: embeddings times 30, or with a common term of 1,000."""
     language = builders.build(family, dtype)
     embeddings = language.get_input_embeddings().weight.data
     embeddings.add_(1000.0) if seed % 2 else embeddings.mul_(30.0)
@@ -48,7 +48,7 @@ def traced(
 
 @pytest.mark.parametrize(("family", "seed"), CASES)
 def test_right_relu_graphs_keep_the_law(family: str, seed: int) -> None:
-    """Though in some of their rows all terms together are less than a hundredth of what they are computed from."""
+    """In some rows all terms together are less than a hundredth of the products that they are computed from."""
     graph, _ = traced(family, seed)
     assert len(graph.features) > 1500
     assert graph.certificate < LAW / 5
@@ -64,7 +64,7 @@ def test_norms_of_products_are_those_of_the_encoder_rows_and_their_input() -> No
     assert local.reads is not None and graph.product_norm is not None
     features = graph.features[graph.row_node[graph.row_node < graph.first_error]]
     layer, position, index = features.unbind(1)
-    rows = torch.stack([local.transcoders.w_enc[at][n] for at, n in zip(layer, index, strict=True)])
+    rows = torch.stack([local.transcoders.w_enc[source_layer][n] for source_layer, n in zip(layer, index, strict=True)])
     own = graph.row_node < graph.first_error
     torch.testing.assert_close(graph.product_norm[own], product_norm(local, layer, position, rows))
     products = local.reads[layer, position] * rows
@@ -76,14 +76,14 @@ def test_norms_of_products_are_those_of_the_encoder_rows_and_their_input() -> No
 
 
 def size_of_terms(graph: Graph) -> Tensor:
-    """Absolute values of all terms of each row: [rows]."""
+    """Return the sum of absolute values of each row's terms: [rows]."""
     edges = [float(graph.rows.row(r)[1].double().abs().sum()) for r in range(graph.rows.count)]
     return torch.tensor(edges, dtype=torch.float64) + graph.bias.abs() + graph.preactivation.abs()
 
 
 @pytest.mark.parametrize(("family", "seed"), CASES[:4])
-def test_an_edge_that_is_off_is_seen(family: str, seed: int) -> None:
-    """One edge a row, off by 1e-4 of the row's terms: seen unless these are less than a tenth of the products' norm."""
+def test_a_wrong_edge_is_detected(family: str, seed: int) -> None:
+    """An edge off by 1e-4 of its row's terms is detected unless these are under a tenth of the products' norm."""
     graph, _ = traced(family, seed)
     assert graph.product_norm is not None
     terms, weight = size_of_terms(graph), graph.rows.weight.clone()
@@ -110,11 +110,11 @@ def test_files_from_before_the_norms_still_load(tmp_path: Path) -> None:
 
 def test_a_subgraph_keeps_the_norms_of_its_rows() -> None:
     graph, _ = traced("llama", 3, size=60)
-    kept = graph.row_node[graph.row_node < graph.first_error][::2]
+    every_second = graph.row_node[graph.row_node < graph.first_error][::2]
     nodes = torch.ones(graph.nodes, dtype=torch.bool)
     nodes[: graph.first_error] = False
-    nodes[kept] = True
-    part = graph.subgraph(nodes)
-    assert part.product_norm is not None and graph.product_norm is not None
-    assert torch.equal(part.product_norm, graph.product_norm[nodes[graph.row_node]])
-    assert part.certificate <= graph.certificate * 1.01
+    nodes[every_second] = True
+    subgraph = graph.subgraph(nodes)
+    assert subgraph.product_norm is not None and graph.product_norm is not None
+    assert torch.equal(subgraph.product_norm, graph.product_norm[nodes[graph.row_node]])
+    assert subgraph.certificate <= graph.certificate * 1.01

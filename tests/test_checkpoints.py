@@ -47,7 +47,7 @@ def tiles(folder: Path) -> list[Path]:
 
 
 def test_pairs_of_processes_and_kills(tmp_path: Path) -> None:
-    """Every run that is not killed ends with the identical graph, and leaves no draft of a killed one."""
+    """A run that is not killed ends with the identical graph, and leaves no draft of a killed one."""
     command = [sys.executable, str(TESTS / "checkpoint_pairs.py"), str(tmp_path), "3", "2"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""Scores of all layers of a cross-layer transcoder in one launch, against layer after layer."""
+"""Scores of a cross-layer transcoder's layers in one launch, against one layer after another."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def active(device: str) -> list[pc.SparseFeatures]:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("at", range(LAYERS))
-def test_equals_layer_after_layer(at: int, dtype: torch.dtype, device: str) -> None:
+@pytest.mark.parametrize("target_layer", range(LAYERS))
+def test_equals_layer_after_layer(target_layer: int, dtype: torch.dtype, device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     if device == "cpu" and torch.cuda.is_available():
@@ -40,12 +40,12 @@ def test_equals_layer_after_layer(at: int, dtype: torch.dtype, device: str) -> N
     out = cases.normal(cases.generator(5), 4, sum(f.count for f in features) + 2).to(device)
     expected, begin = out.double(), 0
     for layer, f in enumerate(features):
-        if layer <= at:
+        if layer <= target_layer:
             inputs = (gradient.double(), ptr, pc.SparseFeatures(f.row_ptr, f.index, f.value.double()))
-            part = expected[:, begin : begin + f.count]
-            reference.edge_scores(*inputs, w_dec[layer][:, at - layer].double(), part)
+            scores = expected[:, begin : begin + f.count]
+            reference.edge_scores(*inputs, w_dec[layer][:, target_layer - layer].double(), scores)
         begin += f.count
-    edge_scores.cross_layer_scores(joined, at, gradient, ptr, out)
+    edge_scores.cross_layer_scores(joined, target_layer, gradient, ptr, out)
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""NaN and overflow in weights and directions: found before the sweep, and named."""
+"""Errors for NaN and overflow in weights and directions, before the sweep."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def active_feature(kind: str) -> int:
 
 @pytest.fixture
 def no_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sweep that begins is a failure."""
+    """Fail if a sweep begins."""
 
     def begun(*_: Any) -> None:
         pytest.fail("the sweep began")
@@ -85,7 +85,7 @@ def test_weights_of_silent_features_may_be_anything() -> None:
 
 
 def test_overflow_of_the_sweep_ends_with_the_tile_it_is_in() -> None:
-    """Two skips, each of which fits float32, multiply in the gradient."""
+    """Two skips that fit float32 multiply in the gradient to a number that does not."""
     weights, steps = transcoders("plt_skip", torch.float32), []
     for skip in weights.w_skip:
         skip.mul_(1e20)

@@ -1,4 +1,4 @@
-"""The tests in tests/gpu_sim, in a process of their own that pretends to have a GPU."""
+"""Tests of tests/gpu_sim, in a process of their own that pretends to have a GPU."""
 
 from __future__ import annotations
 

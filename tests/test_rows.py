@@ -1,4 +1,4 @@
-"""Decoder rows left in a file: strict about the file, equal to rows in memory, and only active rows are read."""
+"""Decoder rows left in a file: the file is checked, rows equal those in memory, and only active rows are read."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_each_row_is_read_once_in_file_order(tmp_path: Path, monkeypatch: pytest
     ptr, index = torch.tensor([0, 3, 6]), torch.tensor([2, 3, 9, 0, 3, 4])
     features = pc.SparseFeatures(ptr, index, torch.ones(6))
     compact, rows = FileRows(tmp_path / "raw", 0, (10, 5), torch.float32).gather(features)
-    assert reads == [(0, 1), (2, 3), (9, 1)]  # (first row, how many)
+    assert reads == [(0, 1), (2, 3), (9, 1)]  # (first row, rows)
     assert torch.equal(rows, w_dec[[0, 2, 3, 4, 9]])
     assert compact.index.tolist() == [1, 2, 4, 0, 2, 3]
 
@@ -151,11 +151,11 @@ def test_file_cut_while_in_use(tmp_path: Path) -> None:
 
 RESIDENT = """
 import sys, torch, pycircuit as pc
-path, how, op = sys.argv[1:]
+path, place, op = sys.argv[1:]
 shape = (300_000, 1024)  # 1.2 GB of holes
 def resident(key):
     return next(int(l.split()[1]) << 10 for l in open("/proc/self/status") if l.startswith(key))
-if how == "file":
+if place == "file":
     w = pc.ops.FileRows(path, 0, shape, torch.float32)
 else:
     w = torch.from_file(path, shared=True, size=shape[0] * shape[1]).view(shape)
@@ -175,21 +175,21 @@ print(resident("VmHWM") - before)
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to reset the peak of memory")
 @pytest.mark.parametrize("op", ["decode", "edge_scores"])
-@pytest.mark.parametrize("how", ["file", "mapped"])
-def test_memory_is_the_active_rows(tmp_path: Path, how: str, op: str) -> None:
+@pytest.mark.parametrize("place", ["file", "mapped"])
+def test_memory_is_the_active_rows(tmp_path: Path, place: str, op: str) -> None:
     with (tmp_path / "raw").open("wb") as file:
         file.truncate(300_000 * 1024 * 4)
-    run = [sys.executable, "-c", RESIDENT, str(tmp_path / "raw"), how, op]
+    run = [sys.executable, "-c", RESIDENT, str(tmp_path / "raw"), place, op]
     extra = int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
     # 100 rows of 4 KB. A fault on a mapping brings in up to 16 pages around it that are already cached.
-    assert extra < (16 if how == "mapped" else 1) * 100 * 4096 + (2 << 20)
+    assert extra < (16 if place == "mapped" else 1) * 100 * 4096 + (2 << 20)
 
 
-def _sparse_file(path: Path, rows: int, width: int, at: dict[int, Tensor]) -> Tensor:
-    """[rows, width] float32 over a file of holes, with the few rows given."""
+def _sparse_file(path: Path, rows: int, width: int, rows_by_index: dict[int, Tensor]) -> Tensor:
+    """Write a sparse file [rows, width] of float32 with a few rows; return it as a mapped tensor."""
     with path.open("wb") as file:
         file.truncate(rows * width * 4)
-        for row, values in at.items():
+        for row, values in rows_by_index.items():
             file.seek(row * width * 4)
             file.write(values.numpy().tobytes())
     return torch.from_file(str(path), shared=True, size=rows * width).view(rows, width)
@@ -235,7 +235,7 @@ def test_large_index(far: tuple[Path, Tensor, list[int]], isa: str, where: str) 
 
 @pytest.mark.parametrize("isa", _isas())
 def test_large_strides_in_encode(far: tuple[Path, Tensor, list[int]], isa: str) -> None:
-    """Rows of x and w_enc so far apart that the third lies past 2^31 elements."""
+    """Rows of x and w_enc are so far apart that the third lies past 2^31 elements."""
     base = far[1].view(-1)
     step = 1_048_576 * 1024
     w_enc = base.as_strided((3, 24), (step, 1))

@@ -34,7 +34,7 @@ def test_law(family: str, kind: str) -> None:
 
 @pytest.mark.parametrize(("family", "kind"), SOME)
 def test_law_on_triton(family: str, kind: str) -> None:
-    """In the interpreter, so on a prompt of three tokens and for some of the features."""
+    """Triton's interpreter is slow, so the prompt has three tokens and few features have rows."""
     model = replacement(family, kind, torch.float32)
     with pc.use("triton"):
         graph = pc.attribute(model, builders.prompt(3), position=[-1, 1], max_targets=2, max_features=8)
@@ -43,44 +43,45 @@ def test_law_on_triton(family: str, kind: str) -> None:
 
 
 def by_autograd(local: LocalReplacement, layer: list[int], position: list[int], vectors: Tensor) -> Tensor:
-    """The same rows by differentiating each target by a factor, now one, on every source."""
-    model, found = local.model, local.features
-    on_feature = [torch.ones(f.count, dtype=model.dtype, requires_grad=True) for f in found]
-    on_error = torch.ones(len(found), model.positions, dtype=model.dtype, requires_grad=True)
+    """Return the rows by autograd: each target differentiated by a factor of one on every source."""
+    model, features = local.model, local.features
+    on_feature = [torch.ones(f.count, dtype=model.dtype, requires_grad=True) for f in features]
+    on_error = torch.ones(len(features), model.positions, dtype=model.dtype, requires_grad=True)
     on_token = torch.ones(model.positions, dtype=model.dtype, requires_grad=True)
     stream = model.embeddings * on_token[:, None]
     if model.position_part is not None:
         stream = stream + model.position_part
     read = []
-    for at, one in enumerate(model.layers):
-        attended = one.attention_out(stream)
-        middle = stream if one.parallel else stream + attended
-        norm = one.read_norm(local.transcoders.reads)
+    for target_layer, block in enumerate(model.layers):
+        attended = block.attention_out(stream)
+        middle = stream if block.parallel else stream + attended
+        norm = block.read_norm(local.transcoders.reads)
         read.append(middle if norm is None else norm.forward(middle))
-        stream = stream + attended + _written(local, at, on_feature, on_error, read[at])
+        stream = stream + attended + _written(local, target_layer, on_feature, on_error, read[target_layer])
     read.append(model.final_norm.forward(stream))
     rows = []
-    for t, (at, p) in enumerate(zip(layer, position, strict=True)):
+    for t, (target_layer, target_position) in enumerate(zip(layer, position, strict=True)):
         sources = (*on_feature, on_error, on_token)
-        parts = torch.autograd.grad(vectors[t] @ read[at][p], sources, retain_graph=True, allow_unused=True)
-        full = [torch.zeros_like(s) if g is None else g for s, g in zip(sources, parts, strict=True)]
+        target = vectors[t] @ read[target_layer][target_position]
+        gradients = torch.autograd.grad(target, sources, retain_graph=True, allow_unused=True)
+        full = [torch.zeros_like(s) if g is None else g for s, g in zip(sources, gradients, strict=True)]
         rows.append(torch.cat([f.flatten() for f in full]))
     return torch.stack(rows)
 
 
-def _written(local: LocalReplacement, at: int, on_feature: list[Tensor], on_error: Tensor, read: Tensor) -> Tensor:
-    transcoders, out = local.transcoders, local.errors[at] * on_error[at][:, None]
-    for source in transcoders.sources(at):
+def _written(local: LocalReplacement, layer: int, on_feature: list[Tensor], on_error: Tensor, read: Tensor) -> Tensor:
+    transcoders, out = local.transcoders, local.errors[layer] * on_error[layer][:, None]
+    for source in transcoders.sources(layer):
         f = local.features[source]
         if f.count:
             strength = (f.value * on_feature[source])[:, None]
-            out = out.index_add(0, f.position(), strength * transcoders.decoder(source, at)[f.index])
-    bias, skip = transcoders.bias(at), transcoders.w_skip[at]
+            out = out.index_add(0, f.position(), strength * transcoders.decoder(source, layer)[f.index])
+    bias, skip = transcoders.bias(layer), transcoders.w_skip[layer]
     if bias is not None:
         out = out + torch.cat([torch.zeros(local.ignore_positions, len(bias)), bias.expand(len(out), -1)])[: len(out)]
     if skip is not None:
         out = out + read @ skip
-    norm = local.model.layers[at].write_norm(transcoders.writes)
+    norm = local.model.layers[layer].write_norm(transcoders.writes)
     return out if norm is None else norm.forward(out)
 
 
@@ -89,10 +90,10 @@ def _written(local: LocalReplacement, at: int, on_feature: list[Tensor], on_erro
 def test_every_edge_equals_autograd(family: str, kind: str) -> None:
     local = replacement(family, kind, torch.float64).freeze(builders.prompt(9))
     layer, position, vectors = [], [], []
-    for at, f in enumerate(local.features):
-        layer += [at] * f.count
-        position += f.position().tolist()
-        vectors += [local.transcoders.w_enc[at][i] for i in f.index.tolist()]
+    for source_layer, features in enumerate(local.features):
+        layer += [source_layer] * features.count
+        position += features.position().tolist()
+        vectors += [local.transcoders.w_enc[source_layer][i] for i in features.index.tolist()]
     depth = len(local.features)
     layer, position = [*layer, depth, depth], [*position, 8, 3]
     vectors += list(local.model.unembedding[:2] - local.model.unembedding_mean)
@@ -104,7 +105,7 @@ def test_every_edge_equals_autograd(family: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["plt_skip", "clt"])
 def test_implementations_agree(kind: str) -> None:
-    """The whole trace on plain PyTorch, on C++ and on Triton: the same law, the same edges."""
+    """A trace on plain PyTorch, on C++ and on Triton keeps the law and has the same edges."""
     model, graphs = replacement("llama", kind, torch.float32), {}
     for implementation in ("reference", "native", "triton"):
         with pc.use(implementation):
@@ -118,7 +119,7 @@ def test_implementations_agree(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["plt_skip", "clt"])
 def test_parameters_of_modules_as_weights(kind: str) -> None:
-    """A trace makes no tape, whatever its weights are part of."""
+    """A trace records no autograd graph, even if weights are parameters."""
     plain = replacement("llama", kind, torch.float32)
     t, prompt = plain.transcoders, builders.prompt()
     lists = [[None if w is None else torch.nn.Parameter(w.clone()) for w in getattr(t, name)] for name in WEIGHTS]
@@ -134,7 +135,7 @@ def test_parameters_of_modules_as_weights(kind: str) -> None:
 
 
 def expanded(graph: pc.Graph) -> list[int]:
-    """Features with a row of their own, in the order they were chosen."""
+    """Return the features that have a row, in the order of choice."""
     return graph.row_node[graph.row_node < len(graph.features)].tolist()
 
 
@@ -153,12 +154,12 @@ def test_rounds_see_the_rows_before_and_are_deterministic() -> None:
     model = replacement("llama", "plt", torch.float32)
     first = pc.attribute(model, builders.prompt(), max_features=5, round_size=5)
     graphs = [pc.attribute(model, builders.prompt(), max_features=20, round_size=5) for _ in range(2)]
-    one, other = (expanded(g) for g in graphs)
-    assert one == other and len(set(one)) == 20 and one[:5] == expanded(first)
+    chosen, again = (expanded(g) for g in graphs)
+    assert chosen == again and len(set(chosen)) == 20 and chosen[:5] == expanded(first)
     assert torch.equal(graphs[0].rows.weight, graphs[1].rows.weight)
     influence = first.influence()[: len(first.features)]
-    influence[one[:5]] = -1
-    assert set(one[5:10]) == set(influence.topk(5).indices.tolist())
+    influence[chosen[:5]] = -1
+    assert set(chosen[5:10]) == set(influence.topk(5).indices.tolist())
 
 
 def test_targets_of_every_kind() -> None:
@@ -204,7 +205,7 @@ def test_bad_arguments_name_the_rule(changes: dict[str, Any], message: str, monk
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "gpt_oss"])
 def test_trace_on_gpu(family: str, kind: str) -> None:
-    """Everything on the device, through Triton: the law, and the edges of the CPU."""
+    """A trace through Triton keeps the law and has the edges of the CPU."""
     truth = pc.attribute(replacement(family, kind, torch.float32), builders.prompt(), max_targets=3, progress=False)
     there = pc.ReplacementModel(builders.build(family).cuda(), transcoders(kind, torch.float32).to("cuda"))
     graph = pc.attribute(there, builders.prompt(), max_targets=3, max_features=20, progress=False)
@@ -215,7 +216,7 @@ def test_trace_on_gpu(family: str, kind: str) -> None:
 
 
 def common_edges(graph: pc.Graph, other: pc.Graph) -> tuple[Tensor, Tensor]:
-    """Rows and columns of what both have: a feature within rounding of its threshold may be in one alone.
+    """Return the edges that two graphs share: a feature within rounding of its threshold may be in one alone.
 
     The errors that it may write to then hold its share and are left out.
     """
@@ -233,7 +234,7 @@ def common_edges(graph: pc.Graph, other: pc.Graph) -> tuple[Tensor, Tensor]:
 
 
 def _nodes_by_name(graph: pc.Graph) -> dict[tuple[Any, ...], int]:
-    """Nodes by names that stay when another feature comes or goes: of a feature or an error its place."""
+    """Return nodes by names that do not depend on other features: layer, position and feature."""
     names: dict[tuple[Any, ...], int] = {}
     for node, numbers in enumerate(graph.features.tolist()):
         names[("feature", *numbers)] = node
@@ -246,7 +247,7 @@ def _nodes_by_name(graph: pc.Graph) -> dict[tuple[Any, ...], int]:
 
 
 def test_common_edges_of_graphs_that_differ_by_a_feature() -> None:
-    """A node more, in the middle: the other rows and columns are the same."""
+    """One more node in the middle changes no other row or column."""
     model = replacement("llama", "plt", torch.float32)
     graph = pc.attribute(model, builders.prompt(), max_targets=3, progress=False)
     value, node = graph.values.min(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -67,8 +68,6 @@ def _model_provenance(model: ReplacementModel) -> dict[str, Any]:
     """Return the names and versions needed to trace this graph again."""
     import transformers
 
-    from pycircuit import __version__
-
     return {
         "model": str(getattr(model.hf_model.config, "_name_or_path", "") or model.family.model_type),
         "family": model.family.model_type,
@@ -76,5 +75,9 @@ def _model_provenance(model: ReplacementModel) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "ignore_positions": model.ignore_positions,
-        "versions": {"pycircuit": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "pycircuit": version("pycircuit"),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
     }

@@ -186,7 +186,7 @@ def _plan_with_tile(
     tile = min(targets * full_target, left)
     phases = memory.phases(dense, keep, tile, on_device)
     name = max(phases, key=lambda phase: sum(phases[phase].values()))
-    needs = {part: size for part, size in phases[name].items() if size}
+    needs = {purpose: size for purpose, size in phases[name].items() if size}
     plan = MemoryPlan(
         bound,
         memory.stored,

@@ -135,9 +135,9 @@ class Sweep:
         self._cost = tile_cost(
             self.frozen.layers, self.transcoders, width, size, stored, kernel, arithmetic.row_bytes, on_gpu
         )
-        back_v, part = self.frozen.layers[0].back_v, self.frozen.position_part
+        back_v, position_part = self.frozen.layers[0].back_v, self.frozen.position_part
         self._values = self.frozen.embeddings @ back_v.T
-        self._position_values = None if part is None else part @ back_v.T
+        self._position_values = None if position_part is None else position_part @ back_v.T
 
     def _cross_layer_features(self) -> CrossLayerFeatures | None:
         """Return the features of a cross-layer transcoder for one launch a layer, where there is a kernel for that."""

@@ -14,7 +14,7 @@ from .targets import TargetList, positions_of
 
 @dataclass(frozen=True, eq=False)
 class TraceOptions:
-    """What to trace, in the words of `attribute`. arithmetic: of the precision, on the model's device."""
+    """Options of a trace, named as in `attribute`. arithmetic: of the precision, on the model's device."""
 
     targets: TargetList
     max_features: int | None

@@ -20,12 +20,12 @@ def backward(loss: Tensor) -> None:
                 continue
             for (below, number), gradient in _edges(node, incoming):
                 slots = gradients.setdefault(below, [None] * len(below._input_metadata))
-                gradient = gradient.sum_to_size(below._input_metadata[number].shape)  # of what was broadcast
+                gradient = gradient.sum_to_size(below._input_metadata[number].shape)  # where it was broadcast
                 slots[number] = gradient if slots[number] is None else slots[number] + gradient
 
 
 def _edges(node: Any, incoming: list[Tensor | None]) -> list[tuple[tuple[Any, int], Tensor]]:
-    """(node below, which of its outputs) with its gradient, of every input that has one."""
+    """Return ((node below, number of its output), gradient) of every input that has a gradient."""
     outgoing = node.apply(*incoming) if hasattr(node, "apply") else node(*incoming)
     outgoing = outgoing if isinstance(outgoing, tuple) else (outgoing,)
     if len(outgoing) != len(node.next_functions):  # a function of the package returns None for what is no tensor
@@ -36,7 +36,7 @@ def _edges(node: Any, incoming: list[Tensor | None]) -> list[tuple[tuple[Any, in
 
 
 def _from_the_loss_down(first: Any) -> list[Any]:
-    """Every node before those it hands its gradients to."""
+    """Return the nodes, each before those that it hands its gradients to."""
     order: list[Any] = []
     seen, stack = set(), [(first, False)]
     while stack:

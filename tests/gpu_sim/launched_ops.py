@@ -1,4 +1,4 @@
-"""The ops' kernels on the pretended device: checked as a launch would be, counted, and computed by the native form."""
+"""Kernels of the ops on the pretended device: checked like a launch, counted, and computed by the native form."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WRITTEN = {"edge_scores": 4, "attend_back": 3}  # the argument that an op writes
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A tensor, or a dataclass of tensors, changed."""
+    """Apply `change` to a tensor, or to every field of a dataclass of tensors."""
     if isinstance(value, Tensor) or not dataclasses.is_dataclass(value):
         return change(value)
     fields = {field.name: mapped(getattr(value, field.name), change) for field in dataclasses.fields(value)}
@@ -29,14 +29,14 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def on_device(op: str, value: Any) -> Any:
-    """The numbers of an argument of a launch, for which every address must be one of the device."""
+    """Return the numbers of a launch's argument, whose address must be on the device."""
     if isinstance(value, Tensor) and not isinstance(value, CudaTensor):
         raise ValueError(f"Pointer argument of {op} cannot be accessed from Triton (cpu tensor?)")
     return to_host(value)
 
 
 def launched(op: str) -> Callable[..., Any]:
-    """The form of an op that stands for its Triton kernel."""
+    """Return the form of an op that stands for its Triton kernel."""
 
     def call(*args: Any) -> Any:
         COUNTS.launches[site(op)] += LAUNCHES[op] + sum(isinstance(a, RecomputedAttention) for a in args)
@@ -50,30 +50,30 @@ def launched(op: str) -> Callable[..., Any]:
 
 
 def launched_split(numbers: Tensor, count: int) -> Tensor:
-    """What stands for the kernel that splits rows into bfloat16 parts."""
+    """Stand in for the kernel that splits rows into bfloat16 parts."""
     COUNTS.launches[site("split")] += 1
-    left, parts = on_device("split", numbers), []
+    remainder, terms = on_device("split", numbers), []
     for _ in range(count):
-        parts.append(left.to(torch.bfloat16))
-        left = left - parts[-1]
-    return to_device(torch.cat([part for n in range(count, 0, -1) for part in parts[:n]], 1))
+        terms.append(remainder.to(torch.bfloat16))
+        remainder = remainder - terms[-1]
+    return to_device(torch.cat([term for n in range(count, 0, -1) for term in terms[:n]], 1))
 
 
-def launched_cross_layer(joined: Any, at: int, gradient: Tensor, prefix_ptr: Tensor, out: Tensor) -> None:
-    """What stands for the kernel that scores the features of all layers of a cross-layer transcoder."""
+def launched_cross_layer(joined: Any, target_layer: int, gradient: Tensor, prefix_ptr: Tensor, out: Tensor) -> None:
+    """Stand in for the kernel that scores the features of all layers of a cross-layer transcoder."""
     COUNTS.launches[site("edge_scores")] += 1
-    rows, ptr, room, begin = *(on_device("edge_scores", t) for t in (gradient, prefix_ptr, out)), 0
-    for layer, (w, found) in enumerate(zip(joined.w_dec[: at + 1], joined.features, strict=False)):
-        end = begin + found.count
-        if found.count:
-            features = mapped(found, lambda t: on_device("edge_scores", t))
-            decoder = on_device("edge_scores", w)[:, at - layer]
-            native.edge_scores(rows, ptr, features, decoder, room[:, begin:end])
+    rows, ptr, scores, begin = *(on_device("edge_scores", t) for t in (gradient, prefix_ptr, out)), 0
+    for layer, (w, active) in enumerate(zip(joined.w_dec[: target_layer + 1], joined.features, strict=False)):
+        end = begin + active.count
+        if active.count:
+            features = mapped(active, lambda t: on_device("edge_scores", t))
+            decoder = on_device("edge_scores", w)[:, target_layer - layer]
+            native.edge_scores(rows, ptr, features, decoder, scores[:, begin:end])
         begin = end
 
 
 def install() -> None:
-    """Every op that dispatch sends to Triton goes through `launched`, whether or not Triton is installed."""
+    """Send every op that dispatch sends to Triton through `launched`, whether or not Triton is installed."""
     form = Op.form
     import_module("pycircuit.kernels.split").split = launched_split
     import_module("pycircuit.kernels.edge_scores").cross_layer_scores = launched_cross_layer

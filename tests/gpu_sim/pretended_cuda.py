@@ -1,9 +1,9 @@
-"""A pretended CUDA device: tensors that say cuda:0 and compute on the CPU.
+"""Pretended CUDA device: tensors whose device is cuda:0 and that compute on the CPU.
 
-What a CPU forgives and a GPU does not is an error: tensors of both devices in one operation, NumPy's view of a tensor
-on the device. What a GPU pays for is counted by call site: launches, copies, and synchronisations, where the host waits
-for a value. Copies to pinned memory happen no sooner than the host waits for them: who reads before reads NaN. For a
-process of its own: torch.cuda, torch.tensor and torch.empty are patched and stay so.
+Operations that a GPU cannot do raise errors: tensors of both devices together, NumPy's view of a tensor on the device.
+Launches, copies and synchronisations (where the host waits for a value) are counted by call site. Copies to pinned
+memory happen only when the host waits for them, and read as NaN before. This needs a process of its own: torch.cuda,
+torch.tensor and torch.empty are patched for good.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LIBRARY = torch.library.Library("aten", "IMPL")  # registrations live as long as
 
 
 class Counts:
-    """What happened on the device since the last `clear`, by call site in the package."""
+    """Counts of the device's work since the last `clear`, by call site in the package."""
 
     def __init__(self) -> None:
         self.launches: Counter[str] = Counter()
@@ -72,7 +72,7 @@ COUNTS = Counts()
 
 
 def site(operation: object) -> str:
-    """The operation and the line of the package that ran it."""
+    """Return the operation and the line of the package that ran it."""
     frame: Any = sys._getframe(1)
     while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
         frame = frame.f_back
@@ -88,12 +88,12 @@ class CudaTensor(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> CudaTensor:
-        made = Tensor._make_wrapper_subclass(
+        tensor = Tensor._make_wrapper_subclass(
             cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
             layout=inner.layout, device=DEVICE, requires_grad=False,
         )  # fmt: skip
-        made.inner = inner.detach()
-        return made
+        tensor.inner = inner.detach()
+        return tensor
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -133,7 +133,7 @@ def to_host(value: Any) -> Any:
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
-    """Of arguments, which are tensors or lists of them."""
+    """Yield the tensors of arguments, which are tensors or lists of them."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -142,12 +142,12 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
 
 
 def mapped(change: Callable[[Any], Any], value: Any) -> Any:
-    """A value, or the entries of lists, changed."""
+    """Apply `change` to a value, or to the entries of lists."""
     return type(value)([mapped(change, v) for v in value]) if type(value) in (list, tuple) else change(value)
 
 
 def _made(function: Any) -> Callable[..., Tensor]:
-    """A factory of tensors, whose result is on the device."""
+    """Return a factory of tensors whose result is on the device."""
 
     def call(*args: Any, **options: Any) -> Tensor:
         if function not in WITHOUT_LAUNCH:
@@ -158,13 +158,13 @@ def _made(function: Any) -> Callable[..., Tensor]:
 
 
 def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """One operation with a tensor or a result on the device."""
-    wanted = kwargs.get("device")
-    to_cuda = wanted is None or wanted.type == "cuda"
-    if wanted is not None:
+    """Run an operation with a tensor or a result on the device."""
+    device = kwargs.get("device")
+    to_cuda = device is None or device.type == "cuda"
+    if device is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     inner_args, inner_kwargs = mapped(to_host, args), {name: mapped(to_host, v) for name, v in kwargs.items()}
-    if function is aten._to_copy.default and wanted is not None:
+    if function is aten._to_copy.default and device is not None:
         _count_copy(args[0], to_cuda)
         result = function(*inner_args, **inner_kwargs)
         return to_device(result) if to_cuda else result
@@ -188,14 +188,14 @@ def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _named(function: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by the names of their schema."""
+    """Return arguments by the names of their schema."""
     return dict(zip((a.name for a in function._schema.arguments), args, strict=False)) | kwargs
 
 
 def _summed_in_float32(
     self: Tensor, mat1: Tensor, mat2: Tensor, out: Tensor, out_dtype: Any, beta: int = 1, alpha: int = 1
 ) -> Tensor:
-    """addmm of bfloat16 matrices into float32, which torch has for a GPU only."""
+    """Run addmm of bfloat16 matrices into float32, which torch has for a GPU only."""
     return torch.addmm(self, mat1.float(), mat2.float(), beta=beta, alpha=alpha, out=out)
 
 
@@ -209,34 +209,34 @@ def _count_copy(source: Tensor, to_cuda: bool) -> None:
         COUNTS.numbers[site("copy to the host")] += source.numel()
 
 
-ON_THEIR_WAY: list[Callable[[], Any]] = []  # copies to pinned memory
+PENDING_COPIES: list[Callable[[], Any]] = []  # copies to pinned memory
 
 
 def _copy_later(target: Tensor, source: Tensor) -> None:
-    """A copy that is made when the host waits for an event recorded after it."""
+    """Copy when the host waits for an event recorded after this call."""
     assert any(pinned.data_ptr() <= target.data_ptr() < pinned.data_ptr() + pinned.nbytes for pinned in PINNED)
     COUNTS.numbers[site("copy to the host")] += source.numel()
-    target.view(torch.uint8).fill_(255)  # NaN, as a number of any type that we copy
+    target.view(torch.uint8).fill_(255)  # NaN in any type that is copied
     inner = to_host(source)
-    ON_THEIR_WAY.append(lambda: target.copy_(inner))
+    PENDING_COPIES.append(lambda: target.copy_(inner))
 
 
 class PretendedEvent:
-    """An event, after which come the copies that were on their way when it was recorded."""
+    """An event that completes the copies that were under way when it was recorded."""
 
     def record(self, stream: Any = None) -> None:
-        self.before = list(ON_THEIR_WAY)
+        self.before = list(PENDING_COPIES)
 
     def synchronize(self) -> None:
         COUNTS.synchronisations[site("event")] += 1
         for copy in self.before:
-            if copy in ON_THEIR_WAY:
-                ON_THEIR_WAY.remove(copy)
+            if copy in PENDING_COPIES:
+                PENDING_COPIES.remove(copy)
                 copy()
 
 
 class PretendedStream:
-    """A stream, whose work is done as soon as it is begun, but for copies to pinned memory."""
+    """A stream whose work is done at once, except for copies to pinned memory."""
 
     def __init__(self, device: Any = None, priority: int = 0) -> None:
         pass
@@ -255,17 +255,17 @@ class PretendedStream:
 
 
 def _check_devices(function: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    """As CUDA does: numbers without dimensions, and indices, may come from the host."""
+    """Check devices as CUDA does: numbers without dimensions, and indices, may come from the host."""
     tensors = [*tensors_in(args), *tensors_in(kwargs.values())]
-    strangers = [t for t in tensors if not isinstance(t, CudaTensor) and t.ndim]
-    if not strangers or not any(isinstance(t, CudaTensor) for t in tensors):
+    host_tensors = [t for t in tensors if not isinstance(t, CudaTensor) and t.ndim]
+    if not host_tensors or not any(isinstance(t, CudaTensor) for t in tensors):
         return
     if function in INDEXED:
         if isinstance(args[0], CudaTensor):
             COUNTS.uploads[site("index")] += 1
             return
         raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
-    shapes = [tuple(t.shape) for t in strangers]
+    shapes = [tuple(t.shape) for t in host_tensors]
     raise RuntimeError(
         f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
         f"({function} in {site('')}, {shapes} on the CPU)"
@@ -288,7 +288,7 @@ def _count(function: Any, args: Any, kwargs: dict[str, Any]) -> None:
 
 
 def _own_arguments(function: Any, args: Any, kwargs: dict[str, Any], result: Any) -> Any:
-    """What was written in place is handed back as the very argument that was handed in."""
+    """Return the argument itself where the operation wrote to it in place."""
     returns = function._schema.returns
     if len(returns) != 1 or returns[0].alias_info is None or not returns[0].alias_info.is_write:
         return result
@@ -311,19 +311,19 @@ PINNED: list[Tensor] = []
 
 
 def _empty(*size: Any, pin_memory: bool = False, **options: Any) -> Tensor:
-    made = EMPTY(*size, **options)
+    tensor = EMPTY(*size, **options)
     if pin_memory:
-        PINNED.append(made)
-    return made
+        PINNED.append(tensor)
+    return tensor
 
 
-def _to(t: Tensor, *where: Any, **options: Any) -> Tensor:
-    """Tensor.to, for which "cuda" is the device's full name: the guard does not know which one is current."""
-    if where and where[0] in ("cuda", torch.device("cuda")):
-        where = (DEVICE, *where[1:])
+def _to(t: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    """Run Tensor.to with "cuda" as cuda:0: the guard has no current device."""
+    if arguments and arguments[0] in ("cuda", torch.device("cuda")):
+        arguments = (DEVICE, *arguments[1:])
     if options.get("device") in ("cuda", torch.device("cuda")):
         options["device"] = DEVICE
-    return TO(t, *where, **options)
+    return TO(t, *arguments, **options)
 
 
 TO = Tensor.to
