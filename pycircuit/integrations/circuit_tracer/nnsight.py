@@ -16,8 +16,8 @@ from pycircuit.model.hooks import Hooks
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel
 from pycircuit.ops import SparseFeatures
 
-from .probed import once, wiring
-from .transcoders import ignored, own_features, transcoders_of, without_zeros
+from .probe_cache import once, wiring
+from .transcoder_weights import ignored, own_features, transcoders_of, without_zeros
 
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}  # transformers scales embeddings in float32 at the most
 _TOLERANCE_HALF = 2e-2

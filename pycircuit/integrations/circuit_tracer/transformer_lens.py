@@ -21,8 +21,8 @@ from pycircuit.model.replacement import PATTERN_BYTES, LocalReplacement
 from pycircuit.model.weights import Norm, output_back, value_back
 from pycircuit.ops import RecomputedAttention, StoredAttention
 
-from .probed import once, wiring
-from .transcoders import ignored, own_features, transcoders_of, without_zeros
+from .probe_cache import once, wiring
+from .transcoder_weights import ignored, own_features, transcoders_of, without_zeros
 
 NORMS = {"attention_norm": "ln1", "post_attention_norm": "ln1_post", "mlp_norm": "ln2", "post_mlp_norm": "ln2_post"}
 CHECKED = {
