@@ -33,7 +33,7 @@ from pycircuit.integrations.circuit_tracer import (
     accelerate,
     attribute,
     edge_rows,
-    transcoders,
+    transcoder_weights,
     transformer_lens,
 )
 from pycircuit.model.replacement import ReplacementModel
@@ -541,7 +541,7 @@ def test_progress_is_seen_when_asked_for(capsys: pytest.CaptureFixture[str], mon
 @FEW
 def test_their_transcoders_are_not_copied(where: str, kind: str) -> None:
     model = plain(where, kind)
-    ours, held = transcoders.transcoders_of(model), getattr(model.transcoders, "_module", model.transcoders)
+    ours, held = transcoder_weights.transcoders_of(model), getattr(model.transcoders, "_module", model.transcoders)
     own = {p.untyped_storage().data_ptr() for p in held.parameters()}
     for entries in (ours.w_enc, ours.b_enc, ours.w_dec, ours.b_dec, ours.w_skip):
         assert {t.untyped_storage().data_ptr() for t in entries} <= own
@@ -549,7 +549,7 @@ def test_their_transcoders_are_not_copied(where: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["plt", "clt"])
 def test_what_is_in_files_stays_there(kind: str, tmp_path: Path) -> None:
-    ours = transcoders.transcoders_of(made("lens llama", kind, tmp_path, "lazy"))
+    ours = transcoder_weights.transcoders_of(made("lens llama", kind, tmp_path, "lazy"))
     assert all(isinstance(t, FileRows) for t in ours.w_dec)
     pages = Path("/proc/self/maps").read_text()
     assert pages.count(str(tmp_path)) >= SIZE.layers  # encoders are read from their files' pages

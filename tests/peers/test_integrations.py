@@ -675,7 +675,7 @@ def test_sparsify_pre_activations_are_made_when_looked_at() -> None:
     c, x = coder(transcode=True), streams(6)
     expected = c.encode(x).pre_acts.detach()
     pre = sparsify.encode(c, x).pre_acts
-    assert pre._made is None and isinstance(pre, Tensor)
+    assert pre._value is None and isinstance(pre, Tensor)
     assert pre.shape == expected.shape and torch.equal(torch.cat([pre, pre]), torch.cat([expected] * 2))
     assert (pre.numpy() == expected.numpy()).all()
     later = sparsify.encode(c, x).pre_acts

@@ -1,4 +1,4 @@
-"""circuit-tracer's transcoders as ours, on the same memory; what it leaves in files stays there."""
+"""Conversion of circuit-tracer's transcoders to pycircuit's, on the same memory; lazy weights stay in their files."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from pycircuit.transcoders.types import Transcoders
 
 from .generations import library
 
-CACHE = 4 << 30  # bytes of decoder rows that are kept while their features are in use
-RELUS = (nn.functional.relu, torch.relu)
+CACHE = 4 << 30  # bytes of decoder rows
+RELU_FUNCTIONS = (nn.functional.relu, torch.relu)
 _READS = {theirs: ours for ours, theirs in READ_NAMES.items()}
 _WRITES = {theirs: ours for ours, theirs in WRITE_NAMES.items()}
 
 
 def transcoders_of(model: Any) -> Transcoders:
-    """The transcoders of their replacement model."""
-    theirs = _unwrapped(model.transcoders)
-    reads = _named("feature_input_hook", theirs.feature_input_hook, _READS)
-    writes = _named("feature_output_hook", theirs.feature_output_hook, _WRITES)
-    if hasattr(theirs, "transcoders"):
-        return _per_layer(list(theirs.transcoders), reads, writes)
-    if hasattr(theirs, "clt_path"):
-        return _cross_layer(theirs, reads, writes)
+    """Convert the transcoders of a circuit-tracer replacement model."""
+    transcoders = _unwrapped(model.transcoders)
+    reads = _our_name("feature_input_hook", transcoders.feature_input_hook, _READS)
+    writes = _our_name("feature_output_hook", transcoders.feature_output_hook, _WRITES)
+    if hasattr(transcoders, "transcoders"):
+        return _per_layer(list(transcoders.transcoders), reads, writes)
+    if hasattr(transcoders, "clt_path"):
+        return _cross_layer(transcoders, reads, writes)
     raise TypeError(
         "attribute: transcoders must be a circuit_tracer TranscoderSet or CrossLayerTranscoder, got "
-        f"{type(theirs).__name__}"
+        f"{type(transcoders).__name__}"
     )
 
 
-def _named(argument: str, hook: str, names: dict[str, str]) -> str:
+def _our_name(argument: str, hook: str, names: dict[str, str]) -> str:
     if hook not in names:
         raise ValueError(
             f"attribute: {argument} of the transcoders must be one of {', '.join(names)}, got {hook!r}, of which "
@@ -48,66 +48,83 @@ def _named(argument: str, hook: str, names: dict[str, str]) -> str:
 
 
 def activation(rule: Any, layer: int) -> Activation:
-    """Their activation function. Of other libraries' some have the same names and another rule."""
-    theirs, kind = library("transcoder.activation_functions"), type(rule)
-    if kind is theirs.JumpReLU:
-        theta = rule.threshold.detach()
-        theta = (theta[layer] if theta.ndim == 3 else theta).reshape(-1)  # cross-layer: [layers, 1, features]
-        return JumpReLU(float(theta) if theta.numel() == 1 else theta)
-    if kind is theirs.TopK:
+    """Convert a circuit-tracer activation function; classes of other libraries with the same names are rejected."""
+    library_module, rule_type = library("transcoder.activation_functions"), type(rule)
+    if rule_type is library_module.JumpReLU:
+        threshold = rule.threshold.detach()
+        if threshold.ndim == 3:  # cross-layer: [layers, 1, features]
+            threshold = threshold[layer]
+        threshold = threshold.reshape(-1)
+        return JumpReLU(float(threshold) if threshold.numel() == 1 else threshold)
+    if rule_type is library_module.TopK:
         return TopK(int(rule.k), keep_negative=True)
-    if rule in RELUS or kind is nn.ReLU:
+    if rule in RELU_FUNCTIONS or rule_type is nn.ReLU:
         return ReLU()
     raise TypeError(
         "attribute: activation_function must be ReLU, or circuit-tracer's JumpReLU or TopK, got "
-        f"{kind.__module__}.{kind.__qualname__} in layer {layer}"
+        f"{rule_type.__module__}.{rule_type.__qualname__} in layer {layer}"
     )
 
 
-def _per_layer(theirs: list[Any], reads: str, writes: str) -> Transcoders:
+def _per_layer(transcoders: list[Any], reads: str, writes: str) -> Transcoders:
     cache = Cache(CACHE)
     w_enc, w_dec = [], []
-    for one in theirs:
-        stored = open_tensors(Path(one.transcoder_path)) if one.lazy_encoder or one.lazy_decoder else {}
-        w_enc.append(_mapped(stored["W_enc"], one) if one.lazy_encoder else one.W_enc.detach())
-        w_dec.append(_rows(stored["W_dec"], one, cache) if one.lazy_decoder else one.W_dec.detach())
+    for transcoder in transcoders:
+        lazy = transcoder.lazy_encoder or transcoder.lazy_decoder
+        tensors = open_tensors(Path(transcoder.transcoder_path)) if lazy else {}
+        w_enc.append(_mapped(tensors["W_enc"], transcoder) if transcoder.lazy_encoder else transcoder.W_enc.detach())
+        w_dec.append(
+            _rows(tensors["W_dec"], transcoder, cache) if transcoder.lazy_decoder else transcoder.W_dec.detach()
+        )
     return PerLayerTranscoders(
         w_enc,
-        [one.b_enc.detach() for one in theirs],
+        [transcoder.b_enc.detach() for transcoder in transcoders],
         w_dec,
-        [one.b_dec.detach() for one in theirs],
-        [activation(one.activation_function, at) for at, one in enumerate(theirs)],
-        [None if one.W_skip is None else one.W_skip.detach().T for one in theirs],  # theirs is x @ W_skip.T
+        [transcoder.b_dec.detach() for transcoder in transcoders],
+        [activation(transcoder.activation_function, layer) for layer, transcoder in enumerate(transcoders)],
+        # circuit-tracer computes x @ W_skip.T
+        [None if transcoder.W_skip is None else transcoder.W_skip.detach().T for transcoder in transcoders],
         reads,
         writes,
     )
 
 
-def _cross_layer(theirs: Any, reads: str, writes: str) -> Transcoders:
-    cache, layers = Cache(CACHE), range(theirs.n_layers)
+def _cross_layer(transcoder: Any, reads: str, writes: str) -> Transcoders:
+    cache, layers = Cache(CACHE), range(transcoder.n_layers)
 
-    def stored(kind: str, at: int) -> Stored:
-        name = f"{kind}_{at}"
-        return open_tensors(Path(theirs.clt_path) / f"{name}.safetensors")[name]
+    def stored(kind: str, layer: int) -> Stored:
+        name = f"{kind}_{layer}"
+        return open_tensors(Path(transcoder.clt_path) / f"{name}.safetensors")[name]
 
-    lazy_encoder, lazy_decoder = theirs.lazy_encoder, theirs.lazy_decoder
+    def encoder(layer: int) -> Tensor:
+        if transcoder.lazy_encoder:
+            return _mapped(stored("W_enc", layer), transcoder)
+        weight: Tensor = transcoder.W_enc[layer].detach()
+        return weight
+
+    def decoder(layer: int) -> Tensor | FileRows:
+        if transcoder.lazy_decoder:
+            return _rows(stored("W_dec", layer), transcoder, cache)
+        weight: Tensor = transcoder.W_dec[layer].detach()
+        return weight
+
     return CrossLayerTranscoder(
-        [_mapped(stored("W_enc", at), theirs) if lazy_encoder else theirs.W_enc[at].detach() for at in layers],
-        [theirs.b_enc[at].detach() for at in layers],
-        [_rows(stored("W_dec", at), theirs, cache) if lazy_decoder else theirs.W_dec[at].detach() for at in layers],
-        [theirs.b_dec[at].detach() for at in layers],
-        [activation(theirs.activation_function, at) for at in layers],
-        None if theirs.W_skip is None else [theirs.W_skip[at].detach() for at in layers],
+        [encoder(layer) for layer in layers],
+        [transcoder.b_enc[layer].detach() for layer in layers],
+        [decoder(layer) for layer in layers],
+        [transcoder.b_dec[layer].detach() for layer in layers],
+        [activation(transcoder.activation_function, layer) for layer in layers],
+        None if transcoder.W_skip is None else [transcoder.W_skip[layer].detach() for layer in layers],
         reads,
         writes,
     )
 
 
 def _mapped(stored: Stored, owner: Any) -> Tensor:
-    """An encoder on its file's pages, unless their type cannot say what is stored there."""
-    held = stored.mapped()
-    exact = torch.promote_types(held.dtype, owner.dtype) == owner.dtype != torch.float64
-    return held.to(device=owner.device, dtype=held.dtype if exact else owner.dtype)
+    """Map an encoder from its file, unless the owner's dtype cannot represent the stored one."""
+    mapped = stored.mapped()
+    exact = torch.promote_types(mapped.dtype, owner.dtype) == owner.dtype != torch.float64
+    return mapped.to(device=owner.device, dtype=mapped.dtype if exact else owner.dtype)
 
 
 def _rows(stored: Stored, owner: Any, cache: Cache) -> FileRows:
@@ -115,7 +132,7 @@ def _rows(stored: Stored, owner: Any, cache: Cache) -> FileRows:
 
 
 def ignored(model: Any, positions: int) -> int:
-    """How many opening positions of a prompt get no features: their model keeps a slice."""
+    """Number of opening positions of a prompt without features, from the model's slice `zero_positions`."""
     zeroed = range(*model.zero_positions.indices(positions))
     if zeroed != range(len(zeroed)):
         raise ValueError(f"attribute: zero_positions must be the first ones, slice(0, n), got {model.zero_positions}")
@@ -123,16 +140,16 @@ def ignored(model: Any, positions: int) -> int:
 
 
 def own_features(model: Any, x: Tensor, ignore: int) -> tuple[SparseFeatures, ...]:
-    """Active features as their own encoder finds them, in the model's type. x: [layers, positions, width], in it.
+    """Active features by circuit-tracer's encoder, in the model's dtype. x: [layers, positions, width].
 
-    Which of two numbers in half precision is larger depends on how sums were rounded on the way to it.
+    In half precision the rounding of sums decides which features are active, so pycircuit's encoder could differ.
     """
-    theirs = _unwrapped(model.transcoders)
-    return tuple(_sparse(theirs.encode_layer(x[layer], layer), ignore) for layer in range(len(x)))
+    transcoders = _unwrapped(model.transcoders)
+    return tuple(_sparse(transcoders.encode_layer(x[layer], layer), ignore) for layer in range(len(x)))
 
 
 def _sparse(dense: Tensor, ignore: int) -> SparseFeatures:
-    """Activations that are not zero, past the first `ignore` positions. dense: [positions, features], changed."""
+    """Nonzero activations past the first `ignore` positions. dense: [positions, features], overwritten there."""
     dense[:ignore] = 0
     position, index = dense.nonzero(as_tuple=True)
     value = dense[position, index].float()
@@ -149,9 +166,9 @@ def _unwrapped(transcoders: Any) -> Any:
 
 
 def without_zeros(features: SparseFeatures) -> SparseFeatures:
-    """The features whose activation is not zero: theirs go through a sparse tensor, which keeps no zero."""
-    kept = features.value != 0
-    if bool(kept.all()):
+    """Features with nonzero activation: circuit-tracer's go through a sparse tensor, which has no zeros."""
+    nonzero = features.value != 0
+    if bool(nonzero.all()):
         return features
-    before = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
-    return SparseFeatures(before[features.row_ptr], features.index[kept], features.value[kept])
+    before = torch.cat([nonzero.new_zeros(1, dtype=torch.int64), nonzero.cumsum(0)])
+    return SparseFeatures(before[features.row_ptr], features.index[nonzero], features.value[nonzero])
