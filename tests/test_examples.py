@@ -65,8 +65,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """(a model, the folder of its files), written a few activations at a time."""
     model, folder = build(request.param), tmp_path_factory.mktemp("case")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "HELD", 90)
-        patch.setattr(runs, "BLOCK", 7)
+        patch.setattr(runs, "ACTIVATIONS_AT_ONCE", 90)
+        patch.setattr(runs, "FEATURES_AT_ONCE", 7)
         patch.setattr(example_files, "_POSITIONS", 33)
         made = pc.write_examples(model, corpus(), folder, "set", **SHOWN, context=CONTEXT, progress=False)
     assert made == folder / "features" / "set"
@@ -303,8 +303,8 @@ def test_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 400,000 activations, 10 MB of them, a twentieth is held at a time."""
-    monkeypatch.setattr(runs, "HELD", 20_000)
-    held = runs.Runs(tmp_path, [torch.ones(500, dtype=torch.bool).numpy()])
+    monkeypatch.setattr(runs, "ACTIVATIONS_AT_ONCE", 20_000)
+    held = runs.ActivationRuns(tmp_path, [torch.ones(500, dtype=torch.bool).numpy()])
     features = SparseFeatures(torch.arange(0, 2001, 20), torch.arange(2000) % 500, torch.ones(2000))
     tracemalloc.start()
     try:

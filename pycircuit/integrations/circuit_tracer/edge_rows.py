@@ -35,16 +35,16 @@ class Adjacency:
     matrix: Tensor
 
 
-class _Whole(Store):
+class _DenseStore(Store):
     """Store of unpacked rows, which are ranked later, or written at once into a matrix: [nodes, nodes]."""
 
-    def __init__(self, found: _Rows, rows: int, into: Tensor | None) -> None:
-        super().__init__(found.sweep.columns, found.value, rows, dense=into is None, keep=None)
-        self.found, self.into = found, into
+    def __init__(self, collector: _Rows, rows: int, into: Tensor | None) -> None:
+        super().__init__(collector.sweep.columns, collector.value, rows, dense=into is None, keep=None)
+        self.collector, self.into = collector, into
 
     def pack(self, filled: Tensor, layer: Sequence[int], position: Sequence[int]) -> Part:
         if self.into is not None:
-            nodes = self.found.nodes_at(self.count, self.count + len(filled))
+            nodes = self.collector.nodes_at(self.count, self.count + len(filled))
             self.into[nodes, : filled.shape[1]] = filled.to(self.into)
         none = np.empty(0, np.float32)
         return Part(np.zeros(len(filled), np.int64), none.astype(np.int32), none)
@@ -61,7 +61,7 @@ class _Rows(Found):
 
     def begin(self, rows: int, into: Tensor | None, show: Progress) -> None:
         plan = Plan(memory=0, stored=True, dense=into is None, keep=None, tile_bytes=_tile_size(self.local))
-        self.start(plan, show, None, rows, _Whole(self, rows, into))
+        self.start(plan, show, None, rows, _DenseStore(self, rows, into))
 
     def nodes_at(self, begin: int, end: int) -> Tensor:
         """Nodes of rows begin to end, on the CPU, if every feature has a row; some rows may not be written yet."""
@@ -80,33 +80,35 @@ def adjacency(
 
     max_feature_nodes: number of features with rows and columns, by influence, round_size at a time; None or 0: all.
     """
-    found = _Rows(local, targets)
-    total, outputs = len(found.layer), len(targets)
+    collector = _Rows(local, targets)
+    total, outputs = len(collector.layer), len(targets)
     chosen_features = min(max_feature_nodes or total, total)
-    columns = found.sweep.columns
+    columns = collector.sweep.columns
     nodes = columns.count - total + chosen_features + outputs
     _require_memory(local, nodes, 0 if chosen_features == total else (chosen_features + outputs) * columns.count)
     matrix = torch.zeros(nodes, nodes)
-    found.begin(chosen_features + outputs, matrix if chosen_features == total else None, progress)
-    found.add_targets()
-    every = torch.arange(total, device=found.layer.device)
-    while (missing := chosen_features - found.expanded) > 0:
-        found.add_features(every if chosen_features == total else found.most_influential(min(missing, round_size)))
-    chosen = found.nodes().cpu()
+    collector.begin(chosen_features + outputs, matrix if chosen_features == total else None, progress)
+    collector.add_targets()
+    every = torch.arange(total, device=collector.layer.device)
+    while (missing := chosen_features - collector.expanded) > 0:
+        collector.add_features(
+            every if chosen_features == total else collector.most_influential(min(missing, round_size))
+        )
+    chosen = collector.nodes().cpu()
     selected = chosen.sort().values
     if chosen_features < total:
-        _fill_ranked_rows(found, chosen, selected, matrix)
-    active = torch.stack([found.layer, found.position, found.index], 1)
-    return Adjacency(active, found.value, selected, matrix)
+        _fill_ranked_rows(collector, chosen, selected, matrix)
+    active = torch.stack([collector.layer, collector.position, collector.index], 1)
+    return Adjacency(active, collector.value, selected, matrix)
 
 
-def _fill_ranked_rows(found: _Rows, chosen: Tensor, selected: Tensor, matrix: Tensor) -> None:
+def _fill_ranked_rows(collector: _Rows, chosen: Tensor, selected: Tensor, matrix: Tensor) -> None:
     """Copy ranked rows into the matrix, without the columns of features that were not chosen."""
-    block, columns, outputs = found.store.block, found.sweep.columns, len(found.targets)
+    block, columns, outputs = collector.store.block, collector.sweep.columns, len(collector.targets)
     assert block is not None
     rows = torch.empty(len(matrix), dtype=torch.int64)
     rows[torch.searchsorted(selected, chosen)] = torch.arange(len(chosen)) + outputs
-    rows[torch.tensor(found.order) + len(matrix) - outputs] = torch.arange(outputs)
+    rows[torch.tensor(collector.order) + len(matrix) - outputs] = torch.arange(outputs)
     chosen_columns = torch.cat([selected, torch.arange(columns.features, columns.count)]).to(block.device)
     filled = torch.cat([torch.arange(len(selected)), torch.arange(len(matrix) - outputs, len(matrix))])
     for block_rows in filled.split(_ROWS_AT_ONCE):
