@@ -1,4 +1,4 @@
-"""The same weights in a transformers model with pycircuit's transcoders and in circuit-tracer's replacement model."""
+"""Pairs of models with equal weights: pycircuit's and circuit-tracer's replacement models."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Kind:
 
 
 class Tokenizer:
-    """What the peer asks of one, without files: token 0 opens the prompt, a token's text is its number."""
+    """Tokenizer without files for circuit-tracer: token 0 opens a prompt, a token's text is its number."""
 
     bos_token_id = pad_token_id = eos_token_id = 0
     padding_side = "right"
@@ -77,7 +77,7 @@ class Tokenizer:
 
 
 def _shape(size: Size) -> dict[str, int]:
-    """What every config says in the same words."""
+    """Fields that every config has under these names."""
     return {
         "vocab_size": size.vocabulary, "hidden_size": size.width, "intermediate_size": size.mlp,
         "num_hidden_layers": size.layers, "num_attention_heads": size.heads, "num_key_value_heads": size.kv_heads,
@@ -106,7 +106,7 @@ def _gemma3(size: Size) -> Any:
 
 
 def _gemma3_vision(size: Size) -> Any:
-    """The same text model beside a vision tower, as the models of 4B and more come."""
+    """Gemma 3's text model beside a vision tower, as in the models of 4B and more."""
     tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
              "image_size": 16, "patch_size": 8}  # fmt: skip
     text = _gemma3(size).to_dict()
@@ -132,7 +132,7 @@ def _gpt2(size: Size) -> Any:
 
 
 def _windows(layers: int, even: str, odd: str) -> list[str]:
-    return [odd if at % 2 else even for at in range(layers)]
+    return [odd if layer % 2 else even for layer in range(layers)]
 
 
 def _peer_config(family: str, size: Size, dtype: torch.dtype) -> HookedTransformerConfig:
@@ -176,7 +176,7 @@ def language_model(family: str, size: Size, dtype: torch.dtype, seed: int = 0) -
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=g)
             if parameter.ndim > 1:
-                embedding = any(part in name for part in ("wte", "wpe", "embed"))
+                embedding = any(marker in name for marker in ("wte", "wpe", "embed"))
                 parameter.copy_(noise if embedding else 1.5 * noise / size.width**0.5)
             else:
                 gain = float(name.endswith("weight") and not family.startswith("gemma"))
@@ -188,19 +188,24 @@ def transcoder_weights(kind: Kind, size: Size, dtype: torch.dtype, active: int, 
     """w_enc, b_enc, w_dec, b_dec, w_skip (lists, one entry a layer) as pycircuit takes them, and theta or k."""
     g = torch.Generator().manual_seed(seed)
 
-    def each(*shape: int, scale: float = 1.0) -> list[Tensor]:
+    def random_tensors(*shape: int, scale: float = 1.0) -> list[Tensor]:
         return [(scale * torch.randn(*shape, generator=g)).to(dtype) for _ in range(size.layers)]
 
     written = 1 / math.sqrt(size.width * active)
-    w_enc, w_dec = each(size.features, size.width, scale=size.width**-0.5), each(size.features, size.width)
+    w_enc = random_tensors(size.features, size.width, scale=size.width**-0.5)
+    w_dec = random_tensors(size.features, size.width)
     if kind.cross:
         w_dec = [torch.randn(size.features, size.layers - n, size.width, generator=g) for n in range(size.layers)]
     threshold = -math.sqrt(2) * float(torch.erfinv(torch.tensor(2 * active / size.features - 1)))
     return {
-        "w_enc": w_enc, "w_dec": [(w * written).to(dtype) for w in w_dec], "b_enc": each(size.features, scale=0.1),
-        "b_dec": each(size.width, scale=0.1), "w_skip": each(size.width, size.width, scale=size.width**-0.5),
-        "theta": torch.full((size.features,), threshold, dtype=dtype), "k": active,
-    }  # fmt: skip
+        "w_enc": w_enc,
+        "w_dec": [(w * written).to(dtype) for w in w_dec],
+        "b_enc": random_tensors(size.features, scale=0.1),
+        "b_dec": random_tensors(size.width, scale=0.1),
+        "w_skip": random_tensors(size.width, size.width, scale=size.width**-0.5),
+        "theta": torch.full((size.features,), threshold, dtype=dtype),
+        "k": active,
+    }
 
 
 def our_transcoders(kind: Kind, w: dict[str, Any]) -> Any:
@@ -220,24 +225,24 @@ def peer_transcoders(kind: Kind, w: dict[str, Any], size: Size, dtype: torch.dty
     where = {"feature_input_hook": READS[kind.reads], "feature_output_hook": WRITES[kind.writes]}
     if kind.cross:
         rule = {"jumprelu": "jump_relu", "relu": "relu"}[kind.rule]
-        whole = PeerCrossLayer(size.layers, size.features, size.width, rule, kind.skip, False, dtype=dtype, **where)
-        _set(whole, W_enc=torch.stack(w["w_enc"]), b_enc=torch.stack(w["b_enc"]), b_dec=torch.stack(w["b_dec"]))
-        for at, decoder in enumerate(w["w_dec"]):
-            whole.W_dec[at].data.copy_(decoder)
+        clt = PeerCrossLayer(size.layers, size.features, size.width, rule, kind.skip, False, dtype=dtype, **where)
+        _set(clt, W_enc=torch.stack(w["w_enc"]), b_enc=torch.stack(w["b_enc"]), b_dec=torch.stack(w["b_dec"]))
+        for layer, decoder in enumerate(w["w_dec"]):
+            clt.W_dec[layer].data.copy_(decoder)
         if kind.rule == "jumprelu":
-            whole.activation_function.threshold.data.copy_(w["theta"])
+            clt.activation_function.threshold.data.copy_(w["theta"])
         if kind.skip:
-            _set(whole, W_skip=torch.stack(w["w_skip"]))
-        return whole
-    found = {}
-    for at in range(size.layers):
+            _set(clt, W_skip=torch.stack(w["w_skip"]))
+        return clt
+    by_layer = {}
+    for layer in range(size.layers):
         rules = {"jumprelu": lambda: PeerJumpReLU(w["theta"].clone(), 0.1), "topk": lambda: PeerTopK(w["k"])}
-        one = SingleLayerTranscoder(size.width, size.features, rules[kind.rule](), at, kind.skip, dtype=dtype)
-        _set(one, **{name: w[name.lower()][at] for name in ("W_enc", "b_enc", "W_dec", "b_dec")})
+        transcoder = SingleLayerTranscoder(size.width, size.features, rules[kind.rule](), layer, kind.skip, dtype=dtype)
+        _set(transcoder, **{name: w[name.lower()][layer] for name in ("W_enc", "b_enc", "W_dec", "b_dec")})
         if kind.skip:
-            _set(one, W_skip=w["w_skip"][at].T)  # the peer's per-layer skip multiplies by the transpose
-        found[at] = one
-    return TranscoderSet(found, **where)
+            _set(transcoder, W_skip=w["w_skip"][layer].T)  # the peer's per-layer skip multiplies by the transpose
+        by_layer[layer] = transcoder
+    return TranscoderSet(by_layer, **where)
 
 
 def our_model(family: str, kind: Kind, size: Size, dtype: torch.dtype, active: int) -> pc.ReplacementModel:
@@ -250,16 +255,16 @@ def peer_model(family: str, kind: Kind, size: Size, dtype: torch.dtype, active: 
     return peer_of(family, language_model(family, size, dtype), kind, weights, size, dtype)
 
 
-def lazy_transcoders(whole: Any, folder: Path, encoder: bool, decoder: bool) -> Any:
+def lazy_transcoders(transcoders: Any, folder: Path, encoder: bool, decoder: bool) -> Any:
     """The peer's transcoders saved by the peer, and loaded again with the weights asked for left in their files."""
-    whole.to_safetensors(str(folder))
-    where = {name: getattr(whole, name) for name in ("feature_input_hook", "feature_output_hook")}
-    how = {"dtype": whole.b_dec.dtype if hasattr(whole, "b_dec") else whole[0].dtype}
-    how |= {"lazy_encoder": encoder, "lazy_decoder": decoder, "scan": "tiny"}
-    if isinstance(whole, PeerCrossLayer):
-        return load_clt(str(folder), **where, **how)
+    transcoders.to_safetensors(str(folder))
+    where = {name: getattr(transcoders, name) for name in ("feature_input_hook", "feature_output_hook")}
+    options = {"dtype": transcoders.b_dec.dtype if hasattr(transcoders, "b_dec") else transcoders[0].dtype}
+    options |= {"lazy_encoder": encoder, "lazy_decoder": decoder, "scan": "tiny"}
+    if isinstance(transcoders, PeerCrossLayer):
+        return load_clt(str(folder), **where, **options)
     return load_transcoder_set(
-        {at: str(folder / f"layer_{at}.safetensors") for at in range(len(whole))}, **where, **how
+        {layer: str(folder / f"layer_{layer}.safetensors") for layer in range(len(transcoders))}, **where, **options
     )
 
 
@@ -280,7 +285,10 @@ def peer_of(family: str, model: Any, kind: Kind, weights: dict[str, Any], size: 
 
 
 def lens_of(family: str, model: Any, transcoders: Any, size: Size, dtype: torch.dtype, fold: bool = False) -> Any:
-    """The same with the peer's own transcoders. fold: gains and biases of norms into the weights they feed."""
+    """TransformerLens replacement model with circuit-tracer's transcoders.
+
+    fold: fold gains and biases of norms into the weights they feed.
+    """
     config = _peer_config(family, size, dtype)
     out = TransformerLensReplacementModel(config)
     with torch.no_grad():
@@ -306,24 +314,24 @@ def without_first_errors(local: LocalReplacement) -> LocalReplacement:
     return replace(local, errors=errors)
 
 
-def trace_ours(model: Any, ids: Tensor, **how: Any) -> pc.Graph:
+def trace_ours(model: Any, ids: Tensor, **options: Any) -> pc.Graph:
     """A graph with the peer's error columns."""
-    return trace_frozen(model, without_first_errors(model.freeze(ids)), **how)
+    return trace_frozen(model, without_first_errors(model.freeze(ids)), **options)
 
 
-def trace_peer(model: Any, ids: Tensor, **how: Any) -> PeerGraph:
+def trace_peer(model: Any, ids: Tensor, **options: Any) -> PeerGraph:
     """In the model's own type: the peer's edge matrix takes torch's default. Its hooks make torch warn."""
-    return by(peer_attribute, model, ids, **how)
+    return by(peer_attribute, model, ids, **options)
 
 
-def by(attribute: Callable[..., PeerGraph], model: Any, ids: Any, **how: Any) -> PeerGraph:
-    """The same by any function of that signature."""
+def by(attribute: Callable[..., PeerGraph], model: Any, ids: Any, **options: Any) -> PeerGraph:
+    """Trace by any function with the signature of circuit-tracer's `attribute`."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(model.unembed_proj.dtype)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Full backward hook is firing")
-            return attribute(ids, model, **how)
+            return attribute(ids, model, **options)
     finally:
         torch.set_default_dtype(before)
 

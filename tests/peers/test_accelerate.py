@@ -11,7 +11,7 @@ import circuit_tracer
 import pytest
 import torch
 from circuit_tracer import attribute as peer_attribute
-from drop_in_cases import SOME, ids, plain
+from drop_in_cases import SETTINGS, ids, plain
 
 from pycircuit.integrations import circuit_tracer as drop_in
 from pycircuit.integrations.circuit_tracer import (
@@ -37,11 +37,11 @@ def test_accelerate_replaces_every_name_and_gives_it_back(script: types.ModuleTy
         ours = circuit_tracer.attribute
         assert ours is theirs.attribute is script.attribute is script.run is not peer_attribute_of(script)
         assert globals()["peer_attribute"] is ours  # this module's name, too
-        graph = script.run(ids(), plain("lens llama"), **SOME)
+        graph = script.run(ids(), plain("lens llama"), **SETTINGS)
         exec("from circuit_tracer import attribute as late", script.__dict__)
     assert circuit_tracer.attribute is theirs.attribute is script.attribute is script.run is script.late
     assert script.attribute is peer_attribute and theirs.attribute.__module__ == theirs.__name__
-    assert torch.equal(graph.adjacency_matrix, attribute(ids(), plain("lens llama"), **SOME).adjacency_matrix)
+    assert torch.equal(graph.adjacency_matrix, attribute(ids(), plain("lens llama"), **SETTINGS).adjacency_matrix)
 
 
 def peer_attribute_of(script: types.ModuleType) -> Any:

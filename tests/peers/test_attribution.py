@@ -34,8 +34,8 @@ ACTIVE, POSITIONS = 6, 13
 
 @cache
 def models(family: str, kind: str, dtype: str) -> tuple[Any, Any]:
-    given = (family, KINDS[kind], SIZES[family], TYPES[dtype], ACTIVE)
-    return pair.our_model(*given), pair.peer_model(*given)
+    arguments = (family, KINDS[kind], SIZES[family], TYPES[dtype], ACTIVE)
+    return pair.our_model(*arguments), pair.peer_model(*arguments)
 
 
 def ids() -> Tensor:
@@ -43,7 +43,7 @@ def ids() -> Tensor:
 
 
 @cache
-def whole(family: str, kind: str, dtype: str) -> tuple[pc.Graph, Any]:
+def full_graphs(family: str, kind: str, dtype: str) -> tuple[pc.Graph, Any]:
     ours, theirs = models(family, kind, dtype)
     return pair.trace_ours(ours, ids()), pair.trace_peer(theirs, ids(), batch_size=16)
 
@@ -63,7 +63,7 @@ EXACT = pytest.mark.parametrize(("family", "kind"), [(f, k) for f in pair.CONFIG
 
 @EVERY
 def test_the_same_features_and_targets(family: str, kind: str, dtype: str) -> None:
-    ours, theirs = whole(family, kind, dtype)
+    ours, theirs = full_graphs(family, kind, dtype)
     assert len(ours.features) > 100
     assert torch.equal(ours.features, theirs.active_features)
     assert torch.allclose(ours.values, theirs.activation_values, rtol=1e-4, atol=1e-5)
@@ -73,7 +73,7 @@ def test_the_same_features_and_targets(family: str, kind: str, dtype: str) -> No
 
 @EVERY
 def test_every_edge(family: str, kind: str, dtype: str) -> None:
-    ours, theirs = whole(family, kind, dtype)
+    ours, theirs = full_graphs(family, kind, dtype)
     dense = ours.dense()
     assert dense.dtype == TYPES[dtype] == theirs.adjacency_matrix.dtype
     assert off(dense, theirs.adjacency_matrix) < CLOSE.get((family, dtype), ROW)
@@ -86,10 +86,10 @@ def test_the_same_rows_are_chosen(family: str, kind: str, dtype: str, batch: int
     graph = pair.trace_ours(ours, ids(), max_features=most, round_size=batch * interval)
     settings = {"batch_size": batch, "update_interval": interval, "max_feature_nodes": most}
     peer = pair.trace_peer(theirs, ids(), **settings)
-    kept = pair.selected(graph)
-    assert len(kept.features) == most < len(graph.features)
-    assert torch.equal(kept.features, peer.active_features[peer.selected_features])
-    assert off(kept.dense(), peer.adjacency_matrix) < CLOSE.get((family, dtype), ROW)
+    remaining = pair.selected(graph)
+    assert len(remaining.features) == most < len(graph.features)
+    assert torch.equal(remaining.features, peer.active_features[peer.selected_features])
+    assert off(remaining.dense(), peer.adjacency_matrix) < CLOSE.get((family, dtype), ROW)
 
 
 @contextmanager
@@ -151,7 +151,7 @@ def test_the_same_scores(family: str, kind: str) -> None:
 def test_the_error_they_drop_is_all_that_breaks_their_law(family: str, kind: str) -> None:
     """Their rows do not add up to the pre-activation; with the first position's errors, which we keep, they do."""
     honest = pc.attribute(models(family, kind, "float64")[0], ids())
-    bare, peer = whole(family, kind, "float64")
+    bare, peer = full_graphs(family, kind, "float64")
     first = honest.first_error + torch.arange(SIZE.layers) * POSITIONS
     dropped = honest.dense()[:, first]
     assert honest.certificate < 1e-10 < 1e-3 < bare.certificate

@@ -164,7 +164,7 @@ def test_an_unknown_generation_is_refused_by_name(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_argument_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of `attribute` itself: later it would be a TypeError in somebody's call."""
+    """An unknown argument of `attribute` itself would be a TypeError in a user's call."""
 
     def newer(prompt: Any, model: Any, *, rounds: int = 4) -> None: ...
 

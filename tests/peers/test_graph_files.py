@@ -20,9 +20,9 @@ FIELDS = ("adjacency_matrix", "active_features", "logit_probabilities", "input_t
           "activation_values")  # fmt: skip
 
 
-def theirs(kind: Kind, **how: Any) -> PeerGraph:
+def theirs(kind: Kind, **options: Any) -> PeerGraph:
     graph = trace_peer(peer_model("llama", kind, SIZE, torch.float32, ACTIVE), prompt(9, SIZE.vocabulary),
-                       max_feature_nodes=K, batch_size=8, verbose=False, **how)  # fmt: skip
+                       max_feature_nodes=K, batch_size=8, verbose=False, **options)  # fmt: skip
     graph.scan = "org/tiny"
     return graph
 
@@ -47,8 +47,8 @@ def test_theirs_there_and_back(tmp_path: Path, kind: Kind) -> None:
     same(PeerGraph.from_pt(str(tmp_path / "back.pt")), peer)
     scores, pruned, (node_mask, edge_mask, _) = ours.scores(), ours.prune(), prune_graph(peer)
     torch.testing.assert_close(torch.tensor(list(scores)), torch.tensor(compute_graph_scores(peer)))
-    kept = torch.cat([peer.selected_features, torch.arange(ours.first_error, ours.nodes)])
-    assert torch.equal(pruned.node_mask[kept], node_mask) and int(pruned.edge_mask.sum()) == int(edge_mask.sum())
+    remaining = torch.cat([peer.selected_features, torch.arange(ours.first_error, ours.nodes)])
+    assert torch.equal(pruned.node_mask[remaining], node_mask) and int(pruned.edge_mask.sum()) == int(edge_mask.sum())
 
 
 def test_of_directions(tmp_path: Path) -> None:
@@ -78,15 +78,15 @@ def test_ours_in_their_hands(tmp_path: Path) -> None:
 
 
 def test_an_earlier_position_is_the_last_of_a_shorter_prompt(tmp_path: Path) -> None:
-    """What cannot be written for them has the same edges where it can."""
+    """A target at an earlier position cannot be written, but the shorter prompt's graph has the same edges."""
     model, ids = our_model("llama", Kind(), SIZE, torch.float64, ACTIVE), prompt(9, SIZE.vocabulary)
-    whole = pc.attribute(model, ids, targets=[7, 3], position=4, max_features=0, progress=False)
+    full = pc.attribute(model, ids, targets=[7, 3], position=4, max_features=0, progress=False)
     with pytest.raises(ValueError, match=r"at the last position, 8, .*; trace the prompt up to a position"):
-        whole.to_circuit_tracer(tmp_path / "g.pt")
+        full.to_circuit_tracer(tmp_path / "g.pt")
     shorter = pc.attribute(model, ids[:5], targets=[7, 3], max_features=0, progress=False)
     shorter.to_circuit_tracer(tmp_path / "g.pt")
-    there = whole.features[:, 1] <= 4
-    assert torch.equal(whole.features[there], shorter.features) and not bool(there.all())
-    dense = whole.dense()[-2:, : len(there)]
+    there = full.features[:, 1] <= 4
+    assert torch.equal(full.features[there], shorter.features) and not bool(there.all())
+    dense = full.dense()[-2:, : len(there)]
     assert torch.allclose(dense[:, there], shorter.dense()[-2:, : len(shorter.features)], rtol=1e-10, atol=1e-12)
     assert not dense[:, ~there].any()

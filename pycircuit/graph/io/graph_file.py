@@ -15,6 +15,7 @@ from torch import Tensor
 from pycircuit.files.atomic import replace_file, writable
 from pycircuit.files.safetensors import write_tensors
 from pycircuit.graph.csr import Rows
+from pycircuit.graph.endpoints import Targets, Tokens
 
 if TYPE_CHECKING:
     from pycircuit.graph.graph import Graph
@@ -66,8 +67,6 @@ def load(graph_type: type[Graph], path: str | os.PathLike[str]) -> Graph:
     """Read a graph from a safetensors file."""
     path = Path(path)
     metadata, tensors = _read(path)
-    from pycircuit.graph.graph import Targets, Tokens
-
     arrays = ("features", "values", "row_node", "bias", "preactivation", "dropped", "dropped_mass", "product_norm")
     plain = ("layers", "prompt", "vocab_size", "timings", "provenance")
     fields: dict[str, Any] = {name: tensors.get(name) for name in arrays} | {name: metadata[name] for name in plain}
