@@ -152,7 +152,7 @@ def _peer(case: Case, shape: Shape, found: Traced) -> tuple[Traced, dict[str, An
         models.VOCABULARY, shape.features, 4096,
     )  # fmt: skip
     weights = models.transcoder_weights(shape)
-    model = pair.peer_of("llama", models.language_model(shape), pair.Kind(), weights, size, torch.float32)
+    model = pair.circuit_tracer_of("llama", models.language_model(shape), pair.Kind(), weights, size, torch.float32)
     del weights
     ids = models.prompt(shape.positions)
 
@@ -160,7 +160,7 @@ def _peer(case: Case, shape: Shape, found: Traced) -> tuple[Traced, dict[str, An
         settings = {"batch_size": batch, "update_interval": INTERVAL, "max_feature_nodes": most}
         if case.what == DROP_IN:
             return circuit_tracer.attribute(tokens, model, **settings)
-        return pair.trace_peer(model, tokens, **settings)
+        return pair.trace_circuit_tracer(model, tokens, **settings)
 
     once(ids[:8], 8, 8)
     graph = _measure(found, once, 3, 15)

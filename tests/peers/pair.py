@@ -14,13 +14,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import transformers
-from circuit_tracer import attribute as peer_attribute
-from circuit_tracer.graph import Graph as PeerGraph
+from circuit_tracer import attribute as circuit_tracer_attribute
+from circuit_tracer.graph import Graph as CircuitTracerGraph
 from circuit_tracer.replacement_model.replacement_model_transformerlens import TransformerLensReplacementModel
 from circuit_tracer.transcoder import SingleLayerTranscoder, TranscoderSet
-from circuit_tracer.transcoder.activation_functions import JumpReLU as PeerJumpReLU
-from circuit_tracer.transcoder.activation_functions import TopK as PeerTopK
-from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder as PeerCrossLayer
+from circuit_tracer.transcoder.activation_functions import JumpReLU as CircuitTracerJumpReLU
+from circuit_tracer.transcoder.activation_functions import TopK as CircuitTracerTopK
+from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder as CircuitTracerCrossLayer
 from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
 from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
 from torch import Tensor
@@ -31,7 +31,7 @@ import pycircuit as pc
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.trace import trace_frozen
 
-# ours -> (where the peer hooks in); what transcoders read and write under either name.
+# ours -> (where circuit-tracer hooks in); what transcoders read and write under either name.
 READS = {"resid_mid": "hook_resid_mid", "mlp_normed": "ln2.hook_normalized", "mlp_in": "mlp.hook_in"}
 WRITES = {"mlp_out": "hook_mlp_out", "mlp_raw": "mlp.hook_out"}
 
@@ -135,7 +135,7 @@ def _windows(layers: int, even: str, odd: str) -> list[str]:
     return [odd if layer % 2 else even for layer in range(layers)]
 
 
-def _peer_config(family: str, size: Size, dtype: torch.dtype) -> HookedTransformerConfig:
+def _lens_config(family: str, size: Size, dtype: torch.dtype) -> HookedTransformerConfig:
     rotary = {
         "positional_embedding_type": "rotary", "rotary_dim": size.head_width, "normalization_type": "RMS",
         "gated_mlp": True, "final_rms": True, "n_key_value_heads": size.kv_heads,
@@ -221,11 +221,13 @@ def _set(module: torch.nn.Module, **values: Tensor) -> None:
             getattr(module, name).copy_(value)
 
 
-def peer_transcoders(kind: Kind, w: dict[str, Any], size: Size, dtype: torch.dtype) -> Any:
+def circuit_tracer_transcoders(kind: Kind, w: dict[str, Any], size: Size, dtype: torch.dtype) -> Any:
     where = {"feature_input_hook": READS[kind.reads], "feature_output_hook": WRITES[kind.writes]}
     if kind.cross:
         rule = {"jumprelu": "jump_relu", "relu": "relu"}[kind.rule]
-        clt = PeerCrossLayer(size.layers, size.features, size.width, rule, kind.skip, False, dtype=dtype, **where)
+        clt = CircuitTracerCrossLayer(
+            size.layers, size.features, size.width, rule, kind.skip, False, dtype=dtype, **where
+        )
         _set(clt, W_enc=torch.stack(w["w_enc"]), b_enc=torch.stack(w["b_enc"]), b_dec=torch.stack(w["b_dec"]))
         for layer, decoder in enumerate(w["w_dec"]):
             clt.W_dec[layer].data.copy_(decoder)
@@ -236,11 +238,14 @@ def peer_transcoders(kind: Kind, w: dict[str, Any], size: Size, dtype: torch.dty
         return clt
     by_layer = {}
     for layer in range(size.layers):
-        rules = {"jumprelu": lambda: PeerJumpReLU(w["theta"].clone(), 0.1), "topk": lambda: PeerTopK(w["k"])}
+        rules = {
+            "jumprelu": lambda: CircuitTracerJumpReLU(w["theta"].clone(), 0.1),
+            "topk": lambda: CircuitTracerTopK(w["k"]),
+        }
         transcoder = SingleLayerTranscoder(size.width, size.features, rules[kind.rule](), layer, kind.skip, dtype=dtype)
         _set(transcoder, **{name: w[name.lower()][layer] for name in ("W_enc", "b_enc", "W_dec", "b_dec")})
         if kind.skip:
-            _set(transcoder, W_skip=w["w_skip"][layer].T)  # the peer's per-layer skip multiplies by the transpose
+            _set(transcoder, W_skip=w["w_skip"][layer].T)  # circuit-tracer's per-layer skip multiplies by the transpose
         by_layer[layer] = transcoder
     return TranscoderSet(by_layer, **where)
 
@@ -250,18 +255,18 @@ def our_model(family: str, kind: Kind, size: Size, dtype: torch.dtype, active: i
     return pc.ReplacementModel(language_model(family, size, dtype), transcoders, Tokenizer(size.vocabulary))
 
 
-def peer_model(family: str, kind: Kind, size: Size, dtype: torch.dtype, active: int) -> Any:
+def circuit_tracer_model(family: str, kind: Kind, size: Size, dtype: torch.dtype, active: int) -> Any:
     weights = transcoder_weights(kind, size, dtype, active)
-    return peer_of(family, language_model(family, size, dtype), kind, weights, size, dtype)
+    return circuit_tracer_of(family, language_model(family, size, dtype), kind, weights, size, dtype)
 
 
 def lazy_transcoders(transcoders: Any, folder: Path, encoder: bool, decoder: bool) -> Any:
-    """The peer's transcoders saved by the peer, and loaded again with the weights asked for left in their files."""
+    """Save circuit-tracer's transcoders and load them again, with encoders or decoders left in their files."""
     transcoders.to_safetensors(str(folder))
     where = {name: getattr(transcoders, name) for name in ("feature_input_hook", "feature_output_hook")}
     options = {"dtype": transcoders.b_dec.dtype if hasattr(transcoders, "b_dec") else transcoders[0].dtype}
     options |= {"lazy_encoder": encoder, "lazy_decoder": decoder, "scan": "tiny"}
-    if isinstance(transcoders, PeerCrossLayer):
+    if isinstance(transcoders, CircuitTracerCrossLayer):
         return load_clt(str(folder), **where, **options)
     return load_transcoder_set(
         {layer: str(folder / f"layer_{layer}.safetensors") for layer in range(len(transcoders))}, **where, **options
@@ -269,7 +274,7 @@ def lazy_transcoders(transcoders: Any, folder: Path, encoder: bool, decoder: boo
 
 
 def nnsight_of(model: Any, transcoders: Any, size: Size) -> Any:
-    """The peer's replacement model around a transformers model, by its other backend."""
+    """circuit-tracer's replacement model around a transformers model, by its other backend."""
     from circuit_tracer.replacement_model.replacement_model_nnsight import NNSightReplacementModel
 
     model.config.architectures = [type(model).__name__]
@@ -279,9 +284,11 @@ def nnsight_of(model: Any, transcoders: Any, size: Size) -> Any:
     return out
 
 
-def peer_of(family: str, model: Any, kind: Kind, weights: dict[str, Any], size: Size, dtype: torch.dtype) -> Any:
-    """The peer's replacement model with the weights of a transformers model and of our transcoders."""
-    return lens_of(family, model, peer_transcoders(kind, weights, size, dtype), size, dtype)
+def circuit_tracer_of(
+    family: str, model: Any, kind: Kind, weights: dict[str, Any], size: Size, dtype: torch.dtype
+) -> Any:
+    """circuit-tracer's replacement model with the weights of a transformers model and of our transcoders."""
+    return lens_of(family, model, circuit_tracer_transcoders(kind, weights, size, dtype), size, dtype)
 
 
 def lens_of(family: str, model: Any, transcoders: Any, size: Size, dtype: torch.dtype, fold: bool = False) -> Any:
@@ -289,7 +296,7 @@ def lens_of(family: str, model: Any, transcoders: Any, size: Size, dtype: torch.
 
     fold: fold gains and biases of norms into the weights they feed.
     """
-    config = _peer_config(family, size, dtype)
+    config = _lens_config(family, size, dtype)
     out = TransformerLensReplacementModel(config)
     with torch.no_grad():
         state = CONVERT[family](model, config)
@@ -308,23 +315,23 @@ def prompt(positions: int, vocabulary: int, seed: int = 2) -> Tensor:
 
 
 def without_first_errors(local: LocalReplacement) -> LocalReplacement:
-    """Errors at the ignored positions gone, as the peer drops them; our own keep them, so that the law holds."""
+    """Errors at the ignored positions gone, as circuit-tracer drops them; our own keep them, so that the law holds."""
     errors = local.errors.clone()
     errors[:, : local.ignore_positions] = 0
     return replace(local, errors=errors)
 
 
 def trace_ours(model: Any, ids: Tensor, **options: Any) -> pc.Graph:
-    """A graph with the peer's error columns."""
+    """A graph with circuit-tracer's error columns."""
     return trace_frozen(model, without_first_errors(model.freeze(ids)), **options)
 
 
-def trace_peer(model: Any, ids: Tensor, **options: Any) -> PeerGraph:
-    """In the model's own type: the peer's edge matrix takes torch's default. Its hooks make torch warn."""
-    return by(peer_attribute, model, ids, **options)
+def trace_circuit_tracer(model: Any, ids: Tensor, **options: Any) -> CircuitTracerGraph:
+    """In the model's own type: circuit-tracer's edge matrix takes torch's default. Its hooks make torch warn."""
+    return by(circuit_tracer_attribute, model, ids, **options)
 
 
-def by(attribute: Callable[..., PeerGraph], model: Any, ids: Any, **options: Any) -> PeerGraph:
+def by(attribute: Callable[..., CircuitTracerGraph], model: Any, ids: Any, **options: Any) -> CircuitTracerGraph:
     """Trace by any function with the signature of circuit-tracer's `attribute`."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(model.unembed_proj.dtype)
@@ -337,7 +344,7 @@ def by(attribute: Callable[..., PeerGraph], model: Any, ids: Any, **options: Any
 
 
 def selected(graph: pc.Graph) -> pc.Graph:
-    """The graph of the expanded features alone, as the peer keeps it."""
+    """The graph of the expanded features alone, as circuit-tracer keeps it."""
     mask = torch.ones(graph.nodes, dtype=torch.bool)
     mask[: graph.first_error] = False
     mask[graph.row_node] = True

@@ -23,9 +23,9 @@ from drop_in_cases import (
     ids,
     made,
     off,
-    peer,
     plain,
     same,
+    trace_by_circuit_tracer,
 )
 
 from pycircuit.integrations.circuit_tracer import (
@@ -56,7 +56,7 @@ def test_the_same_graph(where: str, kind: str, lazy: str, folder: Path) -> None:
     """Graphs of all features, and of the most influential in rounds, are equal."""
     model = made(where, kind, folder, lazy)
     for settings in ({"batch_size": 16}, SETTINGS):
-        theirs = pair.trace_peer(model, ids(), **settings)
+        theirs = pair.trace_circuit_tracer(model, ids(), **settings)
         ours = pair.by(attribute, model, ids(), **settings)
         assert len(theirs.active_features) > 100
         assert (len(theirs.selected_features) == MOST) == (settings is SETTINGS)
@@ -84,14 +84,14 @@ def test_the_same_with_patterns_recomputed(where: str, kind: str, monkeypatch: p
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_same_with_norms_folded_into_weights(family: str) -> None:
     size, kind = SIZES.get(family, SIZE), KINDS["plt"]
-    transcoders = pair.peer_transcoders(
+    transcoders = pair.circuit_tracer_transcoders(
         kind, pair.transcoder_weights(kind, size, torch.float32, ACTIVE), size, torch.float32
     )
     model = pair.lens_of(
         family, pair.language_model(family, size, torch.float32), transcoders, size, torch.float32, fold=True
     )
     assert type(model.ln_final).__name__.endswith("Pre") and not hasattr(model.blocks[0].ln1, "w")
-    same(pair.by(attribute, model, ids(), **SETTINGS), pair.trace_peer(model, ids(), **SETTINGS))
+    same(pair.by(attribute, model, ids(), **SETTINGS), pair.trace_circuit_tracer(model, ids(), **SETTINGS))
 
 
 def test_the_same_where_several_positions_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_the_same_where_several_positions_are_ignored(monkeypatch: pytest.Monkey
     for where in ("lens llama", "nnsight llama"):
         model = made(where, "plt")
         model.zero_positions = slice(0, 4)
-        theirs = pair.trace_peer(model, ids(), **SETTINGS)
+        theirs = pair.trace_circuit_tracer(model, ids(), **SETTINGS)
         assert int(theirs.active_features[:, 1].min()) == 4
         same(pair.by(attribute, model, ids(), **SETTINGS), theirs)
 
@@ -115,7 +115,7 @@ def test_the_same_for_any_opening_positions(where: str) -> None:
         (slice(0, 4), [0, 5]),
     ):
         model.zero_positions = zero_positions
-        same(pair.by(attribute, model, prompt, **SETTINGS), pair.trace_peer(model, prompt, **SETTINGS))
+        same(pair.by(attribute, model, prompt, **SETTINGS), pair.trace_circuit_tracer(model, prompt, **SETTINGS))
     for zero_positions in (slice(1, 3), slice(0, 4, 2)):
         model.zero_positions = zero_positions
         with pytest.raises(ValueError, match=r"zero_positions must be the first ones, slice\(0, n\), got slice"):
@@ -126,13 +126,15 @@ def test_the_same_for_any_opening_positions(where: str) -> None:
 def test_the_same_beyond_the_positions_a_config_names(where: str) -> None:
     longer = torch.cat([ids(), pair.prompt(SIZE.longest, SIZE.vocabulary)[1:]])
     options = {**SETTINGS, "max_feature_nodes": 10}
-    same(pair.by(attribute, plain(where), longer, **options), pair.trace_peer(plain(where), longer, **options))
+    same(
+        pair.by(attribute, plain(where), longer, **options), pair.trace_circuit_tracer(plain(where), longer, **options)
+    )
 
 
 @pytest.mark.parametrize("kind", ["plt_topk_skip", "clt"])
 def test_in_float64_the_same_to_rounding(kind: str) -> None:
     model = made("lens gpt2", kind, dtype=torch.float64)
-    ours, theirs = pair.by(attribute, model, ids(), **SETTINGS), pair.trace_peer(model, ids(), **SETTINGS)
+    ours, theirs = pair.by(attribute, model, ids(), **SETTINGS), pair.trace_circuit_tracer(model, ids(), **SETTINGS)
     assert theirs.adjacency_matrix.dtype == torch.float64
     same(ours, theirs, 1e-10)
     assert (
@@ -150,7 +152,11 @@ def test_half_precision_is_traced_as_closely_as_theirs(where: str) -> None:
         for parameter in (*getattr(exact, "_module", exact).parameters(), *transcoders.parameters()):
             parameter.copy_(parameter.to(torch.bfloat16))
     options = {"batch_size": 16, "attribution_targets": torch.tensor([7, 3])}
-    graphs = attribute(ids(), exact, **options), attribute(ids(), half, **options), peer(half, **options)
+    graphs = (
+        attribute(ids(), exact, **options),
+        attribute(ids(), half, **options),
+        trace_by_circuit_tracer(half, **options),
+    )
     assert graphs[1].activation_values.dtype == graphs[2].activation_values.dtype == torch.bfloat16
     assert graphs[1].adjacency_matrix.dtype == graphs[2].adjacency_matrix.dtype == torch.float32
     indices = [{tuple(f): i for i, f in enumerate(graph.active_features.tolist())} for graph in graphs]
@@ -165,7 +171,7 @@ def test_half_precision_is_traced_as_closely_as_theirs(where: str) -> None:
 def test_in_half_precision_the_same_targets(where: str, kind: str, dtype: torch.dtype) -> None:
     """Logits that half precision cannot tell apart come in its order, and their probabilities in its type."""
     model = made(where, kind, dtype=dtype)
-    ours, theirs = attribute(ids(), model, **SETTINGS), peer(model, **SETTINGS)
+    ours, theirs = attribute(ids(), model, **SETTINGS), trace_by_circuit_tracer(model, **SETTINGS)
     assert ours.logit_targets == theirs.logit_targets and len(theirs.logit_targets) == 10
     for name in ("logit_probabilities", "activation_values", "adjacency_matrix"):
         assert getattr(ours, name).dtype == getattr(theirs, name).dtype
@@ -191,7 +197,7 @@ def test_in_half_precision_the_same_features(where: str, kind: str, dtype: torch
     for seed in range(4):
         prompt = pair.prompt(32, SIZE.vocabulary, seed)
         options = {**SETTINGS, "max_feature_nodes": 4}
-        ours, theirs = attribute(prompt, model, **options), peer(model, prompt, **options)
+        ours, theirs = attribute(prompt, model, **options), trace_by_circuit_tracer(model, prompt, **options)
         assert len(theirs.active_features) > 300
         assert torch.equal(ours.active_features, theirs.active_features)
         assert torch.equal(ours.activation_values, theirs.activation_values)
@@ -201,7 +207,7 @@ def test_in_half_precision_the_same_features(where: str, kind: str, dtype: torch
 def test_in_float64_on_nnsight_the_model_keeps_its_own_norms(kind: str) -> None:
     """They go through float32, and activations follow."""
     model = made("nnsight gpt_oss", kind, dtype=torch.float64)
-    ours, theirs = pair.by(attribute, model, ids(), **SETTINGS), pair.trace_peer(model, ids(), **SETTINGS)
+    ours, theirs = pair.by(attribute, model, ids(), **SETTINGS), pair.trace_circuit_tracer(model, ids(), **SETTINGS)
     same(ours, theirs, 1e-6)
     assert torch.allclose(ours.activation_values, theirs.activation_values, rtol=1e-12, atol=1e-12)
 
@@ -221,14 +227,16 @@ def test_in_float64_on_nnsight_the_model_keeps_its_own_norms(kind: str) -> None:
 @FEW
 def test_the_same_for_targets_of_any_form(where: str, targets: Any) -> None:
     settings = {**SETTINGS, "attribution_targets": targets}
-    same(pair.by(attribute, plain(where), ids(), **settings), pair.trace_peer(plain(where), ids(), **settings))
+    same(
+        pair.by(attribute, plain(where), ids(), **settings), pair.trace_circuit_tracer(plain(where), ids(), **settings)
+    )
 
 
 @pytest.mark.parametrize("prompt", [ids(), ids()[None], ids().tolist(), [0, 5]], ids=["1d", "2d", "list", "two"])
 def test_the_same_for_any_share_of_probability_and_any_prompt(prompt: Any) -> None:
     for settings in ({"max_n_logits": 3, "desired_logit_prob": 0.99}, {"desired_logit_prob": 0.3}):
         ours = pair.by(attribute, plain("lens llama"), prompt, **SETTINGS, **settings)
-        same(ours, pair.trace_peer(plain("lens llama"), prompt, **SETTINGS, **settings))
+        same(ours, pair.trace_circuit_tracer(plain("lens llama"), prompt, **SETTINGS, **settings))
 
 
 def test_the_same_without_any_feature() -> None:
@@ -236,7 +244,7 @@ def test_the_same_without_any_feature() -> None:
     with torch.no_grad():
         for transcoder in model.transcoders:
             transcoder.activation_function.threshold.fill_(1e6)
-    ours, theirs = pair.by(attribute, model, ids()), pair.trace_peer(model, ids(), batch_size=8)
+    ours, theirs = pair.by(attribute, model, ids()), pair.trace_circuit_tracer(model, ids(), batch_size=8)
     assert not len(theirs.active_features)
     same(ours, theirs)
 
@@ -248,6 +256,6 @@ def test_a_zero_activation_is_no_feature() -> None:
         for transcoder in model.transcoders:
             transcoder.W_enc[::2], transcoder.b_enc[::2] = 0, 0
             transcoder.activation_function.k = 20
-    theirs, ours = pair.trace_peer(model, ids(), **SETTINGS), pair.by(attribute, model, ids(), **SETTINGS)
+    theirs, ours = pair.trace_circuit_tracer(model, ids(), **SETTINGS), pair.by(attribute, model, ids(), **SETTINGS)
     assert len(theirs.active_features) < 20 * SIZE.layers * (POSITIONS - 1)
     same(ours, theirs)

@@ -81,7 +81,7 @@ def test_a_threshold_of_any_shape() -> None:
         for transcoder, shape in zip(model.transcoders, ((-1,), (1, -1), (-1,)), strict=True):
             rule = transcoder.activation_function
             rule.threshold = torch.nn.Parameter(rule.threshold.reshape(shape))
-    same(pair.by(attribute, model, ids(), **SETTINGS), pair.trace_peer(model, ids(), **SETTINGS))
+    same(pair.by(attribute, model, ids(), **SETTINGS), pair.trace_circuit_tracer(model, ids(), **SETTINGS))
 
 
 def test_their_matrix_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:

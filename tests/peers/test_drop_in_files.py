@@ -13,7 +13,7 @@ from typing import Any
 import pair
 import pytest
 import torch
-from circuit_tracer import attribute as peer_attribute
+from circuit_tracer import attribute as circuit_tracer_attribute
 from circuit_tracer.graph import Graph, compute_graph_scores, prune_graph
 from circuit_tracer.utils import create_graph_files
 from drop_in_cases import FEW, SIZE, both, ids, plain, same
@@ -120,7 +120,7 @@ def test_their_tutorial_by_one_changed_line(where: str, tmp_path: Path) -> None:
             exec(compile(line + TUTORIAL, "tutorial", "exec"), names)
         namespaces.append(names)
     theirs, ours = namespaces
-    assert ours["attribute"] is attribute and theirs["attribute"] is peer_attribute
+    assert ours["attribute"] is attribute and theirs["attribute"] is circuit_tracer_attribute
     assert [ours[n] for n in ("layer", "position", "feature")] == [theirs[n] for n in ("layer", "position", "feature")]
     assert torch.equal(ours["kept"].node_mask, theirs["kept"].node_mask)
     assert ours["scores"] == pytest.approx(theirs["scores"], rel=1e-5)
@@ -129,7 +129,7 @@ def test_their_tutorial_by_one_changed_line(where: str, tmp_path: Path) -> None:
 
 
 def test_the_same_arguments_and_defaults() -> None:
-    parameters = [inspect.signature(f).parameters.values() for f in (attribute, peer_attribute)]
+    parameters = [inspect.signature(f).parameters.values() for f in (attribute, circuit_tracer_attribute)]
     assert [(p.name, p.kind, p.default) for p in parameters[0]] == [(p.name, p.kind, p.default) for p in parameters[1]]
 
 

@@ -30,9 +30,9 @@ from pycircuit.ops import FileRows
 def test_a_model_is_as_it_was(where: str) -> None:
     """Nothing is left on it: its own attribute gives the very same graph after ours."""
     model = made(where, "clt")
-    before = pair.trace_peer(model, ids(), **SETTINGS)
+    before = pair.trace_circuit_tracer(model, ids(), **SETTINGS)
     attribute(ids(), model, **SETTINGS)
-    after = pair.trace_peer(model, ids(), **SETTINGS)
+    after = pair.trace_circuit_tracer(model, ids(), **SETTINGS)
     assert torch.equal(before.adjacency_matrix, after.adjacency_matrix)
 
 
@@ -113,7 +113,7 @@ def test_in_modes_without_gradients(where: str) -> None:
         with mode():
             graph = attribute(ids(), model, **SETTINGS)
         assert torch.equal(graph.adjacency_matrix, wanted)
-    same(pair.trace_peer(model, ids(), **SETTINGS), attribute(ids(), model, **SETTINGS))
+    same(pair.trace_circuit_tracer(model, ids(), **SETTINGS), attribute(ids(), model, **SETTINGS))
 
 
 @pytest.mark.parametrize("nothing", ["", False])
@@ -204,7 +204,7 @@ def test_no_change_of_weights_makes_a_graph_stale(where: str) -> None:
     else:
         model._module.model.layers[1].self_attn.v_proj.weight.data.mul_(-1.5)
     ours = pair.by(attribute, model, ids(), **SETTINGS)
-    same(ours, pair.trace_peer(model, ids(), **SETTINGS))
+    same(ours, pair.trace_circuit_tracer(model, ids(), **SETTINGS))
     assert ours.adjacency_matrix.shape != before.shape or not torch.allclose(ours.adjacency_matrix, before, atol=1e-3)
 
 

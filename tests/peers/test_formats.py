@@ -11,8 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from circuit_tracer.transcoder import SingleLayerTranscoder, TranscoderSet
-from circuit_tracer.transcoder.activation_functions import JumpReLU as PeerJumpReLU
-from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder as PeerCrossLayer
+from circuit_tracer.transcoder.activation_functions import JumpReLU as CircuitTracerJumpReLU
+from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder as CircuitTracerCrossLayer
 from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
 from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
 from torch import Tensor
@@ -65,7 +65,7 @@ def config(folder: Path, kind: str) -> None:
 def test_circuit_tracer_per_layer(tmp_path: Path, jumps: bool, skip: bool) -> None:
     result = {}
     for index in range(LAYERS):
-        rule = PeerJumpReLU(torch.zeros(SIZE), 0.1) if jumps else torch.nn.functional.relu
+        rule = CircuitTracerJumpReLU(torch.zeros(SIZE), 0.1) if jumps else torch.nn.functional.relu
         item = SingleLayerTranscoder(WIDTH, SIZE, rule, index, skip, device=CPU, dtype=torch.float32)
         result[index] = filled(item, index)
     theirs = TranscoderSet(result, "hook_resid_mid", "hook_mlp_out")
@@ -79,7 +79,7 @@ def test_circuit_tracer_per_layer(tmp_path: Path, jumps: bool, skip: bool) -> No
 @torch.no_grad()
 def test_circuit_tracer_cross_layer(tmp_path: Path, rule: str) -> None:
     """0.5.0 writes no skip."""
-    theirs = PeerCrossLayer(LAYERS, SIZE, WIDTH, rule, False, False, device=CPU, dtype=torch.float32)
+    theirs = CircuitTracerCrossLayer(LAYERS, SIZE, WIDTH, rule, False, False, device=CPU, dtype=torch.float32)
     filled(theirs, 0).to_safetensors(str(tmp_path))
     config(tmp_path, "cross_layer_transcoder")
     acts = theirs.encode(streams())

@@ -86,7 +86,7 @@ class View:
 
 def model(backend: str) -> Any:
     weights = pair.transcoder_weights(KIND, SIZE, torch.float32, 6)
-    transcoders = pair.peer_transcoders(KIND, weights, SIZE, torch.float32)
+    transcoders = pair.circuit_tracer_transcoders(KIND, weights, SIZE, torch.float32)
     language = pair.language_model("llama", SIZE, torch.float32)
     if backend == "nnsight":
         return pair.nnsight_of(language, transcoders, SIZE)

@@ -39,7 +39,7 @@ CASES = [(family, kind) for family in pair.CONFIGS for kind in KINDS]
 @cache
 def models(family: str, kind: str) -> tuple[Any, Any]:
     arguments = (family, KINDS[kind], SIZES[family], torch.float32, ACTIVE)
-    return pair.our_model(*arguments), pair.peer_model(*arguments)
+    return pair.our_model(*arguments), pair.circuit_tracer_model(*arguments)
 
 
 def ids() -> Tensor:
@@ -73,7 +73,7 @@ def as_tuples(interventions: list[pc.Intervention]) -> list[tuple[Any, ...]]:
 
 @contextmanager
 def quiet(model: Any) -> Iterator[None]:
-    """Hooks of an intervention are the peer's own to remove."""
+    """Hooks of an intervention are circuit-tracer's own to remove."""
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ import pair
 import pytest
 import torch
 from circuit_tracer.frontend import feature_models, graph_models
-from circuit_tracer.utils import create_graph_files as peer_files
+from circuit_tracer.utils import create_graph_files as circuit_tracer_files
 from circuit_tracer.utils.decode_url_features import decode_url_features
 from graphs import random_graph
 
@@ -39,10 +39,10 @@ threading.Event().wait()
 
 @pytest.fixture(scope="module")
 def graphs() -> tuple[pc.Graph, Any]:
-    """Ours and the peer's of the same features."""
+    """Ours and circuit-tracer's of the same features."""
     ids = pair.prompt(13, SIZE.vocabulary)
     ours = pair.trace_ours(pair.our_model(*MODEL), ids, max_features=60, round_size=64)
-    theirs = pair.trace_peer(pair.peer_model(*MODEL), ids, batch_size=16, max_feature_nodes=60)
+    theirs = pair.trace_circuit_tracer(pair.circuit_tracer_model(*MODEL), ids, batch_size=16, max_feature_nodes=60)
     return pair.selected(ours), theirs
 
 
@@ -107,7 +107,7 @@ def opened(url: str) -> dict[str, Any]:
 
 
 def test_their_page_draws_our_graph(folder: Path, address: str) -> None:
-    """The page leaves out nodes beyond the threshold, as of the peer's own files."""
+    """The page leaves out nodes beyond the threshold, as of circuit-tracer's own files."""
     drawn, full = opened(f"{address}/index.html?slug=tiny"), json.loads((folder / "tiny.json").read_text())
     within = {n["node_id"] for n in full["nodes"] if n["influence"] is None or n["influence"] <= NODE}
     within |= {n["node_id"] for n in full["nodes"] if n["feature_type"] == "embedding"}
@@ -199,9 +199,9 @@ def _their_file(theirs: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
         def from_pretrained(_: Any) -> pair.Tokenizer:
             return pair.Tokenizer(SIZE.vocabulary)
 
-    module = sys.modules[peer_files.__module__]
+    module = sys.modules[circuit_tracer_files.__module__]
     monkeypatch.setattr(module, "AutoTokenizer", Local)
-    peer_files(theirs, "tiny", str(path), scan="tiny-scan", node_threshold=NODE, edge_threshold=EDGE)
+    circuit_tracer_files(theirs, "tiny", str(path), scan="tiny-scan", node_threshold=NODE, edge_threshold=EDGE)
     return json.loads((path / "tiny.json").read_text())
 
 

@@ -42,7 +42,10 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast.save_pretrained(folder / "model")
     for name, kind in KINDS.items():
         weights = pair.transcoder_weights(kind, SIZE, torch.float32, ACTIVE)
-        stored, place = pair.peer_transcoders(kind, weights, SIZE, torch.float32), folder / "cache" / f"{SET}-{name}"
+        stored, place = (
+            pair.circuit_tracer_transcoders(kind, weights, SIZE, torch.float32),
+            folder / "cache" / f"{SET}-{name}",
+        )
         stored.to_safetensors(str(place))
         model_kind = "cross_layer_transcoder" if kind.cross else "transcoder_set"
         about = {"model_kind": model_kind, "scan": SET, "model_name": str(folder / "model")}
