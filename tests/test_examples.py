@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import builders
-import format_files
 import pytest
+import random_transcoders
 import torch
 from commands import Run, runner
 from torch import Tensor
@@ -23,11 +23,10 @@ from pycircuit.model.capture import STREAMS, capture
 from pycircuit.model.families import family_of
 from pycircuit.model.weights import read_weights
 from pycircuit.ops import SparseFeatures
-from pycircuit.transcoders import formats
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LAYERS, SIZE, CONTEXT, BINS = format_files.LAYERS, format_files.SIZE, 20, 50
+LAYERS, SIZE, CONTEXT, BINS = random_transcoders.LAYERS, random_transcoders.SIZE, 20, 50
 SHOWN = {"top": 4, "groups": 3, "per_group": 2, "around": 5, "logits": 6}
 CASES = {  # family, transcoders
     "llama": ("llama", {"cross": False}),
@@ -38,12 +37,12 @@ CASES = {  # family, transcoders
     "post_norm": ("gemma2", {"cross": False, "writes": "mlp_raw"}),
     "post_norms": ("gemma2", {"cross": True, "writes": "mlp_raw"}),
 }
-format_files.RULES["everywhere"] = lambda g, dtype: pc.TopK(SIZE, keep_negative=True)
+random_transcoders.RULES["everywhere"] = lambda g, dtype: pc.TopK(SIZE, keep_negative=True)
 
 
 def build(case: str, dtype: torch.dtype = torch.float64) -> pc.ReplacementModel:
     family, settings = CASES[case]
-    transcoders = format_files.made(dtype=dtype, **settings)
+    transcoders = random_transcoders.random_set(dtype=dtype, **settings)
     labels = {(0, 3): "a label", (2, 5): "another"}
     return pc.ReplacementModel(builders.build(family, dtype), transcoders, labels=labels)
 
@@ -214,10 +213,10 @@ def test_pieces_of_work_change_nothing(case: tuple[Any, Path], tmp_path: Path) -
 
 @pytest.mark.parametrize("cross", [False, True])
 def test_decoders_in_files_and_features_that_were_asked_for(cross: bool, tmp_path: Path) -> None:
-    transcoders = format_files.made(cross)
-    formats.save(transcoders, tmp_path / "transcoders")
+    transcoders = random_transcoders.random_set(cross)
+    pc.transcoders.save(transcoders, tmp_path / "transcoders")
     hf_model = builders.build("llama")
-    left = formats.load(tmp_path / "transcoders")
+    left = pc.transcoders.load(tmp_path / "transcoders")
     assert not isinstance(left.w_dec[0], Tensor)
     every_file, chosen_files = (
         contents(

@@ -134,7 +134,7 @@ def test_offloaded_modules_come_back(where: str, offload: Any) -> None:
 
 
 def test_progress_is_seen_when_asked_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pycircuit.progress._BETWEEN", {True: 0.0, False: 0.0})
+    monkeypatch.setattr("pycircuit.progress._INTERVAL", {True: 0.0, False: 0.0})
     attribute(ids(), plain("lens llama"), **SETTINGS)
     assert not capsys.readouterr().err
     attribute(ids(), plain("lens llama"), **SETTINGS, verbose=True)

@@ -18,7 +18,6 @@ from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_se
 from torch import Tensor
 
 import pycircuit as pc
-from pycircuit.transcoders import formats
 
 LAYERS, WIDTH, SIZE, POSITIONS = 3, 16, 40, 7
 CPU = torch.device("cpu")
@@ -72,7 +71,7 @@ def test_circuit_tracer_per_layer(tmp_path: Path, jumps: bool, skip: bool) -> No
     theirs.to_safetensors(str(tmp_path))
     config(tmp_path, "transcoder_set")
     acts = theirs.encode(streams())
-    agree(formats.load(tmp_path), acts, theirs.decode(acts, streams()))
+    agree(pc.transcoders.load(tmp_path), acts, theirs.decode(acts, streams()))
 
 
 @pytest.mark.parametrize("rule", ["relu", "jump_relu"])
@@ -83,7 +82,7 @@ def test_circuit_tracer_cross_layer(tmp_path: Path, rule: str) -> None:
     filled(theirs, 0).to_safetensors(str(tmp_path))
     config(tmp_path, "cross_layer_transcoder")
     acts = theirs.encode(streams())
-    agree(formats.load(tmp_path), acts, theirs.decode(acts, streams()))
+    agree(pc.transcoders.load(tmp_path), acts, theirs.decode(acts, streams()))
 
 
 def ours(cross: bool, rule: Any, skip: bool) -> Any:
@@ -109,7 +108,7 @@ RULES = {"relu": pc.ReLU(), "jumprelu": pc.JumpReLU(torch.linspace(0.1, 1, SIZE)
 @torch.no_grad()
 def test_ours_in_circuit_tracer(tmp_path: Path, cross: bool, rule: str, lazy: bool) -> None:
     t = ours(cross, RULES[rule], skip=not cross)
-    folder = formats.save(t, tmp_path / "set", model="tiny")
+    folder = pc.transcoders.save(t, tmp_path / "set", model="tiny")
     options = {"device": CPU, "dtype": torch.float32, "lazy_decoder": lazy, "lazy_encoder": lazy}
     if cross:
         theirs = load_clt(str(folder), **options)
@@ -136,8 +135,8 @@ def test_saelens(tmp_path: Path, name: str) -> None:
     x = streams()
     acts = torch.stack([item.encode(x[index]) for index, item in enumerate(made)])
     written = torch.stack([item(x[index]) for index, item in enumerate(made)])
-    agree(formats.load(tmp_path / "set"), acts, written)
-    formats.convert(tmp_path / "set", tmp_path / "back", "saelens")
+    agree(pc.transcoders.load(tmp_path / "set"), acts, written)
+    pc.transcoders.convert(tmp_path / "set", tmp_path / "back", "saelens")
     for index, item in enumerate(made):
         again = type(item).load_from_disk(tmp_path / "back" / f"layer_{index}")
         assert type(again) is type(item)
@@ -157,7 +156,7 @@ def test_sparsify(tmp_path: Path, skip: bool) -> None:
         top, index = pre.topk(5, dim=-1)
         acts[i].scatter_(1, index, top)
         written[i] = item.decode(top, index) + (x[i] @ item.W_skip.mT if skip else 0.0)
-    agree(formats.load(tmp_path), acts, written)
+    agree(pc.transcoders.load(tmp_path), acts, written)
 
 
 def scopium_settings(rule: str, by_norm: bool, norm: str) -> dict[str, Any]:
@@ -194,7 +193,7 @@ def test_llamascopium_per_layer(tmp_path: Path, rule: str, by_norm: bool, norm: 
         written[index] = item.decode(acts[index]) / by[hooks[1]]
         if by_norm and rule == "topk":
             acts[index] *= item.decoder_norm()
-    ours = formats.load(tmp_path)
+    ours = pc.transcoders.load(tmp_path)
     assert (ours.reads, ours.writes) == ("mlp_normed", "mlp_out")
     agree(ours, acts, written)
 
@@ -220,4 +219,4 @@ def test_llamascopium_cross_layer(tmp_path: Path, rule: str, by_norm: bool, norm
     values = acts.transpose(0, 1)
     if by_norm and rule == "topk":
         values = values * item.decoder_norm_per_feature()[:, None]
-    agree(formats.load(tmp_path), values, written)
+    agree(pc.transcoders.load(tmp_path), values, written)
