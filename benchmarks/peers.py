@@ -107,7 +107,7 @@ def run_circuit_tracer(case: Case, shape: Shape, traced: Traced, rounds: int) ->
         4096,
     )
     weights = models.transcoder_weights(shape)
-    model = pair.peer_of("llama", models.language_model(shape), pair.Kind(), weights, size, torch.float32)
+    model = pair.circuit_tracer_of("llama", models.language_model(shape), pair.Kind(), weights, size, torch.float32)
     del weights
     ids = models.prompt(shape.positions)
 
@@ -115,7 +115,7 @@ def run_circuit_tracer(case: Case, shape: Shape, traced: Traced, rounds: int) ->
         settings = {"batch_size": batch, "update_interval": INTERVAL, "max_feature_nodes": most}
         if case.what == DROP_IN:
             return circuit_tracer.attribute(tokens, model, **settings)
-        return pair.trace_peer(model, tokens, **settings)
+        return pair.trace_circuit_tracer(model, tokens, **settings)
 
     attribute(ids[:8], 8, 8)
     graph = _measure(traced, attribute, rounds, 15)

@@ -57,7 +57,10 @@ def main() -> int:
     model = pair.language_model("llama", SIZE, torch.float32)
     weights = pair.transcoder_weights(KIND, SIZE, torch.float32, ACTIVE)
     ours = pc.ReplacementModel(model, pair.our_transcoders(KIND, weights), pair.Tokenizer(SIZE.vocabulary))
-    transcoders, ids = pair.peer_transcoders(KIND, weights, SIZE, torch.float32), pair.prompt(TOKENS, SIZE.vocabulary)
+    transcoders, ids = (
+        pair.circuit_tracer_transcoders(KIND, weights, SIZE, torch.float32),
+        pair.prompt(TOKENS, SIZE.vocabulary),
+    )
     backends = {
         "TransformerLens": lambda: pair.lens_of("llama", model, transcoders, SIZE, torch.float32),
         "nnsight": lambda: pair.nnsight_of(model, transcoders, SIZE),

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .demo.box import KINDS, load_box, load_model
+from .demo.demo_model import KINDS, load_demo, load_model
 from .files.cache_folder import cache_folder
 from .files.locks import exclusive
 from .model import ReplacementModel
@@ -71,7 +71,7 @@ def load(
             f"load: {next(iter(overrides))} must be left out but for transcoders in files, got {overrides}"
         )
     if demo is not None:
-        return load_box(demo, device, dtype)
+        return load_demo(demo, device, dtype)
     _check_names(os.fspath(model), transcoders)
     if not isinstance(transcoders, Transcoders):
         transcoders = transcoder_io.load(transcoders, device, dtype, **overrides)  # type: ignore[arg-type]

@@ -15,8 +15,8 @@ import torch
 from commands import Run, runner
 
 import pycircuit as pc
-from pycircuit.demo.box import KINDS
-from pycircuit.demo.facts import BOX, facts
+from pycircuit.demo.demo_model import KINDS
+from pycircuit.demo.facts import DATA, facts
 from pycircuit.demo.swap import two_hop
 from pycircuit.transcoders import formats
 
@@ -68,7 +68,7 @@ def test_own_transcoders_on_the_demo(run: Run, tmp_path: Path) -> None:
     trained = run("train", "demo", "--texts", "texts.jsonl", "--features", 16, "--k", 2, "--steps", 3, "--batch", 32,
                   "--out", "mine", "--quiet")  # fmt: skip
     assert trained.code == 0, trained.err
-    assert run("convert", BOX / "clt", "other", "--to", "pycircuit").code == 0
+    assert run("convert", DATA / "clt", "other", "--to", "pycircuit").code == 0
     for folder in ("mine", "other"):
         done = run("attribute", "demo", PROMPT, "-t", folder, "--json")
         assert done.code == 0 and json.loads(done.out)["targets"][0]["label"] == "Austin", done.err
@@ -136,9 +136,9 @@ def test_inspect_and_convert_take_the_demo(run: Run) -> None:
     for arguments, kind in (((), "clt"), (("--variant", "plt"), "plt")):
         done = run("inspect", "demo", *arguments, "--json")
         assert done.code == 0, done.err
-        assert json.loads(done.out) == pc.transcoders.inspect(BOX / kind).json()
+        assert json.loads(done.out) == pc.transcoders.inspect(DATA / kind).json()
     assert run("convert", "demo", "mine", "--variant", "plt").code == 0
-    assert len(pc.transcoders.load("mine").w_enc) == len(pc.transcoders.load(BOX / "plt").w_enc)
+    assert len(pc.transcoders.load("mine").w_enc) == len(pc.transcoders.load(DATA / "plt").w_enc)
 
 
 def test_a_folder_of_no_format_is_refused_in_a_short_sentence(run: Run, tmp_path: Path) -> None:

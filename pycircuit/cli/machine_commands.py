@@ -43,7 +43,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Trace a two-hop question in the demo model, then swap its state's features for another state's."""
-    from pycircuit.demo.show import run
+    from pycircuit.demo.demonstration import run
 
     if svg is not None:
         check_new_file("--plot", svg, ".svg")

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from pycircuit.demo.box import KINDS
-from pycircuit.demo.facts import BOX
+from pycircuit.demo.demo_model import KINDS
+from pycircuit.demo.facts import DATA
 from pycircuit.transcoders import io
 from pycircuit.transcoders.formats.saving import LAYOUTS
 from pycircuit.transcoders.types import READS, WRITES
@@ -43,7 +43,7 @@ def _source(path: str, reading: Reading) -> tuple[str, dict[str, Any]]:
     kind = reading.variant or KINDS[0]
     if kind not in KINDS:
         raise ValueError(f"--variant must be one of {', '.join(KINDS)} for demo, got {kind!r}")
-    return str(BOX / kind), {**arguments, "variant": None}
+    return str(DATA / kind), {**arguments, "variant": None}
 
 
 def inspect(

@@ -1,4 +1,4 @@
-"""What `make bench-peers` refuses: rows or a selection that differ give no ratio."""
+"""Tests of `make bench-peers`: rows or a selection that differ give no ratio."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from circuit_tracer_report import table_row
 from pycircuit.bench.whole_trace import Traced
 
 
-def found(count: int = 200, seed: int = 0) -> dict[str, Any]:
+def random_result(count: int = 200, seed: int = 0) -> dict[str, Any]:
     g = np.random.default_rng(seed)
     features = np.stack([g.integers(0, 8, count), g.integers(0, 4096, count), np.arange(count)], 1)
     return {"active": features, "selected": features, "rows": g.normal(size=(count + 2, count + 30))}
 
 
 def test_equal_rows_agree_and_a_wrong_one_does_not() -> None:
-    ours, theirs = found(), found()
+    ours, theirs = random_result(), random_result()
     assert agreement(ours, theirs) == {"active": 1, "chosen": 1, "rows": 0}
     ours["rows"][-1, 3] += 1e-2
     worst = agreement(ours, theirs)
@@ -32,7 +32,7 @@ def test_equal_rows_agree_and_a_wrong_one_does_not() -> None:
 
 
 def test_rows_are_matched_by_feature_not_by_place() -> None:
-    ours, theirs = found(), found()
+    ours, theirs = random_result(), random_result()
     order = np.random.default_rng(1).permutation(200)
     ours["selected"] = ours["selected"][order]
     ours["rows"] = ours["rows"][np.r_[order, 200, 201]][:, np.r_[order, 200:230]]
@@ -40,7 +40,7 @@ def test_rows_are_matched_by_feature_not_by_place() -> None:
 
 
 def test_another_selection_is_not_agreement() -> None:
-    ours, theirs = found(), found()
+    ours, theirs = random_result(), random_result()
     ours["selected"] = ours["selected"].copy()
     ours["selected"][:3, 2] += 1000
     got = agreement(ours, theirs)
