@@ -1,5 +1,6 @@
 """pycircuit: a fast engine for attribution graphs of language models."""
 
+import os as _os
 from importlib.metadata import version as _version
 
 from . import graph, ops
@@ -15,6 +16,8 @@ from .transcoders import CrossLayerTranscoder, PerLayerTranscoders
 from .transcoders.formats import register_format
 
 __version__ = _version("pycircuit")
+# An editable install also searches the repository, where kernels/ lies: `pycircuit.tests` would import.
+__path__ = [folder for folder in __path__ if folder != _os.path.dirname(_os.path.dirname(__file__))]
 __all__ = [
     "BatchTopK",
     "CheckpointError",
