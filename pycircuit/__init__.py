@@ -57,3 +57,7 @@ __all__ = [
     "validate",
     "write_examples",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
