@@ -77,11 +77,11 @@ test-real: build .venv/.real
 
 # The pages as a site in build/site; a broken link or an unknown name is an error.
 .venv/.docs: .venv/.tools
-	$(PIP) mkdocs mkdocs-material 'mkdocstrings[python]'
+	$(PIP) mkdocs mkdocs-material 'mkdocstrings[python]' ruff
 	@touch $@
 
 docs: build .venv/.docs
-	$(BIN)/mkdocs build --quiet --strict
+	PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # The source distribution, installed and tried in an empty environment: make package [PYTHONS="python3.10 python3.12"]
 PYTHONS ?= $(PYTHON)

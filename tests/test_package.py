@@ -41,9 +41,9 @@ UNWANTED = (
     "pycircuit/.mypy_cache/data.json",
     "scratch.py",
 )
-IGNORED = (".git", ".venv*", ".*_cache", "__pycache__", "build*", "dist", "node_modules", "*.so")
+IGNORED = (".git", ".venv*", ".*_cache", "__pycache__", "build", "build-*", "dist", "node_modules", "*.so")
 SOURCES = (".py", ".pyi", ".cpp", ".h", ".md", ".svg")
-SDIST_FOLDERS = ("csrc", "docs", "kernels", "pycircuit", "tests")
+SDIST_FOLDERS = ("csrc", "docs", "kernels", "pycircuit", "scripts", "tests")
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -162,9 +162,7 @@ def test_sdist_holds_the_sources_and_no_more(sdist: Path) -> None:
     assert not [part for part in parts if part.startswith((".", "build", "node_modules", "__pycache__"))]
     sources = {"README.md", "LICENSE", "CMakeLists.txt", "pyproject.toml", "mkdocs.yml"}
     for folder in SDIST_FOLDERS:
-        paths = [
-            path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".pyi", ".cpp", ".h", ".md", ".svg")
-        ]
+        paths = [path for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES]
         sources |= {path.relative_to(ROOT).as_posix() for path in paths}
     assert sources <= names
     assert {name.split("/")[0] for name in names if "/" in name} == set(SDIST_FOLDERS)
