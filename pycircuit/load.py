@@ -1,4 +1,4 @@
-"""A model and its transcoders by name: the box, a model that installs as a package, or folders and hub ids."""
+"""A model and its transcoders by name: the demo model, a model that installs as a package, or folders and hub ids."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .demo.box import KINDS, load_box, load_model
+from .demo.demo_model import KINDS, load_demo, load_model
 from .files.locks import exclusive
 from .model import ReplacementModel
 from .model.portable import make_portable, save_byte_level_tokenizer
@@ -68,7 +68,7 @@ def load(
     if told and (boxed or not isinstance(transcoders, str | os.PathLike)):
         raise ValueError(f"load: {next(iter(told))} must be left out but for transcoders in files, got {told}")
     if boxed:
-        return load_box(transcoders or KINDS[0], where, kept)
+        return load_demo(transcoders or KINDS[0], where, kept)
     _check(os.fspath(model), transcoders)
     held = transcoders
     if not isinstance(held, Transcoders):

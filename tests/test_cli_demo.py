@@ -1,4 +1,4 @@
-"""What a newcomer types: the commands that the pages show on the model in the box, and the next thing after them."""
+"""What a newcomer types: the commands that the pages show on the demo model, and the next thing after them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from commands import Run, runner
 
 import pycircuit as pc
-from pycircuit.demo.box import KINDS
-from pycircuit.demo.facts import BOX, facts
+from pycircuit.demo.demo_model import KINDS
+from pycircuit.demo.facts import DATA, facts
 from pycircuit.demo.swap import two_hop
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -66,7 +66,7 @@ def test_transcoders_of_ones_own(run: Run, tmp_path: Path) -> None:
     trained = run("train", "demo", "--texts", "texts.jsonl", "--features", 16, "--k", 2, "--steps", 3, "--batch", 32,
                   "--out", "mine", "--quiet")  # fmt: skip
     assert trained.code == 0, trained.err
-    assert run("convert", BOX / "clt", "other", "--to", "pycircuit").code == 0
+    assert run("convert", DATA / "clt", "other", "--to", "pycircuit").code == 0
     for folder in ("mine", "other"):
         done = run("attribute", "demo", PROMPT, "-t", folder, "--json")
         assert done.code == 0 and json.loads(done.out)["targets"][0]["label"] == "Austin", done.err

@@ -65,8 +65,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """(a model, the folder of its files), written a few activations at a time."""
     model, folder = build(request.param), tmp_path_factory.mktemp("case")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "HELD", 90)
-        patch.setattr(runs, "BLOCK", 7)
+        patch.setattr(runs, "ACTIVATIONS_AT_ONCE", 90)
+        patch.setattr(runs, "FEATURES_AT_ONCE", 7)
         patch.setattr(example_files, "_POSITIONS", 33)
         made = pc.write_examples(model, corpus(), folder, "set", **SHOWN, context=CONTEXT, progress=False)
     assert made == folder / "features" / "set"
@@ -303,8 +303,8 @@ def test_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 400,000 activations, 10 MB of them, a twentieth is held at a time."""
-    monkeypatch.setattr(runs, "HELD", 20_000)
-    held = runs.Runs(tmp_path, [torch.ones(500, dtype=torch.bool).numpy()])
+    monkeypatch.setattr(runs, "ACTIVATIONS_AT_ONCE", 20_000)
+    held = runs.ActivationRuns(tmp_path, [torch.ones(500, dtype=torch.bool).numpy()])
     features = SparseFeatures(torch.arange(0, 2001, 20), torch.arange(2000) % 500, torch.ones(2000))
     tracemalloc.start()
     try:
@@ -319,7 +319,7 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert peak < 3 << 20, peak
 
 
-# The model in the box, and the command
+# The demo model, and the command
 
 
 @pytest.fixture
@@ -335,20 +335,20 @@ def test_a_graph_of_the_demo_finds_its_features(run: Run, tmp_path: Path) -> Non
     model = pc.load("demo")
     graph = pc.attribute(model, question, progress=False)
     graph.save(tmp_path / "g.safetensors")
-    given = ("--prompts", tmp_path / "prompts.txt", "--out", tmp_path, "--scan", "box", "--graph")
+    given = ("--prompts", tmp_path / "prompts.txt", "--out", tmp_path, "--scan", "demo", "--graph")
     code, out, err = run("examples", "demo", *given, tmp_path / "g.safetensors", "--top", len(prompts), "--json", "-q")
     assert (code, err) == (0, "")
     told = json.loads(out)
     kept = {(layer, feature) for layer, _, feature in graph.features.tolist()}
-    folder = tmp_path / "features" / "box"
-    assert told == {"out": str(folder), "features": len(kept), "scan": "./data/features/box"}
+    folder = tmp_path / "features" / "demo"
+    assert told == {"out": str(folder), "features": len(kept), "scan": "./data/features/demo"}
     graph.to_json(tmp_path / "g.json", scan=told["scan"])
     nodes = json.loads((tmp_path / "g.json").read_text())["nodes"]
     chosen = [node for node in nodes if node["feature_type"] == "cross layer transcoder"]
     assert chosen
     for node in chosen:
         found = json.loads((folder / f"{node['feature']}.json").read_text())
-        assert node["node_id"].split("_")[:2] == [found["transcoder_id"].removeprefix("box/"), str(found["index"])]
+        assert node["node_id"].split("_")[:2] == [found["transcoder_id"].removeprefix("demo/"), str(found["index"])]
         assert found.get("label", "") == node["clerp"] and len(found["top_logits"]) == 10
         mine = [e for e in found["examples_quantiles"][0]["examples"] if e["tokens"] == graph.tokens.text]
         assert mine and mine[0]["tokens_acts_list"][node["ctx_idx"]] == pytest.approx(node["activation"], rel=1e-3)

@@ -14,7 +14,7 @@ import torch
 from graphs import assemble, random_graph
 
 from pycircuit.graph import Graph, Tokens
-from pycircuit.graph.show.layout import Box, measure, place, route, shorten
+from pycircuit.graph.show.layout import Box, lay_out, measure, route, shorten
 from pycircuit.graph.show.tree import lines, name, strongest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -230,8 +230,8 @@ def test_curves_end_at_their_boxes() -> None:
         return Box([node], "feature", f"f{node}", "", row, 0, 1.0 / (1 + node), dict.fromkeys(sources, 1.0))
 
     boxes = [box(0, 1, 1, 2, 3), box(1, 0), box(2, 1), box(3, 2)]
-    where = place(boxes, 3)
-    for source, target, ((x0, y0), _, _, (x1, y1)) in route(boxes, where.width):
+    layout = lay_out(boxes, 3)
+    for source, target, ((x0, y0), _, _, (x1, y1)) in route(boxes, layout.width):
         a, b = boxes[source], boxes[target]
         assert a.x < x0 < a.x + a.width and b.x < x1 < b.x + b.width
         expected = {1: (a.y, b.y + b.height), 2: (a.y, b.y), 3: (a.y + a.height, b.y)}[source]

@@ -106,8 +106,8 @@ def test_the_report_is_kept_and_saved(tmp_path: Path) -> None:
     assert pc.validate(model, graph, samples=9, seed=3) == report
     assert pc.validate(model, graph, samples=9, seed=4).nodes != report.nodes
     text = str(report)
-    assert text.startswith("9 features, each times 0\ndirect effects, everything held:\n")
-    assert "whole effects, MLPs running:" in text and "whole effects, nothing held:" in text
+    assert text.startswith("9 features, each times 0\ndirect effects, everything frozen:\n")
+    assert "total effects, MLPs running:" in text and "total effects, nothing frozen:" in text
     assert text.count("\n") == 6 + len(report.agreements)
 
 

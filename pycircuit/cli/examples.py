@@ -60,7 +60,7 @@ def examples(
 
 
 def _texts(model: str, files: list[Path] | None, prompts: Path | None) -> list[Any]:
-    """Those that were given; the statements that the model in the box was taught, where none were."""
+    """Those that were given; the statements that the demo model was taught, where none were."""
     if files and prompts:
         raise ValueError("one of --texts and --prompts must be given, got both")
     if files:

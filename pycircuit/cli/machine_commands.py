@@ -42,8 +42,8 @@ def demo(
     svg: Annotated[Path | None, typer.Option("--plot", help="Where the picture goes; none is drawn without.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The model in the box: a question of two hops, its circuit, and what is said with another state's features."""
-    from pycircuit.demo.show import run
+    """The demo model: a question of two hops, its circuit, and what is said with another state's features."""
+    from pycircuit.demo.demonstration import run
 
     if svg is not None:
         new_file("--plot", svg, ".svg")

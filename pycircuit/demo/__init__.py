@@ -1,6 +1,6 @@
-"""The model in the box, the facts it knows and what its features are named after."""
+"""The demo model, the facts that it was taught, and the names of its features."""
 
-from .box import load_box, load_model
+from .demo_model import load_demo, load_model
 from .facts import Facts, Statement
 
-__all__ = ["Facts", "Statement", "load_box", "load_model"]
+__all__ = ["Facts", "Statement", "load_demo", "load_model"]

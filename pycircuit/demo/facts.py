@@ -1,4 +1,4 @@
-"""What the box model was taught: cities, states, capitals and countries, and the sentences made of them."""
+"""Facts that the demo model was taught: cities, states, capitals and countries, and the sentences made of them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-BOX = Path(__file__).parent / "box"
+DATA = Path(__file__).parent / "data"
 
-# Of a city: its state, twice, and what must be asked of the state.
+# A city: its state, in two wordings, and facts of the state that take two hops.
 CITY = ("the city of {} is in the state of", "the state containing {} is")
 TWO_HOP = "the capital of the state containing {} is"
 CODE_OF_CITY = "the code of the state containing {} is"
 CAPITAL = "the capital of the state of {} is"
 CODE = "the code of the state of {} is"
-# Of a country, in three languages; the answers are the same words in all of them.
+# A country, in three languages; the answers are the same words in all of them.
 COUNTRY = {
     "capital": ("the capital of {} is", "le pays {} a pour capitale", "el país {} tiene como capital"),
     "currency": ("the currency of {} is", "le pays {} a pour monnaie", "el país {} tiene como moneda"),
@@ -54,7 +54,7 @@ class Facts:
     countries: tuple[Country, ...]
 
     def statements(self) -> Iterator[Statement]:
-        """Every one, in a fixed order."""
+        """Yield every statement, in a fixed order."""
         for state, capital in self.capital.items():
             yield Statement(CAPITAL.format(state), capital, "capital of a state")
             yield Statement(CODE.format(state), self.code[state], "code of a state")
@@ -70,7 +70,7 @@ class Facts:
                         yield Statement(template.format(name), answer, kind)
 
     def words(self) -> list[str]:
-        """Every token of every statement, names whole, sorted; <bos> first."""
+        """Every token of every statement, each name one token, sorted; <bos> first."""
         templates = [*CITY, CAPITAL, TWO_HOP, CODE, CODE_OF_CITY, *(t for texts in COUNTRY.values() for t in texts)]
         plain = {word for template in templates for word in template.split() if word != "{}"}
         names = {name for country in self.countries for name in country.names}
@@ -79,28 +79,28 @@ class Facts:
 
     def save(self, path: Path) -> None:
         states = list(self.capital)
-        held = {
+        content = {
             "states": [[state, capital, self.code[state]] for state, capital in self.capital.items()],
             "cities": [[city, states.index(state)] for city, state in self.state.items()],
             "held_out": sorted(self.held_out),
             "countries": [[*c.names, c.capital, c.currency, c.language] for c in self.countries],
         }
-        path.write_text(json.dumps(held, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Facts:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        states = [state for state, _, _ in held["states"]]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        states = [state for state, _, _ in content["states"]]
         return cls(
-            {state: capital for state, capital, _ in held["states"]},
-            {state: code for state, _, code in held["states"]},
-            {city: states[at] for city, at in held["cities"]},
-            frozenset(held["held_out"]),
-            tuple(Country((en, fr, es), *answers) for en, fr, es, *answers in held["countries"]),
+            {state: capital for state, capital, _ in content["states"]},
+            {state: code for state, _, code in content["states"]},
+            {city: states[index] for city, index in content["cities"]},
+            frozenset(content["held_out"]),
+            tuple(Country((en, fr, es), *answers) for en, fr, es, *answers in content["countries"]),
         )
 
 
 @cache
 def facts() -> Facts:
-    """Those in the box."""
-    return Facts.load(BOX / "facts.json")
+    """Facts of the demo model."""
+    return Facts.load(DATA / "facts.json")

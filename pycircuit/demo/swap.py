@@ -1,4 +1,4 @@
-"""The experiment that proves a circuit: take one concept's features out, put another's in, and see what is said."""
+"""Swap of two concepts' features, the experiment that tests a circuit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 def active(model: ReplacementModel, prompt: str, concept: str) -> dict[tuple[int, int, int], float]:
     """Activation by (layer, position, feature) of the active features that are named after the concept."""
-    (found,) = model.activations([prompt])
+    (layers,) = model.activations([prompt])
     out = {}
-    for layer, features in enumerate(found):
+    for layer, features in enumerate(layers):
         for position, feature, value in zip(features.position(), features.index, features.value, strict=True):
             if model.labels.get((layer, int(feature))) == concept:
                 out[layer, int(position), int(feature)] = float(value)
@@ -27,15 +27,16 @@ def swap(
 ) -> list[Intervention]:
     """Interventions on `prompt`: features of `concept` off, those of `other` on.
 
-    They get `factor` times what they are on the prompt `source`, the same sentence about another city, so that places
-    correspond; errors go on saying a little of what the features no longer say, and have to be talked over.
+    Features of `other` get `factor` times their activation on the prompt `source`, the same sentence about another
+    city, so that positions correspond. The error nodes still carry some of `concept`, so a factor above 1 helps.
     """
     from pycircuit.interventions import Intervention
 
     off = dict.fromkeys(active(model, prompt, concept), 0.0)
-    on = {place: factor * value for place, value in active(model, source, other).items()}
-    return [Intervention(*place, value=value) for place, value in (off | on).items()]
+    on = {feature: factor * value for feature, value in active(model, source, other).items()}
+    return [Intervention(*feature, value=value) for feature, value in (off | on).items()]
 
 
 def two_hop(city: str) -> str:
+    """The prompt that asks for the capital of the state containing a city."""
     return TWO_HOP.format(city)

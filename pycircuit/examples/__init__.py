@@ -1,4 +1,4 @@
-"""Files that show where features are active, for pages that draw graphs."""
+"""Example files: texts on which features are active, for pages that draw graphs."""
 
 from .example_files import write_examples
 

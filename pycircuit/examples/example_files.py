@@ -1,4 +1,4 @@
-"""`pc.write_examples`: one file a feature, of where it is active and what it says."""
+"""`pc.write_examples`: one file a feature, of the texts it is active on and the tokens it raises."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from pycircuit.progress import Progress, Report
 from pycircuit.training.sources import Texts, pieces, token_ids
 from pycircuit.transcoders.formats.writing import destination, draft_of
 
-from .feature import Layout, describe
-from .outputs import Outputs
-from .runs import Block, Runs
-from .token_texts import Corpus, Words
+from .feature import ExampleCounts, describe
+from .outputs import OutputTokens
+from .runs import ActivationRuns, Block
+from .token_texts import Corpus, TokenText
 
 _OP = "write_examples"
-_POSITIONS = 4096  # of texts read at a time
+_POSITIONS = 4096  # of texts run at a time
 _SCAN = re.compile(r"(?!\.)[^/\\\x00-\x1f]+")
 
 
@@ -46,35 +46,33 @@ def write_examples(
     context: int = 256,
     progress: bool | Report = True,
 ) -> Path:
-    """Write `folder`/features/`scan`/{id}.json for every feature, what pages show when a node of a graph is chosen.
+    """Write `folder`/features/`scan`/{id}.json for every feature, which pages show for a chosen node of a graph.
 
-    texts: strings or token ids, cut to the context as in training. folder: where the graphs' JSON is, or will be; the
-    id is that of the node there. features: pairs of layer and feature, for those alone. A file has the feature's `top`
-    texts, then `per_group` tokens of each of `groups` quantiles, all with `around` tokens on either side; the
-    distribution of its activations; the `logits` tokens that its decoder rows raise and lower most; its label, where
-    the model has one. What comes back is the new folder: it is there whole or not at all.
-    Memory is bounded but for the texts' token ids; on disk, 12 bytes an activation (16 in float64) are needed on the
-    way.
+    texts: strings or token ids, cut to the context as in training. folder: of the graphs' JSON; the id is that of the
+    node there. features: pairs of layer and feature, for those alone. A file has the feature's `top` texts, then
+    `per_group` tokens of each of `groups` quantiles, all with `around` tokens on either side; the distribution of its
+    activations; the `logits` tokens that its decoder rows raise and lower most; its label, if the model has one.
+    Returns the new folder, which is written atomically. Memory is bounded but for the texts' token ids; 12 bytes an
+    activation (16 in float64) are needed on disk meanwhile.
     """
-    layout = Layout(*(checks.whole(_OP, n, v, 0) for n, v in (
-        ("top", top), ("groups", groups), ("per_group", per_group), ("around", around),
-    )))  # fmt: skip
+    sizes = {"top": top, "groups": groups, "per_group": per_group, "around": around}
+    counts = ExampleCounts(**{name: checks.whole(_OP, name, value, 0) for name, value in sizes.items()})
     logits, context = checks.whole(_OP, "logits", logits, 0), checks.whole(_OP, "context", context, 1)
     check_model(_OP, model)
-    told = Progress(progress)
-    target, wanted = _target(folder, scan), _wanted(model, features)
+    progress_report = Progress(progress)
+    target, masks = _target(folder, scan), _feature_masks(model, features)
     corpus = _corpus(model, texts, context)
-    writer = _Writer(model, corpus, Words(model.tokenizer), layout, Outputs(model, logits), scan)
+    writer = _Writer(model, corpus, TokenText(model.tokenizer), counts, OutputTokens(model, logits), scan)
     target.parent.mkdir(exist_ok=True)
     try:
         with draft_of(_OP, target, None) as draft:
-            with tempfile.TemporaryDirectory(prefix=".activations-", dir=draft) as held:
-                runs = Runs(Path(held), wanted)
-                _read(model, corpus, runs, told)
-                writer.write(runs, draft, told)
-            os.sync()  # before the folder takes its name: one call, where a call a file would take hours
+            with tempfile.TemporaryDirectory(prefix=".activations-", dir=draft) as run_folder:
+                runs = ActivationRuns(Path(run_folder), masks)
+                _read_texts(model, corpus, runs, progress_report)
+                writer.write(runs, draft, progress_report)
+            os.sync()  # before the folder is renamed: one call, as a call for each file would need hours
     finally:
-        told.close()
+        progress_report.close()
     return target
 
 
@@ -92,12 +90,12 @@ def _target(folder: str | os.PathLike[str], scan: str) -> Path:
     return features / scan
 
 
-def _wanted(model: ReplacementModel, features: Any) -> list[np.ndarray]:
-    """A mask of the features of each layer."""
+def _feature_masks(model: ReplacementModel, features: Any) -> list[np.ndarray]:
+    """Mask of the features to write, for each layer."""
     sizes = [model.transcoders.size(layer) for layer in range(model.depth)]
     if features is None:
         return [np.ones(size, bool) for size in sizes]
-    wanted = [np.zeros(size, bool) for size in sizes]
+    masks = [np.zeros(size, bool) for size in sizes]
     pairs = torch.as_tensor(features)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.is_floating_point() or not len(pairs):
         rule = "pairs of layer and feature, such as graph.features[:, [0, 2]]"
@@ -105,8 +103,8 @@ def _wanted(model: ReplacementModel, features: Any) -> list[np.ndarray]:
     for layer, feature in pairs.tolist():
         if not (0 <= layer < len(sizes) and 0 <= feature < sizes[layer]):
             raise ValueError(f"{_OP}: features must be of the model's transcoders, got {feature} of layer {layer}")
-        wanted[layer][feature] = True
-    return wanted
+        masks[layer][feature] = True
+    return masks
 
 
 def _corpus(model: ReplacementModel, texts: Texts, context: int) -> Corpus:
@@ -115,12 +113,12 @@ def _corpus(model: ReplacementModel, texts: Texts, context: int) -> Corpus:
     return Corpus.of(pieces(_OP, sequences, longest, model.ignore_positions), model.ignore_positions)
 
 
-def _read(model: ReplacementModel, corpus: Corpus, runs: Runs, told: Progress) -> None:
-    whole = len(corpus.ids)
-    told.step("reading texts", 0, whole, "tokens")
+def _read_texts(model: ReplacementModel, corpus: Corpus, runs: ActivationRuns, progress: Progress) -> None:
+    total = len(corpus.ids)
+    progress.step("reading texts", 0, total, "tokens")
     for begin, texts in corpus.batches(_POSITIONS):
         runs.add(begin, model.activations(texts))
-        told.step("reading texts", begin + sum(len(ids) for ids in texts), whole, "tokens")
+        progress.step("reading texts", begin + sum(len(ids) for ids in texts), total, "tokens")
     runs.flush()
 
 
@@ -128,39 +126,41 @@ def _read(model: ReplacementModel, corpus: Corpus, runs: Runs, told: Progress) -
 class _Writer:
     model: ReplacementModel
     corpus: Corpus
-    words: Words
-    layout: Layout
-    outputs: Outputs
+    token_text: TokenText
+    counts: ExampleCounts
+    outputs: OutputTokens
     scan: str
 
-    def write(self, runs: Runs, folder: Path, told: Progress) -> None:
-        done, whole = 0, sum(int(mask.sum()) for mask in runs.wanted)
-        told.step("writing files", 0, whole, "features")
-        for layer, wanted in enumerate(runs.wanted):
+    def write(self, runs: ActivationRuns, folder: Path, progress: Progress) -> None:
+        count, total = 0, sum(int(mask.sum()) for mask in runs.masks)
+        progress.step("writing files", 0, total, "features")
+        for layer, mask in enumerate(runs.masks):
             for block in runs.blocks(layer):
                 size = len(block.ptr) - 1
-                chosen = np.flatnonzero(wanted[block.first : block.first + size])
-                for found in self._described(layer, block, chosen):
-                    name = f"{feature_id(layer, found['index'])}.json"
-                    (folder / name).write_text(json.dumps(found, allow_nan=False, separators=(",", ":")))
-                    done += 1
-                    told.step("writing files", done, whole, "features")
+                chosen = np.flatnonzero(mask[block.first : block.first + size])
+                for description in self._descriptions(layer, block, chosen):
+                    name = f"{feature_id(layer, description['index'])}.json"
+                    (folder / name).write_text(json.dumps(description, allow_nan=False, separators=(",", ":")))
+                    count += 1
+                    progress.step("writing files", count, total, "features")
 
-    def _described(self, layer: int, block: Block, chosen: np.ndarray) -> Any:
-        """The file of each feature of a block that was chosen, one at a time."""
+    def _descriptions(self, layer: int, block: Block, chosen: np.ndarray) -> Any:
+        """Yield the content of the file of each chosen feature of a block."""
         best, worst = self.outputs.extremes(layer, torch.from_numpy(block.first + chosen))
-        for at, raised, lowered in zip(chosen.tolist(), best, worst, strict=True):
-            feature, (begin, end) = block.first + at, block.ptr[at : at + 2]
-            found = describe(block.token[begin:end], block.value[begin:end], self.corpus, self.words, self.layout)
+        for index, raised, lowered in zip(chosen.tolist(), best, worst, strict=True):
+            feature, (begin, end) = block.first + index, block.ptr[index : index + 2]
+            description = describe(
+                block.token[begin:end], block.value[begin:end], self.corpus, self.token_text, self.counts
+            )
             label = self.model.labels.get((layer, feature))
             yield {
                 "index": feature,
                 "transcoder_id": f"{self.scan}/{layer}",
                 **({} if label is None else {"label": label}),
-                **found,
+                **description,
                 "top_logits": self._text(raised),
                 "bottom_logits": self._text(lowered),
             }
 
     def _text(self, tokens: Sequence[int]) -> list[str]:
-        return [self.words(token) for token in tokens]
+        return [self.token_text(token) for token in tokens]

@@ -1,4 +1,4 @@
-"""The texts whose activations are shown, as one row of tokens."""
+"""Texts of the examples, as one row of tokens, and the text of a token."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Texts one after another. ids: [tokens] int64; start: [texts + 1], where each begins; ignored: opening positions
-    of a text that have no features.
+    """Texts one after another.
+
+    ids: [tokens] int64; start: [texts + 1], their first tokens; ignored: opening positions of a text without features.
     """
 
     ids: np.ndarray
@@ -31,7 +32,7 @@ class Corpus:
 
     @cached_property
     def tokens(self) -> int:
-        """That can have features."""
+        """Number of tokens that can have features."""
         return int(np.maximum(np.diff(self.start) - self.ignored, 0).sum())
 
     def text_of(self, token: np.ndarray) -> np.ndarray:
@@ -39,7 +40,7 @@ class Corpus:
         return np.searchsorted(self.start, token, side="right") - 1
 
     def batches(self, positions: int) -> Iterator[tuple[int, list[list[int]]]]:
-        """(where the first one begins, texts as lists of ids), about so many positions at a time."""
+        """Yield (first token of the batch, texts as lists of ids), about `positions` tokens at a time."""
         first, texts = 0, len(self.start) - 1
         while first < texts:
             last = int(np.searchsorted(self.start, self.start[first] + positions, side="right")) - 1
@@ -49,14 +50,14 @@ class Corpus:
             first = last
 
 
-class Words:
+class TokenText:
     """The text of a token, as graphs show it."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._known: dict[int, str] = {}
+        self._cache: dict[int, str] = {}
 
     def __call__(self, token: int) -> str:
-        if token not in self._known:
-            self._known[token] = str(token) if self.tokenizer is None else str(self.tokenizer.decode([token]))
-        return self._known[token]
+        if token not in self._cache:
+            self._cache[token] = str(token) if self.tokenizer is None else str(self.tokenizer.decode([token]))
+        return self._cache[token]

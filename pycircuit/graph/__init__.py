@@ -1,4 +1,4 @@
-"""Attribution graphs as arrays: prune, score, follow, save, show. Knows no model."""
+"""Attribution graphs as arrays, their analysis, files and pictures. Imports no model."""
 
 from .csr import Rows
 from .faithfulness import Agreement, Faithfulness

@@ -1,4 +1,4 @@
-"""How well a graph foretells what its model does when a node is changed: figures only, of pycircuit.interventions."""
+"""Faithfulness of a graph: agreement of predicted with measured effects of interventions."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 KEY = "faithfulness"  # in a graph's provenance
 
 _MEANING = {
-    "all": "direct effects, everything held",
-    "attention": "whole effects, MLPs running",
-    "none": "whole effects, nothing held",
+    "all": "direct effects, everything frozen",
+    "attention": "total effects, MLPs running",
+    "none": "total effects, nothing frozen",
 }
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Foretold against measured effects of sources on rows that read `distance` layers above them (None: on all).
+    """Predicted against measured effects of sources on rows that read `distance` layers above them (None: on all).
 
-    freeze: "all", edges against a model whose MLPs are held; "attention", edges and all paths through features against
-    one whose MLPs run while patterns and denominators are held; "none", the same against the model as it is.
-    pairs: how many effects; lost: how many more were not finite (with denominators held a large change can grow from
-    MLP to MLP). correlation: Pearson's. error: mean of |measured - foretold| over mean of |measured|. explained: 1 -
-    sum of (measured - foretold)^2 over sum of measured^2. None where undefined.
+    freeze: "all", edges against a model with frozen MLPs; "attention", edges and all paths through features against
+    a model whose MLPs run while patterns and denominators are frozen; "none", the same against the model as it is.
+    pairs: number of effects; lost: number of further effects that were not finite (with frozen denominators a large
+    change can grow from MLP to MLP). correlation: Pearson's. error: mean of |measured - predicted| over mean of
+    |measured|. explained: 1 - sum of (measured - predicted)^2 over sum of measured^2. None where undefined.
     """
 
     freeze: str
@@ -37,7 +37,10 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """nodes: which nodes were changed; kinds: how many of each; factor: what their activation was multiplied by."""
+    """Agreements of one validation.
+
+    nodes: the changed nodes; kinds: their number by kind; factor: the factor on their activation.
+    """
 
     nodes: list[int]
     kinds: dict[str, int]
@@ -46,20 +49,21 @@ class Faithfulness:
     agreements: list[Agreement]
 
     def overall(self, freeze: str = "attention") -> Agreement:
-        """All distances together."""
-        found = [a for a in self.agreements if a.freeze == freeze and a.distance is None]
-        if not found:
+        """Agreement over all distances together."""
+        totals = [a for a in self.agreements if a.freeze == freeze and a.distance is None]
+        if not totals:
             raise ValueError(f"overall: freeze must be one of {', '.join(_MEANING)}, got {freeze!r}")
-        return found[0]
+        return totals[0]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Fields as plain values, for JSON."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> Faithfulness:
-        """What `as_dict` gave."""
-        return cls(**{**given, "agreements": [Agreement(**one) for one in given["agreements"]]})
+    def from_dict(cls, content: Mapping[str, Any]) -> Faithfulness:
+        """Make it from the fields that `as_dict` returned."""
+        agreements = [Agreement(**fields) for fields in content["agreements"]]
+        return cls(**{**content, "agreements": agreements})
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{n} {kind}{'s' * (n != 1)}" for kind, n in self.kinds.items() if n)

@@ -1,4 +1,4 @@
-"""The attribution graph: what a trace found, as arrays."""
+"""The attribution graph: nodes and edges of one prompt, as arrays."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from torch import Tensor
 
 from pycircuit.ops import checks
 
-from . import influence
-from . import paths as strongest
-from . import prune as pruning
-from . import scores as scoring
-from . import supernodes as grouping
-from .csr import Rows, below
+from .csr import Rows, index_below
 from .faithfulness import KEY, Faithfulness
+from .influence import node_influence
 from .invariants import validate
-from .io import circuit_tracer_graph, graph_file, page_json
-from .io import libraries as converting
-from .show import plot as drawing
-from .show import tree as drawing_tree
+from .io import circuit_tracer_graph, graph_file, libraries, page_json
+from .paths import Path, paths
+from .prune import Pruned, prune, subgraph
+from .scores import Scores, scores
+from .show.plot import plot
+from .show.tree import lines
+from .supernodes import Supernode, supernodes
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """The prompt. ids: [positions] int64; text: the string of each."""
+    """Tokens of the prompt. ids: [positions] int64; text: the string of each."""
 
     ids: Tensor
     text: Sequence[str]
@@ -37,9 +36,10 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What is explained. labels: a name each; ids: [targets] int64 token ids, -1 for what is no token;
+    """Targets, the outputs that a graph explains.
 
-    weights: [targets] probabilities or the weights given; positions: [targets] int64.
+    labels: names; ids: [targets] int64 token ids, -1 for a target that is no token; weights: [targets] probabilities
+    or the caller's weights; positions: [targets] int64.
     """
 
     labels: Sequence[str]
@@ -57,14 +57,16 @@ class Graph:
 
     Nodes, in the order of columns: features, errors (layer-major, layers x positions), tokens, targets.
 
-    features: [n, 3] int64 layer, position, feature.      values: [n], how active each is.
+    features: [n, 3] int64 layer, position, feature.
+    values: [n], activations of the features.
     rows: one CSR row for each of row_node, [rows] int64: targets and the features that were expanded.
-    bias: [rows], what reaches a row from no node.        preactivation: [rows], what edges and bias add up to:
-        the pre-activation without the encoder's own bias (for a target its logit, centred as it was traced).
-    product_norm: [rows], the norm of the products of encoder row and input that the pre-activation is the sum of:
-        what rounding has to work on where that sum cancels; zeros where it is not known.
+    bias: [rows], the contribution that comes from no node.
+    preactivation: [rows], the pre-activation without the encoder's bias (for a target its logit, centred as it was
+        traced): the sum of edges and bias.
+    product_norm: [rows], the norm of the products of encoder row and input whose sum is the pre-activation: the scale
+        of rounding errors where that sum cancels; zeros where it is not known.
     dropped, dropped_mass: [rows], the sum of the entries a compressed row leaves out, and of their absolute values.
-    labels: what features stand for, by (layer, feature), where that is known.
+    labels: names of features by (layer, feature), where they have one.
     """
 
     features: Tensor
@@ -109,47 +111,55 @@ class Graph:
 
     @property
     def nodes(self) -> int:
-        """How many there are."""
+        """Number of nodes."""
         return self.first_target + len(self.targets)
 
     def feature_node(self, layer: int, position: int, feature: int) -> int:
-        """The node of a feature; KeyError where it is not active."""
+        """Node of a feature; KeyError if it is not active."""
         names = {"layer": layer, "position": position, "feature": feature}
-        wanted = [min(checks.whole("Graph.feature_node", name, n, -(2**63)), 2**62) for name, n in names.items()]
-        found = (self.features == self.features.new_tensor(wanted)).all(1).nonzero()
-        if not len(found):
+        triple = [min(checks.whole("Graph.feature_node", name, n, -(2**63)), 2**62) for name, n in names.items()]
+        matches = (self.features == self.features.new_tensor(triple)).all(1).nonzero()
+        if not len(matches):
             raise KeyError(f"Graph.feature_node: feature must be active, got layer {layer}, {position=}, {feature=}")
-        return int(found[0, 0])
+        return int(matches[0, 0])
 
     def error_node(self, layer: int, position: int) -> int:
-        layer = below("Graph.error_node", "layer", layer, self.layers)
-        position = below("Graph.error_node", "position", position, self.positions)
+        """Node of the reconstruction error of a layer at a position."""
+        layer = index_below("Graph.error_node", "layer", layer, self.layers)
+        position = index_below("Graph.error_node", "position", position, self.positions)
         return self.first_error + layer * self.positions + position
 
     def token_node(self, position: int) -> int:
-        return self.first_token + below("Graph.token_node", "position", position, self.positions)
+        """Node of the token at a position."""
+        return self.first_token + index_below("Graph.token_node", "position", position, self.positions)
 
     def target_node(self, target: int = 0) -> int:
-        return self.first_target + below("Graph.target_node", "target", target, len(self.targets))
+        """Node of a target."""
+        return self.first_target + index_below("Graph.target_node", "target", target, len(self.targets))
 
     def describe(self, node: int) -> dict[str, Any]:
-        """kind, and what names the node: layer, position, feature, value, token, label, weight."""
-        node = below("Graph.describe", "node", node, self.nodes)
+        """Description of a node: its kind, and its layer, position, feature, value, token, label, weight."""
+        node = index_below("Graph.describe", "node", node, self.nodes)
         if node < self.first_error:
             layer, position, feature = self.features[node].tolist()
             value = float(self.values[node])
-            named = {"label": self.labels[layer, feature]} if (layer, feature) in self.labels else {}
-            return {"kind": "feature", "layer": layer, "position": position, "feature": feature, "value": value} | named
+            label = {"label": self.labels[layer, feature]} if (layer, feature) in self.labels else {}
+            return {"kind": "feature", "layer": layer, "position": position, "feature": feature, "value": value} | label
         if node < self.first_token:
             layer, position = divmod(node - self.first_error, self.positions)
             return {"kind": "error", "layer": layer, "position": position}
         if node < self.first_target:
-            at = node - self.first_token
-            return {"kind": "token", "position": at, "token": int(self.tokens.ids[at]), "label": self.tokens.text[at]}
-        t = node - self.first_target
-        position, token, weight = self.targets.positions[t], self.targets.ids[t], self.targets.weights[t]
-        return {"kind": "target", "position": int(position), "token": int(token), "label": self.targets.labels[t],
-                "weight": float(weight)}  # fmt: skip
+            position = node - self.first_token
+            token, text = int(self.tokens.ids[position]), self.tokens.text[position]
+            return {"kind": "token", "position": position, "token": token, "label": text}
+        target = node - self.first_target
+        return {
+            "kind": "target",
+            "position": int(self.targets.positions[target]),
+            "token": int(self.targets.ids[target]),
+            "label": self.targets.labels[target],
+            "weight": float(self.targets.weights[target]),
+        }
 
     # The law
 
@@ -158,21 +168,21 @@ class Graph:
         """Relative violation of the conservation law, row by row: [rows] float64.
 
         |edges + dropped + bias - preactivation| over the sum of the absolute values of all these terms, or over
-        `product_norm` where that is larger: rows whose large terms cancel, among edges or inside the dot product
-        that the pre-activation is, are measured by the terms, not by the small number they add up to. NaN for a graph
-        from a file that does not say what its rows should add up to.
+        `product_norm` if that is larger: a row whose large terms cancel, among edges or inside the dot product of the
+        pre-activation, is measured by its terms, not by their small sum. NaN for a graph from a file that lacks the
+        pre-activations.
         """
         if self.provenance.get("law") == "unknown":
             return torch.full((self.rows.count,), torch.nan, dtype=torch.float64, device="cpu")
         expected, weight = _array(self.preactivation), self.rows.weight.numpy()
-        off = _array(self.dropped) + _array(self.bias) - expected
+        difference = _array(self.dropped) + _array(self.bias) - expected
         scale = _array(self.dropped_mass) + np.abs(_array(self.bias)) + np.abs(expected)
         for block in self.rows.blocks():
-            terms = block.take(weight).astype(np.float64)
-            off[block.rows] += block.reduce(np.add, terms)
+            terms = block.gather(weight).astype(np.float64)
+            difference[block.rows] += block.reduce(np.add, terms)
             scale[block.rows] += block.reduce(np.add, np.abs(terms, out=terms))
         np.maximum(scale, _array(self.product_norm), out=scale)
-        return torch.from_numpy(np.divide(np.abs(off), scale, out=np.zeros_like(off), where=scale > 0))
+        return torch.from_numpy(np.divide(np.abs(difference), scale, out=np.zeros_like(difference), where=scale > 0))
 
     @property
     def certificate(self) -> float:
@@ -181,14 +191,14 @@ class Graph:
 
     @property
     def faithfulness(self) -> Faithfulness | None:
-        """What pc.validate found: how well the graph foretells interventions; None before."""
-        found = self.provenance.get(KEY)
-        return None if found is None else Faithfulness.from_dict(found)
+        """Report of pc.validate: agreement of the graph with interventions; None before."""
+        report = self.provenance.get(KEY)
+        return None if report is None else Faithfulness.from_dict(report)
 
     # Views
 
     def dense(self) -> Tensor:
-        """[nodes, nodes]: row = target, column = source. Nodes without a row have zeros there."""
+        """Edges as a matrix [nodes, nodes]: row = target, column = source; zeros for nodes without a row."""
         out = self.rows.weight.new_zeros(self.nodes, self.nodes)
         for r, node in enumerate(self.row_node.tolist()):
             column, weight = self.rows.row(r)
@@ -197,34 +207,34 @@ class Graph:
 
     def influence(self) -> Tensor:
         """Influence of every node on the targets, by their weights: [nodes] float64."""
-        return torch.from_numpy(influence.of_nodes(self))
+        return torch.from_numpy(node_influence(self))
 
-    def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> pruning.Pruned:
-        """The nodes and edges that carry these shares of the influence; `.graph` is the graph of them alone."""
-        return pruning.prune(self, node_threshold, edge_threshold)
+    def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> Pruned:
+        """Nodes and edges that carry these shares of the influence; `.graph` is the graph of them alone."""
+        return prune(self, node_threshold, edge_threshold)
 
-    def scores(self) -> scoring.Scores:
-        """(replacement, completeness): how much of the influence runs through features rather than errors."""
-        return scoring.scores(self)
+    def scores(self) -> Scores:
+        """Scores (replacement, completeness): the shares of influence that run through features rather than errors."""
+        return scores(self)
 
-    def paths(self, source: int, target: int, k: int = 1) -> list[strongest.Path]:
+    def paths(self, source: int, target: int, k: int = 1) -> list[Path]:
         """The k strongest paths from node to node, strongest first."""
-        return strongest.paths(self, source, target, k)
+        return paths(self, source, target, k)
 
-    def supernodes(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> list[grouping.Supernode]:
-        """Kept features that a reader takes as one: those of one label, or of no label and one feature, at a place.
+    def supernodes(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> list[Supernode]:
+        """Groups of pruned features that read as one: of one label at one position, or one feature without a label.
 
         Two or more nodes each; the most influential group first.
         """
-        return grouping.supernodes(self.prune(node_threshold, edge_threshold))
+        return supernodes(self.prune(node_threshold, edge_threshold))
 
     def tree(self, target: int = 0, depth: int = 5, branches: int = 3, least: float = 0.02) -> str:
-        """What a target comes from, as indented text: its strongest inputs, theirs below them, to the tokens.
+        """Tree of a target's inputs as indented text: the strongest inputs, theirs below them, down to the tokens.
 
         branches: inputs shown of a node; depth: levels below the target; least: share of a row's mass that an input
-        must have. The strongest path from a token is always there, marked; a node already shown is not unfolded again.
+        must have. The strongest path from a token is always shown, marked; a node is unfolded once.
         """
-        return "\n".join(line.text for line in drawing_tree.lines(self, target, depth, branches, least))
+        return "\n".join(line.text for line in lines(self, target, depth, branches, least))
 
     def plot(
         self,
@@ -237,29 +247,29 @@ class Graph:
     ) -> None:
         """Write a picture, SVG: tokens as columns, layers as rows, targets on top.
 
-        Of what pruning keeps the max_nodes most influential boxes are drawn; the strongest path to `target` is marked.
-        group: features of one label at one position are one box, which stands at the lowest layer of theirs and
-        has the sums of their weights.
+        After pruning, the max_nodes most influential boxes are drawn; the strongest path to `target` is marked.
+        group: features of one label at one position are one box, at the lowest of their layers, with the sums of
+        their weights.
         """
-        drawing.plot(self, path, node_threshold, edge_threshold, max_nodes, target, group)
+        plot(self, path, node_threshold, edge_threshold, max_nodes, target, group)
 
     def subgraph(self, node_mask: Any, edge_mask: Any = None) -> Graph:
-        """The graph of the nodes in node_mask: [nodes], and of the edges in edge_mask: [entries].
+        """Graph of the nodes in node_mask, [nodes], and the edges in edge_mask, [entries].
 
-        Features and targets outside are gone; errors and tokens keep their place in the order and lose their
-        edges. What rows lose goes to `dropped`, so the certificate still holds.
+        Other features and targets are removed; errors and tokens keep their index and lose their edges. Removed
+        edges are added to `dropped`, so the certificate still holds.
         """
-        return pruning.subgraph(self, node_mask, edge_mask)
+        return subgraph(self, node_mask, edge_mask)
 
-    # Out and in
+    # Files and other libraries
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, all of it or nothing."""
+        """Write a safetensors file, atomically."""
         graph_file.save(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Graph:
-        """Read what `save` wrote; GraphFileError, naming file and tensor, for anything else."""
+        """Read a file that `save` wrote; GraphFileError, naming file and tensor, for any other."""
         return graph_file.load(cls, path)
 
     def to_json(
@@ -273,25 +283,25 @@ class Graph:
         """Write the pruned graph as JSON for circuit-tracer's page, and enter it in graph-metadata.json beside it.
 
         slug: the graph's name there, the file's by default. scan: the set of transcoders, under which the page looks
-        for labels; provenance["scan"] by default, "local" where there is none. Supernodes are pinned, the most
-        influential of them, up to 200 nodes. Returns the query of the address, `index.html?...`, that shows them on
-        circuit-tracer's page; Neuronpedia's has them from the file, and opens no graph of layer 0 alone (a warning).
+        for labels; provenance["scan"] by default, or else "local". The most influential supernodes are pinned, up to
+        200 nodes. Returns the query of the address, `index.html?...`, that shows them on circuit-tracer's page;
+        Neuronpedia's page reads them from the file, and opens no graph of layer 0 alone (a warning).
         """
         return page_json.to_json(self, path, slug, node_threshold, edge_threshold, scan)
 
     @classmethod
     def from_circuit_tracer(cls, path: str | os.PathLike[str], tokenizer: Any = None) -> Graph:
-        """Read a `.pt` graph that circuit-tracer saved; nothing in it is run. GraphFileError for anything else.
+        """Read a `.pt` graph that circuit-tracer saved, without running anything in it; GraphFileError for any other.
 
-        tokenizer: what turns ids into text; without it a token's text is its number. The file does not say what rows
-        should add up to, so `certificate` is NaN, and it has edges from selected features only.
+        tokenizer: turns ids into text; without it a token's text is its number. The file has no pre-activations, so
+        `certificate` is NaN, and it has edges from selected features only.
         """
         return circuit_tracer_graph.load(cls, path, tokenizer)
 
     def to_circuit_tracer(
         self, path: str | os.PathLike[str], tokenizer_name: str | None = None, scan: str | None = None
     ) -> None:
-        """Write a `.pt` graph for circuit-tracer's Graph.from_pt: nodes x nodes, features that have rows selected.
+        """Write a `.pt` graph for circuit-tracer's Graph.from_pt: nodes x nodes, the features with rows selected.
 
         tokenizer_name, scan: the tokenizer and the transcoders that its page looks for; None: those of the provenance.
         """
@@ -299,11 +309,11 @@ class Graph:
 
     def to_networkx(self) -> Any:
         """A networkx.DiGraph, edges from source to target with `weight`; node attributes as in `describe`."""
-        return converting.to_networkx(self)
+        return libraries.to_networkx(self)
 
     def to_scipy(self) -> Any:
         """A scipy.sparse.csr_array [nodes, nodes]: row = target, column = source."""
-        return converting.to_scipy(self)
+        return libraries.to_scipy(self)
 
     def __repr__(self) -> str:
         return (
@@ -313,5 +323,5 @@ class Graph:
 
 
 def _array(t: Tensor | None) -> np.ndarray:
-    assert t is not None  # validate() has filled it
+    assert t is not None  # validate() has set it
     return t.numpy().astype(np.float64)

@@ -1,7 +1,7 @@
-"""Influence through CSR rows in one pass: layers from the top down, each row's shares times what enters it.
+"""Influence of nodes and edges on the targets: one pass over CSR rows, from the highest layer down.
 
-A row's share of an entry is |weight| over the sum of the row's |weight|. Shares are never stored: they are found
-again from the weights, a block at a time, in float64.
+A row passes its node's influence on to its columns by shares, |weight| over the sum of the row's |weight|. Shares are
+never stored: they are computed from the weights again, a block at a time, in float64.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 
 def scales(rows: Rows) -> np.ndarray:
-    """What turns |weight| into a share, for each row: [rows]; zero where there is nothing to share."""
+    """Factors that turn |weight| into a share of its row: [rows]; zero for a row without mass."""
     total = rows.masses()
     # One over a subnormal number is infinite.
     return np.divide(1.0, total, out=np.zeros_like(total), where=total >= np.finfo(np.float64).tiny)
 
 
 def target_weights(graph: Graph) -> np.ndarray:
-    """[nodes] float64: the weights of the targets, zero elsewhere."""
+    """Weights of the targets, zero elsewhere: [nodes] float64."""
     out = np.zeros(graph.nodes)
     out[graph.first_target :] = graph.targets.weights.numpy()
     return out
 
 
 def layer_groups(graph: Graph) -> list[np.ndarray]:
-    """Row numbers, targets first, then those of each layer from the highest down: no row feeds an earlier one."""
+    """Row indices by layer, targets first, then from the highest layer down: no row feeds an earlier one."""
     node = graph.row_node.numpy()
     layer = np.full(len(node), graph.layers)
     inner = node < graph.first_error
@@ -41,46 +41,49 @@ def layer_groups(graph: Graph) -> list[np.ndarray]:
     return [group for group in np.split(order, np.flatnonzero(np.diff(layer[order])) + 1) if len(group)]
 
 
-def spread(graph: Graph, rows: Rows, scale: np.ndarray) -> np.ndarray:
-    """Influence of every node when it runs through `rows`, entries of the graph's own: [nodes] float64."""
-    entering, total = target_weights(graph), np.zeros(graph.nodes)
+def propagate(graph: Graph, rows: Rows, scale: np.ndarray) -> np.ndarray:
+    """Influence of every node through `rows`, a selection of the graph's entries: [nodes] float64."""
+    entering = target_weights(graph)
+    total = np.zeros(graph.nodes)
     node, column, weight = graph.row_node.numpy(), rows.column.numpy(), rows.weight.numpy()
     for group in layer_groups(graph):
         for block in rows.blocks(group, max(STEP, graph.nodes)):
             source = node[block.rows]
-            given = np.abs(block.take(weight)).astype(np.float64)
-            given *= block.repeat((entering[source] + total[source]) * scale[block.rows])
-            total += np.bincount(block.take(column), given, minlength=graph.nodes)
+            arriving = np.abs(block.gather(weight)).astype(np.float64)
+            arriving *= block.repeat((entering[source] + total[source]) * scale[block.rows])
+            total += np.bincount(block.gather(column), arriving, minlength=graph.nodes)
     return total
 
 
-def of_nodes(graph: Graph) -> np.ndarray:
+def node_influence(graph: Graph) -> np.ndarray:
     """Influence of every node on the targets: [nodes] float64."""
-    return spread(graph, graph.rows, scales(graph.rows))
+    return propagate(graph, graph.rows, scales(graph.rows))
 
 
 class EdgeInfluence:
-    """Influence of every entry of `rows`, its share of what its row's node has: float64, in the order of entries.
+    """Influence of every entry of `rows`, its share times its row's node's influence: float64, in the order of entries.
 
-    Goes through them in parts, found anew each time rather than held.
+    An iterator over chunks, which are computed anew each time rather than stored.
     """
 
     def __init__(self, graph: Graph, rows: Rows) -> None:
         scale = scales(rows)
-        entering = spread(graph, rows, scale) + target_weights(graph)
-        self.rows, self.factor = rows, entering[graph.row_node.numpy()] * scale
+        entering = propagate(graph, rows, scale) + target_weights(graph)
+        self.rows = rows
+        self.factor = entering[graph.row_node.numpy()] * scale
 
     def __iter__(self) -> Iterator[np.ndarray]:
         weight = self.rows.weight.numpy()
         for block in self.rows.blocks():
-            part = np.abs(block.take(weight)).astype(np.float64)
-            part *= block.repeat(self.factor[block.rows])
-            yield part
+            scores = np.abs(block.gather(weight)).astype(np.float64)
+            scores *= block.repeat(self.factor[block.rows])
+            yield scores
 
     def at_least(self, cutoff: float) -> np.ndarray:
-        """Which entries have no less: [entries]."""
-        out, at = np.zeros(self.rows.entries, bool), 0
-        for part in self:
-            np.greater_equal(part, cutoff, out=out[at : at + len(part)])
-            at += len(part)
+        """Mask of the entries with at least this influence: [entries]."""
+        out = np.zeros(self.rows.entries, bool)
+        offset = 0
+        for scores in self:
+            np.greater_equal(scores, cutoff, out=out[offset : offset + len(scores)])
+            offset += len(scores)
         return out

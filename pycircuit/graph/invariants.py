@@ -1,4 +1,4 @@
-"""What every graph must be, checked once when it is made, so that nothing later needs to ask."""
+"""Invariants of every graph, checked once when it is made, so that no later code needs to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OP = "Graph"
 
 
 def validate(graph: Graph) -> dict[str, Any]:
-    """The graph's fields as CPU tensors in their own types; ValueError or TypeError for a graph that is none."""
+    """The graph's fields as CPU tensors in their own types; ValueError or TypeError for an invalid graph."""
     layers = checks.whole(_OP, "layers", graph.layers, 0)
     vocab_size = checks.whole(_OP, "vocab_size", graph.vocab_size, 0)
     tokens, targets = _tokens(graph.tokens), _targets(graph.targets)
@@ -54,20 +54,21 @@ def _labels(labels: Any) -> None:
 
 
 def within(name: str, t: Tensor, low: int, high: int) -> None:
+    """Raise unless all elements are from low to below high."""
     checks.bounded(_OP, name, t, low, high, f"from {low} to below {high}")
 
 
 def _sums(graph: Graph) -> dict[str, Tensor]:
-    """What belongs to each row, in float64."""
+    """Fields with one number a row, in float64."""
     count = graph.rows.count
-    found = {name: _floats(name, getattr(graph, name), count).double() for name in ("bias", "preactivation")}
+    sums = {name: _floats(name, getattr(graph, name), count).double() for name in ("bias", "preactivation")}
     for name in ("dropped", "dropped_mass", "product_norm"):
-        given = getattr(graph, name)
-        found[name] = graph.bias.new_zeros(count).double() if given is None else _floats(name, given, count).double()
+        tensor = getattr(graph, name)
+        sums[name] = graph.bias.new_zeros(count).double() if tensor is None else _floats(name, tensor, count).double()
     for name in ("dropped_mass", "product_norm"):
-        if count and found[name].min() < 0:
-            raise ValueError(f"{_OP}: {name} must not be negative, got {float(found[name].min())}")
-    return found
+        if count and sums[name].min() < 0:
+            raise ValueError(f"{_OP}: {name} must not be negative, got {float(sums[name].min())}")
+    return sums
 
 
 def _finite(name: str, t: Tensor) -> None:
@@ -75,8 +76,8 @@ def _finite(name: str, t: Tensor) -> None:
     for begin in range(0, len(array), STEP):
         good = np.isfinite(array[begin : begin + STEP])
         if not good.all():
-            at = begin + int(good.argmin())
-            raise ValueError(f"{_OP}: {name} must be finite, got {float(t[at])} at {at}")
+            index = begin + int(good.argmin())
+            raise ValueError(f"{_OP}: {name} must be finite, got {float(t[index])} at {index}")
 
 
 def _floats(name: str, value: Any, count: int) -> Tensor:
@@ -108,24 +109,24 @@ def _json(name: str, value: Any) -> None:
         raise ValueError(f"{_OP}: {name} must hold only what JSON can: {error}") from None
 
 
-def _tokens(given: Tokens) -> Tokens:
-    text = _texts("tokens.text", given.text)
-    ids = checks.integers(_OP, "tokens.ids", given.ids).cpu()
+def _tokens(tokens: Tokens) -> Tokens:
+    text = _texts("tokens.text", tokens.text)
+    ids = checks.integers(_OP, "tokens.ids", tokens.ids).cpu()
     checks.shaped(_OP, "tokens.ids", ids, (len(text),), "one for each of tokens.text")
     within("tokens.ids", ids, 0, 2**62)
-    return type(given)(ids, text)
+    return type(tokens)(ids, text)
 
 
-def _targets(given: Targets) -> Targets:
-    labels = _texts("targets.labels", given.labels)
-    ids = checks.integers(_OP, "targets.ids", given.ids).cpu()
-    positions = checks.integers(_OP, "targets.positions", given.positions).cpu()
-    weights = _floats("targets.weights", given.weights, len(labels)).double()
+def _targets(targets: Targets) -> Targets:
+    labels = _texts("targets.labels", targets.labels)
+    ids = checks.integers(_OP, "targets.ids", targets.ids).cpu()
+    positions = checks.integers(_OP, "targets.positions", targets.positions).cpu()
+    weights = _floats("targets.weights", targets.weights, len(labels)).double()
     checks.shares(_OP, "targets.weights", weights)
     for name, t in (("targets.ids", ids), ("targets.positions", positions)):
         checks.shaped(_OP, name, t, (len(labels),), "one for each of targets.labels")
     within("targets.ids", ids, -1, 2**62)
-    return type(given)(labels, ids, weights, positions)
+    return type(targets)(labels, ids, weights, positions)
 
 
 def _features(value: Any, layers: int, positions: int) -> Tensor:
@@ -134,24 +135,25 @@ def _features(value: Any, layers: int, positions: int) -> Tensor:
     checks.dimensions(_OP, "features", t, (2,))
     checks.shaped(_OP, "features", t, (len(t), 3), "layer, position, feature of each")
     t = t.cpu().contiguous()
-    for at, (name, high) in enumerate((("layer", layers), ("position", positions), ("feature", 2**40))):
-        within(f"features' {name}", t[:, at], 0, high)
+    for column, (name, high) in enumerate((("layer", layers), ("position", positions), ("feature", 2**40))):
+        within(f"features' {name}", t[:, column], 0, high)
     ordered = t.numpy()
-    if not _rising(ordered):
+    if not _lexicographic(ordered):
         ordered = ordered[np.lexsort(ordered.T[::-1])]
-        twice = (ordered[1:] == ordered[:-1]).all(1)
-        if twice.any():
-            raise ValueError(f"{_OP}: features must be distinct, got {ordered[1:][twice][0].tolist()} twice")
+        repeated = (ordered[1:] == ordered[:-1]).all(1)
+        if repeated.any():
+            raise ValueError(f"{_OP}: features must be distinct, got {ordered[1:][repeated][0].tolist()} twice")
     return t
 
 
-def _rising(t: np.ndarray) -> bool:
-    """Whether every row of [n, 3] comes after the one before it."""
-    rises, same = np.zeros(max(len(t) - 1, 0), bool), np.ones(max(len(t) - 1, 0), bool)
+def _lexicographic(t: np.ndarray) -> bool:
+    """True if every row of [n, 3] comes after the one before it."""
+    greater = np.zeros(max(len(t) - 1, 0), bool)
+    equal = np.ones(max(len(t) - 1, 0), bool)
     for column in t.T:
-        rises |= same & (column[1:] > column[:-1])
-        same &= column[1:] == column[:-1]
-    return bool(rises.all())
+        greater |= equal & (column[1:] > column[:-1])
+        equal &= column[1:] == column[:-1]
+    return bool(greater.all())
 
 
 def _row_node(graph: Graph, features: int, first_target: int, nodes: int) -> Tensor:
@@ -170,12 +172,12 @@ def _row_node(graph: Graph, features: int, first_target: int, nodes: int) -> Ten
 
 
 def _downward(rows: Rows, row_node: Tensor, features: Tensor, sources: int) -> None:
-    """Every edge comes from a source, and from a layer below the feature it enters: the graph has no cycle."""
+    """Raise unless every edge comes from a source in a layer below the feature it enters: the graph has no cycle."""
     if rows.entries == 0:
         return
     starts, ends = rows.row_ptr.numpy()[:-1], rows.row_ptr.numpy()[1:]
     filled = ends > starts
-    # Columns ascend in a row: its ends bound it.
+    # Columns ascend in a row, so its first and last bound the others.
     within("rows.column", rows.column[torch.from_numpy(np.r_[starts[filled], ends[filled] - 1])], 0, sources)
     layer = np.concatenate([features[:, 0].numpy(), np.full(sources - len(features), -1)]).astype(np.int32)
     node = row_node.numpy()
@@ -192,23 +194,24 @@ def _downward(rows: Rows, row_node: Tensor, features: Tensor, sources: int) -> N
 
 def _highest(rows: Rows, layer: np.ndarray, features: int) -> np.ndarray:
     """The highest layer of a feature among each row's columns, or -1: [rows]."""
-    out, column = np.full(rows.count, -1, dtype=np.int32), rows.column.numpy()
+    out = np.full(rows.count, -1, dtype=np.int32)
+    column = rows.column.numpy()
     if (np.diff(layer[:features]) >= 0).all():
-        # In the order of layers it is that of the row's last feature.
+        # Features are in the order of layers: the highest layer is that of the row's last feature.
         starts = rows.row_ptr.numpy()[:-1]
         last = _first_at_least(column, starts, rows.row_ptr.numpy()[1:], features) - 1
-        some = last >= starts
-        out[some] = layer[column[last[some]]]
+        has_feature = last >= starts
+        out[has_feature] = layer[column[last[has_feature]]]
         return out
     for block in rows.blocks():
-        out[block.rows] = block.reduce(np.maximum, layer.take(block.take(column)))
+        out[block.rows] = block.reduce(np.maximum, layer.take(block.gather(column)))
     return out
 
 
 def _first_at_least(column: np.ndarray, low: np.ndarray, high: np.ndarray, value: int) -> np.ndarray:
-    """In each row [low, high) of ascending columns, where the first stands that is no lower than value, or high."""
-    while (open_ := low < high).any():
-        middle = np.where(open_, (low + high) // 2, 0)
-        below = open_ & (column[middle] < value)
-        low, high = np.where(below, middle + 1, low), np.where(open_ & ~below, middle, high)
+    """Index of the first column >= value in each row [low, high) of ascending columns, or high: [rows]."""
+    while (unfinished := low < high).any():
+        middle = np.where(unfinished, (low + high) // 2, 0)
+        below = unfinished & (column[middle] < value)
+        low, high = np.where(below, middle + 1, low), np.where(unfinished & ~below, middle, high)
     return low

@@ -1,6 +1,6 @@
 """Pruning: the few nodes and edges that carry most of the influence on the targets.
 
-Influence counts the stored entries of a row only, as if what was dropped were not there.
+Influence counts the stored entries of a row only, as if there were no dropped ones.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """What pruning kept. node_mask: [nodes]; edge_mask: [entries] of graph.rows; influence: [nodes] float64, before.
+    """Result of pruning: masks of the remaining nodes and edges.
 
-    Tokens and targets are always kept.
+    original: the graph before; node_mask: [nodes], always with all tokens and targets; edge_mask: [entries] of
+    original.rows; influence: [nodes] float64, of the original.
     """
 
-    whole: Graph
+    original: Graph
     node_mask: Tensor
     edge_mask: Tensor
     influence: Tensor
 
     @cached_property
     def graph(self) -> Graph:
-        """The graph of the kept nodes and edges alone."""
-        return subgraph(self.whole, self.node_mask, self.edge_mask)
+        """Graph of the remaining nodes and edges alone."""
+        return subgraph(self.original, self.node_mask, self.edge_mask)
 
     def cumulative(self) -> Tensor:
-        """For each kept node, in order, the share of all influence in nodes at least as influential as it."""
-        wanted = self.node_mask.nonzero()[:, 0].numpy()
-        return torch.from_numpy(cumulative(self.influence.numpy(), wanted))
+        """Share of all influence in nodes at least as influential as each remaining node, in order."""
+        nodes = self.node_mask.nonzero()[:, 0].numpy()
+        return torch.from_numpy(cumulative(self.influence.numpy(), nodes))
 
     def __repr__(self) -> str:
         return (
@@ -54,7 +55,7 @@ class Pruned:
 
 
 def thresholds(op: str, node: Any, edge: Any) -> tuple[float, float]:
-    """Both as numbers that are shares."""
+    """Both thresholds as floats, once they are known to be from 0 to 1."""
     node, edge = checks.number(op, "node_threshold", node), checks.number(op, "edge_threshold", edge)
     for name, value in (("node_threshold", node), ("edge_threshold", edge)):
         if not 0 <= value <= 1:
@@ -63,74 +64,77 @@ def thresholds(op: str, node: Any, edge: Any) -> tuple[float, float]:
 
 
 def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Pruned:
+    """Prune a graph to the nodes and edges that carry these shares of the influence."""
     node_threshold, edge_threshold = thresholds("prune", node_threshold, edge_threshold)
-    found = influence.of_nodes(graph)
-    nodes = found >= cutoff(found, node_threshold)
+    node_influence = influence.node_influence(graph)
+    nodes = node_influence >= cutoff(node_influence, node_threshold)
     nodes[graph.first_token :] = True
     edges = _between(graph.rows, graph.row_node, nodes)
     inner = graph.rows if edges.all() else graph.rows.select(edges)
-    # An edge's influence is its share of its row times the influence of the row's node, among kept nodes only.
+    # An edge's influence is its share of its row times the influence of the row's node, among remaining nodes only.
     score = influence.EdgeInfluence(graph, inner)
     strong = score.at_least(cutoff(score, edge_threshold))
     _drop_dead_ends(graph, nodes, inner if strong.all() else inner.select(strong))
     strong &= _between(inner, graph.row_node, nodes)
     edges[edges] = strong
-    return Pruned(graph, torch.from_numpy(nodes), torch.from_numpy(edges), torch.from_numpy(found))
+    return Pruned(graph, torch.from_numpy(nodes), torch.from_numpy(edges), torch.from_numpy(node_influence))
 
 
 def _between(rows: Rows, row_node: Tensor, nodes: np.ndarray) -> np.ndarray:
-    """[entries]: both ends are in `nodes`."""
-    out, column = np.zeros(rows.entries, bool), rows.column.numpy()
+    """Mask of the entries whose source and target are both in `nodes`: [entries]."""
+    out = np.zeros(rows.entries, bool)
+    column = rows.column.numpy()
     for block in rows.blocks(np.flatnonzero(nodes[row_node.numpy()])):
-        for part in block.parts:
-            nodes.take(column[part], out=out[part], mode="clip")
+        for entries in block.slices:
+            nodes.take(column[entries], out=out[entries], mode="clip")
     return out
 
 
 def _drop_dead_ends(graph: Graph, nodes: np.ndarray, rows: Rows) -> None:
-    """Take out, in place, features and errors that lie on no path through `rows` from an error or token to a target."""
+    """Remove, in place, features and errors on no path through `rows` from an error or token to a target."""
     node, column, groups = graph.row_node.numpy(), rows.column.numpy(), influence.layer_groups(graph)
     fed = nodes.copy()
     fed[: graph.first_error] = False
     for group in reversed(groups):
         for block in rows.blocks(group):
-            fed[node[block.rows]] |= block.reduce(np.logical_or, fed.take(block.take(column)))
+            fed[node[block.rows]] |= block.reduce(np.logical_or, fed.take(block.gather(column)))
     live = np.zeros(graph.nodes, bool)
     live[graph.first_target :] = True
     for group in groups:
         for block in rows.blocks(group[live[node[group]]]):
-            live[block.take(column)] = True
+            live[block.gather(column)] = True
     nodes[: graph.first_token] &= (fed & live)[: graph.first_token]
 
 
-def _mask(name: str, given: Any, count: int) -> np.ndarray:
-    t = checks.tensor("subgraph", name, given)
+def _mask(name: str, mask: Any, count: int) -> np.ndarray:
+    t = checks.tensor("subgraph", name, mask)
     checks.of_type("subgraph", name, t, (torch.bool,))
     checks.shaped("subgraph", name, t, (count,), "one for each")
     return t.cpu().numpy()
 
 
 def subgraph(graph: Graph, node_mask: Any, edge_mask: Any = None) -> Graph:
+    """Graph of the nodes and edges in the masks; removed edges are added to `dropped`."""
     nodes = _mask("node_mask", node_mask, graph.nodes)
     edges = _between(graph.rows, graph.row_node, nodes)
     if edge_mask is not None:
         edges &= _mask("edge_mask", edge_mask, graph.rows.entries)
     rows = nodes[graph.row_node.numpy()]
     row, features = torch.from_numpy(rows), torch.from_numpy(nodes[: graph.first_error])
-    # filled when the graph was made
+    # set when the graph was made
     assert graph.dropped is not None and graph.dropped_mass is not None and graph.product_norm is not None
     dropped, mass = _left_out(graph.rows, rows, edges)
-    # Errors and tokens keep their places, so a node's new number is the count of places before it.
-    places = nodes.copy()
-    places[graph.first_error : graph.first_target] = True
-    number = np.cumsum(places) - 1
-    kept = graph.rows.select(edges, rows)
-    column = torch.from_numpy(number.astype(np.int32).take(kept.column.numpy()))
+    # Errors and tokens keep their columns, so a node's new index is the count of numbered nodes before it.
+    numbered = nodes.copy()
+    numbered[graph.first_error : graph.first_target] = True
+    number = np.cumsum(numbered) - 1
+    selected = graph.rows.select(edges, rows)
+    column = torch.from_numpy(number.astype(np.int32).take(selected.column.numpy()))
     return replace(
         graph,
         features=graph.features[features],
         values=graph.values[features],
-        rows=Rows.trusted(kept.row_ptr, column, kept.weight),
+        rows=Rows.trusted(selected.row_ptr, column, selected.weight),
         row_node=torch.from_numpy(number)[graph.row_node[row]],
         bias=graph.bias[row],
         preactivation=graph.preactivation[row],
@@ -142,18 +146,19 @@ def subgraph(graph: Graph, node_mask: Any, edge_mask: Any = None) -> Graph:
     )
 
 
-def _left_out(rows: Rows, which: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of the entries that are not in `edges`, and of their absolute values: [rows] float64 each."""
-    dropped, mass, weight = np.zeros(rows.count), np.zeros(rows.count), rows.weight.numpy()
-    for block in rows.blocks(np.flatnonzero(which)):
-        left = block.take(weight).astype(np.float64)
-        left *= ~block.take(edges)
-        dropped[block.rows] = block.reduce(np.add, left)
-        mass[block.rows] = block.reduce(np.add, np.abs(left, out=left))
+def _left_out(rows: Rows, row_mask: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of the entries that are not in `edges`, and of their absolute values: [rows] float64 each."""
+    dropped, mass = np.zeros(rows.count), np.zeros(rows.count)
+    weight = rows.weight.numpy()
+    for block in rows.blocks(np.flatnonzero(row_mask)):
+        omitted = block.gather(weight).astype(np.float64)
+        omitted *= ~block.gather(edges)
+        dropped[block.rows] = block.reduce(np.add, omitted)
+        mass[block.rows] = block.reduce(np.add, np.abs(omitted, out=omitted))
     return dropped, mass
 
 
-def _targets_of(graph: Graph, kept: np.ndarray) -> Any:
-    which, t = torch.from_numpy(kept), graph.targets
-    labels = [label for label, keep in zip(t.labels, kept, strict=True) if keep]
-    return type(t)(labels, t.ids[which], t.weights[which], t.positions[which])
+def _targets_of(graph: Graph, mask: np.ndarray) -> Any:
+    selected, t = torch.from_numpy(mask), graph.targets
+    labels = [label for label, chosen in zip(t.labels, mask, strict=True) if chosen]
+    return type(t)(labels, t.ids[selected], t.weights[selected], t.positions[selected])

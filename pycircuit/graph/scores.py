@@ -1,4 +1,4 @@
-"""How much of the computation the features explain, and how much is left to errors."""
+"""Replacement and completeness scores: the shares of the computation that features explain and errors do not."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 
 class Scores(NamedTuple):
-    """replacement: of the influence that starts at tokens or errors, the part that starts at tokens.
+    """Replacement and completeness scores, both from 0 to 1; NaN if no influence reaches anything.
 
-    completeness: the part of each node's input that is no error, averaged by the nodes' influence; a node without a
-    row counts as explained. Both from 0 to 1, NaN where no influence reaches anything.
+    replacement: of the influence that starts at tokens or errors, the share that starts at tokens.
+    completeness: the share of each node's input that is no error, averaged by the nodes' influence; a node without a
+    row counts as explained.
     """
 
     replacement: float
@@ -24,13 +25,14 @@ class Scores(NamedTuple):
 
 
 def scores(graph: Graph) -> Scores:
-    found = influence.of_nodes(graph)
-    tokens = float(found[graph.first_token : graph.first_target].sum())
+    """Compute the scores of a graph."""
+    node_influence = influence.node_influence(graph)
+    tokens = float(node_influence[graph.first_token : graph.first_target].sum())
     # Every node's share of error input times the node's influence, over all nodes, is what arrives at the errors.
-    errors = float(found[graph.first_error : graph.first_token].sum())
-    reaching = float(found.sum() + graph.targets.weights.sum())
-    return Scores(_part(tokens, tokens + errors), 1 - _part(errors, reaching))
+    errors = float(node_influence[graph.first_error : graph.first_token].sum())
+    reaching = float(node_influence.sum() + graph.targets.weights.sum())
+    return Scores(_ratio(tokens, tokens + errors), 1 - _ratio(errors, reaching))
 
 
-def _part(part: float, whole: float) -> float:
-    return part / whole if whole > 0 else float(np.nan)
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator > 0 else float(np.nan)

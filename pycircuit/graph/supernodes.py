@@ -1,4 +1,4 @@
-"""Features that a reader takes as one."""
+"""Supernodes: groups of features that read as one."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ if TYPE_CHECKING:
 
 
 class Supernode(NamedTuple):
-    """nodes: ascending; name: their label, or the layer and number of the one feature they are."""
+    """A group of nodes. name: their label, or the layer and index of their feature; nodes: ascending."""
 
     name: str
     nodes: tuple[int, ...]
 
 
 def supernodes(pruned: Pruned) -> list[Supernode]:
-    """Groups of two and more, the most influential first."""
-    graph, influence = pruned.whole, pruned.influence
+    """Supernodes of two or more nodes, the most influential first."""
+    graph, influence = pruned.original, pruned.influence
     groups: dict[tuple[str, int], list[int]] = {}
     for node in pruned.node_mask[: graph.first_error].nonzero()[:, 0].tolist():
         groups.setdefault(key(graph, node), []).append(node)
-    found = [Supernode(name, tuple(nodes)) for (name, _), nodes in groups.items() if len(nodes) > 1]
-    return sorted(found, key=lambda group: -float(influence[list(group.nodes)].sum()))
+    result = [Supernode(name, tuple(nodes)) for (name, _), nodes in groups.items() if len(nodes) > 1]
+    return sorted(result, key=lambda group: -float(influence[list(group.nodes)].sum()))
 
 
 def key(graph: Graph, node: int) -> tuple[str, int]:
-    """Label and position of a group; for a feature without a label its own name, at all positions."""
+    """Key of a feature's group: its label and position; for a feature without a label its own name and -1."""
     layer, position, feature = graph.features[node].tolist()
     label = graph.labels.get((layer, feature))
     return (label, position) if label else (f"L{layer}/{feature}", -1)

@@ -1,4 +1,4 @@
-"""The smallest set of the largest scores that carries a share of their sum, found without sorting them."""
+"""Thresholds of scores: the smallest set of the largest scores that carries a share of their sum, without a sort."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from collections.abc import Iterable
 
 import numpy as np
 
-_BITS = 16  # of a score's 64 looked at in one step: 65,536 counters stay in the cache
-_SORTED = 4096  # few enough to sort
-# Sums in another order differ in the last places: a set that falls short by less than this reaches the share, and
+_BITS = 16  # of a score's 64, counted in one step: 65,536 counters stay in the cache
+_SORT_AT_MOST = 4096  # candidates
+# Sums in another order differ in the last digits: a set that falls short by less than this reaches the share, and
 # scores closer than this are equal.
-_SLACK = 1e-12
+_TOLERANCE = 1e-12
 
 
 def cutoff(scores: np.ndarray | Iterable[np.ndarray], share: float) -> float:
-    """The score down to which one must go so that what is kept carries `share` of the total.
+    """The largest cutoff such that the scores >= cutoff carry `share` of the total.
 
-    scores: float64, none negative; [n], or in parts that can be gone through again and need not be held together.
-    Keep `scores >= cutoff`: equal scores stay or go together. A share of 0 keeps the largest, a share of 1 everything
-    above zero; where all are zero nothing is kept (infinity).
+    scores: float64, none negative; [n], or an iterable of chunks that can be iterated again. Equal scores stay or go
+    together. A share of 0 keeps the largest, a share of 1 everything above zero; if all are zero, infinity.
     """
-    parts = [scores] if isinstance(scores, np.ndarray) else scores
+    chunks = [scores] if isinstance(scores, np.ndarray) else scores
     if share >= 1:
-        return min((float(np.where(part > 0, part, np.inf).min(initial=np.inf)) for part in parts), default=np.inf)
-    candidates, needed, above = np.zeros(0), -1.0, 0.0
+        return min((float(np.where(chunk > 0, chunk, np.inf).min(initial=np.inf)) for chunk in chunks), default=np.inf)
+    candidates = np.zeros(0)
+    needed, above = -1.0, 0.0
     # The bits of non-negative floats, read as integers, are in the order of the floats.
     for shift in range(64 - _BITS, -1, -_BITS):
-        count, mass = _histogram(parts, shift)
-        needed = share * float(mass.sum()) * (1 - _SLACK) if needed < 0 else needed
+        count, mass = _histogram(chunks, shift)
+        needed = share * float(mass.sum()) * (1 - _TOLERANCE) if needed < 0 else needed
         filled = np.flatnonzero(count)
         if not len(filled):
             return np.inf
@@ -35,40 +35,40 @@ def cutoff(scores: np.ndarray | Iterable[np.ndarray], share: float) -> float:
         enough = filled[reached[filled] >= needed]
         chosen = int(enough[-1] if len(enough) else filled[0])
         above = float(reached[chosen] - mass[chosen])
-        candidates = np.concatenate([part[(_digit(part, shift) == chosen) & (part > 0)] for part in parts])
-        parts = [candidates]
-        if len(candidates) <= _SORTED:
+        candidates = np.concatenate([chunk[(_digit(chunk, shift) == chosen) & (chunk > 0)] for chunk in chunks])
+        chunks = [candidates]
+        if len(candidates) <= _SORT_AT_MOST:
             break
     ordered = np.sort(candidates)[::-1]
-    at = int(np.searchsorted(above + np.cumsum(ordered), needed))
-    return float(ordered[min(at, len(ordered) - 1)]) * (1 - _SLACK)
+    index = int(np.searchsorted(above + np.cumsum(ordered), needed))
+    return float(ordered[min(index, len(ordered) - 1)]) * (1 - _TOLERANCE)
 
 
 def _digit(scores: np.ndarray, shift: int) -> np.ndarray:
     return (scores.view(np.int64) >> shift) & ((1 << _BITS) - 1)
 
 
-def _histogram(parts: Iterable[np.ndarray], shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many scores above zero have each digit, and their sum: [2^_BITS] each."""
+def _histogram(chunks: Iterable[np.ndarray], shift: int) -> tuple[np.ndarray, np.ndarray]:
+    """Number and sum of the scores above zero with each digit: [2^_BITS] each."""
     count, mass = np.zeros(1 << _BITS, np.int64), np.zeros(1 << _BITS)
-    for part in parts:
-        digit = _digit(part, shift)
-        found = np.bincount(digit)
-        count[: len(found)] += found
-        count[0] -= np.count_nonzero(part == 0)
-        mass[: len(found)] += np.bincount(digit, part)
+    for chunk in chunks:
+        digit = _digit(chunk, shift)
+        digit_count = np.bincount(digit)
+        count[: len(digit_count)] += digit_count
+        count[0] -= np.count_nonzero(chunk == 0)
+        mass[: len(digit_count)] += np.bincount(digit, chunk)
     return count, mass
 
 
-def cumulative(scores: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Share of the total carried by all scores at least as large as each of the wanted: [wanted].
+def cumulative(scores: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """Share of the total carried by all scores at least as large as that of each of the nodes: [len(nodes)].
 
-    Sorts the wanted ones alone; every other score is only put between two of them.
+    Sorts the scores of these nodes alone; every other score is only placed between two of them.
     """
-    levels, place = np.unique(scores[wanted], return_inverse=True)
+    levels, level = np.unique(scores[nodes], return_inverse=True)
     total = scores.sum()
     if not len(levels) or not total > 0:
-        return np.ones(len(wanted))
+        return np.ones(len(nodes))
     bucket = np.searchsorted(levels, scores, side="right")  # 0: below every level
     mass = np.bincount(bucket, scores, minlength=len(levels) + 1)[1:]
-    return np.minimum(np.cumsum(mass[::-1])[::-1] / total, 1.0)[place]
+    return np.minimum(np.cumsum(mass[::-1])[::-1] / total, 1.0)[level]

@@ -1,1 +1,1 @@
-"""pycircuit inside other tools. Each module imports its tool when it is used, and says how to install it."""
+"""Integrations with other libraries. Each module imports its library on use; its error names the package to install."""

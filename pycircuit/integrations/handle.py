@@ -1,4 +1,4 @@
-"""Methods of one object replaced and put back, and weights as they lie there."""
+"""Handle that replaces methods of one object until it is undone."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from torch import Tensor
 
 
 class Accelerated:
-    """`target` runs these functions in place of its methods until `undo()`, or the end of a `with`.
+    """Replacement of methods of `target` by functions until `undo()`, or the end of a `with`.
 
-    A deep copy of the target runs them too, for good; a pickled one runs its own.
-    torch.compile leaves them as they are.
+    A deep copy of the target keeps the functions for good; a pickled one has its own methods. torch.compile does not
+    compile the functions.
     """
 
     def __init__(
-        self, target: Any, methods: Mapping[str, Callable[..., Any]], also: Callable[[], Any] = lambda: None
+        self, target: Any, methods: Mapping[str, Callable[..., Any]], after_undo: Callable[[], Any] = lambda: None
     ) -> None:
-        """also: what `undo` calls beside."""
-        changed = [name for name in methods if not _own(target, name)]
+        """Replace the methods. after_undo: called by `undo`."""
+        changed = [name for name in methods if not _is_own_method(target, name)]
         if changed:
             raise ValueError(
                 f"accelerate: {type(target).__name__} must have its own {changed[0]}, got one that was replaced; "
                 "undo() that first"
             )
-        self._target, self._also = target, also
-        # What a compiler would trace is the checks of arguments, not the kernels.
+        self._target, self._after_undo = target, after_undo
+        # A compiler would trace only the checks of arguments, not the kernels.
         self._methods = {name: MethodType(torch.compiler.disable(f), target) for name, f in methods.items()}
         for name, method in self._methods.items():
             setattr(target, name, method)
 
     def undo(self) -> None:
-        """The target's own methods again; nothing where they are back already."""
-        held = vars(self._target)
-        changed = [name for name, method in self._methods.items() if held.get(name) is not method]
+        """Restore the target's own methods; a second call does nothing."""
+        attributes = vars(self._target)
+        changed = [name for name, method in self._methods.items() if attributes.get(name) is not method]
         if changed:
             raise ValueError(
                 f"undo: {type(self._target).__name__} must still have the {changed[0]} it was given, got one that was "
@@ -46,7 +46,7 @@ class Accelerated:
         for name in methods:
             delattr(self._target, name)
         if methods:
-            self._also()
+            self._after_undo()
 
     def __enter__(self) -> Accelerated:
         return self
@@ -55,12 +55,12 @@ class Accelerated:
         self.undo()
 
 
-def _own(target: Any, name: str) -> bool:
-    """Whether a method is that of the class; one that was unpickled may hold it, bound."""
-    held = vars(target)
-    return name not in held or getattr(held[name], "__func__", None) is getattr(type(target), name)
+def _is_own_method(target: Any, name: str) -> bool:
+    """True if a method is that of the class; an unpickled object may have it bound among its attributes."""
+    attributes = vars(target)
+    return name not in attributes or getattr(attributes[name], "__func__", None) is getattr(type(target), name)
 
 
 def rows_together(weight: Tensor) -> Tensor:
-    """[rows, width] as ops take it; a copy of weights that were loaded as the transpose of what lies in a file."""
+    """Weight [rows, width] with contiguous rows, as ops need it; a copy of transposed weights."""
     return weight if weight.stride(-1) == 1 else weight.contiguous()

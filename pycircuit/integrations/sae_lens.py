@@ -1,14 +1,14 @@
-"""SAELens's transcoders and sparse autoencoders on our operations.
+"""SAELens's transcoders and sparse autoencoders on pycircuit's operations.
 
     with sae_lens.accelerate(sae):  # or handle = accelerate(sae) ... handle.undo()
         written = sae(x)
 
-Served are the classes of KINDS: transcoders (ReLU or JumpReLU, with a skip or without) and the autoencoders
-StandardSAE, JumpReLUSAE and TopKSAE.
+Supported are the classes of KINDS: transcoders (ReLU or JumpReLU, with or without a skip connection) and the
+autoencoders StandardSAE, JumpReLUSAE and TopKSAE.
 
-Results and gradients are those of SAELens, up to the order of sums; the positions x features matrix is made only by
-what returns it, or by a hook that looks at it: with one on pre-activations SAELens's own encoder runs, which makes
-them. Under autocast sums stay in the weights' type. NaN is an error.
+Results and gradients are those of SAELens, up to the order of sums. Only functions that return the positions x
+features matrix and hooks that read it make it; with a hook on pre-activations SAELens's own encoder runs. Under
+autocast sums stay in the weights' dtype. NaN is an error.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ KINDS = (*TRANSCODERS, "StandardSAE", "JumpReLUSAE", "TopKSAE")
 
 
 def accelerate(sae: Any) -> Accelerated:
-    """Run its encode, decode, forward and forward_with_activations on ours, in place, until `undo()` or a `with` ends.
+    """Replace encode, decode, forward and forward_with_activations of an SAE, until `undo()` or the end of a `with`.
 
-    sae: a transcoder or a sparse autoencoder of one of KINDS. An encoder that is not trained (`requires_grad_(False)`)
-    lies feature by feature in the meantime, the same parameter with the same values. One that is stays as it is, as an
-    optimizer's state does, and is copied at every call.
+    sae: a transcoder or a sparse autoencoder of one of KINDS. A frozen encoder (`requires_grad_(False)`) is stored
+    feature by feature meanwhile, as the same parameter with the same values. A trained encoder keeps its layout, as
+    its optimizer's state does, and is copied at every call.
     """
     _check("accelerate", sae)
     methods: list[Callable[..., Any]] = [encode, decode, forward, process_state_dict_for_saving]
     if _is_transcoder(sae):
         methods.append(forward_with_activations)
     w_enc = sae.W_enc
-    by_feature = None if w_enc.requires_grad or w_enc.is_inference() else w_enc.data.T.contiguous().T
+    feature_major = None if w_enc.requires_grad or w_enc.is_inference() else w_enc.data.T.contiguous().T
     was_contiguous = w_enc.is_contiguous()
 
     def restore() -> None:
-        if by_feature is not None and was_contiguous:
+        if feature_major is not None and was_contiguous:
             sae.W_enc.data = sae.W_enc.data.contiguous()
 
     handle = Accelerated(sae, {f.__name__: f for f in methods}, restore)
-    if by_feature is not None:
-        w_enc.data = by_feature
+    if feature_major is not None:
+        w_enc.data = feature_major
     return handle
 
 
 def process_state_dict_for_saving(sae: Any, state_dict: dict[str, Any]) -> None:
-    """Files of tensors want each in one piece."""
+    """Make every tensor contiguous, as files of tensors need it."""
     type(sae).process_state_dict_for_saving(sae, state_dict)
     state_dict.update({name: t.contiguous() for name, t in state_dict.items()})
 
@@ -66,9 +66,9 @@ def process_state_dict_for_saving(sae: Any, state_dict: dict[str, Any]) -> None:
 def encode(sae: Any, x: Tensor) -> Tensor:
     """Result of `sae.encode(x)`: [..., features]. x: [..., d_in]."""
     _check("encode", sae)
-    if not _idle(sae.hook_sae_acts_pre):
-        theirs: Tensor = type(sae).encode(sae, x)
-        return theirs
+    if not _is_idle(sae.hook_sae_acts_pre):
+        original: Tensor = type(sae).encode(sae, x)
+        return original
     entries, values, shape = _active(sae, x)
     dense = SparseFeatures(entries.row_ptr, entries.index, values).dense(entries.size).to(sae.W_enc.dtype)
     acts: Tensor = sae.hook_sae_acts_post(dense.view(*shape, entries.size))
@@ -86,18 +86,18 @@ def decode(sae: Any, feature_acts: Tensor) -> Tensor:
         rule = f"end with the {len(w_dec)} features of W_dec"
         raise ValueError(f"decode: feature_acts must {rule}, got shape {list(feature_acts.shape)}")
     flat = _DecodeDense.apply(feature_acts.reshape(-1, len(w_dec)), w_dec)
-    return _finished(sae, flat, tuple(feature_acts.shape[:-1]))
+    return _finish_output(sae, flat, tuple(feature_acts.shape[:-1]))
 
 
 def forward(sae: Any, x: Tensor) -> Tensor:
-    """Result of `sae(x)`: [..., d_out]. The activations are made only for a hook that looks at them."""
+    """Result of `sae(x)`: [..., d_out]. The activations are made only for a hook that reads them."""
     _check("forward", sae)
     if getattr(sae, "use_error_term", False) and not _is_transcoder(sae):
-        theirs: Tensor = type(sae).forward(sae, x)  # encodes and decodes twice, with hooks and without
-        return theirs
-    if _idle(sae.hook_sae_acts_pre) and _idle(sae.hook_sae_acts_post):
+        original: Tensor = type(sae).forward(sae, x)  # encodes and decodes twice, with hooks and without
+        return original
+    if _is_idle(sae.hook_sae_acts_pre) and _is_idle(sae.hook_sae_acts_post):
         entries, values, shape = _active(sae, x)
-        written = _finished(sae, sparse.decode(values, _decoder(sae)[None], entries)[0], shape)
+        written = _finish_output(sae, sparse.decode(values, _decoder(sae)[None], entries)[0], shape)
     else:
         written = decode(sae, encode(sae, x))
     if _is_transcoder(sae):
@@ -114,17 +114,17 @@ def forward_with_activations(transcoder: Any, x: Tensor) -> tuple[Tensor, Tensor
 
 def _check(op: str, sae: Any) -> None:
     try:
-        theirs = import_module("sae_lens.saes")
+        sae_classes = import_module("sae_lens.saes")
     except ImportError as error:
         raise ImportError(f"{op}: sae-lens must be installed, got {error}; pip install sae-lens") from None
-    if type(sae) not in [getattr(theirs, name) for name in KINDS]:
+    if type(sae) not in [getattr(sae_classes, name) for name in KINDS]:
         known, got = ", ".join(KINDS), type(sae).__name__
         raise TypeError(f"{op}: sae must be one of SAELens's {known}, got {got}; others run as SAELens has them")
-    act = sae.activation_fn
-    expected = import_module("sae_lens.saes.topk_sae").TopK if type(sae) is theirs.TopKSAE else torch.nn.ReLU
-    if type(act) is not expected or _hooked(act) or getattr(act, "use_sparse_activations", False):
+    activation = sae.activation_fn
+    expected = import_module("sae_lens.saes.topk_sae").TopK if type(sae) is sae_classes.TopKSAE else torch.nn.ReLU
+    if type(activation) is not expected or _hooked(activation) or getattr(activation, "use_sparse_activations", False):
         name = expected.__name__
-        got = f"{name} with a hook or sparse tensors" if type(act) is expected else type(act).__name__
+        got = f"{name} with a hook or sparse tensors" if type(activation) is expected else type(activation).__name__
         raise ValueError(f"{op}: sae.activation_fn must be the {name} that SAELens gives it, got {got}")
 
 
@@ -136,8 +136,8 @@ def _hooked(point: Any) -> bool:
     return bool(point._forward_pre_hooks or point._forward_hooks or point._backward_pre_hooks or point._backward_hooks)
 
 
-def _idle(point: Any) -> bool:
-    """True if nothing happens there: SAELens puts an Identity where it disables a hook, users put what they like."""
+def _is_idle(point: Any) -> bool:
+    """True if a hook point changes and reads nothing: SAELens disables a hook point by an Identity, users by others."""
     return type(point).__name__ in ("HookPoint", "Identity") and not _hooked(point)
 
 
@@ -145,39 +145,43 @@ def _activation(sae: Any) -> Activation:
     if hasattr(sae.activation_fn, "k"):
         return TopK(sae.activation_fn.k)
     threshold = getattr(sae, "threshold", None)
-    return ReLU() if threshold is None else JumpReLU(threshold.detach().clamp_min(0.0))  # theirs comes after a ReLU
+    return ReLU() if threshold is None else JumpReLU(threshold.detach().clamp_min(0.0))  # SAELens applies a ReLU first
 
 
 def _active(sae: Any, x: Tensor) -> tuple[Entries, Tensor, tuple[int, ...]]:
-    """(active entries, their values with gradients: [n], the shape before features)."""
+    """(active entries, their values with gradients: [n], the leading dimensions of x)."""
     x = sae.process_sae_in(x)
     flat, b_enc = x.reshape(-1, x.shape[-1]).contiguous(), sae.b_enc.contiguous()
     w_enc = rows_together(sae.W_enc.T)
-    if _by_norm(sae):
-        norm = _wide(sae.W_dec).norm(dim=-1)
-        flat, w_enc, b_enc = _wide(flat), _wide(w_enc) * norm[:, None], _wide(b_enc) * norm
+    if _scales_by_decoder_norm(sae):
+        norm = _at_least_float32(sae.W_dec).norm(dim=-1)
+        flat, w_enc, b_enc = (
+            _at_least_float32(flat),
+            _at_least_float32(w_enc) * norm[:, None],
+            _at_least_float32(b_enc) * norm,
+        )
     with torch.no_grad():
         entries = Entries.of(ops.encode(flat, w_enc, b_enc, _activation(sae)), len(w_enc))
     return entries, sparse.values(flat, w_enc, b_enc, entries), tuple(x.shape[:-1])
 
 
-def _by_norm(sae: Any) -> bool:
-    """True if activations are measured in the norms of decoder rows."""
+def _scales_by_decoder_norm(sae: Any) -> bool:
+    """True if activations are multiplied by the norms of decoder rows."""
     return bool(getattr(sae.cfg, "rescale_acts_by_decoder_norm", False))
 
 
-def _wide(t: Tensor) -> Tensor:
+def _at_least_float32(t: Tensor) -> Tensor:
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def _decoder(sae: Any) -> Tensor:
-    """[features, d_out], as activations are measured."""
+    """Decoder rows that match the scale of activations: [features, d_out]."""
     w_dec = rows_together(sae.W_dec)
-    return torch.nn.functional.normalize(_wide(w_dec), dim=-1) if _by_norm(sae) else w_dec
+    return torch.nn.functional.normalize(_at_least_float32(w_dec), dim=-1) if _scales_by_decoder_norm(sae) else w_dec
 
 
-def _finished(sae: Any, written: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """written: [positions, d_out]; with the bias, in their type, scale and shape."""
+def _finish_output(sae: Any, written: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Add the bias to written, [positions, d_out], and restore SAELens's dtype, scale and shape."""
     out = (written + sae.b_dec).to(sae.W_dec.dtype).view(*shape, written.shape[-1])
     recons: Tensor = sae.hook_sae_recons(out)
     if not _is_transcoder(sae):
@@ -194,7 +198,7 @@ def _with_skip(transcoder: Any, x: Tensor, written: Tensor) -> Tensor:
 
 
 class _DecodeDense(torch.autograd.Function):
-    """acts [positions, features] @ w_dec [features, width] over the entries that are not zero."""
+    """Product acts [positions, features] @ w_dec [features, width] over the nonzero entries."""
 
     @staticmethod
     def forward(ctx: Any, acts: Tensor, w_dec: Tensor) -> Tensor:

@@ -154,9 +154,9 @@ def _through_features(graph: Graph, direct: np.ndarray) -> np.ndarray:
     np.divide(1.0, values, out=per_unit[: len(values)], where=values != 0)
     for group in reversed(layer_groups(graph)):
         for block in graph.rows.blocks(group, max(1, (STEP << 4) // direct.shape[1])):
-            source = block.take(column)
+            source = block.gather(column)
             through = row_of[source]
-            share = np.where(through >= 0, block.take(weight) * per_unit[source], 0.0)
+            share = np.where(through >= 0, block.gather(weight) * per_unit[source], 0.0)
             total[block.rows] += block.reduce(np.add, share[:, None] * total[through])
     return total
 

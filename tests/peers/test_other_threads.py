@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_drop_in import SOME, ids, made
+from drop_in_cases import SOME, ids, made
 
 from pycircuit.integrations.circuit_tracer import attribute
 

@@ -1,1 +1,1 @@
-"""Graphs in files, and in the arrays of other libraries."""
+"""Files of graphs, and graphs of other libraries."""

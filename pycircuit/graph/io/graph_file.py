@@ -1,4 +1,4 @@
-"""Graphs in safetensors files: tensors, and one JSON text for all that is not a tensor. Never pickle."""
+"""Graphs in safetensors files: tensors, and one JSON text for all other fields. Never pickle."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ VERSION = 1
 _KEY = "pycircuit.graph"
 _SAVE = "Graph.save"
 _INT, _LONG, _DOUBLE = (torch.int32,), (torch.int64,), (torch.float64,)
-_EITHER = (torch.float32, torch.float64)
+_FLOATS = (torch.float32, torch.float64)
 _NAMES = {"I32": torch.int32, "I64": torch.int64, "F32": torch.float32, "F64": torch.float64, "F16": torch.float16}
 _TENSORS: dict[str, tuple[torch.dtype, ...]] = {
-    "features": _LONG, "values": _EITHER, "row_ptr": _LONG, "column": _INT, "weight": _EITHER, "row_node": _LONG,
+    "features": _LONG, "values": _FLOATS, "row_ptr": _LONG, "column": _INT, "weight": _FLOATS, "row_node": _LONG,
     "bias": _DOUBLE, "preactivation": _DOUBLE, "dropped": _DOUBLE, "dropped_mass": _DOUBLE,
     "target_ids": _LONG, "target_weights": _DOUBLE, "target_positions": _LONG, "token_ids": _LONG,
     "product_norm": _DOUBLE,
 }  # fmt: skip
-_OPTIONAL = {"product_norm"}  # files from before it was there have none
+_OPTIONAL = {"product_norm"}  # older files have none
 _TEXTS: dict[str, type] = {
     "layers": int, "prompt": str, "vocab_size": int, "target_labels": list, "token_text": list, "timings": dict,
     "provenance": dict,
@@ -39,11 +39,12 @@ _TEXTS: dict[str, type] = {
 
 
 class GraphFileError(ValueError):
-    """A file that is not a whole graph of a version this package reads."""
+    """A file that is not a complete graph of a version this package reads."""
 
 
 def save(graph: Graph, path: str | os.PathLike[str]) -> None:
-    parts = {
+    """Write a graph to a safetensors file, atomically."""
+    fields = {
         **{name: getattr(graph, name) for name in ("features", "values", "row_node", "bias", "preactivation")},
         **{name: getattr(graph.rows, name) for name in ("row_ptr", "column", "weight")},
         "dropped": graph.dropped, "dropped_mass": graph.dropped_mass, "token_ids": graph.tokens.ids,
@@ -51,32 +52,33 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
         "target_ids": graph.targets.ids, "target_weights": graph.targets.weights,
         "target_positions": graph.targets.positions,
     }  # fmt: skip
-    about = {
+    metadata = {
         "version": VERSION, "layers": graph.layers, "prompt": graph.prompt, "vocab_size": graph.vocab_size,
         "target_labels": graph.targets.labels, "token_text": graph.tokens.text, "timings": graph.timings,
         "provenance": graph.provenance, "labels": [[*key, text] for key, text in graph.labels.items()],
     }  # fmt: skip
-    tensors = {name: parts[name] for name in _TENSORS}
-    metadata = {_KEY: json.dumps(about, allow_nan=False)}
-    replace_file(_SAVE, writable(_SAVE, path), lambda file: write_tensors(file, tensors, metadata))
+    tensors = {name: fields[name] for name in _TENSORS}
+    header = {_KEY: json.dumps(metadata, allow_nan=False)}
+    replace_file(_SAVE, writable(_SAVE, path), lambda file: write_tensors(file, tensors, header))
 
 
-def load(kind: type[Graph], path: str | os.PathLike[str]) -> Graph:
+def load(graph_type: type[Graph], path: str | os.PathLike[str]) -> Graph:
+    """Read a graph from a safetensors file."""
     path = Path(path)
-    about, tensors = _read(path)
+    metadata, tensors = _read(path)
     from pycircuit.graph.graph import Targets, Tokens
 
     arrays = ("features", "values", "row_node", "bias", "preactivation", "dropped", "dropped_mass", "product_norm")
     plain = ("layers", "prompt", "vocab_size", "timings", "provenance")
-    fields: dict[str, Any] = {name: tensors.get(name) for name in arrays} | {name: about[name] for name in plain}
+    fields: dict[str, Any] = {name: tensors.get(name) for name in arrays} | {name: metadata[name] for name in plain}
     try:
-        labels = {(layer, feature): text for layer, feature, text in about.get("labels", [])}
+        labels = {(layer, feature): text for layer, feature, text in metadata.get("labels", [])}
         rows = Rows(tensors["row_ptr"], tensors["column"], tensors["weight"])
         targets = Targets(
-            about["target_labels"], tensors["target_ids"], tensors["target_weights"], tensors["target_positions"]
+            metadata["target_labels"], tensors["target_ids"], tensors["target_weights"], tensors["target_positions"]
         )
-        tokens = Tokens(tensors["token_ids"], about["token_text"])
-        return kind(rows=rows, targets=targets, tokens=tokens, labels=labels, **fields)
+        tokens = Tokens(tensors["token_ids"], metadata["token_text"])
+        return graph_type(rows=rows, targets=targets, tokens=tokens, labels=labels, **fields)
     except (TypeError, ValueError) as error:
         raise GraphFileError(f"Graph.load: {path} must hold a sound graph, got: {error}") from None
 
@@ -86,22 +88,22 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise FileNotFoundError(f"Graph.load: path must be a file, got {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            about = _about(path, file.metadata())
+            metadata = _metadata(path, file.metadata())
             present = set(file.keys())
             missing, extra = sorted(_TENSORS.keys() - _OPTIONAL - present), sorted(present - _TENSORS.keys())
             if missing or extra:
                 raise GraphFileError(f"Graph.load: {path} must hold a graph's tensors, got {missing=}, {extra=}")
-            tensors = {name: _room(path, name, file.get_slice(name)) for name in _TENSORS.keys() & present}
-        _fill(path, tensors)
+            tensors = {name: _empty_tensor(path, name, file.get_slice(name)) for name in _TENSORS.keys() & present}
+        _read_tensors(path, tensors)
     except (SafetensorError, OSError) as error:
         raise GraphFileError(
             f"Graph.load: {path} must be a whole safetensors file, got {path.stat().st_size} bytes: {error}"
         ) from None
-    return about, tensors
+    return metadata, tensors
 
 
-def _room(path: Path, name: str, stored: Any) -> Tensor:
-    """An empty tensor of the type and shape that the file gives."""
+def _empty_tensor(path: Path, name: str, stored: Any) -> Tensor:
+    """An uninitialized tensor of the dtype and shape that the file states."""
     dtype = _NAMES.get(stored.get_dtype())
     if dtype not in _TENSORS[name]:
         got = dtype or stored.get_dtype()
@@ -109,8 +111,8 @@ def _room(path: Path, name: str, stored: Any) -> Tensor:
     return torch.empty(stored.get_shape(), dtype=dtype, device="cpu")
 
 
-def _fill(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Read the tensors of a file whose header is sound. A mapped file would hold its pages beside their copies."""
+def _read_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Read tensors of a file whose header is sound; a mapped file would occupy memory beside the copies."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -120,19 +122,19 @@ def _fill(path: Path, tensors: dict[str, Tensor]) -> None:
                 raise OSError(f"{name} ends early")
 
 
-def _about(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
+def _metadata(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
     if _KEY not in (metadata or {}):
         raise GraphFileError(f"Graph.load: {path} must be a graph saved by pycircuit, got another safetensors file")
     try:
-        about = json.loads((metadata or {})[_KEY])
+        content = json.loads((metadata or {})[_KEY])
     except (ValueError, RecursionError) as error:
         raise GraphFileError(f"Graph.load: {path}: metadata must be JSON: {error}") from None
-    if not isinstance(about, dict) or about.get("version") != VERSION:
-        got = about.get("version") if isinstance(about, dict) else type(about).__name__
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        got = content.get("version") if isinstance(content, dict) else type(content).__name__
         raise GraphFileError(f"Graph.load: {path} must be of version {VERSION}, got {got!r}")
     for name, kind in _TEXTS.items():
-        if type(about.get(name)) is not kind:
+        if type(content.get(name)) is not kind:
             raise GraphFileError(
-                f"Graph.load: {path}: {name} must be a {kind.__name__}, got {type(about.get(name)).__name__}"
+                f"Graph.load: {path}: {name} must be a {kind.__name__}, got {type(content.get(name)).__name__}"
             )
-    return about
+    return content

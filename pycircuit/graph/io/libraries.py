@@ -1,4 +1,4 @@
-"""Graphs for other libraries, which are imported on use."""
+"""Graphs as objects of other libraries, which are imported on use."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def _library(method: str, module: str, package: str) -> Any:
 
 
 def to_networkx(graph: Graph) -> Any:
+    """Convert a graph to a networkx.DiGraph."""
     out = _library("to_networkx", "networkx", "networkx").DiGraph()
     out.add_nodes_from((node, graph.describe(node)) for node in range(graph.nodes))
     targets = graph.row_node.numpy()[graph.rows.row_of_entry()].tolist()
@@ -28,13 +29,15 @@ def to_networkx(graph: Graph) -> Any:
 
 
 def to_scipy(graph: Graph) -> Any:
+    """Convert a graph to a scipy.sparse.csr_array."""
     sparse = _library("to_scipy", "scipy.sparse", "scipy")
     node, lengths = graph.row_node.numpy(), np.zeros(graph.nodes, np.int64)
     lengths[node] = graph.rows.lengths()
     column, weight = (np.empty_like(t.numpy()) for t in (graph.rows.column, graph.rows.weight))
-    at = 0
+    offset = 0
     for block in graph.rows.blocks(np.argsort(node)):
-        into = slice(at, at := at + int(block.lengths.sum()))
-        column[into], weight[into] = block.take(graph.rows.column.numpy()), block.take(graph.rows.weight.numpy())
+        entries = slice(offset, offset := offset + int(block.lengths.sum()))
+        column[entries] = block.gather(graph.rows.column.numpy())
+        weight[entries] = block.gather(graph.rows.weight.numpy())
     pointers = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
     return sparse.csr_array((weight, column, pointers), shape=(graph.nodes, graph.nodes))

@@ -30,6 +30,7 @@ def to_json(
     graph: Graph, path: str | os.PathLike[str], slug: str | None, node_threshold: float, edge_threshold: float,
     scan: str | None,
 ) -> str:  # fmt: skip
+    """Write a graph as JSON for circuit-tracer's page; return the query of its address."""
     path = writable("Graph.to_json", path)
     slug = path.stem if slug is None else slug
     if not isinstance(slug, str) or not _SLUG.fullmatch(slug):
@@ -49,13 +50,13 @@ def to_json(
     parameters = {"pinnedIds": pinned, "supernodes": groups, "linkType": "both", "clickedId": "", "sg_pos": ""}
     content = {"metadata": metadata, "qParams": parameters, "nodes": list(nodes.values()), "links": _links(pruned, ids)}
     write_text("Graph.to_json", path, json.dumps(content, allow_nan=False))
-    _enter(path.with_name(_OVERVIEW), metadata)
+    _add_to_overview(path.with_name(_OVERVIEW), metadata)
     _warn_of_one_layer(pruned)
     return _query(slug, pinned, groups)
 
 
 def _transcoders(graph: Graph, scan: str | None) -> tuple[str, list[str]]:
-    """(the set of transcoders, the list of them where there are several), as circuit-tracer's page takes them."""
+    """(name of the transcoder set, list of several sets), as circuit-tracer's page reads them."""
     names = graph.provenance.get("scan", "local") if scan is None else scan
     if isinstance(names, list) and scan is None:
         return f"custom-{hashlib.sha256('-'.join(names).encode()).hexdigest()[:16]}", names
@@ -67,9 +68,11 @@ def _transcoders(graph: Graph, scan: str | None) -> tuple[str, list[str]]:
 def _groups(pruned: Pruned, ids: dict[int, str]) -> list[list[str]]:
     """Name and node ids of each supernode, the most influential first, as many as can be pinned.
 
-    No name stands twice: pages take groups of one name for the same group.
+    Names are made unique, since pages merge groups of one name.
     """
-    groups, names, count = [], set[str](), 0
+    groups: list[list[str]] = []
+    names: set[str] = set()
+    count = 0
     for name, members in supernodes(pruned):
         if count + len(members) > _PINNED:
             continue
@@ -83,15 +86,15 @@ def _groups(pruned: Pruned, ids: dict[int, str]) -> list[list[str]]:
 
 
 def _query(slug: str, pinned: list[str], groups: list[list[str]]) -> str:
-    """What follows `index.html?`. circuit-tracer's page takes supernodes from there alone, and decodes them twice."""
+    """Query of the page's address. circuit-tracer's page reads supernodes only from there, and decodes them twice."""
     values = {"slug": slug} | ({"pinnedIds": ",".join(pinned), "supernodes": json.dumps(groups)} if groups else {})
     return "&".join(f"{name}={quote(quote(value, safe=''), safe='')}" for name, value in values.items())
 
 
 def _warn_of_one_layer(pruned: Pruned) -> None:
-    graph, shown = pruned.whole, pruned.node_mask.nonzero()[:, 0]
-    layers = graph.features[shown[shown < graph.first_error], 0].tolist()
-    errors = shown[(shown >= graph.first_error) & (shown < graph.first_token)] - graph.first_error
+    graph, nodes = pruned.original, pruned.node_mask.nonzero()[:, 0]
+    layers = graph.features[nodes[nodes < graph.first_error], 0].tolist()
+    errors = nodes[(nodes >= graph.first_error) & (nodes < graph.first_token)] - graph.first_error
     if max([*layers, *(errors // graph.positions).tolist()], default=0) < 1:
         warnings.warn(
             "Graph.to_json: features or errors must be above layer 0 for Neuronpedia's page, which opens no other "
@@ -101,43 +104,44 @@ def _warn_of_one_layer(pruned: Pruned) -> None:
 
 
 def _nodes(pruned: Pruned) -> dict[int, dict[str, Any]]:
-    kept = pruned.node_mask.nonzero()[:, 0].tolist()
-    return {node: _node(pruned.whole, node, c) for node, c in zip(kept, pruned.cumulative().tolist(), strict=True)}
+    nodes = pruned.node_mask.nonzero()[:, 0].tolist()
+    shares = pruned.cumulative().tolist()
+    return {node: _node(pruned.original, node, share) for node, share in zip(nodes, shares, strict=True)}
 
 
 def _node(graph: Graph, node: int, cumulative: float) -> dict[str, Any]:
-    about = graph.describe(node)
-    position = about["position"]
-    names = {"feature": _feature, "error": _error, "token": _token}.get(about["kind"])
+    description = graph.describe(node)
+    position = description["position"]
+    fields = {"feature": _feature, "error": _error, "token": _token}.get(description["kind"])
     entry = {
         "ctx_idx": position, "run_idx": 0, "reverse_ctx_idx": 0, "token_prob": 0.0, "is_target_logit": False,
         "clerp": "", "influence": cumulative, "activation": None,
     }  # fmt: skip
-    return entry | (names(about) if names else _target(graph, node - graph.first_target, about))
+    return entry | (fields(description) if fields else _target(graph, node - graph.first_target, description))
 
 
 def feature_id(layer: int, feature: int) -> int:
-    """One number for the two; the page also looks for the feature's file by it."""
+    """Pair layer and feature to one number, which also names the feature's file for the page."""
     return (layer + feature) * (layer + feature + 1) // 2 + feature
 
 
-def _feature(about: dict[str, Any]) -> dict[str, Any]:
-    layer, feature, position = about["layer"], about["feature"], about["position"]
+def _feature(description: dict[str, Any]) -> dict[str, Any]:
+    layer, feature, position = description["layer"], description["feature"], description["position"]
     return {
         "node_id": f"{layer}_{feature}_{position}",
         "feature": feature_id(layer, feature),
         "layer": str(layer),
         "feature_type": "cross layer transcoder",
         "jsNodeId": f"{layer}_{feature}-0",
-        "activation": about["value"],
-        "clerp": about.get("label", ""),
+        "activation": description["value"],
+        "clerp": description.get("label", ""),
     }
 
 
-def _error(about: dict[str, Any]) -> dict[str, Any]:
-    layer, position = about["layer"], about["position"]
+def _error(description: dict[str, Any]) -> dict[str, Any]:
+    layer, position = description["layer"], description["position"]
     return {
-        # Three numbers, as pages read ids from an address, and none of a feature's.
+        # Three numbers, as pages parse ids from an address, and no feature has index -1.
         "node_id": f"{layer}_-1_{position}",
         "feature": -1,
         "layer": str(layer),
@@ -146,8 +150,8 @@ def _error(about: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _token(about: dict[str, Any]) -> dict[str, Any]:
-    token, position = about["token"], about["position"]
+def _token(description: dict[str, Any]) -> dict[str, Any]:
+    token, position = description["token"], description["position"]
     return {
         "node_id": f"E_{token}_{position}",
         "feature": position,
@@ -157,24 +161,24 @@ def _token(about: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _target(graph: Graph, target: int, about: dict[str, Any]) -> dict[str, Any]:
-    layer, position, token = graph.layers + 1, about["position"], _token_id(graph, target)
-    label = about["label"].replace("(p=", "(p =")  # the page takes the probability from the first `(p=`
+def _target(graph: Graph, target: int, description: dict[str, Any]) -> dict[str, Any]:
+    layer, position, token = graph.layers + 1, description["position"], _token_id(graph, target)
+    label = description["label"].replace("(p=", "(p =")  # the page takes the probability from the first `(p=`
     return {
         "node_id": f"{layer}_{token}_{position}",
         "feature": token,
         "layer": str(layer),
         "feature_type": "logit",
         "jsNodeId": f"L_{token}-{position}",
-        "token_prob": about["weight"],
+        "token_prob": description["weight"],
         "is_target_logit": target == 0,
-        "clerp": f'Output "{label}" (p={about["weight"]:.3f})',
+        "clerp": f'Output "{label}" (p={description["weight"]:.3f})',
         "influence": None,
     }
 
 
 def _token_id(graph: Graph, target: int) -> int:
-    """The target's token, or a number past the vocabulary where it is none or an earlier target has it already."""
+    """Token of the target, or a number past the vocabulary if it is no token or an earlier target has the same one."""
     ids, positions = graph.targets.ids, graph.targets.positions
     earlier = (ids[:target] == ids[target]) & (positions[:target] == positions[target])
     if ids[target] >= 0 and not earlier.any():
@@ -183,15 +187,15 @@ def _token_id(graph: Graph, target: int) -> int:
 
 
 def _links(pruned: Pruned, ids: dict[int, str]) -> list[dict[str, Any]]:
-    rows, kept = pruned.whole.rows, np.flatnonzero(pruned.edge_mask.numpy())
-    row = np.searchsorted(rows.row_ptr.numpy(), kept, side="right") - 1
-    source, weight = rows.column.numpy()[kept].tolist(), rows.weight.numpy()[kept].tolist()
-    target = pruned.whole.row_node.numpy()[row].tolist()
+    rows, entries = pruned.original.rows, np.flatnonzero(pruned.edge_mask.numpy())
+    row = np.searchsorted(rows.row_ptr.numpy(), entries, side="right") - 1
+    source, weight = rows.column.numpy()[entries].tolist(), rows.weight.numpy()[entries].tolist()
+    target = pruned.original.row_node.numpy()[row].tolist()
     ends = zip(source, target, weight, strict=True)
     return [{"source": ids[s], "target": ids[t], "weight": w} for s, t, w in ends]
 
 
-def _enter(path: Path, metadata: dict[str, Any]) -> None:
+def _add_to_overview(path: Path, metadata: dict[str, Any]) -> None:
     """Replace or add the graph's entry in the overview."""
     with locked(path.parent):
         graphs = [entry for entry in _entries(path) if entry.get("slug") != metadata["slug"]]

@@ -1,7 +1,7 @@
-"""What torch.save writes, read without torch.load: plain values and plain tensors.
+"""Reader of the archives that torch.save writes, without torch.load: plain values and plain tensors.
 
-Nothing of the file is run, and nothing is allocated that it does not hold: names stand for what a reader says they
-stand for, opcodes are those that torch.save writes, and tensors are read only where they are asked for.
+Nothing in the file is run, and no more is allocated than the file has: only allowed names resolve, only opcodes that
+torch.save writes are executed, and a tensor is read when it is used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .graph_file import GraphFileError
 
-PICKLE_BYTES = 64 << 20  # values take some fifty times their bytes in memory
+PICKLE_BYTES = 64 << 20  # values need about fifty times their bytes in memory
 _OPCODES = (
     "PROTO STOP MARK GLOBAL REDUCE NEWOBJ BUILD BINPERSID BINPUT LONG_BINPUT BINGET LONG_BINGET NONE NEWTRUE NEWFALSE "
     "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE EMPTY_DICT SETITEM SETITEMS EMPTY_LIST APPEND APPENDS "
@@ -36,19 +36,20 @@ _STORAGES = {
 }  # fmt: skip
 
 
-class Standin:
-    """What a class of a library becomes: its values are kept, none of its code is run or needed."""
+class StandIn:
+    """Stand-in for a class of a library: it stores the fields and runs none of the class's code."""
 
-    def __new__(cls, *args: Any) -> Standin:
+    def __new__(cls, *args: Any) -> StandIn:
         return super().__new__(cls)
 
     def __init__(self, *args: Any) -> None:
         pass
 
 
-def standin(name: str) -> type[Standin]:
+def stand_in(name: str) -> type[StandIn]:
+    """Make a stand-in for the class of this dotted name."""
     module, _, last = name.rpartition(".")
-    return type(last, (Standin,), {"__module__": module})
+    return type(last, (StandIn,), {"__module__": module})
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class _Storage:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor as the file describes it, which may be a lie."""
+class StoredTensor:
+    """A tensor as the file describes it; the description may be wrong."""
 
     storage: _Storage
     offset: int
@@ -68,47 +69,49 @@ class Stored:
     stride: tuple[int, ...]
 
 
-def _rebuilt(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, extra: Any = None) -> Stored:
+def _rebuild_tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, extra: Any = None
+) -> StoredTensor:
     numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
     if not isinstance(storage, _Storage) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers) or extra:
         raise pickle.UnpicklingError("a tensor that is not plain")
-    return Stored(storage, offset, size, stride)
+    return StoredTensor(storage, offset, size, stride)
 
 
-def _no_bytes(*args: Any) -> bytes:
+def _empty_bytes(*args: Any) -> bytes:
     return b""
 
 
-# Beside what the reader knows. Bytes occur in NumPy's numbers alone, which are not looked at.
-_KNOWN: dict[str, Any] = {
-    "torch._utils._rebuild_tensor_v2": _rebuilt,
+# Names that every archive may use. Bytes occur only in NumPy's numbers, which are not read.
+_ALLOWED: dict[str, Any] = {
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "collections.OrderedDict": dict,
-    "_codecs.encode": _no_bytes,
+    "_codecs.encode": _empty_bytes,
     **{f"torch.{name}Storage": dtype for name, dtype in _STORAGES.items()},
     **{str(dtype): dtype for dtype in _STORAGES.values()},
-    **{name: standin(name) for name in (
+    **{name: stand_in(name) for name in (
         "torch.device", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
     )},
 }  # fmt: skip
 
-_Unpickler: Any = pickle._Unpickler  # the one in Python, whose parts can be replaced
+_Unpickler: Any = pickle._Unpickler  # the implementation in Python, whose methods can be overridden
 
 
 class _Reader(_Unpickler):
-    """Values of a pickle of torch's."""
+    """Unpickler of the values in an archive of torch's."""
 
     dispatch: ClassVar[dict[int, Any]] = {
         getattr(pickle, name)[0]: _Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPCODES.split()
     }
 
-    def __init__(self, data: bytes, known: Mapping[str, Any]) -> None:
+    def __init__(self, data: bytes, allowed: Mapping[str, Any]) -> None:
         super().__init__(io.BytesIO(data))
-        self.known = {**_KNOWN, **known}
+        self.allowed = {**_ALLOWED, **allowed}
 
     def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in self.known:
+        if f"{module}.{name}" not in self.allowed:
             raise pickle.UnpicklingError(f"unsupported GLOBAL {module}.{name}")
-        return self.known[f"{module}.{name}"]
+        return self.allowed[f"{module}.{name}"]
 
     def persistent_load(self, pid: Any) -> _Storage:
         if isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage":
@@ -120,7 +123,7 @@ class _Reader(_Unpickler):
     def load_build(self) -> None:
         state = self.stack.pop()
         owner = self.stack[-1]
-        if not isinstance(owner, Standin):
+        if not isinstance(owner, StandIn):
             raise pickle.UnpicklingError(f"state for {type(owner).__name__}")
         if isinstance(state, dict):
             vars(owner).update(state)
@@ -129,7 +132,7 @@ class _Reader(_Unpickler):
 
 
 class Archive:
-    """A file that torch.save wrote. op: what errors begin with."""
+    """A file that torch.save wrote. op: the prefix of its errors."""
 
     def __init__(self, op: str, path: Path) -> None:
         self.op, self.path = op, path
@@ -138,60 +141,62 @@ class Archive:
                 self.members = self._checked(archive)
                 pickles = [name for name in self.members if name.endswith("/data.pkl")]
                 self.root = pickles[0].removesuffix("/data.pkl") if len(pickles) == 1 else ""
-                self._needs(bool(self.root), "hold one data.pkl", f"{len(pickles)}")
+                self._require(bool(self.root), "hold one data.pkl", f"{len(pickles)}")
                 size = self.members[pickles[0]].file_size
-                self._needs(size <= PICKLE_BYTES, f"hold at most {PICKLE_BYTES} bytes of values", str(size))
-                self.data, order = archive.read(pickles[0]), f"{self.root}/byteorder"
-                order = archive.read(order).decode() if order in self.members else sys.byteorder
+                self._require(size <= PICKLE_BYTES, f"hold at most {PICKLE_BYTES} bytes of values", str(size))
+                self.data = archive.read(pickles[0])
+                order_file = f"{self.root}/byteorder"
+                order = archive.read(order_file).decode() if order_file in self.members else sys.byteorder
         except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, UnicodeDecodeError) as error:
             raise GraphFileError(f"{op} must be a whole archive as torch.save writes it, got: {error}") from None
-        self._needs(order == sys.byteorder, f"be written in this machine's byte order, {sys.byteorder}", order[:20])
+        self._require(order == sys.byteorder, f"be written in this machine's byte order, {sys.byteorder}", order[:20])
         self.bytes = torch.from_numpy(np.memmap(path, np.uint8, "c"))
 
-    def _needs(self, there: bool, rule: str, got: str) -> None:
-        if not there:
+    def _require(self, holds: bool, rule: str, got: str) -> None:
+        if not holds:
             raise GraphFileError(f"{self.op} must {rule}, got {got}")
 
     def _checked(self, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-        """Its files by name, each as it is, in a place of its own and with its checksum."""
-        every = archive.infolist()
-        found = {m.filename: m for m in every}
-        packed = next((m.filename for m in every if m.compress_type != zipfile.ZIP_STORED), None)
-        self._needs(packed is None, "hold its tensors as they are", f"{packed} compressed")
-        total, whole = sum(m.file_size for m in every), os.path.getsize(self.path)
-        self._needs(total <= whole and len(found) == len(every), "hold everything once", f"{total} bytes in {whole}")
-        broken = archive.testzip()
-        self._needs(broken is None, "be as it was written", f"{broken} with another checksum")
-        return found
+        """Files of the archive by name, once they are known to be uncompressed, disjoint and intact."""
+        infos = archive.infolist()
+        members = {m.filename: m for m in infos}
+        compressed = next((m.filename for m in infos if m.compress_type != zipfile.ZIP_STORED), None)
+        self._require(compressed is None, "hold its tensors as they are", f"{compressed} compressed")
+        total, file_size = sum(m.file_size for m in infos), os.path.getsize(self.path)
+        disjoint = total <= file_size and len(members) == len(infos)
+        self._require(disjoint, "hold everything once", f"{total} bytes in {file_size}")
+        damaged = archive.testzip()
+        self._require(damaged is None, "be as it was written", f"{damaged} with another checksum")
+        return members
 
-    def values(self, known: Mapping[str, Any]) -> Any:
-        """What was saved, tensors as `Stored`. known: what names of other modules stand for."""
+    def values(self, allowed: Mapping[str, Any]) -> Any:
+        """Values that were saved, with tensors as `StoredTensor`. allowed: objects by the dotted name in the file."""
         try:
-            return _Reader(self.data, known).load()
+            return _Reader(self.data, allowed).load()
         except Exception as error:  # whatever a damaged or hostile pickle leads to
-            kind, said = type(error).__name__, str(error)[:300]
-            raise GraphFileError(f"{self.op} must hold plain values and tensors, got {kind}: {said}") from None
+            got = f"{type(error).__name__}: {str(error)[:300]}"
+            raise GraphFileError(f"{self.op} must hold plain values and tensors, got {got}") from None
 
-    def tensor(self, name: str, of: Stored) -> Tensor:
-        """On the file's pages, which must outlive it."""
-        storage, wide = of.storage, of.storage.dtype.itemsize
+    def tensor(self, name: str, stored: StoredTensor) -> Tensor:
+        """Map a stored tensor from the file, which must outlive it."""
+        storage, itemsize = stored.storage, stored.storage.dtype.itemsize
         member = self.members.get(f"{self.root}/data/{storage.key}")
-        if member is None or member.file_size != storage.count * wide:
+        if member is None or member.file_size != storage.count * itemsize:
             raise ValueError(f"{name} must lie in the file whole, got {member and member.file_size} bytes of it")
-        count, last = 1, of.offset
-        for n, step in zip(of.size, of.stride, strict=True):
+        count, last = 1, stored.offset
+        for n, step in zip(stored.size, stored.stride, strict=True):
             count, last = count * n, last + (n - 1) * step
         if count > storage.count or (count and last >= storage.count):
-            raise ValueError(f"{name} must lie in the file, got shape {list(of.size)}")
+            raise ValueError(f"{name} must lie in the file, got shape {list(stored.size)}")
         if not count:
-            return torch.empty(of.size, dtype=storage.dtype)
-        begin = self._begin(member)
-        held = self.bytes[begin : begin + member.file_size]
-        held = (held.clone() if begin % wide else held).view(storage.dtype)
-        return held.as_strided(of.size, of.stride, held.storage_offset() + of.offset)
+            return torch.empty(stored.size, dtype=storage.dtype)
+        begin = self._data_offset(member)
+        content = self.bytes[begin : begin + member.file_size]
+        content = (content.clone() if begin % itemsize else content).view(storage.dtype)
+        return content.as_strided(stored.size, stored.stride, content.storage_offset() + stored.offset)
 
-    def _begin(self, member: zipfile.ZipInfo) -> int:
-        """Where its bytes are: behind a header with a name and an extra field."""
-        at = member.header_offset
-        name, extra = struct.unpack("<HH", self.bytes[at + 26 : at + 30].numpy().tobytes())
-        return at + 30 + int(name) + int(extra)
+    def _data_offset(self, member: zipfile.ZipInfo) -> int:
+        """Offset of a member's bytes, which follow a header with a name and an extra field."""
+        offset = member.header_offset
+        name, extra = struct.unpack("<HH", self.bytes[offset + 26 : offset + 30].numpy().tobytes())
+        return offset + 30 + int(name) + int(extra)

@@ -1,1 +1,1 @@
-"""Pictures of a graph: a tree of text and an SVG."""
+"""Views of a graph: a tree of text and an SVG picture."""

@@ -1,4 +1,4 @@
-"""A graph as indented text: a target, its strongest inputs, and theirs."""
+"""Tree of a graph as indented text: a target, its strongest inputs, and theirs."""
 
 from __future__ import annotations
 
@@ -12,42 +12,45 @@ if TYPE_CHECKING:
     from pycircuit.graph.graph import Graph
     from pycircuit.graph.paths import Path
 
-_WIDTH = 32  # of a name
+_NAME_WIDTH = 32  # of a name
 
 
 class Line(NamedTuple):
-    """style: target, path (on the strongest path), node, token or error."""
+    """A line of the tree. style: target, path (on the strongest path), node, token or error."""
 
     text: str
     style: str
 
 
 def strongest(graph: Graph, target: int) -> Path | None:
-    """The strongest path that any token has to a target; the first position is left out, unless it is alone."""
+    """The strongest path from any token to a target; the first position counts only if it is the only one."""
     node = graph.target_node(target)
     tokens = range(min(1, graph.positions - 1), int(graph.targets.positions[target]) + 1)
-    found = [path for p in tokens for path in graph.paths(graph.token_node(p), node)]
-    return max(found, key=lambda path: path.strength, default=None)
+    paths = [path for p in tokens for path in graph.paths(graph.token_node(p), node)]
+    return max(paths, key=lambda path: path.strength, default=None)
 
 
 def name(graph: Graph, node: int) -> str:
-    """`Texas @Dallas`, `L3/412 @Dallas`, a token's text in quotes, a target's label."""
-    about = graph.describe(node)
-    if about["kind"] == "target":
-        return plain(about["label"])
-    place = plain(graph.tokens.text[about["position"]])
-    if about["kind"] == "token":
-        return f"“{place}”"
-    what = about.get("label") or (f"L{about['layer']}/{about['feature']}" if "feature" in about else "error")
-    return f"{plain(what)} @{place}"
+    """Name a node: `Texas @Dallas`, `L3/412 @Dallas`, a token's text in quotes, a target's label."""
+    description = graph.describe(node)
+    if description["kind"] == "target":
+        return plain(description["label"])
+    token = plain(graph.tokens.text[description["position"]])
+    if description["kind"] == "token":
+        return f"“{token}”"
+    if "feature" not in description:
+        return f"error @{token}"
+    label = description.get("label") or f"L{description['layer']}/{description['feature']}"
+    return f"{plain(label)} @{token}"
 
 
 def plain(text: str) -> str:
-    """On one line, without control characters."""
+    """Replace control characters, so that the text is on one line."""
     return "".join(c if c.isprintable() else "·" for c in text.strip(" ")) or "␣"
 
 
 def lines(graph: Graph, target: int, depth: int, branches: int, least: float) -> list[Line]:
+    """Lines of the tree of a target's inputs."""
     op = "tree"
     checks.whole(op, "depth", depth, 1)
     checks.whole(op, "branches", branches, 1)
@@ -58,7 +61,7 @@ def lines(graph: Graph, target: int, depth: int, branches: int, least: float) ->
     path = strongest(graph, target)
     tree = _Tree(graph, branches, least, () if path is None else path.nodes)
     out = [Line(f"{name(graph, top)}  {weight:.3f}", "target")]
-    return out + tree.below(top, "", depth)
+    return out + tree.lines_below(top, "", depth)
 
 
 class _Tree:
@@ -68,42 +71,44 @@ class _Tree:
         self.row = {node: r for r, node in enumerate(graph.row_node.tolist())}
         self.shown: set[int] = set()
 
-    def below(self, node: int, indent: str, depth: int) -> list[Line]:
-        """The lines of a node's inputs; past the depth those of the path alone."""
+    def lines_below(self, node: int, indent: str, depth: int) -> list[Line]:
+        """Lines of a node's inputs; below the depth those of the path alone."""
         if node not in self.row or (depth <= 0 and node not in self.path):
             return []
         chosen, errors = self._inputs(node, depth > 0)
         out: list[Line] = []
-        for at, (source, weight, share) in enumerate(chosen):
-            last = at == len(chosen) - 1 and errors is None
+        for index, (source, weight, share) in enumerate(chosen):
+            last = index == len(chosen) - 1 and errors is None
             marked = (source, node) in self.links
-            seen = self._seen(source, marked)
-            text = f"{indent}{'└─' if last else '├─'} {weight:+7.2f} {100 * share:3.0f}%  {self._name(source)}{seen}"
+            reference = self._reference(source, marked)
+            text = (
+                f"{indent}{'└─' if last else '├─'} {weight:+7.2f} {100 * share:3.0f}%  {self._name(source)}{reference}"
+            )
             token = source >= self.graph.first_token
             style = "path" if marked else "token" if token else "node"
             out.append(Line(text + ("  ◀" if marked else ""), style))
-            if not seen:
+            if not reference:
                 if depth > 1:
                     self.shown.add(source)
-                out += self.below(source, indent + ("   " if last else "│  "), depth - 1)
+                out += self.lines_below(source, indent + ("   " if last else "│  "), depth - 1)
         if errors is not None:
             out.append(Line(f"{indent}└─ {errors[0]:+7.2f} {100 * errors[1]:3.0f}%  errors", "error"))
         return out
 
-    def _seen(self, source: int, marked: bool) -> str:
-        """Where a node is unfolded, if not here: the path's nodes are so in the path alone, which stays one chain."""
+    def _reference(self, source: int, marked: bool) -> str:
+        """Reference to the line that unfolds a node, or "": nodes of the path are unfolded on the path alone."""
         if marked or source not in self.row:
             return ""
         return " (see ◀)" if source in self.path else " (above)" if source in self.shown else ""
 
     def _name(self, node: int) -> str:
         text = name(self.graph, node)
-        return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
+        return text if len(text) <= _NAME_WIDTH else text[: _NAME_WIDTH - 1] + "…"
 
-    def _inputs(self, node: int, whole: bool) -> tuple[list[tuple[int, float, float]], tuple[float, float] | None]:
-        """The strongest inputs and the one on the path: (node, weight, share of the row); the sum of all errors.
+    def _inputs(self, node: int, unfold: bool) -> tuple[list[tuple[int, float, float]], tuple[float, float] | None]:
+        """Strongest inputs and the one on the path: (node, weight, share of the row); sum of all errors.
 
-        whole: False for the path's alone.
+        unfold: False for the input on the path alone.
         """
         graph = self.graph
         columns, weights = graph.rows.row(self.row[node])
@@ -114,9 +119,11 @@ class _Tree:
         share = size / mass
         is_error = (columns >= graph.first_error) & (columns < graph.first_token)
         order = [i for i in share.argsort(descending=True, stable=True).tolist() if not is_error[i]]
-        kept = [i for i in order[: self.branches] if share[i] >= self.least] if whole else []
-        kept += [i for i in order if (int(columns[i]), node) in self.links and i not in kept]
-        chosen = [(int(columns[i]), float(weights[i]), float(share[i])) for i in kept]
-        missed = float(share[is_error].sum())
-        errors = (float(weights[is_error].sum()), missed) if whole and missed >= max(self.least, 1e-12) else None
+        shown = [i for i in order[: self.branches] if share[i] >= self.least] if unfold else []
+        shown += [i for i in order if (int(columns[i]), node) in self.links and i not in shown]
+        chosen = [(int(columns[i]), float(weights[i]), float(share[i])) for i in shown]
+        error_share = float(share[is_error].sum())
+        errors = (
+            (float(weights[is_error].sum()), error_share) if unfold and error_share >= max(self.least, 1e-12) else None
+        )
         return chosen, errors

@@ -1,4 +1,4 @@
-"""circuit-tracer's `attribute`, by our sweep: the same arguments, nodes, order and numbers."""
+"""`attribute` with circuit-tracer's arguments, nodes, order and numbers, by pycircuit's sweep."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .edge_rows import adjacency
 from .generations import Source, library, source
 
 OFFLOADS = ("cpu", "disk")
-_running = RLock()  # hooks, and the choice of an attention function, belong to one forward at a time; sweeps do not
+_forward_lock = RLock()  # one forward at a time may use hooks and choose an attention function; sweeps run in parallel
 
 
 @without_autocast()
@@ -37,43 +37,43 @@ def attribute(
     verbose: bool = False,
     update_interval: int = 4,
 ) -> Any:
-    """The attribution graph of a prompt on circuit-tracer's replacement model, as circuit-tracer's `Graph`.
+    """Trace the attribution graph of a prompt on circuit-tracer's replacement model, as circuit-tracer's `Graph`.
 
-    prompt, attribution_targets, max_n_logits, desired_logit_prob: as circuit_tracer.attribute takes them.
-    max_feature_nodes: how many features get a row, chosen in rounds of update_interval * batch_size as there; None or
-    0: all. batch_size has no other meaning here: tiles are sized to the cache. offload: its modules that the sweep
-    does not need, the MLPs, are offloaded meanwhile. verbose: progress on stderr.
+    prompt, attribution_targets, max_n_logits, desired_logit_prob: as in circuit_tracer.attribute.
+    max_feature_nodes: number of features with a row, chosen in rounds of update_interval * batch_size as there; None
+    or 0: all. batch_size has no other meaning: tiles are sized to the cache. offload: the model's MLPs, which the
+    sweep does not need, are offloaded meanwhile. verbose: progress on stderr.
 
-    Sums are float32 whatever the model's type (float64 in a float64 model); activation_values and logit_probabilities
-    come in its own.
+    Sums are float32 whatever the model's dtype (float64 in a float64 model); activation_values and
+    logit_probabilities have the model's dtype.
     """
-    for name, value, least in (("batch_size", batch_size, 1), ("update_interval", update_interval, 1)):
-        checks.whole("attribute", name, value, least)
+    for name, value, lowest in (("batch_size", batch_size, 1), ("update_interval", update_interval, 1)):
+        checks.whole("attribute", name, value, lowest)
     if max_feature_nodes is not None:
         checks.whole("attribute", "max_feature_nodes", max_feature_nodes, 0)
     if offload and offload not in OFFLOADS:
         raise ValueError(f"attribute: offload must be 'cpu', 'disk' or None, got {offload!r}")
     origin = source(model)
     freeze = _backend(model)
-    show, handles = Progress(bool(verbose)), []  # type: tuple[Progress, list[Any]]
+    progress, offload_handles = Progress(bool(verbose)), []  # type: tuple[Progress, list[Any]]
     try:
         with torch.no_grad():
             ids = model.ensure_tokenized(prompt)
-            show.step("forward", 0, len(ids), "positions")
-            with _running:
+            progress.step("forward", 0, len(ids), "positions")
+            with _forward_lock:
                 local = freeze(model, ids)
             targets = _targets(origin, local, attribution_targets, max_n_logits, desired_logit_prob)
             if offload:
-                handles = library("utils.disk_offload").offload_modules(origin.mlps, offload)
-            return _graph(origin, ids, local, targets, max_feature_nodes, update_interval * batch_size, show)
+                offload_handles = library("utils.disk_offload").offload_modules(origin.mlps, offload)
+            return _graph(origin, ids, local, targets, max_feature_nodes, update_interval * batch_size, progress)
     finally:
-        for reload in handles:
-            reload()
-        show.close()
+        for restore in offload_handles:
+            restore()
+        progress.close()
 
 
 def _backend(model: Any) -> Callable[[Any, Tensor], LocalReplacement]:
-    """The function that freezes a prompt on a model of circuit-tracer's."""
+    """The function that freezes a prompt on a circuit-tracer model."""
     if model.backend == "transformerlens":
         from .transformer_lens import frozen
     else:
@@ -81,38 +81,42 @@ def _backend(model: Any) -> Callable[[Any, Tensor], LocalReplacement]:
     return frozen
 
 
-def _targets(origin: Source, local: LocalReplacement, asked: Any, most: int, probability: float) -> Any:
-    """Their targets, by their own rules, of the logits after the prompt, which they round to the model's type."""
+def _targets(
+    origin: Source, local: LocalReplacement, attribution_targets: Any, max_n_logits: int, probability: float
+) -> Any:
+    """circuit-tracer's targets, by its own rules, from logits rounded to the model's dtype as there."""
     last = torch.tensor([local.model.positions - 1], device=local.model.device)
-    found = library("attribution.targets").AttributionTargets(
-        attribution_targets=asked,
+    targets = library("attribution.targets").AttributionTargets(
+        attribution_targets=attribution_targets,
         logits=local.model.logits(last)[0].to(origin.unembedding.dtype),
         unembed_proj=origin.unembedding,
         tokenizer=origin.model.tokenizer,
-        max_n_logits=most,
+        max_n_logits=max_n_logits,
         desired_logit_prob=probability,
     )
-    if not len(found):
-        raise ValueError(f"attribute: attribution_targets and max_n_logits must leave a target, got {asked} and {most}")
-    return found
+    if not len(targets):
+        got = f"{attribution_targets} and {max_n_logits}"
+        raise ValueError(f"attribute: attribution_targets and max_n_logits must leave a target, got {got}")
+    return targets
 
 
-def _rows_of(local: LocalReplacement, targets: Any) -> list[Target]:
-    """Their targets as rows of ours."""
+def _targets_as_rows(local: LocalReplacement, targets: Any) -> list[Target]:
+    """circuit-tracer's targets as targets of pycircuit's trace."""
     frozen = local.model
-    width, at, depth = frozen.width, frozen.positions - 1, len(frozen.layers)
+    width, depth = frozen.width, len(frozen.layers)
+    last_position = frozen.positions - 1
     vectors = targets.logit_vectors
     if tuple(vectors.shape) != (len(targets), width):
         raise ValueError(f"attribute: a target's vec must have shape [{width}], got {list(vectors.shape[1:])}")
-    normed = frozen.final_norm.forward(frozen.final_stream)[at].double()
-    found = []
+    normed = frozen.final_norm.forward(frozen.final_stream)[last_position].double()
+    rows = []
     for target, weight, vector in zip(
         targets.logit_targets, targets.logit_probabilities.tolist(), vectors, strict=True
     ):
         vector = vector.detach().to(frozen.embeddings)
         value = float(normed @ vector.double())
-        found.append(Target(target.token_str, target.vocab_idx, weight, depth, at, vector, value))
-    return found
+        rows.append(Target(target.token_str, target.vocab_idx, weight, depth, last_position, vector, value))
+    return rows
 
 
 def _graph(
@@ -120,22 +124,22 @@ def _graph(
     ids: Tensor,
     local: LocalReplacement,
     targets: Any,
-    most: int | None,
+    max_feature_nodes: int | None,
     round_size: int,
-    show: Progress,
+    progress: Progress,
 ) -> Any:
-    rows: Sequence[Target] = _rows_of(local, targets)
-    found = adjacency(local, rows, most, round_size, show)
+    rows: Sequence[Target] = _targets_as_rows(local, targets)
+    edges = adjacency(local, rows, max_feature_nodes, round_size, progress)
     return library("graph").Graph(
         input_string=origin.model.tokenizer.decode(ids),
         input_tokens=ids,
         logit_targets=targets.logit_targets,
         logit_probabilities=targets.logit_probabilities,
         vocab_size=targets.vocab_size,
-        active_features=found.active,
-        activation_values=found.values.to(origin.unembedding.dtype),
-        selected_features=found.selected,
-        adjacency_matrix=found.matrix,
+        active_features=edges.active,
+        activation_values=edges.values.to(origin.unembedding.dtype),
+        selected_features=edges.selected,
+        adjacency_matrix=edges.matrix,
         cfg=origin.model.cfg,
         **origin.scan,
     )

@@ -1,4 +1,4 @@
-"""Edge rows as circuit-tracer's graph holds them: one dense matrix of the nodes that were chosen."""
+"""Edge rows in the form of circuit-tracer's graph: one dense matrix of the chosen nodes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from pycircuit.trace.memory_plan import TILE_TARGETS, MemoryBoundError, Plan, fr
 from pycircuit.trace.row_store import Part, Store
 from pycircuit.trace.targets import Target
 
-_AT_ONCE = 256  # rows
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Adjacency:
-    """active: [n, 3] layer, position, feature, ascending; values: [n]; selected: [k] rows of `active`, ascending;
+    """Active features and the edges of the selected ones.
+
+    active: [n, 3] layer, position, feature, ascending; values: [n]; selected: [k] rows of `active`, ascending;
     matrix: [nodes, nodes] row = target, column = source; order selected features, errors (layer-major), tokens,
-    targets."""
+    targets.
+    """
 
     active: Tensor
     values: Tensor
@@ -32,26 +35,23 @@ class Adjacency:
     matrix: Tensor
 
 
-class _Whole(Store):
-    """Rows as the sweep writes them, none packed: kept until they are ranked, or put where they belong at once.
+class _DenseStore(Store):
+    """Store of unpacked rows, which are ranked later, or written at once into a matrix: [nodes, nodes]."""
 
-    into: [nodes, nodes] for the latter.
-    """
-
-    def __init__(self, found: _Rows, rows: int, into: Tensor | None) -> None:
-        super().__init__(found.sweep.columns, found.value, rows, dense=into is None, keep=None)
-        self.found, self.into = found, into
+    def __init__(self, collector: _Rows, rows: int, into: Tensor | None) -> None:
+        super().__init__(collector.sweep.columns, collector.value, rows, dense=into is None, keep=None)
+        self.collector, self.into = collector, into
 
     def pack(self, filled: Tensor, layer: Sequence[int], position: Sequence[int]) -> Part:
         if self.into is not None:
-            nodes = self.found.nodes_at(self.count, self.count + len(filled))
+            nodes = self.collector.nodes_at(self.count, self.count + len(filled))
             self.into[nodes, : filled.shape[1]] = filled.to(self.into)
         none = np.empty(0, np.float32)
         return Part(np.zeros(len(filled), np.int64), none.astype(np.int32), none)
 
     def influence(self, order: Tensor, node: Tensor, weight: Tensor) -> Tensor:
-        """Weights may be negative here; influence is linear in them."""
-        assert self.block is not None  # ranked rows are kept
+        """Influence of the ranked rows for weights of any sign, in which influence is linear."""
+        assert self.block is not None  # ranked rows are stored
         total = ops.influence(self.block, node, weight.clamp_min(0), order)
         return total - ops.influence(self.block, node, -weight.clamp_max(0), order) if (weight < 0).any() else total
 
@@ -60,66 +60,76 @@ class _Rows(Found):
     """Rows of a trace, dense."""
 
     def begin(self, rows: int, into: Tensor | None, show: Progress) -> None:
-        plan = Plan(memory=0, stored=True, dense=into is None, keep=None, tile_bytes=_tile_bytes(self.local))
-        self.start(plan, show, None, rows, _Whole(self, rows, into))
+        plan = Plan(memory=0, stored=True, dense=into is None, keep=None, tile_bytes=_tile_size(self.local))
+        self.start(plan, show, None, rows, _DenseStore(self, rows, into))
 
     def nodes_at(self, begin: int, end: int) -> Tensor:
-        """The nodes of rows begin .. end, of which some may be under way, where every feature has one: on the CPU."""
+        """Nodes of rows begin to end, on the CPU, if every feature has a row; some rows may not be written yet."""
         outputs = torch.tensor(self.order) + self.sweep.columns.count
         return torch.cat([outputs, *(nodes.cpu() for nodes in self._nodes)])[begin:end]
 
 
 def adjacency(
-    local: LocalReplacement, targets: Sequence[Target], most: int | None, round_size: int, show: Progress
+    local: LocalReplacement,
+    targets: Sequence[Target],
+    max_feature_nodes: int | None,
+    round_size: int,
+    progress: Progress,
 ) -> Adjacency:
-    """most: how many features get rows and columns, by influence, round_size at a time; None or 0: all."""
-    found = _Rows(local, targets)
-    total, outputs = len(found.layer), len(targets)
-    wanted = min(most or total, total)
-    columns = found.sweep.columns
-    nodes = columns.count - total + wanted + outputs
-    _fits(local, nodes, 0 if wanted == total else (wanted + outputs) * columns.count)
+    """Trace the adjacency matrix.
+
+    max_feature_nodes: number of features with rows and columns, by influence, round_size at a time; None or 0: all.
+    """
+    collector = _Rows(local, targets)
+    total, outputs = len(collector.layer), len(targets)
+    chosen_features = min(max_feature_nodes or total, total)
+    columns = collector.sweep.columns
+    nodes = columns.count - total + chosen_features + outputs
+    _require_memory(local, nodes, 0 if chosen_features == total else (chosen_features + outputs) * columns.count)
     matrix = torch.zeros(nodes, nodes)
-    found.begin(wanted + outputs, matrix if wanted == total else None, show)
-    found.add_targets()
-    every = torch.arange(total, device=found.layer.device)
-    while (left := wanted - found.expanded) > 0:
-        found.add_features(every if wanted == total else found.most_influential(min(left, round_size)))
-    chosen = found.nodes().cpu()
+    collector.begin(chosen_features + outputs, matrix if chosen_features == total else None, progress)
+    collector.add_targets()
+    every = torch.arange(total, device=collector.layer.device)
+    while (missing := chosen_features - collector.expanded) > 0:
+        collector.add_features(
+            every if chosen_features == total else collector.most_influential(min(missing, round_size))
+        )
+    chosen = collector.nodes().cpu()
     selected = chosen.sort().values
-    if wanted < total:
-        _place(found, chosen, selected, matrix)
-    active = torch.stack([found.layer, found.position, found.index], 1)
-    return Adjacency(active, found.value, selected, matrix)
+    if chosen_features < total:
+        _fill_ranked_rows(collector, chosen, selected, matrix)
+    active = torch.stack([collector.layer, collector.position, collector.index], 1)
+    return Adjacency(active, collector.value, selected, matrix)
 
 
-def _place(found: _Rows, chosen: Tensor, selected: Tensor, matrix: Tensor) -> None:
-    """Ranked rows into the matrix, without the columns of features that were not chosen."""
-    block, columns, outputs = found.store.block, found.sweep.columns, len(found.targets)
+def _fill_ranked_rows(collector: _Rows, chosen: Tensor, selected: Tensor, matrix: Tensor) -> None:
+    """Copy ranked rows into the matrix, without the columns of features that were not chosen."""
+    block, columns, outputs = collector.store.block, collector.sweep.columns, len(collector.targets)
     assert block is not None
     rows = torch.empty(len(matrix), dtype=torch.int64)
     rows[torch.searchsorted(selected, chosen)] = torch.arange(len(chosen)) + outputs
-    rows[torch.tensor(found.order) + len(matrix) - outputs] = torch.arange(outputs)
-    kept = torch.cat([selected, torch.arange(columns.features, columns.count)]).to(block.device)
+    rows[torch.tensor(collector.order) + len(matrix) - outputs] = torch.arange(outputs)
+    chosen_columns = torch.cat([selected, torch.arange(columns.features, columns.count)]).to(block.device)
     filled = torch.cat([torch.arange(len(selected)), torch.arange(len(matrix) - outputs, len(matrix))])
-    for some in filled.split(_AT_ONCE):
-        taken = rows[some].to(block.device)
-        matrix[some, : len(kept)] = block[taken[:, None], kept].to(matrix)
+    for block_rows in filled.split(_ROWS_AT_ONCE):
+        source_rows = rows[block_rows].to(block.device)
+        matrix[block_rows, : len(chosen_columns)] = block[source_rows[:, None], chosen_columns].to(matrix)
 
 
-def _tile_bytes(local: LocalReplacement) -> int:
+def _tile_size(local: LocalReplacement) -> int:
     frozen, size = local.model, local.model.embeddings.element_size()
-    wide = max(one.w_o.shape[1] + one.w_v.shape[0] + one.heads for one in frozen.layers)
-    one = size * frozen.positions * (frozen.width + wide)  # of a target of full length
-    return max(one, min(max(tile_bytes(frozen.device), TILE_TARGETS * one), free_bytes(frozen.device) // 8))
+    attention_width = max(layer.w_o.shape[1] + layer.w_v.shape[0] + layer.heads for layer in frozen.layers)
+    target_bytes = size * frozen.positions * (frozen.width + attention_width)  # of a target of full length
+    wanted_bytes = max(tile_bytes(frozen.device), TILE_TARGETS * target_bytes)
+    return max(target_bytes, min(wanted_bytes, free_bytes(frozen.device) // 8))
 
 
-def _fits(local: LocalReplacement, nodes: int, ranked: int) -> None:
-    """Whether their matrix, and the rows that are ranked, can be there at all."""
-    needed = [(torch.device("cpu"), nodes**2 * torch.zeros(0).element_size())]
-    needed.append((local.model.device, ranked * local.model.dtype.itemsize))
-    for device in {device for device, _ in needed}:
-        size, free = sum(n for d, n in needed if d == device), free_bytes(device)
+def _require_memory(local: LocalReplacement, nodes: int, ranked: int) -> None:
+    """Raise unless circuit-tracer's matrix and the ranked rows fit into memory."""
+    needs = [(torch.device("cpu"), nodes**2 * torch.zeros(0).element_size())]
+    needs.append((local.model.device, ranked * local.model.dtype.itemsize))
+    for device in {device for device, _ in needs}:
+        size, free = sum(n for d, n in needs if d == device), free_bytes(device)
         if size > free:
             raise MemoryBoundError(
                 f"attribute: memory must be at least {readable(size)} on {device} for circuit-tracer's matrix of "

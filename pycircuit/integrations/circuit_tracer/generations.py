@@ -1,6 +1,7 @@
-"""The generations of circuit-tracer that are served, told apart by their interface, and their names for things.
+"""Supported generations of circuit-tracer, distinguished by their interface, and the names that each uses.
 
-A version says too little: 0.5.0 of the package registry is a fork, and upstream's tag v0.5.0 calls itself 0.4.1.
+Version numbers do not distinguish them: 0.5.0 of the package registry is a fork, and upstream's tag v0.5.0 has
+version 0.4.1.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from torch import Tensor
 class Generation:
     """One interface of circuit-tracer.
 
-    name: as its users know it. modules: those with an `attribute` of one backend. scan: what its graphs and models
-    call the name of their transcoders.
+    name: for users. modules: those with an `attribute` of one backend. scan: the attribute of its graphs and models
+    with the name of their transcoders.
     """
 
     name: str
@@ -31,15 +32,15 @@ class Generation:
 
 
 BY_BACKEND = ("attribution.attribute_transformerlens", "attribution.attribute_nnsight")
-# The first whose interface is all there is the one that is installed.
+# The first whose complete interface is present is the installed one.
 GENERATIONS = (
     Generation("upstream's v0.5.0", BY_BACKEND, "scan"),
     Generation("upstream's state of July 2026", BY_BACKEND, "scan_name"),
     Generation("the package registry's 0.5.0", (), "scan"),
     Generation("the fork's 0.6.0 and its head", (), "scan_name"),
 )
-# Arguments with which the drop-in calls what it uses.
-_CALLS = {
+# Arguments with which the drop-in calls functions and classes of circuit-tracer.
+_REQUIRED_ARGUMENTS = {
     ("attribution.targets", "AttributionTargets"): (
         "attribution_targets", "logits", "unembed_proj", "tokenizer", "max_n_logits", "desired_logit_prob",
     ),
@@ -47,11 +48,11 @@ _CALLS = {
     ("transcoder.activation_functions", "TopK"): ("k",),
     ("utils.disk_offload", "offload_modules"): ("modules", "offload_type"),
 }  # fmt: skip
-_GRAPH = (
+_GRAPH_ARGUMENTS = (
     "input_string", "input_tokens", "logit_targets", "logit_probabilities", "vocab_size", "active_features",
     "activation_values", "selected_features", "adjacency_matrix", "cfg",
 )  # fmt: skip
-_ATTRIBUTE = (
+_ATTRIBUTE_ARGUMENTS = (
     "prompt", "model", "attribution_targets", "max_n_logits", "desired_logit_prob", "batch_size", "max_feature_nodes",
     "offload", "verbose", "update_interval",
 )  # fmt: skip
@@ -59,7 +60,7 @@ _ATTRIBUTE = (
 
 @dataclass(frozen=True)
 class Backend:
-    """Dotted names that every generation's models of one backend have. layers: modules with an `mlp` each."""
+    """Dotted names that models of one backend have in every generation. layers: modules with an `mlp` each."""
 
     unembedding: str
     layers: str
@@ -78,7 +79,7 @@ BACKENDS = {
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A replacement model of any generation: what the drop-in reads of it beside its weights."""
+    """A replacement model of any generation, and the fields that the drop-in reads beside its weights."""
 
     model: Any
     generation: Generation
@@ -86,7 +87,7 @@ class Source:
 
     @property
     def unembedding(self) -> Tensor:
-        return _named(self.model, self.backend.unembedding)
+        return _resolve(self.model, self.backend.unembedding)
 
     @property
     def scan(self) -> dict[str, Any]:
@@ -96,7 +97,7 @@ class Source:
     @property
     def mlps(self) -> list[Any]:
         """Modules that the sweep does not need."""
-        return [layer.mlp for layer in _named(self.model, self.backend.layers)]
+        return [layer.mlp for layer in _resolve(self.model, self.backend.layers)]
 
 
 def library(name: str) -> Any:
@@ -112,12 +113,12 @@ def has_module(name: str) -> bool:
 
 
 def generation(operation: str) -> Generation:
-    """The generation that is installed; an error of the operation's, by name, where it is none of these."""
+    """The installed generation; ImportError, with the operation's name, if it is none of the supported ones."""
     library("")
-    missing = {row: _missing(row) for row in GENERATIONS}
-    present = [row for row in GENERATIONS if not missing[row]]
+    missing = {candidate: _missing(candidate) for candidate in GENERATIONS}
+    present = [candidate for candidate in GENERATIONS if not missing[candidate]]
     if not present:
-        known = ", ".join(row.name for row in GENERATIONS)
+        known = ", ".join(candidate.name for candidate in GENERATIONS)
         nearest = min(missing.values(), key=len)
         raise ImportError(
             f"{operation}: circuit-tracer must be of a generation that pycircuit knows ({known}), got {_version()}, "
@@ -127,8 +128,8 @@ def generation(operation: str) -> Generation:
 
 
 def source(model: Any) -> Source:
-    """A replacement model, once everything that will be asked of it is there."""
-    row = generation("attribute")
+    """Wrap a replacement model, once it is known to have everything that the drop-in reads."""
+    installed = generation("attribute")
     name = getattr(model, "backend", None)
     if name not in BACKENDS:
         raise TypeError(
@@ -136,21 +137,21 @@ def source(model: Any) -> Source:
             f"backend, got {type(model).__name__}; pc.attribute takes a pc.ReplacementModel"
         )
     backend = BACKENDS[name]
-    needed = (backend.unembedding, backend.layers, *backend.others, row.scan)
-    missing = [name for name in needed if not _has(model, name)]
+    needed = (backend.unembedding, backend.layers, *backend.others, installed.scan)
+    missing = [name for name in needed if not _resolves(model, name)]
     if missing:
         raise TypeError(
-            f"attribute: model must offer {', '.join(missing)} as the {name} models of {row.name} do, got "
+            f"attribute: model must offer {', '.join(missing)} as the {name} models of {installed.name} do, got "
             f"{type(model).__name__} of circuit-tracer {_version()} without; trace with pc.attribute"
         )
-    return Source(model, row, backend)
+    return Source(model, installed, backend)
 
 
-def _named(owner: Any, name: str) -> Any:
+def _resolve(owner: Any, name: str) -> Any:
     return reduce(getattr, name.split("."), owner)
 
 
-def _has(owner: Any, name: str) -> bool:
+def _resolves(owner: Any, name: str) -> bool:
     for word in name.split("."):
         if not hasattr(owner, word):
             return False
@@ -158,20 +159,21 @@ def _has(owner: Any, name: str) -> bool:
     return True
 
 
-def _missing(row: Generation) -> list[str]:
-    """Ways in which the installed interface is not this one."""
-    wrong = [f"module {name} is not there" for name in row.modules if not has_module(name)]
-    for (module, name), arguments in {**_CALLS, ("graph", "Graph"): (*_GRAPH, row.scan)}.items():
-        if not has_module(module) or not _takes(getattr(library(module), name, None), arguments):
-            wrong.append(f"{module}.{name} does not take {', '.join(arguments)}")
-    for module in ("attribution.attribute", *row.modules):
+def _missing(generation: Generation) -> list[str]:
+    """Differences of the installed interface from this generation's."""
+    differences = [f"module {name} is not there" for name in generation.modules if not has_module(name)]
+    required = {**_REQUIRED_ARGUMENTS, ("graph", "Graph"): (*_GRAPH_ARGUMENTS, generation.scan)}
+    for (module, name), arguments in required.items():
+        if not has_module(module) or not _accepts(getattr(library(module), name, None), arguments):
+            differences.append(f"{module}.{name} does not take {', '.join(arguments)}")
+    for module in ("attribution.attribute", *generation.modules):
         if has_module(module):
-            extra = signature(library(module).attribute).parameters.keys() - set(_ATTRIBUTE)
-            wrong += [f"{module}.attribute takes {', '.join(sorted(extra))}"] if extra else []
-    return wrong
+            unknown = signature(library(module).attribute).parameters.keys() - set(_ATTRIBUTE_ARGUMENTS)
+            differences += [f"{module}.attribute takes {', '.join(sorted(unknown))}"] if unknown else []
+    return differences
 
 
-def _takes(function: Callable[..., Any] | None, arguments: tuple[str, ...]) -> bool:
+def _accepts(function: Callable[..., Any] | None, arguments: tuple[str, ...]) -> bool:
     if function is None:
         return False
     try:

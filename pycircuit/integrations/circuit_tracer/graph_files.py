@@ -1,4 +1,4 @@
-"""circuit-tracer's files for its page: the nodes by its own code, the edges, which are most of a file, by ours."""
+"""Files for circuit-tracer's page: nodes by circuit-tracer's code, edges, most of a file, by pycircuit's."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _NO_LINKS = "[]\n}"  # how circuit-tracer's text ends without edges
 
 
 def create_graph_files(*args: Any, **kwargs: Any) -> None:
-    """Write a graph for circuit-tracer's page, the same text as circuit-tracer's own function, with its arguments.
+    """Write a graph for circuit-tracer's page: the arguments and the text of circuit-tracer's own function.
 
-    Graphs that `prune_graph` leaves to circuit-tracer, and arguments that it refuses, go to its own function.
+    Graphs that `prune_graph` leaves to circuit-tracer, and arguments that it rejects, go to its own function.
     """
-    theirs, module = original(_MODULE, "create_graph_files"), library(_MODULE)
-    bound = inspect.signature(theirs).bind(*args, **kwargs)
+    original_function, module = original(_MODULE, "create_graph_files"), library(_MODULE)
+    bound = inspect.signature(original_function).bind(*args, **kwargs)
     bound.apply_defaults()
     graph, slug, folder, scan, node_threshold, edge_threshold = bound.arguments.values()
     if not isinstance(graph, library("graph").Graph):
@@ -34,7 +34,7 @@ def create_graph_files(*args: Any, **kwargs: Any) -> None:
         scan = getattr(graph, list(bound.arguments)[3])  # scan or scan_name
     graph.to("cpu")
     if scan is None or (os.path.exists(folder) and not os.path.isdir(folder)) or not is_plain(graph):
-        return theirs(graph, slug, folder, scan, node_threshold, edge_threshold)
+        return original_function(graph, slug, folder, scan, node_threshold, edge_threshold)
     os.makedirs(folder, exist_ok=True)
     graph.to("cuda" if torch.cuda.is_available() else "cpu")
     pruned = prune_graph(graph, node_threshold, edge_threshold)
@@ -53,7 +53,7 @@ def create_graph_files(*args: Any, **kwargs: Any) -> None:
 
 
 def _links(matrix: Tensor, edge_mask: Tensor, ids: dict[int, str]) -> tuple[set[str], str]:
-    """(ids that have edges, the edges among these nodes as indented JSON). ids: of nodes, ascending."""
+    """(ids with edges, the edges among these nodes as indented JSON). ids: of nodes, ascending."""
     nodes = torch.tensor(list(ids))
     names = [json.dumps(node_id, ensure_ascii=False) for node_id in ids.values()]
     inner = edge_mask[nodes][:, nodes].numpy()

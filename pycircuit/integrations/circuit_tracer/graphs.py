@@ -1,10 +1,10 @@
-"""circuit-tracer's pruning and scores of its own `Graph`: its masks and numbers to the last bit, in less time.
+"""Pruning and scores of circuit-tracer's `Graph`: its masks and numbers to the last bit, in less time.
 
-What circuit-tracer adds up stays as it is, operation by operation: shares, influence, and the sums that thresholds are
-taken from. What goes is its sort of every entry of the matrix, zeros included, and its copies of the matrix.
+All sums are circuit-tracer's, operation by operation: shares, influence, and the sums behind thresholds. The time goes
+down without its sort of every entry of the matrix, zeros included, and without its copies of the matrix.
 
-A graph on a GPU, of another type than torch's default one, with a gradient, with an entry that is not finite or with
-a negative weight is circuit-tracer's own to prune and score; so are thresholds that it refuses.
+circuit-tracer's own functions prune and score a graph on a GPU, of another dtype than torch's default, with a
+gradient, with an entry that is not finite or with a negative weight; they also get thresholds that they reject.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from torch import Tensor
 
 from .generations import library
 
-_LEAST = 1e-10  # circuit-tracer divides a row by no less
+_LEAST_SUM = 1e-10  # circuit-tracer divides a row by no less
 
 
 def original(module: str, name: str) -> Callable[..., Any]:
-    """A function of circuit-tracer's own, replaced or not."""
+    """circuit-tracer's own function, replaced or not."""
     return inspect.unwrap(getattr(library(module), name))
 
 
 def prune_graph(graph: Any, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> Any:
-    """The nodes and edges that carry these shares of the influence, as circuit-tracer's `PruneResult`."""
+    """Nodes and edges that carry these shares of the influence, as circuit-tracer's `PruneResult`."""
     in_range = all(0 <= threshold <= 1 for threshold in (node_threshold, edge_threshold))
     if not in_range or not is_plain(graph):
         return original("graph", "prune_graph")(graph, node_threshold, edge_threshold)
@@ -64,7 +64,7 @@ def compute_graph_scores(graph: Any) -> tuple[float, float]:
 
 
 def is_plain(graph: Any) -> bool:
-    """True for a graph whose numbers are those of circuit-tracer's own functions here."""
+    """True for a graph for which this module computes the numbers of circuit-tracer's functions."""
     matrix, weights = graph.adjacency_matrix, graph.logit_probabilities
     return (
         matrix.device.type == weights.device.type == "cpu"
@@ -80,27 +80,27 @@ def is_plain(graph: Any) -> bool:
 
 
 def target_weights(graph: Any) -> Tensor:
-    """The weights of the targets, zero elsewhere: [nodes]."""
+    """Weights of the targets, zero elsewhere: [nodes]."""
     weights = torch.zeros(len(graph.adjacency_matrix))
     weights[-len(graph.logit_targets) :] = graph.logit_probabilities
     return weights
 
 
 def _shares(magnitudes: Tensor) -> Tensor:
-    """Rows over their sums, in place. magnitudes: [rows, nodes], none negative."""
-    return magnitudes.div_(magnitudes.sum(1, keepdim=True).clamp_(min=_LEAST))
+    """Divide rows by their sums, in place. magnitudes: [rows, nodes], none negative."""
+    return magnitudes.div_(magnitudes.sum(1, keepdim=True).clamp_(min=_LEAST_SUM))
 
 
 def _prune_edges(
     matrix: Tensor, nodes: Tensor, weights: Tensor, threshold: float, scratch: Tensor, ends: tuple[int, int]
 ) -> Tensor:
-    """The strong edges that lie on no dead end: [nodes, nodes]; nodes on dead ends leave `nodes`.
+    """Mask of the strong edges on no dead end: [nodes, nodes]; nodes on dead ends are removed from `nodes`.
 
-    scratch: [nodes, nodes], overwritten. ends: up to which node one must have an output, and up to which an input.
+    scratch: [nodes, nodes], overwritten. ends: the nodes below ends[0] need an output, those below ends[1] an input.
     """
     remaining = nodes.nonzero()[:, 0]
     block = _shares(matrix.index_select(0, remaining).masked_fill_(~nodes, 0).abs_())
-    # Sums of float32 depend on where zeros stand, so influence runs through a matrix of circuit-tracer's shape.
+    # Sums of float32 depend on the positions of zeros, so influence runs through a matrix of circuit-tracer's shape.
     scratch.zero_().index_copy_(0, remaining, block)
     influence = library("graph").compute_influence(scratch, weights)
     influence += weights
@@ -117,7 +117,7 @@ def _prune_edges(
 def _edge_threshold(scores: Tensor, threshold: float, scratch: Tensor) -> Tensor:
     """circuit-tracer's threshold of all entries, of which only those in `scores` are not zero, none negative.
 
-    scratch: as long as all entries, overwritten; where zeros are decides how torch adds up.
+    scratch: as long as all entries, overwritten; the positions of zeros decide the order of torch's sums.
     """
     values = scores.numpy().ravel()
     ordered = torch.from_numpy(np.sort(values[values > 0])[::-1].copy())
@@ -127,19 +127,19 @@ def _edge_threshold(scores: Tensor, threshold: float, scratch: Tensor) -> Tensor
 
 
 def _drop_dead_ends(edges: Tensor, needs_output: Tensor, needs_input: Tensor) -> Tensor:
-    """Take edges of dead ends out, in place, until there are none: the nodes that stay, [nodes]."""
+    """Remove edges of dead ends, in place, until there are none; return the remaining nodes: [nodes]."""
     alive = torch.ones(len(edges), dtype=torch.bool)
     while True:
-        fed = alive & (edges.any(0) | ~needs_output) & (edges.any(1) | ~needs_input)
-        if torch.equal(fed, alive):
+        connected = alive & (edges.any(0) | ~needs_output) & (edges.any(1) | ~needs_input)
+        if torch.equal(connected, alive):
             return alive
-        alive = fed
+        alive = connected
         edges[~alive] = False
         edges[:, ~alive] = False
 
 
 def _cumulative(influence: Tensor) -> Tensor:
-    """Share of all influence in nodes down to each one: [nodes]."""
+    """Share of all influence in nodes at least as influential as each: [nodes]."""
     ordered, nodes = torch.sort(influence, descending=True)
     out = torch.empty_like(influence)
     out[nodes] = torch.cumsum(ordered, dim=0) / torch.sum(ordered)
@@ -147,7 +147,7 @@ def _cumulative(influence: Tensor) -> Tensor:
 
 
 def _influence_by_layer(graph: Any) -> Tensor | None:
-    """Influence of every node in one pass from the targets down: [nodes]; None where a row feeds one passed before."""
+    """Influence of every node in one pass from the targets down: [nodes]; None if a row feeds one passed before."""
     matrix, count, targets = graph.adjacency_matrix, len(graph.adjacency_matrix), len(graph.logit_targets)
     layer = torch.full((count,), -1)
     features = graph.active_features[graph.selected_features]
@@ -159,7 +159,7 @@ def _influence_by_layer(graph: Any) -> Tensor | None:
         passed |= layer == depth
         rows = ((layer == depth) & (entering > 0)).nonzero()[:, 0]
         block = matrix[rows].abs_()
-        arriving = (entering[rows] / block.sum(1).clamp_(min=_LEAST)) @ block
+        arriving = (entering[rows] / block.sum(1).clamp_(min=_LEAST_SUM)) @ block
         if arriving[passed].any():
             return None
         entering += arriving

@@ -1,4 +1,4 @@
-"""Functions of circuit-tracer's replaced inside a running program, and put back."""
+"""Replacement of circuit-tracer's functions inside a running program, and their restoration."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .graphs import compute_graph_scores, compute_node_influence, prune_graph
 
 @dataclass(frozen=True)
 class Replacement:
-    """A function of circuit-tracer's, by its module within the package and its name, and ours in its place."""
+    """A function of circuit-tracer, by its module within the package and its name, and pycircuit's in its place."""
 
     module: str
     name: str
     ours: Callable[..., Any]
 
 
-# A module that a circuit-tracer does not have is left out.
+# Modules that the installed circuit-tracer does not have are skipped.
 REPLACEMENTS: list[Replacement] = [
     Replacement("attribution.attribute", "attribute", attribute),
     Replacement("attribution.attribute_transformerlens", "attribute", attribute),
@@ -37,20 +37,21 @@ REPLACEMENTS: list[Replacement] = [
 ]
 
 
-class _Patch:
-    """What is replaced, by what, and how many ask for it."""
+class _PatchState:
+    """The replaced functions, and the number of handles that are active."""
 
     def __init__(self) -> None:
-        self.lock, self.count = RLock(), 0
+        self.lock = RLock()
+        self.count = 0
         self.pairs: list[tuple[Callable[..., Any], Callable[..., Any]]] = []  # circuit-tracer's own and ours
 
     def enter(self) -> None:
         originals = _originals()
         with self.lock:
             if not self.count:
-                self.pairs = [(theirs, _stands_for(theirs, ours)) for theirs, ours in originals]
+                self.pairs = [(theirs, _wrapper(theirs, ours)) for theirs, ours in originals]
             self.count += 1
-            _rebind(self.pairs)  # modules imported since the last time are found again
+            _rebind(self.pairs)  # again, for modules imported since the last time
 
     def leave(self) -> None:
         with self.lock:
@@ -60,18 +61,18 @@ class _Patch:
                 self.pairs = []
 
 
-_patch = _Patch()
+_patch = _PatchState()
 
 
 def _originals() -> list[tuple[Callable[..., Any], Callable[..., Any]]]:
-    """The functions of this circuit-tracer that are to be replaced, and ours."""
+    """Pairs of the installed circuit-tracer's functions and pycircuit's."""
     generation("accelerate")
-    present = [row for row in REPLACEMENTS if has_module(row.module)]
-    return [(getattr(library(row.module), row.name), row.ours) for row in present]
+    present = [replacement for replacement in REPLACEMENTS if has_module(replacement.module)]
+    return [(getattr(library(replacement.module), replacement.name), replacement.ours) for replacement in present]
 
 
-def _stands_for(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of its own, so that those who import ours by name keep it when theirs comes back."""
+def _wrapper(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap pycircuit's function, so that names bound to the function itself stay bound to it at the restoration."""
 
     @functools.wraps(original)
     def accelerated(*args: Any, **kwargs: Any) -> Any:
@@ -81,26 +82,27 @@ def _stands_for(original: Callable[..., Any], ours: Callable[..., Any]) -> Calla
 
 
 def _rebind(pairs: Sequence[tuple[Any, Any]]) -> None:
-    """Bind every name of every module that is bound to the first of a pair to the second."""
-    wanted = {id(present): replacement for present, replacement in pairs}
-    names_of = vars(ModuleType)["__dict__"].__get__  # a lazy module's own would import all it has
+    """Rebind every name of every module from the first function of a pair to the second."""
+    replacements = {id(present): replacement for present, replacement in pairs}
+    names_of = vars(ModuleType)["__dict__"].__get__  # a lazy module's own __dict__ would import all its submodules
     for module in list(sys.modules.values()):
         if issubclass(type(module), ModuleType):
             names = names_of(module)
             for name, value in list(names.items()):
-                if id(value) in wanted:
-                    names[name] = wanted[id(value)]
+                if id(value) in replacements:
+                    names[name] = replacements[id(value)]
 
 
 class Accelerated:
-    """circuit-tracer runs by pycircuit until `restore`, or until the block of a `with` is left."""
+    """Handle: circuit-tracer's names are bound to pycircuit's until `restore` or the end of a `with` block."""
 
     def __init__(self) -> None:
         _patch.enter()
-        self.active, self.blocks = True, 0
+        self.active = True
+        self.blocks = 0
 
     def restore(self) -> None:
-        """Give circuit-tracer its own back, once all who asked for ours are done; a second call does nothing."""
+        """End this handle; the last handle restores circuit-tracer's functions. A second call does nothing."""
         with _patch.lock:
             if self.active:
                 self.active = False
@@ -121,13 +123,13 @@ class Accelerated:
 
 
 def accelerate() -> Accelerated:
-    """From now on circuit_tracer.attribute, and every name it was imported by, is pycircuit's.
+    """Replace circuit_tracer.attribute, under every name it was imported by, with pycircuit's.
 
-    So are prune_graph, compute_graph_scores, compute_node_influence and create_graph_files.
+    Also prune_graph, compute_graph_scores, compute_node_influence and create_graph_files.
 
-    with accelerate(): ...     # or:    done = accelerate(); ...; done.restore()
+    with accelerate(): ...     # or:    handle = accelerate(); ...; handle.restore()
 
-    May be nested and repeated: circuit-tracer's own comes back with the last `restore`. A function held elsewhere than
-    in a module, as in a list, a class or a default argument, is not found.
+    May be nested and repeated: the last `restore` restores circuit-tracer's functions. References outside modules,
+    such as in a list, a class or a default argument, are not replaced.
     """
     return Accelerated()

@@ -1,4 +1,4 @@
-"""The model in the box: what it knows, what its transcoders explain, and the demo."""
+"""Tests of the demo model: its answers, its transcoders, and the demonstration."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from rich.console import Console
 
 import pycircuit as pc
-from pycircuit.demo import box, facts, measure, show
+from pycircuit.demo import demo_model, demonstration, facts, measurements
 from pycircuit.demo.swap import active, swap, two_hop
-from pycircuit.demo.tokenizer import Names
+from pycircuit.demo.tokenizer import NameTokenizer
 
 KNOWN = facts.facts()
 STATEMENTS = list(KNOWN.statements())
-SOME = STATEMENTS[::7]
+SAMPLE = STATEMENTS[::7]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,40 +33,41 @@ def graph(model):
     return pc.attribute(model, two_hop("Dallas"), progress=False)
 
 
-def test_box_fits_a_wheel_and_is_what_was_committed(tmp_path: Path) -> None:
-    files = [p for p in box.BOX.rglob("*") if p.is_file()]
+def test_files_fit_a_wheel_and_are_as_committed(tmp_path: Path) -> None:
+    folder = facts.DATA
+    files = [p for p in folder.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 8 << 20
-    box.verify()
-    copied = tmp_path / "box"
+    demo_model.verify_checksums()
+    copied = tmp_path / "data"
     copied.mkdir()
     for p in files:
-        (copied / p.relative_to(box.BOX)).parent.mkdir(exist_ok=True)
-        (copied / p.relative_to(box.BOX)).write_bytes(p.read_bytes())
+        (copied / p.relative_to(folder)).parent.mkdir(exist_ok=True)
+        (copied / p.relative_to(folder)).write_bytes(p.read_bytes())
     (copied / "labels.json").write_text("{}")
     with pytest.raises(ValueError, match=r"as committed, got others: labels\.json"):
-        box.load_box(box=copied)
+        demo_model.load_demo(folder=copied)
 
 
-def test_facts_are_known(model) -> None:
-    found = measure.accuracy(model, STATEMENTS)
-    held_out = found.pop("two-hop, held out")
-    assert found.pop("two-hop") >= 0.95
-    assert min(found.values()) >= 0.98, found
+def test_model_knows_facts(model) -> None:
+    accuracy = measurements.accuracy(model, STATEMENTS)
+    held_out = accuracy.pop("two-hop, held out")
+    assert accuracy.pop("two-hop") >= 0.95
+    assert min(accuracy.values()) >= 0.98, accuracy
     assert held_out >= 0.9  # never shown: the model composes
 
 
-@pytest.mark.parametrize("kind", box.KINDS)
-def test_transcoders_explain_the_model(kind: str) -> None:
+@pytest.mark.parametrize("kind", demo_model.KINDS)
+def test_transcoders_explain_model(kind: str) -> None:
     model = pc.load("demo", transcoders=kind)
-    sample = SOME[::3]
-    found = pc.evaluate(model, model.transcoders, [model.tokens(s.prompt) for s in sample])
-    assert min(found.variance) >= 0.9 and max(found.active) < 40, found
-    assert measure.agreement(model, SOME) >= 0.9
+    prompts = [model.tokens(s.prompt) for s in SAMPLE[::3]]
+    evaluation = pc.evaluate(model, model.transcoders, prompts)
+    assert min(evaluation.variance) >= 0.9 and max(evaluation.active) < 40, evaluation
+    assert measurements.agreement(model, SAMPLE) >= 0.9
 
 
 def test_dallas_to_austin_through_texas(graph) -> None:
     assert graph.certificate < 1e-5 and graph.targets.labels[0] == "Austin"
-    path = measure.labelled_path(graph)
+    path = measurements.labelled_path(graph)
     assert path[0] == "Dallas" and "Texas" in path[1:-1] and path[-1] == "Austin", path
 
 
@@ -75,33 +76,33 @@ def test_dallas_to_sacramento(model) -> None:
     changes = swap(model, prompt, "Texas", two_hop("Oakland"), "California")
     assert {c.value == 0 for c in changes} == {True, False}
     result = pc.intervene(model, prompt, changes, freeze="none")
-    said = [model.tokenizer.decode(int(p.argmax())) for p in (result.probabilities_before, result.probabilities)]
-    assert said == ["Austin", "Sacramento"]
+    answers = [model.tokenizer.decode(int(p.argmax())) for p in (result.probabilities_before, result.probabilities)]
+    assert answers == ["Austin", "Sacramento"]
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.5])
-def test_a_state_for_another(model, factor: float) -> None:
-    """Nothing is held: whatever follows the changed features runs."""
-    found = measure.swaps(model, KNOWN, 50, factor=factor)
-    right = sum(one.said == one.wanted for one in found)
-    assert right >= 40, [one for one in found if one.said != one.wanted]
+def test_swapping_states(model, factor: float) -> None:
+    """Whatever follows the changed features runs unfrozen."""
+    swaps = measurements.swaps(model, KNOWN, 50, factor=factor)
+    wrong = [swap for swap in swaps if swap.answer != swap.expected]
+    assert len(wrong) <= 10, wrong
 
 
 def test_features_of_states(model) -> None:
-    named = set(model.labels.values())
-    assert len(named & set(KNOWN.capital)) >= 45
+    labels = set(model.labels.values())
+    assert len(labels & set(KNOWN.capital)) >= 45
     on = active(model, two_hop("Houston"), "Texas")
     assert on and min(on.values()) > 0
     assert not active(model, two_hop("Chicago"), "Texas")
 
 
-def test_a_model_obsessed(model) -> None:
-    """One state's features on at every token: wherever a city is said to be, the model says that state."""
+def test_steering_towards_a_state(model) -> None:
+    """With one state's features on at every token, the model answers that state for every city."""
     texas = active(model, two_hop("Dallas"), "Texas")
     on = [pc.Intervention(layer, None, feature, value=value) for (layer, _, feature), value in texas.items()]
     prompts = [s.prompt for s in STATEMENTS if s.kind in ("state", "two-hop") and s.answer != "Texas"][::100]
-    said = [model.tokenizer.decode(ids) for ids in pc.generate(model, prompts, steer=on, max_new_tokens=1)]
-    assert sum(word == "Texas" for word in said) >= 0.9 * len(said), said
+    answers = [model.tokenizer.decode(ids) for ids in pc.generate(model, prompts, steer=on, max_new_tokens=1)]
+    assert sum(word == "Texas" for word in answers) >= 0.9 * len(answers), answers
 
 
 def test_labels_travel_with_the_graph(model, graph, tmp_path: Path) -> None:
@@ -116,24 +117,15 @@ def test_labels_travel_with_the_graph(model, graph, tmp_path: Path) -> None:
     assert all(len(group) >= 3 for group in page["qParams"]["supernodes"])
 
 
-def test_names() -> None:
-    names = Names(KNOWN.words())
-    ids = names.encode("The capital of the state containing New York City is")
-    assert [names.words[i] for i in ids] == [
-        "<bos>",
-        "the",
-        "capital",
-        "of",
-        "the",
-        "state",
-        "containing",
-        "New York City",
-        "is",
-    ]
-    assert names.encode(names.decode(ids)) == ids
+def test_tokenizer() -> None:
+    tokenizer = NameTokenizer(KNOWN.words())
+    ids = tokenizer.encode("The capital of the state containing New York City is")
+    words = [tokenizer.words[i] for i in ids]
+    assert words == ["<bos>", *["the", "capital", "of", "the", "state", "containing"], "New York City", "is"]
+    assert tokenizer.encode(tokenizer.decode(ids)) == ids
     with pytest.raises(ValueError, match=r"got 'Dalas'; it knows Dallas"):
-        names.encode("the capital of the state containing Dalas is")
-    assert len(set(names.words)) == len(names.words)
+        tokenizer.encode("the capital of the state containing Dalas is")
+    assert len(set(tokenizer.words)) == len(tokenizer.words)
 
 
 def test_facts_file_round_trip(tmp_path: Path) -> None:
@@ -156,11 +148,11 @@ def test_demo_command(tmp_path: Path) -> None:
     assert "◀" in done.stdout and (tmp_path / "dallas.svg").read_text().startswith("<svg")
 
 
-def test_demo_of_a_city_it_does_not_know() -> None:
+def test_demo_of_an_unknown_city() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pycircuit", "demo", "--city", "Atlantis"], capture_output=True, text=True
     )
-    assert done.returncode == 2 and "city must be a city the box knows, got 'Atlantis'" in done.stderr
+    assert done.returncode == 2 and "city must be a city the model knows, got 'Atlantis'" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -169,11 +161,11 @@ def test_demo_of_a_city_it_does_not_know() -> None:
 )
 def test_demo_of_other_cities(other: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        show.run(Console(), "Dallas", other)
+        demonstration.run(Console(), "Dallas", other)
 
 
-def test_half_precision_box(model) -> None:
+def test_half_precision(model) -> None:
     half = pc.load("demo", dtype=torch.bfloat16)
     assert half.hf_model.dtype == torch.bfloat16 and half.labels == model.labels
-    found = pc.attribute(half, facts.TWO_HOP.format("Dallas"), progress=False)
-    assert found.certificate < 1e-5 and found.targets.labels[0] == "Austin"
+    graph = pc.attribute(half, facts.TWO_HOP.format("Dallas"), progress=False)
+    assert graph.certificate < 1e-5 and graph.targets.labels[0] == "Austin"

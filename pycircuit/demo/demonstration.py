@@ -13,7 +13,7 @@ from pycircuit.graph.show.tree import lines
 from pycircuit.interventions import intervene
 from pycircuit.trace import attribute
 
-from .box import load_box
+from .demo_model import load_demo
 from .facts import facts
 from .swap import swap, two_hop
 
@@ -27,41 +27,41 @@ if TYPE_CHECKING:
 
 
 def likeliest(model: ReplacementModel, probabilities: Tensor, count: int = 3) -> str:
-    """`Austin 98.1%, Dallas 0.4%, ...`"""
+    """Format the likeliest tokens: `Austin 98.1%, Dallas 0.4%, ...`."""
     top = probabilities.topk(count)
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     return ", ".join(f"{model.tokenizer.decode(token)} {100 * share:.1f}%" for token, share in pairs)
 
 
 def run(console: Console, city: str = "Dallas", other: str = "Oakland", svg: Path | None = None) -> dict[str, Any]:
-    """Everything, said on the console. city, other: of the box's facts; svg: where the picture goes."""
+    """Run the demonstration on a console. city, other: cities of the demo's facts; svg: path of the picture."""
     state = facts().state
     for name, value in (("city", city), ("other", other)):
         if value not in state:
-            raise ValueError(f"demo: {name} must be a city the box knows, got {value!r}{_like(value, state)}")
+            raise ValueError(f"demo: {name} must be a city the model knows, got {value!r}{_suggestion(value, state)}")
     if state[city] == state[other]:
         raise ValueError(f"demo: other must be a city outside {state[city]}, got {other!r}")
-    model = load_box()
+    model = load_demo()
     parameters = sum(p.numel() for p in model.hf_model.parameters())
     features = sum(model.transcoders.size(layer) for layer in range(model.depth))
     console.print(f"A Llama of {model.depth} layers and {parameters / 1e6:.1f}M parameters, {features} features.")
     prompt = two_hop(city)
     graph = attribute(model, prompt, progress=False)
     console.print(f"\n[bold]{prompt}[/bold] ...", highlight=False)
-    _circuit(console, graph)
+    _print_circuit(console, graph)
     if svg is not None:
         graph.plot(svg)
         console.print(f"\nThe picture: {svg}", highlight=False)
-    instead = _swapped(console, model, city, other)
-    return {"prompt": prompt, "answer": graph.targets.labels[0], "swapped": instead, "certificate": graph.certificate}
+    swapped = _print_swap(console, model, city, other)
+    return {"prompt": prompt, "answer": graph.targets.labels[0], "swapped": swapped, "certificate": graph.certificate}
 
 
-def _like(name: str, known: Iterable[str]) -> str:
+def _suggestion(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(name, known, 3)
     return f"; it knows {', '.join(close)}" if close else ""
 
 
-def _circuit(console: Console, graph: Graph) -> None:
+def _print_circuit(console: Console, graph: Graph) -> None:
     pruned = graph.prune()
     console.print(
         f"{len(graph.features)} active features, {graph.rows.entries} edges, every row adds up to its "
@@ -73,15 +73,15 @@ def _circuit(console: Console, graph: Graph) -> None:
     console.print("weight, share of the row, feature and where it is active; ◀ the strongest path", style="dim")
 
 
-def _swapped(console: Console, model: ReplacementModel, city: str, other: str) -> str:
-    """The features of the city's state off, those of the other city's on, and what is said then."""
-    state, instead = facts().state[city], facts().state[other]
-    changes = swap(model, two_hop(city), state, two_hop(other), instead)
+def _print_swap(console: Console, model: ReplacementModel, city: str, other: str) -> str:
+    """Turn the features of the city's state off and those of the other city's on; return the answer."""
+    state, other_state = facts().state[city], facts().state[other]
+    changes = swap(model, two_hop(city), state, two_hop(other), other_state)
     if not changes:
         raise ValueError(f"demo: {city} and {other} must make features of their states active, got none of them")
     result = intervene(model, two_hop(city), changes, freeze="none")
     off = sum(change.value == 0 for change in changes)
-    on = f"{len(changes) - off} called {instead} on, half as strong again as for {other}"
+    on = f"{len(changes) - off} called {other_state} on, half as strong again as for {other}"
     console.print(f"\nThe {off} features called {state} off, {on}; everything else runs:", highlight=False)
     console.print(f"  before  {likeliest(model, result.probabilities_before)}", highlight=False)
     console.print(f"  after   {likeliest(model, result.probabilities)}", highlight=False)

