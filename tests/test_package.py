@@ -61,7 +61,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
     tree = folder / "tree"
     clean = shutil.ignore_patterns(
-        ".git", ".venv*", ".*_cache", "__pycache__", "build*", "dist", "node_modules", "*.so"
+        ".git", ".venv*", ".*_cache", "__pycache__", "build", "build-*", "dist", "node_modules", "*.so"
     )
     shutil.copytree(ROOT, tree, ignore=clean)
     for name in UNWANTED:
