@@ -60,10 +60,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source distribution of a tree with an environment, npm's packages and build folders in it."""
     folder = tmp_path_factory.mktemp("sdist")
     tree = folder / "tree"
-    clean = shutil.ignore_patterns(
-        ".git", ".venv*", ".*_cache", "__pycache__", "build", "build-*", "dist", "node_modules", "*.so"
-    )
-    shutil.copytree(ROOT, tree, ignore=clean)
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*IGNORED))
     for name in UNWANTED:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text("unwanted")
