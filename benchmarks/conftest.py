@@ -49,21 +49,21 @@ def steps() -> list[dict[str, Any]]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     markdown = Path(config.getoption("--markdown-results"))
     if SESSION.results:
-        found = SESSION.report()
-        terminalreporter.write_line(report.table(found.results))
-        terminalreporter.write_line(report.tally(found.results))
-        found.save(Path(config.getoption("--json-results")))
-        sections.put(markdown, "ops", report.markdown(found))
+        results = SESSION.report()
+        terminalreporter.write_line(report.table(results.results))
+        terminalreporter.write_line(report.tally(results.results))
+        results.save(Path(config.getoption("--json-results")))
+        sections.put(markdown, "ops", report.markdown(results))
     if TRACES:
         rates = SESSION.rate(TRACES[0].threads)
         text = whole_trace.markdown(TRACES, rates.float32)
         terminalreporter.write_line(text)
-        whole = {
+        document = {
             "machine": machine_rates.facts(),
             "rates": machine_rates.as_json(rates),
             "traces": [t.as_json() for t in TRACES],
         }
-        Path(config.getoption("--trace-results")).write_text(json.dumps(whole, indent=1) + "\n")
+        Path(config.getoption("--trace-results")).write_text(json.dumps(document, indent=1) + "\n")
         sections.put(markdown, "trace", text)
     for step in STEPS:
         text = train_step.markdown(step)

@@ -104,11 +104,15 @@ def resources() -> list[dict[str, Any]]:
     kernels = [k for f in functions.values() for cache in f.device_caches.values() for k in cache[0].values()]
     return [
         {
-            "kernel": k.metadata.name, "registers": k.n_regs, "spills": k.n_spills, "shared": k.metadata.shared,
-            "warps": k.metadata.num_warps, "stages": k.metadata.num_stages,
+            "kernel": k.metadata.name,
+            "registers": k.n_regs,
+            "spills": k.n_spills,
+            "shared": k.metadata.shared,
+            "warps": k.metadata.num_warps,
+            "stages": k.metadata.num_stages,
         }
         for k in kernels
-    ]  # fmt: skip
+    ]
 
 
 def compile_kernels(section: Section) -> None:

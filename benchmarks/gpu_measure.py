@@ -59,10 +59,10 @@ class Timer:
         """Two warm-ups (the first compiles), then samples until the time or the count is reached; at least three."""
         for _ in range(2 if self.device == "cuda" else 0):
             work()
-        least, begin, found = (3 if self.device == "cuda" else 1), time.monotonic(), []
-        while len(found) < least or (len(found) < most and time.monotonic() - begin < seconds and least > 1):
-            found.append(self.milliseconds(work))
-        return found
+        least, begin, samples = (3 if self.device == "cuda" else 1), time.monotonic(), []
+        while len(samples) < least or (len(samples) < most and time.monotonic() - begin < seconds and least > 1):
+            samples.append(self.milliseconds(work))
+        return samples
 
 
 def measure_rates(timer: Timer) -> dict[str, float]:
@@ -79,22 +79,22 @@ def measure_rates(timer: Timer) -> dict[str, float]:
     return rates
 
 
-def _head_and_tail(found: pc.SparseFeatures, first: int, last: int) -> pc.SparseFeatures:
-    begin, end = int(found.row_ptr[first]), int(found.row_ptr[last])
-    row_ptr = found.row_ptr[first : last + 1] - begin
-    return pc.SparseFeatures(row_ptr, found.index[begin:end], found.value[begin:end])
+def _head_and_tail(features: pc.SparseFeatures, first: int, last: int) -> pc.SparseFeatures:
+    begin, end = int(features.row_ptr[first]), int(features.row_ptr[last])
+    row_ptr = features.row_ptr[first : last + 1] - begin
+    return pc.SparseFeatures(row_ptr, features.index[begin:end], features.value[begin:end])
 
 
 def deviation(item: Item, got: Any) -> float:
     """Relative error against float64; of an encode, of its first and last positions."""
     if item.op != "encode":
         return cases.error(item.op, got, cases.exact(item.op, item.arguments()), ())
-    x, *rest = item.arguments()
+    x, *others = item.arguments()
     worst = 0.0
     for first in {0, max(len(x) - CHECKED, 0)}:
-        args = (x[first : first + CHECKED], *rest[:-1], max(rest[-1] - first, 0))
-        part = _head_and_tail(got, first, min(first + CHECKED, len(x)))
-        worst = max(worst, cases.error("encode", part, cases.exact("encode", args), args))
+        args = (x[first : first + CHECKED], *others[:-1], max(others[-1] - first, 0))
+        compared = _head_and_tail(got, first, min(first + CHECKED, len(x)))
+        worst = max(worst, cases.error("encode", compared, cases.exact("encode", args), args))
     return worst
 
 
@@ -116,11 +116,20 @@ def _row(timer: Timer, item: Item, rates: dict[str, float]) -> dict[str, Any]:
     ms, compute = median(ours), item.operations / rates[item.rate] / 1e9
     floor = max(compute, item.bytes / rates["copy"] / 1e6)
     return {
-        "ms": ms, "samples_ms": ours, "spread": (max(ours) - min(ours)) / ms,
-        "floor_ms": floor, "floor_is": "matrix" if compute == floor else "copy", "share_of_floor": floor / ms,
-        "tflops": item.operations / ms / 1e9, "gbps": item.bytes / ms / 1e6, "reference_ms": plain,
-        "reference_ratio": plain / ms, "library_ms": library, "library_ratio": library and library / ms, "error": error,
-    }  # fmt: skip
+        "ms": ms,
+        "samples_ms": ours,
+        "spread": (max(ours) - min(ours)) / ms,
+        "floor_ms": floor,
+        "floor_is": "matrix" if compute == floor else "copy",
+        "share_of_floor": floor / ms,
+        "tflops": item.operations / ms / 1e9,
+        "gbps": item.bytes / ms / 1e6,
+        "reference_ms": plain,
+        "reference_ratio": plain / ms,
+        "library_ms": library,
+        "library_ratio": library and library / ms,
+        "error": error,
+    }
 
 
 def first_of_classes(op: str, device: str) -> Iterator[tuple[str, Item]]:

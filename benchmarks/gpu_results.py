@@ -36,8 +36,8 @@ def results(report: dict[str, Any], section: str) -> dict[str, Any]:
 def markdown(reports: list[dict[str, Any]]) -> str:
     """The section of RESULTS.md; the last run comes first."""
     report = reports[0]
-    parts = [[TITLE], _machine(reports), _traces(reports), _taped(report), _ops(report), _open(report)]
-    return "\n\n".join("\n".join(part) for part in parts if part)
+    blocks = [[TITLE], _machine(reports), _traces(reports), _taped(report), _ops(report), _open(report)]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
 def _machine(reports: list[dict[str, Any]]) -> list[str]:
@@ -93,10 +93,18 @@ def _trace(name: str, commit: str, runs: list[dict[str, Any]], edges: float | No
     shown = ", ".join(f"{phase} {value:.2f}" for phase, value in phases.items())
     last = runs[-1]
     cells = (
-        name, commit, len(runs), f"{median(seconds):.2f}", f"{seconds[0]:.2f} to {seconds[-1]:.2f}", shown,
-        f"{max(run['certificate'] for run in runs):.1e}", "" if edges is None else f"{edges:.1e}",
-        f"{last['peak device bytes'] / 1e9:.1f}", last["rows"], last["entries"],
-    )  # fmt: skip
+        name,
+        commit,
+        len(runs),
+        f"{median(seconds):.2f}",
+        f"{seconds[0]:.2f} to {seconds[-1]:.2f}",
+        shown,
+        f"{max(run['certificate'] for run in runs):.1e}",
+        "" if edges is None else f"{edges:.1e}",
+        f"{last['peak device bytes'] / 1e9:.1f}",
+        last["rows"],
+        last["entries"],
+    )
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -123,10 +131,15 @@ def _ops(report: dict[str, Any]) -> list[str]:
         share = predictions.SHARES_BFLOAT16.get(row["op"]) if "bfloat16" in row["shape"] else None
         library = f"{row['library_ratio']:.2f}" if row["library_ratio"] else ""
         cells = (
-            name, f"{row['ms']:.3f}", f"{row['floor_ms']:.3f}", f"{row['share_of_floor']:.0%}",
-            f"{share or predictions.SHARES[row['op']]:.0%}", f"{row['reference_ratio']:.2f}", library,
+            name,
+            f"{row['ms']:.3f}",
+            f"{row['floor_ms']:.3f}",
+            f"{row['share_of_floor']:.0%}",
+            f"{share or predictions.SHARES[row['op']]:.0%}",
+            f"{row['reference_ratio']:.2f}",
+            library,
             f"{row['error']:.1e}",
-        )  # fmt: skip
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

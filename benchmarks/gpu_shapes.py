@@ -97,30 +97,39 @@ def _encode(size: Size, device: str) -> Iterator[Item]:
             moved = w.nbytes + x.nbytes + 16 * p * size.active
             like = x.to(dtype)
             yield Item(
-                "encode", f"{name} P {p} {_label(dtype)} {type(rule).__name__}", lambda x=x, w=w, b=b, r=rule: (
-                    x, w, b, r, 1), 2.0 * p * f * d, moved, _rate(dtype), lambda x=like, w=w: x @ w.T,
-            )  # fmt: skip
+                "encode",
+                f"{name} P {p} {_label(dtype)} {type(rule).__name__}",
+                lambda x=x, w=w, b=b, r=rule: (x, w, b, r, 1),
+                2.0 * p * f * d,
+                moved,
+                _rate(dtype),
+                lambda x=like, w=w: x @ w.T,
+            )
 
 
-def _embedding_bag(found: pc.SparseFeatures, w: Tensor) -> Tensor:
+def _embedding_bag(active: pc.SparseFeatures, w: Tensor) -> Tensor:
     """The library's own sum of weighted rows."""
     return torch.nn.functional.embedding_bag(
-        found.index, w, found.row_ptr[:-1], mode="sum", per_sample_weights=found.value
+        active.index, w, active.row_ptr[:-1], mode="sum", per_sample_weights=active.value
     )
 
 
 def _decode(size: Size, device: str) -> Iterator[Item]:
     name, p, d = _names(size)[0], size.prompts[0], size.width
-    found = features(size, p, device)
+    active = features(size, p, device)
     for slots in (1, size.layers // 2):
         for dtype in (FLOAT, BRIEF):
             w = torch.randn(size.features, slots, d, device=device, dtype=dtype) / (d * size.active) ** 0.5
-            read = found.index.unique().numel() * slots * d * w.itemsize
-            bag = partial(_embedding_bag, found, w.flatten(1)) if dtype == FLOAT else None
+            read = active.index.unique().numel() * slots * d * w.itemsize
+            bag = partial(_embedding_bag, active, w.flatten(1)) if dtype == FLOAT else None
             yield Item(
-                "decode", f"{name} P {p} slots {slots} {_label(dtype)}", lambda w=w: (found, w, None),
-                2.0 * found.count * slots * d, read + 4 * p * slots * d, library=bag,
-            )  # fmt: skip
+                "decode",
+                f"{name} P {p} slots {slots} {_label(dtype)}",
+                lambda w=w: (active, w, None),
+                2.0 * active.count * slots * d,
+                read + 4 * p * slots * d,
+                library=bag,
+            )
 
 
 def _attentions(size: Size, p: int, device: str) -> Iterator[tuple[str, Attention, float, float]]:
@@ -137,8 +146,8 @@ def _attentions(size: Size, p: int, device: str) -> Iterator[tuple[str, Attentio
         lse = total[..., 0].log()
         if dtype == BRIEF:
             lse = RecomputedAttention(q, k, torch.zeros_like(lse), size.head**-0.5, 50.0).weights(p).sum(-1).log()
-        how = RecomputedAttention(q, k, lse, size.head**-0.5, 50.0, 4096)
-        yield f"recomputed {_label(dtype)}", how, float(p * (p + 1) * size.heads * size.head), q.nbytes + k.nbytes
+        attention = RecomputedAttention(q, k, lse, size.head**-0.5, 50.0, 4096)
+        yield f"recomputed {_label(dtype)}", attention, float(p * (p + 1) * size.heads * size.head), q.nbytes + k.nbytes
 
 
 def _attend_back(size: Size, device: str) -> Iterator[Item]:
@@ -147,26 +156,38 @@ def _attend_back(size: Size, device: str) -> Iterator[Item]:
         y = torch.randn(int(prefix_ptr[-1]), size.heads, size.head, device=device)
         lengths = prefix_ptr.diff().double()
         useful = float((lengths * (lengths + 1)).sum()) * size.heads * size.head
-        for kind, how, remake, read in _attentions(size, p, device):
+        for kind, attention, remake, read in _attentions(size, p, device):
             yield Item(
-                "attend_back", f"{name} P {p} B {targets} {kind}", lambda y=y, q=prefix_ptr, h=how: (y, q, h, None),
-                useful + remake, y.nbytes * (1 + size.groups / size.heads) + read,
-            )  # fmt: skip
+                "attend_back",
+                f"{name} P {p} B {targets} {kind}",
+                lambda y=y, q=prefix_ptr, h=attention: (y, q, h, None),
+                useful + remake,
+                y.nbytes * (1 + size.groups / size.heads) + read,
+            )
 
 
 def _edge_scores(size: Size, device: str) -> Iterator[Item]:
     for name, p, targets in list(zip(_names(size), size.prompts, size.targets, strict=True))[:2]:
-        prefix_ptr, found = ragged(targets, p, device), features(size, p, device)
+        prefix_ptr, active = ragged(targets, p, device), features(size, p, device)
         gradient = torch.randn(int(prefix_ptr[-1]), size.width, device=device)
         pairs = float(prefix_ptr[-1]) * size.active
         for dtype in (FLOAT, BRIEF):
             w = torch.randn(size.features, size.width, device=device).to(dtype)
-            moved = gradient.nbytes + found.index.unique().numel() * w.shape[1] * w.itemsize + 8 * pairs
+            moved = gradient.nbytes + active.index.unique().numel() * w.shape[1] * w.itemsize + 8 * pairs
             yield Item(
-                "edge_scores", f"{name} P {p} T {targets} {_label(dtype)}", lambda q=prefix_ptr, f=found, g=gradient,
-                w=w, t=targets: (g, q, f, w, torch.zeros(t, f.count, device=device)),
-                2.0 * pairs * size.width, moved, _rate(dtype),
-            )  # fmt: skip
+                "edge_scores",
+                f"{name} P {p} T {targets} {_label(dtype)}",
+                lambda q=prefix_ptr, f=active, g=gradient, w=w, t=targets: (
+                    g,
+                    q,
+                    f,
+                    w,
+                    torch.zeros(t, f.count, device=device),
+                ),
+                2.0 * pairs * size.width,
+                moved,
+                _rate(dtype),
+            )
 
 
 def _influence(size: Size, device: str) -> Iterator[Item]:
@@ -178,8 +199,8 @@ def _influence(size: Size, device: str) -> Iterator[Item]:
     node = torch.cat([torch.full((outputs,), -1, device=device), order])
     rows = torch.randn(count, columns, device=device)
     for r in range(outputs, count, 256):  # no edge from a node's own layer or above it
-        here = node[r : r + 256]
-        rows[r : r + 256, :inner].masked_fill_(layer[None, :] >= layer[here][:, None], 0)
+        below = node[r : r + 256]
+        rows[r : r + 256, :inner].masked_fill_(layer[None, :] >= layer[below][:, None], 0)
     weight = torch.zeros(count, device=device)
     weight[:outputs] = 1 / outputs
     shape = f"{_names(size)[0]} K {count} columns {columns}"
@@ -191,7 +212,10 @@ def items(op: str, device: str, size: Size | None = None) -> Iterator[Item]:
     size = size or (GEMMA2B if device == "cuda" else TINY)
     torch.manual_seed(0)
     builders = {
-        "encode": _encode, "decode": _decode, "attend_back": _attend_back, "edge_scores": _edge_scores,
+        "encode": _encode,
+        "decode": _decode,
+        "attend_back": _attend_back,
+        "edge_scores": _edge_scores,
         "influence": _influence,
-    }  # fmt: skip
+    }
     yield from builders[op](size, device)

@@ -76,10 +76,14 @@ def measured(
     rankings = max(1, targets // (taped.BATCHES_A_RANKING * batch))
     longer = {"rows": targets, "sweep": targets / rate, "rankings": rankings * ranking * targets / len(edges) / 2}
     return {
-        "rows": len(edges), "setup seconds": setup, "sweep seconds": sweep, "rows a second": rate,
-        "ranking seconds": ranking, DISTANCE: distance(graph, nodes, edges),
+        "rows": len(edges),
+        "setup seconds": setup,
+        "sweep seconds": sweep,
+        "rows a second": rate,
+        "ranking seconds": ranking,
+        DISTANCE: distance(graph, nodes, edges),
         "extrapolated seconds": {**longer, "basis": EXTRAPOLATED},
-    }  # fmt: skip
+    }
 
 
 def distance(graph: Graph, nodes: Tensor, edges: Tensor) -> float:

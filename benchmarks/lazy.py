@@ -1,6 +1,6 @@
 """A cross-layer transcoder left in its files: memory and time of a graph, and reading from a cold disk.
 
-    python benchmarks/lazy.py [--threads N] [--shape scaled|full]      or: make bench-lazy, which writes RESULTS.md
+    python benchmarks/lazy.py [--shape scaled|full] [--threads N]      or: make bench-lazy, which writes RESULTS.md
 
 `scaled` is 2 GB, shaped as gemma-2-2b's but narrower (26 layers, bfloat16), written, measured and removed. Three
 figures, each next to what it is a share of: what a graph holds beside the model, next to the size of the files and the
@@ -29,20 +29,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import command_line
 import torch
 import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
 import pycircuit as pc
-from pycircuit.bench import machine_rates, memory, sections
+from pycircuit.bench import machine_rates, memory
 from pycircuit.bench.whole_trace import markdown_table
 from pycircuit.files.safetensors import safetensors_header
-from pycircuit.transcoders import formats
 
 HERE = Path(__file__).parent
 ACTIVE = 16  # features of a layer at a position
-POSITIONS, ROWS, ROUNDS = 32, 32, 3
+POSITIONS, ROWS = 32, 32
+ROUNDS = 3
 COLD_LAYERS, COLD_ROWS = 3, 400
 SPARE = 1 << 30  # bytes of the disk that stay free
 BLOCK = 512  # decoder rows that are drawn, and written again and again
@@ -66,7 +67,7 @@ class Shape:
     def disk(self) -> int:
         """Bytes that writing takes at most."""
         written = min(self.features, ACTIVE * POSITIONS) if self.holes else self.features
-        return 2 * self.width * sum(self.features + written * self.slots(at) for at in range(self.layers))
+        return 2 * self.width * sum(self.features + written * self.slots(layer) for layer in range(self.layers))
 
 
 SHAPES = {"scaled": Shape(26, 2304, 1152), "full": Shape(26, 16384, 2304, holes=True)}
@@ -81,36 +82,36 @@ def write(shape: Shape, folder: Path) -> None:
     theta = float(torch.distributions.Normal(0, 1).icdf(torch.tensor(1 - ACTIVE / shape.features)))
     scale = (shape.width * ACTIVE * shape.layers) ** -0.5
     block = torch.randn(BLOCK, shape.width, generator=g).mul_(scale).bfloat16()
-    for at in range(shape.layers):
+    for layer in range(shape.layers):
         encoder = torch.randn(shape.features, shape.width, generator=g).mul_(shape.width**-0.5)
         tensors = {
-            f"W_enc_{at}": encoder.bfloat16(),
-            f"b_enc_{at}": torch.zeros(shape.features).bfloat16(),
-            f"b_dec_{at}": torch.zeros(shape.width).bfloat16(),
-            f"threshold_{at}": torch.full((shape.features,), theta),
+            f"W_enc_{layer}": encoder.bfloat16(),
+            f"b_enc_{layer}": torch.zeros(shape.features).bfloat16(),
+            f"b_dec_{layer}": torch.zeros(shape.width).bfloat16(),
+            f"threshold_{layer}": torch.full((shape.features,), theta),
         }
-        save_file(tensors, folder / f"W_enc_{at}.safetensors")
-        write_decoder(shape, folder, at, [], block)
+        save_file(tensors, folder / f"W_enc_{layer}.safetensors")
+        write_decoder(shape, folder, layer, [], block)
     hooks = "feature_input_hook: mlp.hook_in\nfeature_output_hook: hook_mlp_out\n"
     (folder / "config.yaml").write_text(f"model_kind: cross_layer_transcoder\n{hooks}")
-    for at, rows in enumerate(needed(shape, folder)):
-        write_decoder(shape, folder, at, rows, block)
+    for layer, rows in enumerate(needed(shape, folder)):
+        write_decoder(shape, folder, layer, rows, block)
 
 
 def needed(shape: Shape, folder: Path) -> list[list[int]]:
     """The decoder rows to write, layer by layer."""
     if not shape.holes:
         return [list(range(shape.features))] * shape.layers
-    model = pc.ReplacementModel(language_model(shape), formats.load(folder))
-    return [found.index.unique().tolist() for found in model.activations([prompt()])[0]]
+    model = pc.ReplacementModel(language_model(shape), pc.transcoders.load(folder))
+    return [active.index.unique().tolist() for active in model.activations([prompt()])[0]]
 
 
-def write_decoder(shape: Shape, folder: Path, at: int, rows: list[int], block: Tensor) -> None:
+def write_decoder(shape: Shape, folder: Path, layer: int, rows: list[int], block: Tensor) -> None:
     """A layer's file, with holes where none of `rows` lies."""
-    slots, raw = shape.slots(at), block.repeat(2, 1).view(torch.uint8).numpy()
-    header = safetensors_header({f"W_dec_{at}": (torch.bfloat16, (shape.features, slots, shape.width))})
+    slots, raw = shape.slots(layer), block.repeat(2, 1).view(torch.uint8).numpy()
+    header = safetensors_header({f"W_dec_{layer}": (torch.bfloat16, (shape.features, slots, shape.width))})
     size = 2 * slots * shape.width
-    with (folder / f"W_dec_{at}.safetensors").open("wb") as file:
+    with (folder / f"W_dec_{layer}.safetensors").open("wb") as file:
         file.write(header)
         file.truncate(len(header) + shape.features * size)
         for row in rows:
@@ -124,10 +125,16 @@ def write_decoder(shape: Shape, folder: Path, at: int, rows: list[int], block: T
 def language_model(shape: Shape) -> Any:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=512, hidden_size=shape.width, intermediate_size=1024, num_hidden_layers=shape.layers,
-        num_attention_heads=8, num_key_value_heads=2, head_dim=64, max_position_embeddings=256,
+        vocab_size=512,
+        hidden_size=shape.width,
+        intermediate_size=1024,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=256,
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
@@ -174,7 +181,7 @@ def measure_memory(shape: Shape, folder: Path) -> dict[str, float]:
         raise SystemExit("bench-lazy: memory can be measured on Linux only")
     begin = time.perf_counter()
     with most_own() as most:
-        graph = traced(pc.ReplacementModel(hf_model, formats.load(folder)))
+        graph = traced(pc.ReplacementModel(hf_model, pc.transcoders.load(folder)))
     seconds, peak = time.perf_counter() - begin, memory.peak() or 0
     return {
         "files": sum(p.stat().st_size for p in folder.iterdir()),
@@ -189,30 +196,32 @@ def measure_memory(shape: Shape, folder: Path) -> dict[str, float]:
 
 def in_its_own_process(name: str, folder: Path, threads: int) -> dict[str, float]:
     words = [sys.executable, __file__, "--shape", name, "--threads", str(threads), "--memory-of", str(folder)]
-    found: dict[str, float] = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-    return found
+    measured: dict[str, float] = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    return measured
 
 
 # Time
 
 
-def measure_time(shape: Shape, folder: Path) -> dict[str, float]:
+def measure_time(shape: Shape, folder: Path, rounds: int) -> dict[str, float]:
     """Medians of a graph's seconds, in turns; and how far their edges are apart."""
     hf_model = language_model(shape)
-    models = [pc.ReplacementModel(hf_model, formats.load(folder, lazy=lazy)) for lazy in (True, False)]
+    models = [
+        pc.ReplacementModel(hf_model, pc.transcoders.load(folder, lazy=from_files)) for from_files in (True, False)
+    ]
     graphs = [traced(model) for model in models]
     assert torch.equal(graphs[0].features, graphs[1].features)
     assert all(graph.certificate < graph.provenance["tolerance"] for graph in graphs)
     apart = float((graphs[0].rows.weight - graphs[1].rows.weight).abs().max() / graphs[1].rows.weight.abs().max())
     del graphs
     seconds: list[list[float]] = [[], []]
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for model, into in zip(models, seconds, strict=True):
             begin = time.perf_counter()
             traced(model)
             into.append(time.perf_counter() - begin)
-    lazy, whole = (statistics.median(each) for each in seconds)
-    return {"from files": lazy, "in memory": whole, "edges apart": apart}
+    from_files, in_memory = (statistics.median(samples) for samples in seconds)
+    return {"from files": from_files, "in memory": in_memory, "edges apart": apart}
 
 
 # A cold disk
@@ -235,9 +244,9 @@ def rate(shape: Shape, folder: Path, read: Callable[[int, Tensor], int], seed: i
     return size / (time.perf_counter() - begin)
 
 
-def measure_cold(shape: Shape, folder: Path) -> dict[str, float]:
+def measure_cold(shape: Shape, folder: Path, rounds: int) -> dict[str, float]:
     """Medians of rates in turns: ours, and of plain reads with several numbers of threads."""
-    decoders = formats.load(folder).w_dec
+    decoders = pc.transcoders.load(folder).w_dec
 
     def ours(layer: int, rows: Tensor) -> int:
         read = decoders[layer].rows(rows)
@@ -249,44 +258,46 @@ def measure_cold(shape: Shape, folder: Path) -> dict[str, float]:
             file = os.open(plane.path, os.O_RDONLY)
             size, begin = plane.stride, plane.offset
             with ThreadPoolExecutor(threads) as pool:
-                each = pool.map(lambda r: os.preadv(file, [bytearray(size)], begin + r * size), rows.tolist())
-                sizes = list(each)
+                reads = pool.map(lambda r: os.preadv(file, [bytearray(size)], begin + r * size), rows.tolist())
+                sizes = list(reads)
             os.close(file)
             return sum(sizes)
 
         return read
 
     ways = {"ours": ours, **{str(n): plain(n) for n in (1, 8, 32)}}
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(ROUNDS):
-        for at, (name, read) in enumerate(ways.items()):
-            found[name].append(rate(shape, folder, read, len(ways) * turn + at))
-    return {name: statistics.median(rates) for name, rates in found.items()}
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds):
+        for number, (name, read) in enumerate(ways.items()):
+            samples[name].append(rate(shape, folder, read, len(ways) * turn + number))
+    return {name: statistics.median(rates) for name, rates in samples.items()}
 
 
 # What was found
 
 
-def measure(name: str, threads: int) -> dict[str, Any]:
-    shape, above = SHAPES[name], HERE.parent / "build"
-    above.mkdir(exist_ok=True)
-    if shutil.disk_usage(above).free < shape.disk + SPARE:
-        raise SystemExit(f"bench-lazy: {name} needs {(shape.disk + SPARE) / 1e9:.0f} GB free where {above} is")
-    with tempfile.TemporaryDirectory(dir=above) as place:
-        folder = Path(place)
+def measure(name: str, threads: int, rounds: int) -> dict[str, Any]:
+    shape, build = SHAPES[name], HERE.parent / "build"
+    build.mkdir(exist_ok=True)
+    if shutil.disk_usage(build).free < shape.disk + SPARE:
+        raise SystemExit(f"bench-lazy: {name} needs {(shape.disk + SPARE) / 1e9:.0f} GB free where {build} is")
+    with tempfile.TemporaryDirectory(dir=build) as created:
+        folder = Path(created)
         write(shape, folder)
-        found: dict[str, Any] = {"shape": asdict(shape), "load": machine_rates.load()}
+        measured: dict[str, Any] = {"shape": asdict(shape), "load": machine_rates.load()}
         if not shape.holes:
-            found |= {"time": measure_time(shape, folder), "cold": measure_cold(shape, folder)}
-        return found | {"memory": in_its_own_process(name, folder, threads)}
+            measured |= {"time": measure_time(shape, folder, rounds), "cold": measure_cold(shape, folder, rounds)}
+        return measured | {"memory": in_its_own_process(name, folder, threads)}
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(results: dict[str, Any]) -> str:
     """The section of RESULTS.md."""
-    facts, shapes = found["machine"], found["shapes"].values()
-    load = max(each["load"] for each in shapes)
-    verdicts = [verdict for each in shapes if "time" in each for verdict in (_time(each["time"]), _cold(each["cold"]))]
-    return "\n".join([
+    facts, shapes = results["machine"], results["shapes"].values()
+    load = max(entry["load"] for entry in shapes)
+    verdicts = [
+        verdict for entry in shapes if "time" in entry for verdict in (_time(entry["time"]), _cold(entry["cold"]))
+    ]
+    lines = [
         "# Transcoders left in their files",
         "",
         "Written by `make bench-lazy`; do not edit. Cross-layer transcoders in circuit-tracer's layout, bfloat16; a",
@@ -296,11 +307,12 @@ def markdown(found: dict[str, Any]) -> str:
         "may take back; *beyond*: what of it are not decoder rows of active features, over the size of the files.",
         "*seconds*: loading and tracing once. *law*: the certificate of the graph.",
         "",
-        f"- torch {facts['torch']}, {facts['cpu']}, {found['threads']} threads, load {load:.1f}",
+        f"- torch {facts['torch']}, {facts['cpu']}, {results['threads']} threads, load {load:.1f}",
         *verdicts,
         "",
-        *markdown_table(HEADER, [_held(each["shape"], each["memory"]) for each in shapes]),
-    ]) + "\n"  # fmt: skip
+        *markdown_table(HEADER, [_memory_row(entry["shape"], entry["memory"]) for entry in shapes]),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _met(is_met: bool) -> str:
@@ -308,10 +320,10 @@ def _met(is_met: bool) -> str:
 
 
 def _time(seconds: dict[str, float]) -> str:
-    lazy, whole, apart = seconds.values()
+    from_files, in_memory, apart = seconds.values()
     return (
-        f"- a graph, the files' pages warm: {lazy:.2f} s, {whole:.2f} s with everything in memory: "
-        f"{lazy / whole:.2f}x, edges {apart:.0e} apart (<= 1.30x: {_met(lazy <= 1.3 * whole)})"
+        f"- a graph, the files' pages warm: {from_files:.2f} s, {in_memory:.2f} s with everything in memory: "
+        f"{from_files / in_memory:.2f}x, edges {apart:.0e} apart (<= 1.30x: {_met(from_files <= 1.3 * in_memory)})"
     )
 
 
@@ -319,41 +331,40 @@ def _cold(rates: dict[str, float]) -> str:
     plain = dict(rates)
     ours = plain.pop("ours")
     share = ours / max(plain.values())
-    each = ", ".join(f"{rate / 1e6:.0f} with {name}" for name, rate in plain.items())
+    plain_rates = ", ".join(f"{rate / 1e6:.0f} with {name}" for name, rate in plain.items())
     return (
-        f"- decoder rows from a cold disk: {ours / 1e6:.0f} MB/s; single rows by plain reads {each} threads; "
+        f"- decoder rows from a cold disk: {ours / 1e6:.0f} MB/s; single rows by plain reads {plain_rates} threads; "
         f"{share:.0%} of the best (>= 60%: {_met(share >= 0.6)})"
     )
 
 
-def _held(shape: dict[str, Any], held: dict[str, float]) -> tuple[str, ...]:
-    beyond, own = ((held[name] - held["rows"]) / held["files"] for name in ("peak", "own"))
+def _memory_row(shape: dict[str, Any], measured: dict[str, float]) -> tuple[str, ...]:
+    beyond, own = ((measured[name] - measured["rows"]) / measured["files"] for name in ("peak", "own"))
     return (
-        f"{shape['layers']} x {shape['features']}, width {shape['width']}", f"{held['files'] / 1e9:.2f}",
-        f"{held['features']:.0f}", f"{held['rows'] / 1e6:.0f}", f"{held['peak'] / 1e6:.0f} / {held['own'] / 1e6:.0f}",
-        f"{beyond:.1%} / {own:.1%} (<= 10%: {_met(beyond <= 0.1)})", f"{held['seconds']:.1f}",
-        f"{held['certificate']:.0e}",
-    )  # fmt: skip
+        f"{shape['layers']} x {shape['features']}, width {shape['width']}",
+        f"{measured['files'] / 1e9:.2f}",
+        f"{measured['features']:.0f}",
+        f"{measured['rows'] / 1e6:.0f}",
+        f"{measured['peak'] / 1e6:.0f} / {measured['own'] / 1e6:.0f}",
+        f"{beyond:.1%} / {own:.1%} (<= 10%: {_met(beyond <= 0.1)})",
+        f"{measured['seconds']:.1f}",
+        f"{measured['certificate']:.0e}",
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--shape", choices=list(SHAPES), help="only this one, and nothing is written down")
+    threads = torch.get_num_threads()
+    parser = command_line.parser("lazy", __doc__, threads=threads, rounds=ROUNDS, shapes=SHAPES, results=True)
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    if given.memory_of:
-        print(json.dumps(measure_memory(SHAPES[given.shape], given.memory_of)))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.memory_of:
+        (name,) = options.shape
+        print(json.dumps(measure_memory(SHAPES[name], options.memory_of)))
         return
-    names = [given.shape] if given.shape else list(SHAPES)
-    found = {"machine": machine_rates.facts(), "threads": given.threads}
-    found["shapes"] = {name: measure(name, given.threads) for name in names}
-    text = markdown(found)
-    print(text)
-    if given.shape is None:
-        (HERE / "results" / "lazy-cpu.json").write_text(json.dumps(found, indent=1) + "\n")
-        sections.put(HERE / "RESULTS.md", "lazy", text)
+    results = {"machine": machine_rates.facts(), "threads": options.threads}
+    results["shapes"] = {name: measure(name, options.threads, options.rounds) for name in options.shape or SHAPES}
+    command_line.publish(options, "lazy", results, markdown(results))
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ def gpu_shapes() -> list[Shape]:
 def document() -> str:
     """PREDICTIONS.md."""
     rates = ", ".join(f"{name} {rate / 1e12:.0f}" for name, rate in RATES.items())
-    return "\n".join([
+    lines = [
         "# Predictions for an H100",
         "",
         "Written by `python benchmarks/predictions.py`; do not edit. **Nothing here was measured on a GPU**: these are "
@@ -213,7 +213,8 @@ def document() -> str:
         "",
         "gemma2b-ten has the sizes of a call that circuit-tracer's notebook publishes: 4.48 s on a card that it does "
         "not name, 0.48 s of them for 6,338 rows, in bfloat16.",
-    ]) + "\n"  # fmt: skip
+    ]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import command_line
 import torch
 
 import pycircuit as pc
@@ -24,7 +25,8 @@ import pair
 
 SIZE = pair.Size(30, 576, 9, 3, 64, 1536, 49152, 4096, 8192)
 KIND = pair.Kind()
-ACTIVE, FEATURES, TOKENS, ROUNDS, AT_MOST = 32, 100, 10, 9, 1.3
+ACTIVE, FEATURES, TOKENS = 32, 100, 10
+AT_MOST = 1.3  # times the seconds of pc.attribute
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -34,7 +36,7 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.process_time() - begin
 
 
-def ratio(theirs: Any, ours: pc.ReplacementModel, ids: torch.Tensor) -> tuple[float, float, float]:
+def ratio(theirs: Any, ours: pc.ReplacementModel, ids: torch.Tensor, rounds: int) -> tuple[float, float, float]:
     """Median seconds of the drop-in and of pc.attribute, and the median of their ratios, after one call of each."""
 
     def drop_in() -> Any:
@@ -45,24 +47,29 @@ def ratio(theirs: Any, ours: pc.ReplacementModel, ids: torch.Tensor) -> tuple[fl
 
     active, ours_active = len(drop_in().active_features), len(native().features)
     assert abs(active - ours_active) <= 0.1 * ours_active, (active, ours_active)
-    turns = [(seconds(drop_in), seconds(native)) for _ in range(ROUNDS)]
+    turns = [(seconds(drop_in), seconds(native)) for _ in range(rounds)]
     return (*(statistics.median(t) for t in zip(*turns, strict=True)), statistics.median(a / b for a, b in turns))
 
 
 def main() -> int:
-    torch.set_num_threads(1)
+    options = command_line.parser("short_call", __doc__, threads=1, rounds=9).parse_args()
+    torch.set_num_threads(options.threads)
     model = pair.language_model("llama", SIZE, torch.float32)
     weights = pair.transcoder_weights(KIND, SIZE, torch.float32, ACTIVE)
     ours = pc.ReplacementModel(model, pair.our_transcoders(KIND, weights), pair.Tokenizer(SIZE.vocabulary))
-    transcoders, ids = pair.peer_transcoders(KIND, weights, SIZE, torch.float32), pair.prompt(TOKENS, SIZE.vocabulary)
+    transcoders, ids = (
+        pair.circuit_tracer_transcoders(KIND, weights, SIZE, torch.float32),
+        pair.prompt(TOKENS, SIZE.vocabulary),
+    )
     backends = {
         "TransformerLens": lambda: pair.lens_of("llama", model, transcoders, SIZE, torch.float32),
         "nnsight": lambda: pair.nnsight_of(model, transcoders, SIZE),
     }
-    print(f"{machine_rates.cpu_model()}, one thread, {TOKENS} tokens, {FEATURES} features, {ROUNDS} turns")
+    counts = f"{TOKENS} tokens, {FEATURES} features, {options.rounds} rounds"
+    print(f"{machine_rates.cpu_model()}, {options.threads} threads, {counts}")
     missed = False
     for name, build in backends.items():
-        drop_in, native, times = ratio(build(), ours, ids)
+        drop_in, native, times = ratio(build(), ours, ids, options.rounds)
         missed |= times > AT_MOST
         verdict = f"at most {AT_MOST}: {'met' if times <= AT_MOST else 'MISSED'}"
         print(f"{name}: drop-in {drop_in:.3f} s, pc.attribute {native:.3f} s, ratio {times:.2f} ({verdict})")

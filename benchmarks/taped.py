@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from pycircuit.model.frozen import FrozenLayer, pattern_at
+from pycircuit.model.frozen import FrozenLayer
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.trace.columns import Columns
 
@@ -26,7 +26,7 @@ BATCHES_A_RANKING = 4
 def attention_out(layer: FrozenLayer, stream: Tensor) -> Tensor:
     """What a frozen attention adds to copies of the stream, on the tape: [batch, positions, width]."""
     everywhere = torch.arange(stream.shape[1], device=stream.device)
-    pattern = pattern_at(layer.attention, everywhere, len(everywhere)).unflatten(0, (layer.kv_heads, -1))
+    pattern = layer.attention.pattern_rows(everywhere, len(everywhere)).unflatten(0, (layer.kv_heads, -1))
     x = stream if layer.attention_norm is None else layer.attention_norm.forward(stream)
     value = linear(x, layer.w_v, layer.b_v).unflatten(2, (layer.kv_heads, layer.head_width)).transpose(1, 2)
     mixed = (pattern @ value[:, :, None]).flatten(1, 2).transpose(1, 2).flatten(2)

@@ -11,6 +11,6 @@ from pycircuit.bench.shapes import SHAPES
 
 @pytest.mark.parametrize("shape", ["small", "medium"])
 def test_native_against_reference(shape: str, session: Session, traces: list[whole_trace.Traced]) -> None:
-    found = whole_trace.compare(SHAPES[shape])
-    session.rate(found[0].threads)
-    traces += found
+    compared = whole_trace.compare(SHAPES[shape])
+    session.rate(compared[0].threads)
+    traces += compared

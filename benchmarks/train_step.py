@@ -1,6 +1,6 @@
 """One training step next to plain PyTorch with a dense encoder and decoder, and what either needs of memory.
 
-    python benchmarks/train_step.py [--threads 2] [--rounds 7]
+    python benchmarks/train_step.py [--threads 2] [--rounds 7] [--json file]
 
 Both start from the same weights and take the same fused Adam; they are run in turn, so that a busy machine slows both.
 """
@@ -8,7 +8,6 @@ Both start from the same weights and take the same fused Adam; they are run in t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import command_line
 import torch
 from torch import Tensor
 
@@ -133,41 +133,41 @@ def report(rounds: int) -> dict[str, Any]:
     }
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(results: dict[str, Any]) -> str:
     """The section of RESULTS.md."""
     lines = []
     for form in FORMS:
-        low, high = found["range"][form]
-        needs = [f"{n:.0f}" for name, n in found[NEEDS].items() if name.startswith(form)]
-        lines.append((form, f"{found['milliseconds'][form]:.1f}", f"{low:.1f} to {high:.1f}", *needs))
-    sizes = [name.partition(", ")[2] for name in found[NEEDS] if name.startswith("sparse")]
-    return "\n".join([
+        low, high = results["range"][form]
+        needs = [f"{n:.0f}" for name, n in results[NEEDS].items() if name.startswith(form)]
+        lines.append((form, f"{results['milliseconds'][form]:.1f}", f"{low:.1f} to {high:.1f}", *needs))
+    sizes = [name.partition(", ")[2] for name in results[NEEDS] if name.startswith("sparse")]
+    text = [
         "# Training step",
         "",
         "Written by `make bench`; do not edit. Forward, backward and fused Adam of one layer's transcoder, ours",
-        f"(sparse) and plain PyTorch's with a dense encoder and decoder, in turn: {found['shape']}.",
+        f"(sparse) and plain PyTorch's with a dense encoder and decoder, in turn: {results['shape']}.",
         "Both first take the same three steps, losses to 1e-4. MiB are beyond weights, moments, gradients and batch.",
         "",
-        f"Dense over sparse: **{found['ratio']}x** (>= 3x: {'met' if found['ratio'] >= 3 else 'MISSED'}); load",
-        f"{found['load']:.1f}, others took {found['others']:.1f} cores meanwhile.",
+        f"Dense over sparse: **{results['ratio']}x** (>= 3x: {'met' if results['ratio'] >= 3 else 'MISSED'}); load",
+        f"{results['load']:.1f}, others took {results['others']:.1f} cores meanwhile.",
         "",
         *markdown_table(("form", "median ms", "range ms", *(f"MiB at {size}" for size in sizes)), lines),
-    ]) + "\n"  # fmt: skip
+    ]
+    return "\n".join(text) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = command_line.parser("train_step", __doc__, threads=2, rounds=15, results=True)
     parser.add_argument("--memory", choices=FORMS, help=argparse.SUPPRESS)
     parser.add_argument("--features", type=int, default=FEATURES, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, default=BATCH, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    if given.memory:
-        print(memory(given.memory, given.features, given.batch))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.memory:
+        print(memory(options.memory, options.features, options.batch))
         return
-    print(json.dumps(report(given.rounds), indent=1))
+    results = report(options.rounds)
+    command_line.publish(options, "train", results, markdown(results))
 
 
 if __name__ == "__main__":

@@ -29,20 +29,21 @@ const OpTable& table(int isa) {
   return *entry.table;
 }
 
-void raise_on(Status status, const char* op) {
-  switch (status) {
-    case Status::ok:
+void raise_on(const Status& status, const char* op) {
+  switch (status.outcome) {
+    case Outcome::ok:
       return;
-    case Status::out_of_memory:
+    case Outcome::out_of_memory:
       throw std::bad_alloc();
-    case Status::not_in_order:
+    case Outcome::not_in_order:
       throw py::value_error(std::string(op) +
-                            ": rows must be in layer order, outputs first, then the highest layer; a row adds "
-                            "to a node whose own row came before it");
+                            ": rows must be in layer order, outputs first, then the highest layer, got row " +
+                            std::to_string(status.index) +
+                            " with an edge to a node whose own row does not come later; sort them, or pass order");
   }
 }
 
-// Encode does not know its size beforehand: Python reads count, allocates, and copies out.
+// Result of encode, whose size is not known beforehand: Python reads count, allocates, and copies out.
 struct EncodeHandle {
   EncodeResult result;
   void (*release)(EncodeResult&);
@@ -184,7 +185,7 @@ py::list isas() {
   return names;
 }
 
-// None in a build without CUDA; otherwise versions and devices as the driver tells them.
+// Versions and devices as the driver reports them; None in a build without CUDA.
 py::object cuda() {
 #ifdef PYCIRCUIT_HAS_CUDA
   const CudaVersions versions = cuda_versions();

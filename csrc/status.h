@@ -1,14 +1,19 @@
-// What a kernel answers. Python checks shapes, types and ranges before it calls; what is left can only
-// be found while running.
+// Outcome of a kernel. Python checks shapes, types and ranges before it calls; these are the failures that only
+// show while a kernel runs.
 #pragma once
 #include <cstdint>
 
 namespace pycircuit {
 
-enum class Status : int32_t {
+enum class Outcome : int32_t {
   ok = 0,
   out_of_memory = 1,  // a workspace could not be allocated
-  not_in_order = 2,   // influence: a row added to a node whose own row had been read already
+  not_in_order = 2,   // influence: a row has an edge to a node whose own row does not come later
+};
+
+struct Status {
+  Outcome outcome = Outcome::ok;
+  int64_t index = -1;  // the row at fault, -1 where there is none
 };
 
 }  // namespace pycircuit

@@ -6,7 +6,7 @@ namespace pycircuit {
 
 enum class Element : int32_t { float32 = 0, bfloat16 = 1 };
 
-// Weight rows [rows, slots, width] in place: `width` contiguous, rows and slots anywhere.
+// Weight rows [rows, slots, width] in place: `width` contiguous, any strides between rows and slots.
 struct Weights {
   const void* data;
   Element element;

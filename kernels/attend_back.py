@@ -1,8 +1,8 @@
 """attend_back: z[start_t + j, g] = sum over heads h of g and i in j .. length_t - 1 of A_h[i, j] y[start_t + i, h].
 
 Layout: y [rows, heads, width] ragged by target, A [heads, positions, positions]. A recomputed pattern is first written
-from Q, K and log-sum-exp to scratch memory [heads, positions, columns], as many columns at a time as it holds.
-Bytes: y once a block of j at or below it; A once a target and block of width, from the cache but for the first; z once.
+from Q, K and log-sum-exp to scratch memory [heads, positions, columns], as many columns at a time as fit in it.
+Bytes: y once per block of j at or below it; A once per target and block of width, all but the first from cache; z once.
 Parallel: (target, block of width) x block of j x group of heads, the heads of a group and i summed in order;
 a pattern by blocks of j x blocks of i x head.
 """
@@ -20,13 +20,13 @@ from pycircuit.ops.attention import Attention, RecomputedAttention, StoredAttent
 
 
 def needs(c: Config) -> tuple[int, int]:
-    """A stage of y and A; accumulators of z and the sum of a tile."""
+    """Shared bytes of a stage of y and A; accumulators of z and of a tile's sum."""
     return 4 * c["BI"] * (c["BJ"] + c["BN"]), 2 * c["BJ"] * c["BN"]
 
 
-MOST = 128  # accumulators a thread
-# All compile without a spill, also where rows of a pattern are not aligned; those of 8 warps and 128 columns leave
-# room for one program an SM, the others for two to four.
+MAX_ACCUMULATORS = 128  # per thread
+# All compile without a spill, also where rows of a pattern are not aligned. With 8 warps and 128 columns one program
+# fits an SM, with the others two to four.
 SPACE = prune(
     (
         config(w, s, BJ=j, BI=i, BN=n)
@@ -42,7 +42,7 @@ SPACE = prune(
         )
     ),
     needs,
-    MOST,
+    MAX_ACCUMULATORS,
 )
 
 # The fastest of the space on an H200: 0.170 ms at 128 positions and 256 targets, 2.03 ms at 2,300 and 32.
@@ -59,7 +59,7 @@ PATTERN = {
 
 @triton.jit
 def _tanh(x):
-    """Odd series near zero, where the quotient cancels; its next term is below 2^-24 of the sum at 0.3."""
+    """tanh, by its odd series near zero, where the quotient cancels; the next term at 0.3 is below 2^-24 of the sum."""
     e = tl.exp(-2.0 * tl.abs(x))
     far = tl.where(x < 0, -1.0, 1.0) * (1.0 - e) / (1.0 + e)
     q = x * x
@@ -80,13 +80,30 @@ def _longest(prefix_ptr, targets):
 
 @triton.jit(do_not_specialize=("targets", "heads", "groups", "positions", "first_column", "window"))
 def pattern_kernel(
-    query, key, normaliser, prefix_ptr, pattern, targets, heads, groups, positions, qk_width, pitch, first_column,
-    scale, softcap, window, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
-    BI: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
+    query,
+    key,
+    normaliser,
+    prefix_ptr,
+    pattern,
+    targets,
+    heads,
+    groups,
+    positions,
+    qk_width,
+    pitch,
+    first_column,
+    scale,
+    softcap,
+    window,
+    SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BI: tl.constexpr,
+    BJ: tl.constexpr,
+    BK: tl.constexpr,
+):
     """pattern[h, i, j - first_column] = exp(softcap(scale query[h, i] . key[g, j]) - normaliser[h, i]).
 
-    Tiles that no target reaches are not written, and what lies outside the mask is left to attend_back_kernel.
+    Tiles that no target reaches are not written; attend_back_kernel applies the mask.
     """
     column, first, h = tl.program_id(0) * BJ, tl.program_id(1) * BI, tl.program_id(2)
     behind = first - (first_column + column)
@@ -102,10 +119,14 @@ def pattern_kernel(
         logit = tl.zeros((BI, BJ), tl.float32)
         for k0 in range(0, qk_width, BK):
             k_inside = k0 + k < qk_width
-            q_tile = tl.load(query + row[:, None] * qk_width + (k0 + k)[None, :],
-                             mask=i_inside[:, None] & k_inside[None, :], other=0.0)  # fmt: skip
-            k_tile = tl.load(key + j[:, None] * qk_width + (k0 + k)[None, :],
-                             mask=j_inside[:, None] & k_inside[None, :], other=0.0)  # fmt: skip
+            q_tile = tl.load(
+                query + row[:, None] * qk_width + (k0 + k)[None, :],
+                mask=i_inside[:, None] & k_inside[None, :],
+                other=0.0,
+            )
+            k_tile = tl.load(
+                key + j[:, None] * qk_width + (k0 + k)[None, :], mask=j_inside[:, None] & k_inside[None, :], other=0.0
+            )
             logit = dot(q_tile, tl.trans(k_tile), logit)
         logit *= scale
         if SOFTCAP:
@@ -115,13 +136,26 @@ def pattern_kernel(
         tl.store(cell, tl.exp(logit), mask=i_inside[:, None] & (column + j < pitch)[None, :])
 
 
-# What changes from call to call and aligns nothing is not specialised: it would only compile again.
+# Not specialised: values that change from call to call and align nothing would only compile again.
 @triton.jit(do_not_specialize=("heads", "groups", "positions", "first_column", "window"))
 def attend_back_kernel(
-    y, prefix_ptr, pattern, z, heads, groups, width, positions, pitch, first_column, window, WINDOW: tl.constexpr,
-    BJ: tl.constexpr, BI: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """z of the positions from first_column on; pattern: [heads, positions, pitch], its first column is first_column."""
+    y,
+    prefix_ptr,
+    pattern,
+    z,
+    heads,
+    groups,
+    width,
+    positions,
+    pitch,
+    first_column,
+    window,
+    WINDOW: tl.constexpr,
+    BJ: tl.constexpr,
+    BI: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """z of the positions from first_column on, the first column of pattern [heads, positions, pitch]."""
     blocks = tl.cdiv(width, BN)
     target, n0 = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BN
     column, g = tl.program_id(1) * BJ, tl.program_id(2)
@@ -162,24 +196,49 @@ def write_pattern(attention: RecomputedAttention, prefix_ptr: Tensor, first_colu
     c, (heads, positions, columns) = PATTERN[attention.query.dtype], pattern.shape
     grid = (triton.cdiv(columns, c["BJ"]), triton.cdiv(positions, c["BI"]), heads)
     pattern_kernel[grid](
-        attention.query, attention.key, attention.normaliser().float(), prefix_ptr, pattern, len(prefix_ptr) - 1,
-        heads, attention.groups, positions, attention.query.shape[2], columns, first_column,
-        attention.scale, attention.softcap, attention.window,
-        SOFTCAP=attention.softcap > 0, WINDOW=attention.window > 0, **c.launch(),
-    )  # fmt: skip
+        attention.query,
+        attention.key,
+        attention.normaliser().float(),
+        prefix_ptr,
+        pattern,
+        len(prefix_ptr) - 1,
+        heads,
+        attention.groups,
+        positions,
+        attention.query.shape[2],
+        columns,
+        first_column,
+        attention.scale,
+        attention.softcap,
+        attention.window,
+        SOFTCAP=attention.softcap > 0,
+        WINDOW=attention.window > 0,
+        **c.launch(),
+    )
 
 
 def apply_pattern(
     c: Config, y: Tensor, prefix_ptr: Tensor, pattern: Tensor, first_column: int, window: int, z: Tensor
 ) -> None:
-    """Fill the positions of z whose columns the pattern [heads, positions, columns] holds."""
+    """Fill the positions of z whose columns are in pattern [heads, positions, columns]."""
     (heads, positions, columns), (_, groups, width), targets = pattern.shape, z.shape, len(prefix_ptr) - 1
     # No longest prefix is fetched from the device: programs past it find nothing to do.
     grid = (targets * triton.cdiv(width, c["BN"]), triton.cdiv(columns, c["BJ"]), groups)
     attend_back_kernel[grid](
-        y, prefix_ptr, pattern, z, heads, groups, width, positions, columns, first_column, window,
-        WINDOW=window > 0, **c.launch(),
-    )  # fmt: skip
+        y,
+        prefix_ptr,
+        pattern,
+        z,
+        heads,
+        groups,
+        width,
+        positions,
+        columns,
+        first_column,
+        window,
+        WINDOW=window > 0,
+        **c.launch(),
+    )
 
 
 def run(c: Config, y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None) -> Tensor:

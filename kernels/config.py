@@ -1,4 +1,4 @@
-"""Launch configurations: an explicit space for each kernel, pruned by what a Hopper multiprocessor holds."""
+"""Launch configurations: an explicit space for each kernel, pruned by the resources of a Hopper multiprocessor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-SHARED_BYTES = 227 * 1024  # one block's share of an SM at compute 9.0
+SHARED_BYTES = 227 * 1024  # that a block may use at compute 9.0
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Config:
         return dict(self.blocks)[name]
 
     def launch(self) -> dict[str, Any]:
-        # Contracted multiply-adds are wanted; Triton's default for them is changing, so it is said.
+        # Contracted multiply-adds are wanted; Triton's default for them is changing, so it is set.
         return {**dict(self.blocks), "num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
@@ -33,14 +33,14 @@ Needs = Callable[[Config], tuple[int, int]]  # -> (shared bytes of a pipeline st
 
 
 def prune(space: Iterable[Config], needs: Needs, most: int) -> tuple[Config, ...]:
-    """The configurations whose pipeline fits in shared memory, with at most `most` accumulators a thread.
+    """Configurations whose pipeline fits in shared memory, with at most `most` accumulators per thread.
 
-    What else a thread must hold differs by kernel, and so does `most`: compiled for compute 9.0, more of them spill.
+    The other registers of a thread differ by kernel, and so does `most`: at compute 9.0, more accumulators spill.
     """
-    kept = []
+    fitting = []
     for candidate in space:
         shared, accumulators = needs(candidate)
         fits = shared * candidate.stages <= SHARED_BYTES
         if fits and accumulators <= most * 32 * candidate.warps:
-            kept.append(candidate)
-    return tuple(kept)
+            fitting.append(candidate)
+    return tuple(fitting)

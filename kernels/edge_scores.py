@@ -1,11 +1,11 @@
 """edge_scores: out[t, e] += value[e] * gradient[start_t + p] . w_dec[index[e]], p the position of e, if p < length_t.
 
 Layout: gradient [rows, width] ragged by target, w_dec [features, width] and out [targets, entries] by row strides.
-Bytes: gradient once a block of entries of its position, w_dec rows where they lie once a block of targets, out twice.
+Bytes: gradient once per block of entries of its position, w_dec rows in place once per block of targets, out twice.
 Parallel: position x block of targets x share of the position's blocks of entries; no element has two writers. Blocks of
 targets come first, so that a position's rows of w_dec are read from memory once. Where every position has one entry,
-there is no product: each row of the gradient meets one row of w_dec. The features of several layers in one launch: the
-entries of a position are those of layer after layer, each with the place of its row of w_dec and its column of out.
+there is no matrix product: each row of the gradient is multiplied by one row of w_dec. Features of several layers take
+one launch: a position has the entries of each layer in turn, each with the address of its row of w_dec and its column.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def needs(c: Config) -> tuple[int, int]:
     return 4 * c["BK"] * (c["BT"] + c["BE"]), c["BT"] * c["BE"]
 
 
-MOST = 32  # accumulators a thread
-# In float32 all but the last compile without a spill; those of four warps leave room for two programs an SM.
+MAX_ACCUMULATORS = 32  # per thread
+# In float32 all but the last compile without a spill; with four warps two programs fit an SM.
 SPACE = prune(
     (
         config(w, s, BT=t, BE=e, BK=k, SHARES=shares)
@@ -44,7 +44,7 @@ SPACE = prune(
         for shares in (1, 4)
     ),
     needs,
-    MOST,
+    MAX_ACCUMULATORS,
 )
 
 # The fastest of the space on an H200 at gemma2b, where a position has about 60 active features: 0.235 ms with 256
@@ -56,20 +56,37 @@ HOPPER = {
     "bfloat16": config(4, 3, BT=64, BE=32, BK=32, SHARES=1),
     "bfloat16_few_positions": config(4, 3, BT=64, BE=32, BK=32, SHARES=4),
 }
-ONE_EACH = config(8, 1, BP=8, BK=256)  # entries of a program, and columns of their rows at a time
+ONE_EACH = config(8, 1, BP=8, BK=256)  # BP entries per program, BK columns of their rows at a time
 
 
-# What changes from call to call is not specialised, it would only compile again: the number of targets, and of columns,
-# with which columns of `out` and stretches of a layer's features are aligned by chance.
+# Not specialised: the number of targets and of columns changes from call to call and would only compile again; with it
+# columns of `out` and a layer's features are aligned by chance.
 @triton.jit(
     do_not_specialize=("targets", "shift", "out_stride"),
     do_not_specialize_on_alignment=("out", "value", "index", "column", "row_ptr", "ends", "prefix_ptr"),
 )
 def edge_scores_kernel(
-    gradient, prefix_ptr, row_ptr, ends, index, value, column, w_dec, out, targets, width, shift,
-    g_stride, w_stride, out_stride, SEVERAL: tl.constexpr,
-    SHARES: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
+    gradient,
+    prefix_ptr,
+    row_ptr,
+    ends,
+    index,
+    value,
+    column,
+    w_dec,
+    out,
+    targets,
+    width,
+    shift,
+    g_stride,
+    w_stride,
+    out_stride,
+    SEVERAL: tl.constexpr,
+    SHARES: tl.constexpr,
+    BT: tl.constexpr,
+    BE: tl.constexpr,
+    BK: tl.constexpr,
+):
     blocks = tl.cdiv(targets, BT)
     p = tl.program_id(0) // blocks
     t = tl.program_id(0) % blocks * BT + tl.arange(0, BT)
@@ -92,7 +109,7 @@ def edge_scores_kernel(
             w = tl.load(w_row + k[:, None], mask=(k < width)[:, None] & (e < end)[None, :], other=0.0)
             acc = dot(g, w, acc)
         scale = tl.load(value + e, mask=e < end, other=0.0)
-        # prefix_ptr starts at 0. Read here, it keeps the addresses below from being held through the product.
+        # prefix_ptr starts at 0. Reading it keeps the addresses below out of registers during the product.
         row = t + tl.load(prefix_ptr, volatile=True)
         if SEVERAL:  # noqa: SIM108 - a choice at compile time, not a select
             e_out = tl.load(column + e, mask=e < end, other=0)
@@ -105,9 +122,19 @@ def edge_scores_kernel(
 
 @triton.jit(do_not_specialize=("out_stride",), do_not_specialize_on_alignment=("out", "value", "index", "prefix_ptr"))
 def one_each_kernel(
-    gradient, prefix_ptr, index, value, w_dec, out, width, g_stride, w_stride, out_stride,
-    BP: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
+    gradient,
+    prefix_ptr,
+    index,
+    value,
+    w_dec,
+    out,
+    width,
+    g_stride,
+    w_stride,
+    out_stride,
+    BP: tl.constexpr,
+    BK: tl.constexpr,
+):
     """Entry p belongs to position p: out[t, p] += value[p] * gradient[start_t + p] . w_dec[index[p]]."""
     t, p = tl.program_id(0).to(tl.int64), tl.program_id(1) * BP + tl.arange(0, BP)
     start = tl.load(prefix_ptr + t)
@@ -141,43 +168,70 @@ def run(
 
 
 def _launch(
-    c: Config, gradient: Tensor, prefix_ptr: Tensor, entries: tuple[Tensor, ...], w_dec: Tensor, out: Tensor,
-    shift: int, w_stride: int, several: bool,
-) -> None:  # fmt: skip
-    """entries: where those of each position begin and end, and of each its row of w_dec, value and column of out."""
+    c: Config,
+    gradient: Tensor,
+    prefix_ptr: Tensor,
+    entries: tuple[Tensor, ...],
+    w_dec: Tensor,
+    out: Tensor,
+    shift: int,
+    w_stride: int,
+    several: bool,
+) -> None:
+    """Launch the kernel; entries: begin and end of each position's, their rows of w_dec, values and columns of out."""
     targets = len(prefix_ptr) - 1
     grid = (len(entries[1]) * triton.cdiv(targets, c["BT"]), c["SHARES"])
     edge_scores_kernel[grid](
-        gradient, prefix_ptr, *entries, w_dec, out, targets, gradient.shape[1], shift,
-        gradient.stride(0), w_stride, out.stride(0), SEVERAL=several, **c.launch(),
-    )  # fmt: skip
+        gradient,
+        prefix_ptr,
+        *entries,
+        w_dec,
+        out,
+        targets,
+        gradient.shape[1],
+        shift,
+        gradient.stride(0),
+        w_stride,
+        out.stride(0),
+        SEVERAL=several,
+        **c.launch(),
+    )
 
 
 def cross_layer_scores(
-    features: CrossLayerFeatures, at: int, gradient: Tensor, prefix_ptr: Tensor, out: Tensor
+    features: CrossLayerFeatures, layer: int, gradient: Tensor, prefix_ptr: Tensor, out: Tensor
 ) -> None:
-    """out[t, column] += the scores of the features of all layers up to `at`, by what they write there."""
+    """Add to out[t, column] the edges from the features of all layers up to `layer`, by their decoder rows for it."""
     if not out.shape[0] or not len(gradient):
         return
-    ends, w_dec = features.ends[at], features.w_dec[0]
+    ends, w_dec = features.ends[layer], features.w_dec[0]
     chosen = HOPPER[shape_class(len(ends), len(prefix_ptr) - 1, w_dec)]
     entries = (features.row_ptr, ends, features.place, features.value, features.column)
     with torch.cuda.device_of(out):
-        _launch(chosen, gradient, prefix_ptr, entries, w_dec, out, at * features.step, UNIT, True)
+        _launch(chosen, gradient, prefix_ptr, entries, w_dec, out, layer * features.step, UNIT, True)
 
 
 def _run_one_each(gradient: Tensor, prefix_ptr: Tensor, features: SparseFeatures, w_dec: Tensor, out: Tensor) -> Tensor:
     if out.numel() and len(gradient):
         grid = (len(prefix_ptr) - 1, triton.cdiv(features.positions, ONE_EACH["BP"]))
         one_each_kernel[grid](
-            gradient, prefix_ptr, features.index, features.value, w_dec, out,
-            gradient.shape[1], gradient.stride(0), w_dec.stride(0), out.stride(0), **ONE_EACH.launch(),
-        )  # fmt: skip
+            gradient,
+            prefix_ptr,
+            features.index,
+            features.value,
+            w_dec,
+            out,
+            gradient.shape[1],
+            gradient.stride(0),
+            w_dec.stride(0),
+            out.stride(0),
+            **ONE_EACH.launch(),
+        )
     return out
 
 
 def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: SparseFeatures, w_dec: Tensor, out: Tensor) -> Tensor:
-    _, count, most = checks.offsets("edge_scores", "features.row_ptr", features.row_ptr)  # known since the call
+    _, count, most = checks.offsets("edge_scores", "features.row_ptr", features.row_ptr)  # cached since the checks
     if count == features.positions and most == 1:
         with torch.cuda.device_of(out):
             return _run_one_each(gradient, prefix_ptr, features, w_dec, out)

@@ -1,7 +1,7 @@
 """encode: pre[p, f] = b[f] + x[p] . w[f]; the active (f, pre) of every position, in CSR, indices ascending.
 
-Layout: x [positions, width], w [features, width] by row strides; a tile keeps its active entries, packed, in a stage.
-Bytes: w once a block of positions, x from L2, 12 bytes a tile and position, 8 an active entry staged, 16 put out.
+Layout: x [positions, width], w [features, width] by row strides; a tile packs its active entries into a staging buffer.
+Bytes: w once per block of positions, x from L2, 12 per tile and position, 8 per active entry staged, 16 written out.
 Parallel: tiles of positions x features, one product each; a prefix sum over tiles then gives every entry its place.
 """
 
@@ -19,15 +19,15 @@ from pycircuit.ops.activations import Activation, BatchTopK, JumpReLU, TopK
 from pycircuit.ops.features import SparseFeatures
 
 ABOVE_NUMBER, ABOVE_VECTOR, ABOVE_KTH = (tl.constexpr(rule) for rule in range(3))
-COPY = tl.constexpr(512)  # entries a tile moves at a time
-ROOM = 128  # one entry staged for so many pre-activations; more active ones cost a second run
+COPY = tl.constexpr(512)  # entries that a tile moves at a time
+PRE_ACTIVATIONS_PER_ENTRY = 128  # of the staging buffer; more active entries than fit cost a second run
 
 
 def needs(c: Config) -> tuple[int, int]:
     return 4 * c["BK"] * (c["BP"] + c["BF"]), c["BP"] * c["BF"]
 
 
-MOST = 32  # accumulators a thread
+MAX_ACCUMULATORS = 32  # per thread
 SPACE = prune(
     (
         config(w, s, BP=p, BF=f, BK=k)
@@ -38,7 +38,7 @@ SPACE = prune(
         for s in (2, 3, 4)
     ),
     needs,
-    MOST,
+    MAX_ACCUMULATORS,
 )
 
 # Up to 128 positions the weights are read once. Tiles of 128 x 64 make 256 programs of gemma2b's 16,384 features for
@@ -54,9 +54,20 @@ HOPPER = {
 
 @triton.jit
 def _pre_activation(
-    x, w, b, p, f, positions, features, width, x_stride, w_stride,
-    BP: tl.constexpr, BF: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
+    x,
+    w,
+    b,
+    p,
+    f,
+    positions,
+    features,
+    width,
+    x_stride,
+    w_stride,
+    BP: tl.constexpr,
+    BF: tl.constexpr,
+    BK: tl.constexpr,
+):
     acc = tl.zeros((BP, BF), tl.float32)
     x_row = x + p.to(tl.int64)[:, None] * x_stride
     w_row = w + f.to(tl.int64)[None, :] * w_stride
@@ -68,12 +79,24 @@ def _pre_activation(
     return acc + tl.load(b + f, mask=f < features, other=0.0).to(tl.float32)[None, :]
 
 
-# Counts that change from call to call and align nothing are not specialised: they would only compile again.
+# Not specialised: counts that change from call to call and align nothing would only compile again.
 @triton.jit(do_not_specialize=("positions", "features", "tiles", "sampled"))
 def sample_kernel(
-    x, w, b, sample, positions, features, width, x_stride, w_stride, tiles, sampled,
-    BP: tl.constexpr, BF: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
+    x,
+    w,
+    b,
+    sample,
+    positions,
+    features,
+    width,
+    x_stride,
+    w_stride,
+    tiles,
+    sampled,
+    BP: tl.constexpr,
+    BF: tl.constexpr,
+    BK: tl.constexpr,
+):
     """Pre-activations of evenly spread tiles of features: sample [positions, sampled x BF]."""
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     column = tl.program_id(1) * BF + tl.arange(0, BF)
@@ -84,14 +107,34 @@ def sample_kernel(
     tl.store(cell, pre, mask=(p < positions)[:, None])
 
 
-@triton.jit(do_not_specialize=("positions", "features", "ignore", "threshold_stride", "tiles", "room"))
+@triton.jit(do_not_specialize=("positions", "features", "ignore", "threshold_stride", "tiles", "capacity"))
 def product_kernel(
-    x, w, b, threshold, staged, packed, cursor, begins, counts, positions, features, width, ignore,
-    x_stride, w_stride, threshold_stride, floor, tiles, room,
-    RULE: tl.constexpr, FLOOR: tl.constexpr,
-    BP: tl.constexpr, BF: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """One tile: its active entries, row by row, to a stretch of the stage that it reserves for itself."""
+    x,
+    w,
+    b,
+    threshold,
+    staged,
+    packed,
+    cursor,
+    begins,
+    counts,
+    positions,
+    features,
+    width,
+    ignore,
+    x_stride,
+    w_stride,
+    threshold_stride,
+    floor,
+    tiles,
+    capacity,
+    RULE: tl.constexpr,
+    FLOOR: tl.constexpr,
+    BP: tl.constexpr,
+    BF: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Write the active entries of one tile, row by row, to a range of the staging buffer that it reserves."""
     tile_p, tile_f = tl.program_id(0) % tl.cdiv(positions, BP), tl.program_id(0) // tl.cdiv(positions, BP)
     p, f = tile_p * BP + tl.arange(0, BP), tile_f * BF + tl.arange(0, BF)
     pre = _pre_activation(x, w, b, p, f, positions, features, width, x_stride, w_stride, BP, BF, BK)
@@ -104,15 +147,15 @@ def product_kernel(
         active &= ~(pre < kth[:, None])
     if FLOOR:
         active &= ~(pre <= floor)
-    one = active.to(tl.int32)
-    rank, in_row = tl.cumsum(one, axis=1) - one, tl.sum(one, axis=1)
+    flag = active.to(tl.int32)
+    rank, in_row = tl.cumsum(flag, axis=1) - flag, tl.sum(flag, axis=1)
     before = tl.cumsum(in_row, axis=0) - in_row
-    # The order of tiles in the stage is not fixed; where their entries end up is, by the counts.
+    # The order of tiles in the staging buffer varies; the counts fix the final place of their entries.
     begin = tl.atomic_add(cursor, tl.sum(in_row, axis=0).to(tl.int64))
     tl.store(begins + tile_p * tiles + tile_f, begin)
     tl.store(counts + p.to(tl.int64) * tiles + tile_f, in_row, mask=p < positions)
     slot = before[:, None] + rank
-    active &= slot < tl.minimum(room - begin, BP * BF).to(tl.int32)
+    active &= slot < tl.minimum(capacity - begin, BP * BF).to(tl.int32)
     code = (tl.arange(0, BP)[:, None] * BF + tl.arange(0, BF)[None, :]) * BF + rank
     tl.store(staged + begin + slot, pre, mask=active)
     tl.store(packed + begin + slot, code, mask=active)
@@ -122,7 +165,7 @@ def product_kernel(
 def place_kernel(
     staged, packed, begins, counts, ends, index, value, positions, tiles, BP: tl.constexpr, BF: tl.constexpr
 ):
-    """One tile: from its stretch of the stage to each entry's own place in the CSR."""
+    """Move the entries of one tile from the staging buffer to their places in the CSR."""
     tile_p, tile_f = tl.program_id(0), tl.program_id(1)
     p = tile_p * BP + tl.arange(0, BP)
     total = tl.sum(tl.load(counts + p.to(tl.int64) * tiles + tile_f, mask=p < positions, other=0), axis=0)
@@ -140,7 +183,7 @@ def place_kernel(
 
 
 def _rule(activation: Activation, like: Tensor, kth: Tensor | None) -> tuple[tl.constexpr, Tensor, int, float, bool]:
-    """(rule, threshold, its stride, floor, whether there is a floor)."""
+    """(rule, threshold, its stride, floor, has a floor)."""
     if isinstance(activation, TopK) and kth is not None:
         return ABOVE_KTH, kth, 1, 0.0, not activation.keep_negative
     if isinstance(activation, JumpReLU) and isinstance(activation.theta, Tensor):
@@ -152,37 +195,65 @@ def _rule(activation: Activation, like: Tensor, kth: Tensor | None) -> tuple[tl.
 
 
 def _filtered(
-    c: Config, x: Tensor, w: Tensor, b: Tensor, activation: Activation, ignore: int, kth: Tensor | None, room: int
+    c: Config, x: Tensor, w: Tensor, b: Tensor, activation: Activation, ignore: int, kth: Tensor | None, capacity: int
 ) -> SparseFeatures:
-    """Everything the rule lets through; for TopK, what reaches the position's bound."""
+    """Entries above the threshold; for TopK, those that reach the position's bound."""
     (positions, width), features, device = x.shape, w.shape[0], x.device
     blocks, tiles = triton.cdiv(positions, c["BP"]), triton.cdiv(features, c["BF"])
     rule, threshold, stride, floor, has_floor = _rule(activation, b, kth)
     counts = torch.empty(positions, tiles, dtype=torch.int32, device=device)
     begins = torch.empty(blocks * tiles, dtype=torch.int64, device=device)
     while True:
-        staged = torch.empty(room, dtype=torch.float32, device=device)
-        packed = torch.empty(room, dtype=torch.int32, device=device)
+        staged = torch.empty(capacity, dtype=torch.float32, device=device)
+        packed = torch.empty(capacity, dtype=torch.int32, device=device)
         product_kernel[(blocks * tiles,)](
-            x, w, b, threshold, staged, packed, begins.new_zeros(1), begins, counts, positions, features, width, ignore,
-            x.stride(0), w.stride(0), stride, floor, tiles, room, RULE=rule, FLOOR=has_floor, **c.launch(),
-        )  # fmt: skip
+            x,
+            w,
+            b,
+            threshold,
+            staged,
+            packed,
+            begins.new_zeros(1),
+            begins,
+            counts,
+            positions,
+            features,
+            width,
+            ignore,
+            x.stride(0),
+            w.stride(0),
+            stride,
+            floor,
+            tiles,
+            capacity,
+            RULE=rule,
+            FLOOR=has_floor,
+            **c.launch(),
+        )
         ends = counts.flatten().cumsum(0)
-        total = int(ends[-1])  # the one synchronisation: the size of the output
-        if total <= room:
+        total = int(ends[-1])  # the only synchronisation: the size of the output
+        if total <= capacity:
             break
-        room = total
+        capacity = total
     index, value = begins.new_empty(total), staged.new_empty(total)
     if total:
         place_kernel[(blocks, tiles)](
-            staged, packed, begins, counts, ends, index, value, positions, tiles,
+            staged,
+            packed,
+            begins,
+            counts,
+            ends,
+            index,
+            value,
+            positions,
+            tiles,
             **config(4, 1, BP=c["BP"], BF=c["BF"]).launch(),
-        )  # fmt: skip
+        )
     return SparseFeatures(torch.cat([ends.new_zeros(1), ends.view(positions, tiles)[:, -1]]), index, value)
 
 
 def _bound(c: Config, x: Tensor, w: Tensor, b: Tensor, k: int) -> tuple[Tensor, int]:
-    """(k-th largest of a sample of each position: no more than the k-th largest of all; entries expected above)."""
+    """(k-th largest of a sample of each position, at most the k-th largest of all; expected entries above it)."""
     (positions, width), features = x.shape, w.shape[0]
     tiles = triton.cdiv(features, c["BF"])
     # A sample of s features lets about k * features / s through: least memory where the two are equal.
@@ -206,14 +277,14 @@ def run(
     if not positions or not features:
         row_ptr = torch.zeros(positions + 1, dtype=torch.int64, device=x.device)
         return SparseFeatures(row_ptr, row_ptr[:0].clone(), torch.empty(0, dtype=torch.float32, device=x.device))
-    room = positions * features // ROOM + 1024
+    capacity = positions * features // PRE_ACTIVATIONS_PER_ENTRY + 1024
     if not isinstance(activation, TopK):
-        return _filtered(c, x, w_enc, b_enc, activation, ignore_positions, None, room)
+        return _filtered(c, x, w_enc, b_enc, activation, ignore_positions, None, capacity)
     if activation.k >= features:
         kth, expected = x.new_full((positions,), -torch.inf, dtype=torch.float32), 0
     else:
         kth, expected = _bound(c, x, w_enc, b_enc, activation.k)
-    candidates = _filtered(c, x, w_enc, b_enc, activation, ignore_positions, kth, max(room, expected))
+    candidates = _filtered(c, x, w_enc, b_enc, activation, ignore_positions, kth, max(capacity, expected))
     return keep_largest(candidates, activation.k)
 
 

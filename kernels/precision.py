@@ -1,17 +1,17 @@
-"""Matrix products that keep float32 accuracy, on whichever units the element types allow."""
+"""Matrix products with float32 accuracy, on the units that the element types allow."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-# NumPy has no bfloat16: the interpreter holds its bits as integers, so its products need float32 copies.
+# NumPy has no bfloat16: the interpreter stores its bits as integers, so its products need float32 copies.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
 def _upper(x):
-    """The leading 8 significant bits of x, by truncation: never overflows, and x - _upper(x) is exact."""
+    """Leading 8 significant bits of x, by truncation: never overflows, and x - _upper(x) is exact."""
     return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
 
 
@@ -37,7 +37,7 @@ def _parts(x):
 
 @triton.jit
 def dot_six(x, w):
-    """x @ w, both float32, as the six products of their parts that are above 2^-24 of it, smallest first."""
+    """x @ w, both float32, as the six products of their parts that exceed 2^-24 of the result, smallest first."""
     x_high, x_middle, x_low = _parts(x)
     w_high, w_middle, w_low = _parts(w)
     total = tl.dot(x_low, w_high, input_precision="ieee")
@@ -52,22 +52,22 @@ def dot_six(x, w):
 def dot(x, w, acc):
     """acc + x @ w. x: [m, k], w: [k, n], acc: [m, n] float32.
 
-    Tensor cores truncate every sum: that of a tile starts from zero and is rounded when it is added to acc, so that
-    errors do not grow with the number of tiles. Both float32: six products of bfloat16 parts, which are as accurate.
-    Weights in bfloat16: x is cut into three bfloat16 parts, 8 + 8 + 8 bits, which hold it exactly; every product is
-    then exact. Smallest part first. An inf in w meets a zero part and gives NaN, not inf.
+    Tensor cores truncate every sum: a tile's starts from zero and is rounded when it is added to acc, so that errors do
+    not grow with the number of tiles. Both float32: six products of bfloat16 parts, which are as accurate. Weights in
+    bfloat16: x is split into three bfloat16 parts, 8 + 8 + 8 bits, whose sum is x exactly, and every product is exact.
+    Smallest part first. An inf in w times a part that is zero gives NaN, not inf.
     """
     zero = tl.zeros_like(acc)
     if w.dtype == tl.bfloat16 and x.dtype == tl.bfloat16:
         acc += _dot_bfloat16(x, w, zero)
     elif w.dtype == tl.bfloat16:
         high = _upper(x)
-        rest = tl.where(x == high, 0.0, x - high)  # inf - inf
-        middle = _upper(rest)
-        total = _dot_bfloat16((rest - middle).to(tl.bfloat16), w, zero)
+        remainder = tl.where(x == high, 0.0, x - high)  # inf - inf
+        middle = _upper(remainder)
+        total = _dot_bfloat16((remainder - middle).to(tl.bfloat16), w, zero)
         total = _dot_bfloat16(middle.to(tl.bfloat16), w, total)
         acc += _dot_bfloat16(high.to(tl.bfloat16), w, total)
-    elif INTERPRETED:  # six products take it three times as long; a test of their own has them
+    elif INTERPRETED:  # six products take the interpreter three times as long; they have their own test
         acc = tl.dot(x.to(tl.float32), w, acc, input_precision="ieee")
     else:
         acc += dot_six(x.to(tl.float32), w)

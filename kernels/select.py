@@ -1,8 +1,8 @@
-"""The k largest of ragged rows, ties to the lower index: what TopK adds to encode.
+"""select: the k largest entries of ragged rows, ties to the lower index, for TopK in encode.
 
 Layout: values of row r at begin[r] .. end[r]; floats become 32-bit keys whose integer order is theirs, NaN on top.
-Bytes: a row's first 1,024 entries stay in registers while the k-th key is found bit by bit; the rest come 32 times.
-Parallel: one program a row; a second pass in index order drops what ties with the k-th and comes too late.
+Bytes: a row's first 1,024 entries stay in registers while the k-th key is found bit by bit; later ones are read 32
+times. Parallel: one program per row; a second pass in index order drops late entries that tie with the k-th.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROWS = config(4, 1)
 
 @triton.jit
 def _key(v):
-    """0 .. 2^32 - 1 in the order of v; -0 as 0, NaN above inf."""
+    """Integer key from 0 to 2^32 - 1 in the order of v; -0 as 0, NaN above inf."""
     bits = tl.where(v == 0, 0.0, v).to(tl.int32, bitcast=True)
     signed = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return tl.where(v == v, signed.to(tl.int64) + 2147483648, 4294967295)
@@ -29,19 +29,19 @@ def _key(v):
 
 @triton.jit
 def _kth_key(value, begin, end, k):
-    """The largest key that at least k entries reach; 0 where there are fewer than k."""
+    """Largest key that at least k entries reach; 0 where there are fewer than k."""
     e = begin + tl.arange(0, BLOCK)
     first = tl.where(e < end, _key(tl.load(value + e, mask=e < end, other=0.0)), -1)  # most rows end here
-    found = tl.zeros((), tl.int64)
+    largest = tl.zeros((), tl.int64)
     for bit in range(32):
-        trial = found + (tl.full((), 2147483648, tl.int64) >> bit)
+        trial = largest + (tl.full((), 2147483648, tl.int64) >> bit)
         reached = (first >= trial).to(tl.int32)
         for e0 in range(begin + BLOCK, end, BLOCK):
             e = e0 + tl.arange(0, BLOCK)
             key = _key(tl.load(value + e, mask=e < end, other=0.0))
             reached += ((e < end) & (key >= trial)).to(tl.int32)
-        found = tl.where(tl.sum(reached, axis=0) >= k, trial, found)
-    return found
+        largest = tl.where(tl.sum(reached, axis=0) >= k, trial, largest)
+    return largest
 
 
 @triton.jit(do_not_specialize=("k",))
@@ -54,7 +54,7 @@ def kth_kernel(value, out, length, k):
 
 
 @triton.jit(do_not_specialize=("k",))
-def keep_kernel(row_ptr, value, keep, kept, k):
+def keep_kernel(row_ptr, value, keep_mask, kept_counts, k):
     r = tl.program_id(0)
     begin, end = tl.load(row_ptr + r), tl.load(row_ptr + r + 1)
     kth = _kth_key(value, begin, end, k)
@@ -71,27 +71,29 @@ def keep_kernel(row_ptr, value, keep, kept, k):
         tied = ((e < end) & (key == kth)).to(tl.int32)
         earlier = ties + tl.cumsum(tied, axis=0) - tied
         stays = (e < end) & ((key > kth) | ((tied != 0) & (earlier < places)))
-        tl.store(keep + e, stays.to(tl.int8), mask=e < end)
+        tl.store(keep_mask + e, stays.to(tl.int8), mask=e < end)
         total += tl.sum(stays.to(tl.int32), axis=0)
         ties += tl.sum(tied, axis=0)
-    tl.store(kept + r, total)
+    tl.store(kept_counts + r, total)
 
 
 def kth_largest(values: Tensor, k: int) -> Tensor:
-    """The k-th largest of every row, -inf where a row is shorter: [rows]. values: [rows, length], contiguous."""
+    """k-th largest value of every row, -inf where a row is shorter: [rows]. values: [rows, length], contiguous."""
     out = values.new_empty(len(values))
     kth_kernel[(len(values),)](values, out, values.shape[1], k, **ROWS.launch())
     return out
 
 
 def keep_largest(candidates: SparseFeatures, k: int) -> SparseFeatures:
-    """The k largest entries of every position, in index order."""
+    """k largest entries of every position, in index order."""
     if not candidates.count:
         return candidates
-    keep = torch.empty(candidates.count, dtype=torch.int8, device=candidates.index.device)
+    keep_mask = torch.empty(candidates.count, dtype=torch.int8, device=candidates.index.device)
     row_ptr = torch.zeros_like(candidates.row_ptr)
-    kept = torch.empty(candidates.positions, dtype=torch.int32, device=keep.device)
-    keep_kernel[(candidates.positions,)](candidates.row_ptr, candidates.value, keep, kept, k, **ROWS.launch())
-    row_ptr[1:] = kept.cumsum(0)
-    chosen = keep.bool()
+    kept_counts = torch.empty(candidates.positions, dtype=torch.int32, device=keep_mask.device)
+    keep_kernel[(candidates.positions,)](
+        candidates.row_ptr, candidates.value, keep_mask, kept_counts, k, **ROWS.launch()
+    )
+    row_ptr[1:] = kept_counts.cumsum(0)
+    chosen = keep_mask.bool()
     return SparseFeatures(row_ptr, candidates.index[chosen], candidates.value[chosen])

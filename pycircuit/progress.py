@@ -1,4 +1,4 @@
-"""How far a long run is: one line that is rewritten in a terminal, now and then a line in a log."""
+"""Progress of a long run: one line that is rewritten in a terminal, or a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TextIO
 
 Report = Callable[[str, int, int], None]  # phase, done, total
 
-_PATIENCE = 1.0  # seconds a run may take before it says anything
-_BETWEEN = {True: 0.1, False: 10.0}  # seconds between two lines, in a terminal and in a log
+_FIRST_LINE = 1.0  # seconds before the first line in a terminal
+_INTERVAL = {True: 0.1, False: 10.0}  # seconds between two lines, in a terminal and in a log
 
 
 class Progress:
-    """Counts work by phase. show: True writes to stderr, False is silent, a function is called with every step."""
+    """A counter of work by phase. show: True writes to stderr, False is silent, a function is called at every step."""
 
     def __init__(self, show: bool | Report, stream: TextIO | None = None) -> None:
         if not isinstance(show, bool) and not callable(show):
@@ -23,29 +23,29 @@ class Progress:
             )
         self.report = None if isinstance(show, bool) else show
         self.stream = (stream or sys.stderr) if show is True else None
-        self.start = self.begun = time.perf_counter()
-        self.terminal = getattr(self.stream, "isatty", bool)()  # what notebooks and loggers put there may have none
-        self.next = self.start + (_PATIENCE if self.terminal else _BETWEEN[False])
+        self.start = self.phase_begin = time.perf_counter()
+        self.terminal = getattr(self.stream, "isatty", bool)()  # streams of notebooks and loggers may lack it
+        self.next = self.start + (_FIRST_LINE if self.terminal else _INTERVAL[False])
         self.open = False
 
     def step(
         self, phase: str, done: int, total: int, unit: str = "rows", note: Callable[[], str] | None = None
     ) -> None:
-        """`done` of `total` in this phase; zero begins it. note: what else to say, asked only if a line is due."""
+        """Report `done` of `total` in this phase; zero begins it. note: more text, called only if a line is due."""
         now = time.perf_counter()
         if not done:
-            self.begun = now
+            self.phase_begin = now
         if self.report is not None:
             self.report(phase, done, total)
         if self.stream is None or now < self.next:
             return
-        self.next = now + _BETWEEN[self.terminal]
-        spent = now - self.begun
+        self.next = now + _INTERVAL[self.terminal]
+        spent = now - self.phase_begin
         rate = f", {done / spent:.3g} {unit}/s, {(total - done) * spent / done:.0f} s left" if done and spent else ""
         self._write(f"{phase}: {done} of {total} {unit}{rate}" + (f", {note()}" if note and done else ""))
 
     def say(self, line: str) -> None:
-        """Something that must be seen whatever the pace."""
+        """Write a line now, whatever the interval."""
         if self.stream is not None:
             self._write(line)
             self.close()
@@ -57,7 +57,7 @@ class Progress:
         self.open = self.terminal
 
     def close(self) -> None:
-        """Leave the terminal's line."""
+        """End the terminal's line."""
         if self.open and self.stream is not None:
             self.stream.write("\n")
             self.stream.flush()

@@ -19,18 +19,16 @@ from pathlib import Path
 import builders
 import torch
 from builders import replacement
-from test_runs import same
+from trace_helpers import same_graph
 
 import pycircuit as pc
 from pycircuit.trace.sweep import Sweep
 
-IDENTICAL, REFUSED, OTHER_GRAPH, OTHER_ERROR, KILLED = (
-    "identical",
-    "refused",
-    "another graph",
-    "another error",
-    "killed",
-)
+IDENTICAL = "identical"
+REFUSED = "refused"
+OTHER_GRAPH = "another graph"
+OTHER_ERROR = "another error"
+KILLED = "killed"
 CODES = (IDENTICAL, REFUSED, OTHER_GRAPH, OTHER_ERROR)
 
 
@@ -45,7 +43,7 @@ def trace(folder: Path | None) -> pc.Graph:
 
 def outcome(folder: Path, expected: pc.Graph) -> str:
     try:
-        return IDENTICAL if same(trace(folder), expected) else OTHER_GRAPH
+        return IDENTICAL if same_graph(trace(folder), expected) else OTHER_GRAPH
     except pc.CheckpointError as error:
         print(error, file=sys.stderr)
         return REFUSED
@@ -67,7 +65,7 @@ def end(child: int) -> str:
 
 
 def killed_runs(folder: Path, expected: pc.Graph, random_: random.Random) -> list[str]:
-    """Outcomes of two runs, one or both of which are killed: in the first 50 ms of the folder, or at any time."""
+    """Return outcomes of two runs, one or both of which are killed: in the folder's first 50 ms, or at any time."""
     children = [start(folder, expected), start(folder, expected)]
     early = random_.random() < 0.5
     while early and not folder.exists() and not os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):

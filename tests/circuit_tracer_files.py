@@ -87,7 +87,7 @@ class Tokenizer:
 
 
 def with_opcodes(path: Path, name: str, opcodes: bytes) -> Path:
-    """What these opcodes make, in the place of a value."""
+    """Write a file with these opcodes in the place of a value."""
     there = b"X\x04\0\0\0MARK"
     saved(path, **{name: "MARK"})
 
@@ -99,10 +99,10 @@ def with_opcodes(path: Path, name: str, opcodes: bytes) -> Path:
     return path
 
 
-def repacked(path: Path, change: Callable[[str, bytes], bytes], how: int = zipfile.ZIP_STORED) -> None:
+def repacked(path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:
     with zipfile.ZipFile(path) as old:
         members = [(m.filename, old.read(m)) for m in old.infolist()]
-    with zipfile.ZipFile(path, "w", how) as new:
+    with zipfile.ZipFile(path, "w", compression) as new:
         for name, data in members:
             new.writestr(name, change(name, data))
 

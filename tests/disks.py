@@ -1,4 +1,4 @@
-"""Disks that are full."""
+"""Full disks, made by a limit on the size of files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transcoders written exactly as each format lays them out, by hand: what the tests of formats load."""
+"""Transcoders written exactly as each format lays them out, by hand."""
 
 from __future__ import annotations
 
@@ -8,63 +8,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import builders
 import numpy as np
 import torch
+from random_transcoders import LAYERS, SIZE, WIDTH, random_set
 from safetensors.torch import save_file
 from torch import Tensor
 
 import pycircuit as pc
 
-LAYERS, WIDTH, SIZE = builders.LAYERS, builders.WIDTH, 24
 
-
-def normal(g: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=g).to(dtype)
-
-
-RULES: dict[str, Any] = {
-    "relu": lambda g, dtype: pc.ReLU(),
-    "jumprelu": lambda g, dtype: [pc.JumpReLU(torch.rand(SIZE, generator=g).to(dtype)) for _ in range(LAYERS)],
-    "one_theta": lambda g, dtype: pc.JumpReLU(0.4),
-    "topk": lambda g, dtype: pc.TopK(5),
-    "topk_negative": lambda g, dtype: pc.TopK(5, keep_negative=True),
-    "batchtopk": lambda g, dtype: pc.BatchTopK(0.6),
-    "batchtopks": lambda g, dtype: [pc.BatchTopK(0.25 * n) for n in range(LAYERS)],
-    "mixed": lambda g, dtype: [pc.ReLU(), pc.JumpReLU(torch.rand(SIZE, generator=g).to(dtype)), pc.TopK(3)],
-}
-
-
-def made(
-    cross: bool, rule: str = "jumprelu", skip: bool = True, hole: int | None = None, dtype: torch.dtype = torch.float32,
-    reads: str = "mlp_in", writes: str = "mlp_out", bias: bool = True,
-) -> Any:  # fmt: skip
-    """Random transcoders for the builders' models; skips are far from symmetric."""
-    g = torch.Generator().manual_seed(3)
-
-    def each(*shape: int) -> list[Tensor | None]:
-        return [None if n == hole else normal(g, *shape, dtype=dtype) for n in range(LAYERS)]
-
-    w_enc, b_enc = each(SIZE, WIDTH), each(SIZE)
-    w_enc = [None if w is None else w / WIDTH**0.5 for w in w_enc]
-    slots = [(LAYERS - n,) if cross else () for n in range(LAYERS)]
-    w_dec = [None if n == hole else normal(g, SIZE, *slots[n], WIDTH, dtype=dtype) for n in range(LAYERS)]
-    b_dec = [normal(g, WIDTH, dtype=dtype) for _ in range(LAYERS)] if bias else None
-    w_skip = each(WIDTH, WIDTH) if skip else None
-    kind = pc.CrossLayerTranscoder if cross else pc.PerLayerTranscoders
-    return kind(w_enc, b_enc, w_dec, b_dec, RULES[rule](g, dtype), w_skip, reads, writes)
-
-
-def theta(t: Any, at: int) -> Tensor | None:
-    rule = t.activation[at]
+def theta(t: Any, layer: int) -> Tensor | None:
+    rule = t.activation[layer]
     return rule.theta if isinstance(rule, pc.JumpReLU) else None
 
 
-def held(**tensors: Tensor | None) -> dict[str, Tensor]:
+def contiguous(**tensors: Tensor | None) -> dict[str, Tensor]:
     return {name: t.contiguous().clone() for name, t in tensors.items() if t is not None}
 
 
-def turned(t: Tensor | None) -> Tensor | None:
+def transposed(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.T
 
 
@@ -76,50 +38,77 @@ def config_yaml(folder: Path, kind: str, t: Any, more: str = "") -> None:
 
 
 def circuit_tracer(folder: Path, t: Any, more: str = "") -> None:
-    for at in range(LAYERS):
-        tensors = held(W_enc=t.w_enc[at], W_dec=t.w_dec[at], b_enc=t.b_enc[at], b_dec=t.b_dec[at],
-                       W_skip=turned(t.w_skip[at]))  # fmt: skip
-        limits = theta(t, at)
+    for layer in range(LAYERS):
+        tensors = contiguous(
+            W_enc=t.w_enc[layer],
+            W_dec=t.w_dec[layer],
+            b_enc=t.b_enc[layer],
+            b_dec=t.b_dec[layer],
+            W_skip=transposed(t.w_skip[layer]),
+        )
+        limits = theta(t, layer)
         if limits is not None:
             tensors["activation_function.threshold"] = limits
-        save_file(tensors, folder / f"layer_{at}.safetensors")
+        save_file(tensors, folder / f"layer_{layer}.safetensors")
     config_yaml(folder, "transcoder_set", t, more)
 
 
 def circuit_tracer_cross(folder: Path, t: Any) -> None:
-    for at in range(LAYERS):
-        tensors = held(W_enc=t.w_enc[at], b_enc=t.b_enc[at], b_dec=t.b_dec[at], threshold=theta(t, at),
-                       W_skip=t.w_skip[at])  # fmt: skip
-        save_file({f"{name}_{at}": v for name, v in tensors.items()}, folder / f"W_enc_{at}.safetensors")
-        save_file({f"W_dec_{at}": t.w_dec[at]}, folder / f"W_dec_{at}.safetensors")
+    for layer in range(LAYERS):
+        tensors = contiguous(
+            W_enc=t.w_enc[layer],
+            b_enc=t.b_enc[layer],
+            b_dec=t.b_dec[layer],
+            threshold=theta(t, layer),
+            W_skip=t.w_skip[layer],
+        )
+        save_file({f"{name}_{layer}": v for name, v in tensors.items()}, folder / f"W_enc_{layer}.safetensors")
+        save_file({f"W_dec_{layer}": t.w_dec[layer]}, folder / f"W_dec_{layer}.safetensors")
     config_yaml(folder, "cross_layer_transcoder", t)
 
 
 def gemma_scope(folder: Path, t: Any, compressed: bool = False) -> None:
-    for at in range(LAYERS):
-        inner = folder / f"layer_{at}" / "width_16k" / f"average_l0_{7 + at}"
+    for layer in range(LAYERS):
+        inner = folder / f"layer_{layer}" / "width_16k" / f"average_l0_{7 + layer}"
         inner.mkdir(parents=True)
-        tensors = held(W_enc=t.w_enc[at].T, W_dec=t.w_dec[at], b_enc=t.b_enc[at], b_dec=t.b_dec[at],
-                       threshold=theta(t, at))  # fmt: skip
+        tensors = contiguous(
+            W_enc=t.w_enc[layer].T,
+            W_dec=t.w_dec[layer],
+            b_enc=t.b_enc[layer],
+            b_dec=t.b_dec[layer],
+            threshold=theta(t, layer),
+        )
         save = np.savez_compressed if compressed else np.savez
         save(inner / "params.npz", **{name: v.numpy() for name, v in tensors.items()})
 
 
-def _scope_2(t: Any, at: int, w_dec: Tensor) -> dict[str, Tensor]:
-    return held(w_enc=t.w_enc[at].T, w_dec=w_dec, b_enc=t.b_enc[at], b_dec=t.b_dec[at], threshold=theta(t, at),
-                affine_skip_connection=t.w_skip[at])  # fmt: skip
+def _scope_2(t: Any, layer: int, w_dec: Tensor) -> dict[str, Tensor]:
+    return contiguous(
+        w_enc=t.w_enc[layer].T,
+        w_dec=w_dec,
+        b_enc=t.b_enc[layer],
+        b_dec=t.b_dec[layer],
+        threshold=theta(t, layer),
+        affine_skip_connection=t.w_skip[layer],
+    )
 
 
 def gemma_scope_2(folder: Path, t: Any) -> None:
     affine = t.w_skip[0] is not None
-    for at in range(LAYERS):
-        inner = folder / "transcoder_all" / f"layer_{at}_width_16k_l0_small{'_affine' * affine}"
+    for layer in range(LAYERS):
+        inner = folder / "transcoder_all" / f"layer_{layer}_width_16k_l0_small{'_affine' * affine}"
         inner.mkdir(parents=True)
-        save_file(_scope_2(t, at, t.w_dec[at]), inner / "params.safetensors")
-        config = {"architecture": "jump_relu", "model_name": "google/tiny", "width": SIZE, "l0": 10,
-                  "hf_hook_point_in": f"model.layers.{at}.pre_feedforward_layernorm.output",
-                  "hf_hook_point_out": f"model.layers.{at}.post_feedforward_layernorm.output",
-                  "affine_connection": affine, "type": "transcoder"}  # fmt: skip
+        save_file(_scope_2(t, layer, t.w_dec[layer]), inner / "params.safetensors")
+        config = {
+            "architecture": "jump_relu",
+            "model_name": "google/tiny",
+            "width": SIZE,
+            "l0": 10,
+            "hf_hook_point_in": f"model.layers.{layer}.pre_feedforward_layernorm.output",
+            "hf_hook_point_out": f"model.layers.{layer}.post_feedforward_layernorm.output",
+            "affine_connection": affine,
+            "type": "transcoder",
+        }
         (inner / "config.json").write_text(json.dumps(config))
 
 
@@ -127,66 +116,104 @@ def gemma_scope_2_cross(folder: Path, t: Any) -> None:
     """Slots below a layer's own hold numbers that nothing may read."""
     inner = folder / "clt" / f"width_16k_l0_small{'_affine' * (t.w_skip[0] is not None)}"
     inner.mkdir(parents=True)
-    for at in range(LAYERS):
-        slots = torch.cat([torch.full((SIZE, at, WIDTH), 1e6), t.w_dec[at]], 1)
-        save_file(_scope_2(t, at, slots), inner / f"params_layer_{at}.safetensors")
-    config = {"architecture": "jump_relu", "model_name": "google/tiny",
-              "hf_hook_point_in": "model.layers.0.pre_feedforward_layernorm.output",
-              "hf_hook_point_out": "model.layers.0.post_feedforward_layernorm.output"}  # fmt: skip
+    for layer in range(LAYERS):
+        slots = torch.cat([torch.full((SIZE, layer, WIDTH), 1e6), t.w_dec[layer]], 1)
+        save_file(_scope_2(t, layer, slots), inner / f"params_layer_{layer}.safetensors")
+    config = {
+        "architecture": "jump_relu",
+        "model_name": "google/tiny",
+        "hf_hook_point_in": "model.layers.0.pre_feedforward_layernorm.output",
+        "hf_hook_point_out": "model.layers.0.post_feedforward_layernorm.output",
+    }
     (inner / "config.json").write_text(json.dumps(config))
 
 
 def sparsify(folder: Path, t: Any) -> None:
-    for at in range(LAYERS):
-        inner = folder / f"layers.{at}.mlp"
+    for layer in range(LAYERS):
+        inner = folder / f"layers.{layer}.mlp"
         inner.mkdir()
-        tensors = held(W_dec=t.w_dec[at], b_dec=t.b_dec[at], W_skip=turned(t.w_skip[at]))
-        tensors |= {"encoder.weight": t.w_enc[at], "encoder.bias": t.b_enc[at]}
+        tensors = contiguous(W_dec=t.w_dec[layer], b_dec=t.b_dec[layer], W_skip=transposed(t.w_skip[layer]))
+        tensors |= {"encoder.weight": t.w_enc[layer], "encoder.bias": t.b_enc[layer]}
         save_file(tensors, inner / "sae.safetensors")
-        config = {"activation": "topk", "k": t.activation[at].k, "num_latents": SIZE, "expansion_factor": 32,
-                  "multi_topk": False, "skip_connection": t.w_skip[at] is not None, "transcode": True,
-                  "normalize_decoder": True, "d_in": WIDTH}  # fmt: skip
+        config = {
+            "activation": "topk",
+            "k": t.activation[layer].k,
+            "num_latents": SIZE,
+            "expansion_factor": 32,
+            "multi_topk": False,
+            "skip_connection": t.w_skip[layer] is not None,
+            "transcode": True,
+            "normalize_decoder": True,
+            "d_in": WIDTH,
+        }
         (inner / "cfg.json").write_text(json.dumps(config))
 
 
 def saelens(folder: Path, t: Any) -> None:
     jumps, skips = theta(t, 0) is not None, t.w_skip[0] is not None
     kind = "jumprelu_" * jumps + "skip_" * skips + "transcoder"
-    for at in range(LAYERS):
-        inner = folder / f"any-name-{LAYERS - at}"
+    for layer in range(LAYERS):
+        inner = folder / f"any-name-{LAYERS - layer}"
         inner.mkdir()
-        tensors = held(W_enc=t.w_enc[at].T, W_dec=t.w_dec[at], b_enc=t.b_enc[at], b_dec=t.b_dec[at],
-                       threshold=theta(t, at), W_skip=turned(t.w_skip[at]))  # fmt: skip
+        tensors = contiguous(
+            W_enc=t.w_enc[layer].T,
+            W_dec=t.w_dec[layer],
+            b_enc=t.b_enc[layer],
+            b_dec=t.b_dec[layer],
+            threshold=theta(t, layer),
+            W_skip=transposed(t.w_skip[layer]),
+        )
         save_file(tensors, inner / "sae_weights.safetensors")
-        config = {"architecture": kind, "d_in": WIDTH, "d_sae": SIZE, "d_out": WIDTH, "dtype": "float32",
-                  "device": "cpu", "apply_b_dec_to_input": False, "normalize_activations": "none",
-                  "reshape_activations": "none", "metadata": {
-                      "model_name": "tiny", "hook_name": f"blocks.{at}.ln2.hook_normalized",
-                      "hook_name_out": f"blocks.{at}.hook_mlp_out"}}  # fmt: skip
+        config = {
+            "architecture": kind,
+            "d_in": WIDTH,
+            "d_sae": SIZE,
+            "d_out": WIDTH,
+            "dtype": "float32",
+            "device": "cpu",
+            "apply_b_dec_to_input": False,
+            "normalize_activations": "none",
+            "reshape_activations": "none",
+            "metadata": {
+                "model_name": "tiny",
+                "hook_name": f"blocks.{layer}.ln2.hook_normalized",
+                "hook_name_out": f"blocks.{layer}.hook_mlp_out",
+            },
+        }
         (inner / "cfg.json").write_text(json.dumps(config))
 
 
 def _scopium(t: Any, **more: Any) -> dict[str, Any]:
     rule = t.activation[0]
     kind = "jumprelu" if isinstance(rule, pc.JumpReLU) else "topk" if isinstance(rule, pc.TopK) else "relu"
-    return {"act_fn": kind, "top_k": getattr(rule, "k", 50), "d_model": WIDTH, "expansion_factor": SIZE / WIDTH,
-            "use_decoder_bias": True, "norm_activation": "inference", "sparsity_include_decoder_norm": False,
-            **more}  # fmt: skip
+    return {
+        "act_fn": kind,
+        "top_k": getattr(rule, "k", 50),
+        "d_model": WIDTH,
+        "expansion_factor": SIZE / WIDTH,
+        "use_decoder_bias": True,
+        "norm_activation": "inference",
+        "sparsity_include_decoder_norm": False,
+        **more,
+    }
 
 
-def _logarithm(t: Any, at: int) -> Tensor | None:
-    limits = theta(t, at)
+def _logarithm(t: Any, layer: int) -> Tensor | None:
+    limits = theta(t, layer)
     return None if limits is None else limits.log()
 
 
 def llamascopium(folder: Path, t: Any, **more: Any) -> None:
     norms = more.pop("norms", [torch.tensor(float("nan"))] * 2)  # without meaning unless dataset-wise
-    for at in range(LAYERS):
-        inner = folder / "transcoder" / "8x" / "k64" / f"layer{at}_transcoder_8x_k64"
+    for layer in range(LAYERS):
+        inner = folder / "transcoder" / "8x" / "k64" / f"layer{layer}_transcoder_8x_k64"
         inner.mkdir(parents=True)
-        hooks = {"hook_point_in": f"blocks.{at}.ln2.hook_normalized", "hook_point_out": f"blocks.{at}.hook_mlp_out"}
-        tensors = held(W_E=t.w_enc[at].T, W_D=t.w_dec[at], b_E=t.b_enc[at], b_D=t.b_dec[at])
-        limits = _logarithm(t, at)
+        hooks = {
+            "hook_point_in": f"blocks.{layer}.ln2.hook_normalized",
+            "hook_point_out": f"blocks.{layer}.hook_mlp_out",
+        }
+        tensors = contiguous(W_E=t.w_enc[layer].T, W_D=t.w_dec[layer], b_E=t.b_enc[layer], b_D=t.b_dec[layer])
+        limits = _logarithm(t, layer)
         if limits is not None:
             tensors["activation_function.log_jumprelu_threshold"] = limits
         for hook, norm in zip(hooks.values(), norms, strict=True):
@@ -205,20 +232,22 @@ def by_target(t: Any, name: str) -> dict[str, Tensor]:
 
 def llamascopium_cross(folder: Path, t: Any, **more: Any) -> None:
     norms = more.pop("norms", torch.full((2, LAYERS), float("nan")))
-    tensors = by_target(t, "W_D.{}") | {f"b_D.{at}": t.b_dec[at] for at in range(LAYERS)}
+    tensors = by_target(t, "W_D.{}") | {f"b_D.{layer}": t.b_dec[layer] for layer in range(LAYERS)}
     tensors |= {"W_E": torch.stack([w.T for w in t.w_enc]), "b_E": torch.stack(t.b_enc)}
     if theta(t, 0) is not None:
-        logs = torch.stack([theta(t, at).log() for at in range(LAYERS)])  # type: ignore[union-attr]
+        logs = torch.stack([theta(t, layer).log() for layer in range(LAYERS)])  # type: ignore[union-attr]
         tensors["activation_function.log_jumprelu_threshold"] = logs
-    hooks = {"hook_points_in": [f"blocks.{at}.hook_resid_mid" for at in range(LAYERS)],
-             "hook_points_out": [f"blocks.{at}.hook_mlp_out" for at in range(LAYERS)]}  # fmt: skip
+    hooks = {
+        "hook_points_in": [f"blocks.{layer}.hook_resid_mid" for layer in range(LAYERS)],
+        "hook_points_out": [f"blocks.{layer}.hook_mlp_out" for layer in range(LAYERS)],
+    }
     for names, side in zip(hooks.values(), norms, strict=True):
         tensors |= {f"dataset_average_activation_norm.{h}": n.clone() for h, n in zip(names, side, strict=True)}
     save_file(tensors, folder / "sae_weights.safetensors")
     (folder / "config.json").write_text(json.dumps({"sae_type": "clt", **hooks, **_scopium(t, **more)}))
 
 
-def crosslayer(folder: Path, t: Any, standards: dict[str, Tensor] | None = None, how: str = "Dimensionwise") -> None:
+def crosslayer(folder: Path, t: Any, standards: dict[str, Tensor] | None = None, axis: str = "Dimensionwise") -> None:
     """standards: mean and std of either side."""
     tensors = {"encoder.W": torch.stack([w.T for w in t.w_enc]), "encoder.b": torch.stack(t.b_enc)}
     if isinstance(t, pc.CrossLayerTranscoder):
@@ -229,7 +258,7 @@ def crosslayer(folder: Path, t: Any, standards: dict[str, Tensor] | None = None,
     rule, k = t.activation[0], 0
     if isinstance(rule, pc.JumpReLU):
         kind = "JumpReLU"
-        tensors["nonlinearity.theta"] = torch.stack([theta(t, at) for at in range(LAYERS)])[None]  # type: ignore[misc]
+        tensors["nonlinearity.theta"] = torch.stack([theta(t, layer) for layer in range(LAYERS)])[None]  # type: ignore[misc]
         tensors["nonlinearity.bandwidth"] = torch.tensor(1.0)
     elif isinstance(rule, pc.BatchTopK):
         kind = "PerLayerBatchTopK" if t.activation[1] != rule else "BatchTopK"
@@ -238,11 +267,14 @@ def crosslayer(folder: Path, t: Any, standards: dict[str, Tensor] | None = None,
     else:
         kind, k = ("PerLayerTopK", rule.k) if isinstance(rule, pc.TopK) else ("ReLU", 0)
     names = {
-        side: f"a.{how}{side.title()}Standardizer" if standards else "a.Standardizer" for side in ("input", "output")
+        side: f"a.{axis}{side.title()}Standardizer" if standards else "a.Standardizer" for side in ("input", "output")
     }
     sides = {f"{side}_standardizer": {"class_path": path} for side, path in names.items()}
-    args = {"nonlinearity": {"class_path": f"a.b.{kind}", "init_args": {"k": k}},
-            "decoder": {"class_path": f"a.b.{decoder}"}, **sides}  # fmt: skip
+    args = {
+        "nonlinearity": {"class_path": f"a.b.{kind}", "init_args": {"k": k}},
+        "decoder": {"class_path": f"a.b.{decoder}"},
+        **sides,
+    }
     save_file({**tensors, **(standards or {})}, folder / "checkpoint.safetensors")
     model = {"model": {"class_path": "a.b.CrossLayerTranscoder", "init_args": args}}
     (folder / "config.yaml").write_text(json.dumps(model))
@@ -251,21 +283,21 @@ def crosslayer(folder: Path, t: Any, standards: dict[str, Tensor] | None = None,
 def listed(folder: Path, t: Any) -> None:
     """Files of one set, named one by one."""
     circuit_tracer(folder, t)
-    files = "".join(f"- files/{at}.safetensors\n" for at in range(LAYERS))
+    files = "".join(f"- files/{layer}.safetensors\n" for layer in range(LAYERS))
     (folder / "files").mkdir()
-    for at in range(LAYERS):
-        (folder / f"layer_{at}.safetensors").rename(folder / "files" / f"{at}.safetensors")
+    for layer in range(LAYERS):
+        (folder / f"layer_{layer}.safetensors").rename(folder / "files" / f"{layer}.safetensors")
     config_yaml(folder, "transcoder_set", t, f"transcoders:\n{files}")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A format, how it is written, what it can hold, and what load must be told."""
+    """A format, the function that writes it, the transcoders it can hold, and arguments that load needs."""
 
     format: str
     write: Callable[..., None]
     holds: dict[str, Any]
-    told: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
     exact: bool = True  # every number comes back as it was
 
 
@@ -328,6 +360,6 @@ ROWS: dict[str, Row] = {
 def write(name: str, folder: Path) -> Any:
     """The files of a row in a new folder; returns the transcoders they hold."""
     folder.mkdir(parents=True)
-    t = made(**ROWS[name].holds)
+    t = random_set(**ROWS[name].holds)
     ROWS[name].write(folder, t)
     return t

@@ -1,9 +1,9 @@
-"""The table of formats in docs/transcoders.md, as loading and converting find it.
+"""The table of formats in docs/transcoders.md, measured by loading and converting.
 
 `python tests/formats_table.py` writes it.
 
-What is recognised is said by the registry; the rest is seen on a small set of each: which classes come out, where
-their weights lie, and which formats a conversion leads to.
+Names and files come from the registry; a small set of each format shows the classes it loads as, where their weights
+lie, and the formats that a conversion leads to.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BEGIN, END = "<!-- formats -->\n", "<!-- /formats -->\n"
 
 
 def in_a_file(t: Tensor) -> bool:
-    """Whether its memory is that of a mapped file."""
+    """True if a tensor's memory is that of a mapped file."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         begin, end = (int(n, 16) for n in line.split()[0].split("-"))
         if begin <= t.data_ptr() < end:
@@ -36,21 +36,21 @@ def in_a_file(t: Tensor) -> bool:
 
 
 def left_in_files(t: Any) -> set[str]:
-    """Which weights of all layers are."""
-    found = {"decoders"} if all(isinstance(w, LazyRows) for w in t.w_dec) else set()
-    return found | ({"encoders"} if all(in_a_file(w) for w in t.w_enc) else set())
+    """Kinds of weights that stay in files in every layer."""
+    names = {"decoders"} if all(isinstance(w, LazyRows) for w in t.w_dec) else set()
+    return names | ({"encoders"} if all(in_a_file(w) for w in t.w_enc) else set())
 
 
 def written(folder: Path) -> dict[str, list[str]]:
-    """What to ask a conversion for, by the format it leads to."""
-    found: dict[str, list[str]] = {}
+    """Names of layouts to convert to, by the format they lead to."""
+    layouts: dict[str, list[str]] = {}
     for name in ("saelens", "circuit_tracer_cross"):
         format_files.write(name, folder / name)
         for to in saving.LAYOUTS:
             if to != "saelens" or name == "saelens":
-                made = formats.convert(folder / name, folder / f"{name}-{to}", to)
-                found.setdefault(formats.recognise(made).format.name, []).append(to)
-    return found
+                made = pc.transcoders.convert(folder / name, folder / f"{name}-{to}", to)
+                layouts.setdefault(pc.transcoders.recognise(made).format.name, []).append(to)
+    return layouts
 
 
 def table(folder: Path) -> str:
@@ -61,13 +61,13 @@ def table(folder: Path) -> str:
         for example, of in format_files.ROWS.items():
             if of.format == name:
                 format_files.write(example, folder / "sets" / example)
-                got = formats.load(folder / "sets" / example, **of.told)
+                got = pc.transcoders.load(folder / "sets" / example, **of.overrides)
                 kinds.add("cross-layer" if isinstance(got, pc.CrossLayerTranscoder) else "per layer")
                 lazy &= left_in_files(got)
         files = re.sub(r"([\w/]*[*_.:][\w*/.:]*)", r"`\1`", row.files)
-        asked = ", ".join(f"`{to}`" for to in sorted(ends.get(name, [])))
+        targets = ", ".join(f"`{to}`" for to in sorted(ends.get(name, [])))
         left = "yes" if lazy == {"decoders", "encoders"} else ", ".join(sorted(lazy)) or "no"
-        lines.append(f"| {name} | {files} | {', '.join(sorted(kinds))} | {left} | {asked} |")
+        lines.append(f"| {name} | {files} | {', '.join(sorted(kinds))} | {left} | {targets} |")
     return "\n".join(lines) + "\n"
 
 
@@ -76,7 +76,7 @@ def on_the_page() -> str:
 
 
 if __name__ == "__main__":
-    cached_encoder.LEAST = 0
+    cached_encoder.LEAST_BYTES = 0
     with tempfile.TemporaryDirectory() as place:
         os.environ["PYCIRCUIT_CACHE"] = str(Path(place) / "cache")
         before, _, rest = PAGE.read_text().partition(BEGIN)

@@ -62,12 +62,12 @@ def edges_of(graph: Graph, mask: Tensor) -> Tensor:
 
 
 def shuffled(graph: Graph) -> Graph:
-    """The same graph with its features in no order."""
+    """Shuffle the features of a graph."""
     order = torch.randperm(len(graph.features), generator=torch.Generator().manual_seed(0))
     number = torch.cat([order.argsort(), torch.arange(len(order), graph.nodes)])
-    whole = graph.dense()[graph.row_node]
-    whole[:, number[: graph.first_target]] = whole[:, : graph.first_target].clone()
-    rows, _, _ = Rows.from_dense(whole)
+    dense_rows = graph.dense()[graph.row_node]
+    dense_rows[:, number[: graph.first_target]] = dense_rows[:, : graph.first_target].clone()
+    rows, _, _ = Rows.from_dense(dense_rows)
     return replace(
         graph, features=graph.features[order], values=graph.values[order], rows=rows, row_node=number[graph.row_node]
     )

@@ -53,8 +53,8 @@ def random_matrix(
     sources, count = len(layer), len(features)
     out = torch.zeros(sources + targets, sources + targets, dtype=dtype)
     reads = torch.tensor([*(f[0] for f in features), *[layers] * targets])
-    at = torch.tensor([*(f[1] for f in features), *[positions] * targets])
-    can = (torch.tensor(layer) < reads[:, None]) & (torch.tensor(place) <= at[:, None])
+    position = torch.tensor([*(f[1] for f in features), *[positions] * targets])
+    can = (torch.tensor(layer) < reads[:, None]) & (torch.tensor(place) <= position[:, None])
     can &= torch.rand(can.shape, generator=g) < density
     can[:count] &= torch.rand(count, 1, generator=g) < 0.9
     edges = torch.randn(can.shape, generator=g, dtype=dtype) * can
@@ -99,13 +99,15 @@ def cone_graph(
     place = np.array([(la, p) for la in range(layers) for p in range(1, positions)]).repeat(active, 0)
     features = np.column_stack([place, np.tile(np.arange(active), layers * (positions - 1))])
     n, errors = len(features), layers * positions
-    at = np.concatenate([place[:, 1], np.tile(np.arange(positions), layers + 1)])
+    position = np.concatenate([place[:, 1], np.tile(np.arange(positions), layers + 1)])
     layer = np.concatenate([place[:, 0], np.repeat(np.arange(layers), positions), np.full(positions, -1)])
     rounds = np.array_split(rng.permutation(n)[:expanded], min(8, max(1, expanded)))
     node = np.concatenate([n + errors + positions + np.arange(targets), *(np.sort(r) for r in rounds)])
     reads = np.where(node < n, layer[np.minimum(node, n - 1)], layers)
-    until = np.where(node < n, at[np.minimum(node, n - 1)], positions)
-    columns = [np.flatnonzero((layer < la) & (at <= p)).astype(np.int32) for la, p in zip(reads, until, strict=True)]
+    until = np.where(node < n, position[np.minimum(node, n - 1)], positions)
+    columns = [
+        np.flatnonzero((layer < la) & (position <= p)).astype(np.int32) for la, p in zip(reads, until, strict=True)
+    ]
     size = sum(map(len, columns))
     weight = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
     weight *= torch.randn(size, generator=torch.Generator().manual_seed(seed + 1), dtype=dtype).exp_()

@@ -24,8 +24,8 @@ NO_OPENINGS = ["what", "of", "how", "whether", "where", "which", "that"]
 # Packages and modules of pycircuit from the ground up: each imports what stands before it, and itself.
 LAYERS = (
     ("_native",),
-    ("ops", "progress"),
     ("files",),
+    ("ops", "progress"),
     ("kernels",),
     ("transcoders",),
     ("model",),

@@ -1,7 +1,7 @@
-"""Traces of many shapes within a bound, each measured by the system; run as a script, in a process of its own.
+"""Traces of many shapes within a memory bound, measured by the system; run as a script, in a process of its own.
 
-Reads a list of cases as JSON, writes what each took: one JSON list of records, bytes beyond what the process held
-just before `attribute`.
+Reads a list of cases as JSON and writes a JSON list of records: peaks are bytes above the process's own just before
+`attribute`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import torch
 
 import pycircuit as pc
 from pycircuit.bench import memory
+from pycircuit.files.sizes import parse_bytes
 
-LEAST = "least"  # the bound that a refusal names, given back
+LEAST = "least"  # the bound that a refusal names
 
 
 @dataclass(frozen=True)
@@ -88,19 +89,19 @@ def refused(error: pc.MemoryBoundError) -> str:
 
 def run(case: Case) -> dict[str, Any]:
     model, ids = build(case), torch.arange(case.positions) % case.vocabulary
-    how: dict[str, Any] = {"max_features": case.max_features, "progress": False, "precision": case.precision}
-    pc.attribute(model, ids[:8], max_features=4, progress=False, precision=case.precision)  # what libraries take once
+    options: dict[str, Any] = {"max_features": case.max_features, "progress": False, "precision": case.precision}
+    pc.attribute(model, ids[:8], max_features=4, progress=False, precision=case.precision)  # libraries allocate once
     bound, refusals = 4096 if case.memory == LEAST else int(float(case.memory) * 2**20), 0
     with TemporaryDirectory() as folder:
-        how["checkpoint"] = folder if case.checkpoint else None
+        options["checkpoint"] = folder if case.checkpoint else None
         while True:
             before = memory.restart_peak()
             try:
-                graph = pc.attribute(model, ids, memory=bound, **how)
+                graph = pc.attribute(model, ids, memory=bound, **options)
                 break
             except pc.MemoryBoundError as error:
                 assert refusals < 3, f"a bound that a refusal named was refused: {error}"
-                bound, refusals = pc.trace.memory_plan.parse_bytes(refused(error)), refusals + 1
+                bound, refusals = parse_bytes(refused(error)), refusals + 1
     peak = memory.peak()
     assert before is not None and peak is not None
     return {"case": asdict(case), "bound": bound, "peak": peak - before,

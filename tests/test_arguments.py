@@ -350,7 +350,7 @@ def test_influence_values() -> None:
         bad = {**args, "weight": torch.tensor([1.0, weight])}
         refuses("influence", bad, "weight", "finite and not negative, got", ValueError)
     for order, got in (([2, 3], 3), ([-1, 0], -1), ([2, 2**62], 2**62)):
-        rule = f"from 0 to below 3, the rows there are, got {got}$"
+        rule = rf"from 0 to below 3, the rows there are, got {got} at entry \d$"
         refuses("influence", {**args, "order": torch.tensor(order)}, "order", rule, ValueError)
     rule = r"shape \[1\] \(one for each entry of order\), got \[2\]"
     refuses("influence", {**args, "order": torch.tensor([2])}, "node", rule, ValueError)

@@ -37,10 +37,10 @@ def test_writers_in_threads(tmp_path: Path, method: str) -> None:
     done = threading.Event()
 
     def read() -> set[bytes]:
-        seen = set()
+        contents = set()
         while not done.is_set():
-            seen.add(path.read_bytes())
-        return seen
+            contents.add(path.read_bytes())
+        return contents
 
     with ThreadPoolExecutor(6) as pool:
         reader = pool.submit(read)
@@ -50,8 +50,8 @@ def test_writers_in_threads(tmp_path: Path, method: str) -> None:
                 writer.result()
         finally:
             done.set()
-        seen = reader.result() | {path.read_bytes()}
-    assert seen <= complete
+        contents = reader.result() | {path.read_bytes()}
+    assert contents <= complete
     extra = {"graph-metadata.json"} if method == "to_json" else set()
     assert set(os.listdir(tmp_path)) == {path.name} | extra
 
@@ -89,7 +89,7 @@ def test_files_get_the_mode_of_the_umask(tmp_path: Path, method: str, mask: int)
 
 @pytest.mark.parametrize("method", NAMES)
 def test_drafts_of_killed_writers_are_removed(tmp_path: Path, method: str) -> None:
-    """But not those of a writer that is alive, nor those of other files."""
+    """Drafts of a writer that is alive, and those of other files, stay."""
     path = tmp_path / NAMES[method]
     dead, alive, other = (tmp_path / f".{name}.partial" for name in (f"{path.name}.0a", f"{path.name}.0b", "x.0c"))
     for draft in (dead, alive, other):
@@ -117,11 +117,11 @@ def test_a_writer_that_is_taken_for_abandoned_writes_elsewhere(tmp_path: Path, m
     path, lock = tmp_path / NAMES["save"], fcntl.flock
     stolen: list[Path] = []
 
-    def steal(file: object, how: int) -> None:
+    def steal(file: object, operation: int) -> None:
         if not stolen:
             stolen.extend(tmp_path.glob(".*"))
             stolen[0].unlink()
-        lock(file, how)  # type: ignore[arg-type]
+        lock(file, operation)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fcntl, "flock", steal)
     write(GRAPHS[0], "save", path)

@@ -52,12 +52,12 @@ def test_measures_every_op(name: str) -> None:
 
 @pytest.mark.parametrize("name", BUILDS)
 def test_inputs_have_no_zero_weights(name: str) -> None:
-    given = BUILDS[name][1](cases.generator(3))
+    drawn = BUILDS[name][1](cases.generator(3))
     if name == "influence":
-        assert bool((given.args[0][:, 60:] != 0).all())
+        assert bool((drawn.args[0][:, 60:] != 0).all())
     else:
         weights = {"encode": 1, "decode": 1, "attend_back": 0, "edge_scores": 3}[BUILDS[name][0]]
-        assert bool((given.args[weights] != 0).all())
+        assert bool((drawn.args[weights] != 0).all())
 
 
 def test_jumprelu_holds_the_active_count() -> None:
@@ -66,9 +66,9 @@ def test_jumprelu_holds_the_active_count() -> None:
 
 
 def test_useful_operations_are_the_causal_ones() -> None:
-    given = inputs.attend_back(cases.generator(3), TINY, 5, True, True)
+    drawn = inputs.attend_back(cases.generator(3), TINY, 5, True, True)
     by_hand = sum(2 * TINY.head_width for _ in range(5 * TINY.heads) for i in range(12) for j in range(i + 1))
-    assert given.operations == by_hand
+    assert drawn.operations == by_hand
     scores = inputs.edge_scores(cases.generator(3), TINY, 5, None)
     lengths = scores.args[1].diff().tolist()
     assert scores.operations == sum(2 * TINY.width * TINY.active * n for n in lengths)
@@ -124,10 +124,10 @@ def test_the_best_rate_of_the_run_judges_every_row() -> None:
 
 
 def test_report_survives_a_file(tmp_path: Path) -> None:
-    whole = Report.of({1: RATES}, [runner.judge(SimpleNamespace(targets=(Target("reference", 3),)), _result(), RATES)])
-    whole.save(tmp_path / "a.json")
+    saved = Report.of({1: RATES}, [runner.judge(SimpleNamespace(targets=(Target("reference", 3),)), _result(), RATES)])
+    saved.save(tmp_path / "a.json")
     again = report.load(tmp_path / "a.json")
-    assert again.results == whole.results and again.rates == whole.rates
+    assert again.results == saved.results and again.rates == saved.rates
     assert "reference 2.00x (>= 3.00x: MISSED)" in report.markdown(again).split("## Targets not met")[1]
 
 

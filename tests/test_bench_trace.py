@@ -25,10 +25,10 @@ def graph() -> pc.Graph:
 def by_hand(shape: Shape, layer: int, position: int, first_hop: bool) -> int:
     """One target's operations, counted one multiply and add at a time down the layers."""
     ops, n = 0, position + 1
-    for at in reversed(range(shape.layers)):
-        if at < layer:  # its MLP writes below the target's read
-            ops += 2 * n * (shape.active * (at + 1 if shape.cross_layer else 1) + 1) * shape.width
-        if at < min(layer, shape.layers - 1) + first_hop:
+    for below in reversed(range(shape.layers)):
+        if below < layer:  # its MLP writes below the target's read
+            ops += 2 * n * (shape.active * (below + 1 if shape.cross_layer else 1) + 1) * shape.width
+        if below < min(layer, shape.layers - 1) + first_hop:
             ops += 2 * n * shape.width * shape.head_width * shape.heads
             ops += sum(2 * (i + 1) * shape.head_width for _ in range(shape.heads) for i in range(n))
             ops += 2 * n * shape.width * shape.head_width * shape.kv_heads
@@ -42,7 +42,7 @@ def test_operations_of_the_cone(graph: pc.Graph, first_hop: bool, cross_layer: b
     layer, position = cone.expanded(graph)
     assert layer.tolist().count(TINY.layers) == len(graph.targets) and len(layer) == graph.rows.count
     assert position[layer == TINY.layers].unique().tolist() == [TINY.positions - 1]
-    expected = sum(by_hand(shape, *at, first_hop) for at in zip(layer.tolist(), position.tolist(), strict=True))
+    expected = sum(by_hand(shape, *target, first_hop) for target in zip(layer.tolist(), position.tolist(), strict=True))
     assert cone.operations(shape, layer, position, first_hop) == expected
 
 
@@ -71,19 +71,19 @@ def test_a_model_takes_its_shapes_prompt() -> None:
 def test_native_and_reference_are_timed_by_phase() -> None:
     native, reference = whole_trace.compare(TINY, runs=3)
     assert (native.what, reference.what) == ("native", "reference")
-    for found in (native, reference):
-        assert len(found.times) == 3 and found.certificate is not None and found.certificate < whole_trace.LAW
-        assert sum(found.timings.values()) <= max(found.times) and sum(found.shares().values()) == pytest.approx(1)
+    for traced in (native, reference):
+        assert len(traced.times) == 3 and traced.certificate is not None and traced.certificate < whole_trace.LAW
+        assert sum(traced.timings.values()) <= max(traced.times) and sum(traced.shares().values()) == pytest.approx(1)
     assert native.rows == reference.rows and native.operations == reference.operations > 0
     text = whole_trace.markdown([native, reference], 1e9)
     assert f"| {reference.median / native.median:.2f} |" in text and "| 1.00 |" in text
 
 
 def test_the_phases_kept_are_the_median_runs() -> None:
-    found = whole_trace.Traced("tiny", "native", 1)
+    traced = whole_trace.Traced("tiny", "native", 1)
     for seconds in (3.0, 1.0, 2.0):
-        found.add(seconds, {"sweep": seconds / 2})
-    assert found.median == 2.0 and found.timings == {"sweep": 1.0}
+        traced.add(seconds, {"sweep": seconds / 2})
+    assert traced.median == 2.0 and traced.timings == {"sweep": 1.0}
 
 
 def test_rows_that_differ_are_seen(graph: pc.Graph) -> None:
@@ -102,10 +102,10 @@ def test_the_peak_is_counted_from_the_restart() -> None:
     base = memory.restart_peak()
     if base is None:
         pytest.skip("needs /proc")
-    held = torch.ones(16 << 20)
-    assert (memory.peak() or 0) - base >= held.nbytes
-    size = held.nbytes
-    del held
+    allocated = torch.ones(16 << 20)
+    assert (memory.peak() or 0) - base >= allocated.nbytes
+    size = allocated.nbytes
+    del allocated
     again = memory.restart_peak()
     assert again is not None and (memory.peak() or 0) - again < size / 2
 

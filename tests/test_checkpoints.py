@@ -1,4 +1,4 @@
-"""Folders of rows: two runs that want one, kills in the middle of a write, damage, disks that are full."""
+"""Checkpoints: two runs with one folder, kills in the middle of a write, damage, full disks."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ import pytest
 import torch
 from builders import replacement
 from disks import disk_full
-from test_runs import TESTS, in_small_tiles, same
+from trace_helpers import in_small_tiles, same_graph
 
 import pycircuit as pc
-from pycircuit.trace.collect import Found
+from pycircuit.trace.collect import RowCollector
 
+TESTS = Path(__file__).parent
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -56,7 +57,7 @@ def test_pairs_of_processes_and_kills(tmp_path: Path) -> None:
     assert set(counts) <= {"identical", "killed"} and counts["identical"] >= 6, done.stderr
 
 
-def test_runs_that_begin_during_the_first_write_wait_and_say_so(
+def test_runs_that_begin_during_the_first_write_wait_and_report_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     writes, waits, goes_on, flush = (*(threading.Event() for _ in range(3)), os.fsync)
@@ -85,7 +86,7 @@ def test_runs_that_begin_during_the_first_write_wait_and_say_so(
             goes_on.set()
         graphs = [run.result() for run in runs]
     assert f"another run has {tmp_path}; this one waits until it ends" in printed
-    assert all(same(graph, traced(None)) for graph in graphs)
+    assert all(same_graph(graph, traced(None)) for graph in graphs)
 
 
 def test_a_run_that_fails_frees_its_folder(tmp_path: Path) -> None:
@@ -95,15 +96,15 @@ def test_a_run_that_fails_frees_its_folder(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="stopped") as caught:
         traced(tmp_path, progress=stop)
-    assert caught.value.__traceback__ is not None  # which keeps every object of the run alive
-    assert len(tiles(tmp_path)) > 0 and same(traced(tmp_path), traced(None))
+    assert caught.value.__traceback__ is not None  # which refers to every object of the run
+    assert len(tiles(tmp_path)) > 0 and same_graph(traced(tmp_path), traced(None))
 
 
 def test_drafts_of_killed_runs(tmp_path: Path) -> None:
-    """A kill in the first write leaves a folder in which a run begins; files that are not ours stay."""
+    """A kill in the first write leaves a folder in which a run can begin; files of others stay."""
     for name in (".run.json.1234.partial", ".rows-000000004.safetensors.0123456789ab.partial"):
         (tmp_path / name).write_bytes(b"{")
-    assert same(traced(tmp_path), traced(None)) and not list(tmp_path.glob(".*"))
+    assert same_graph(traced(tmp_path), traced(None)) and not list(tmp_path.glob(".*"))
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
     (tmp_path / ".notes.partial").write_bytes(b"{")
@@ -186,20 +187,20 @@ def test_damage_is_named(complete: Path, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("deleted", [slice(1, 2), slice(0, 3), slice(None)])
-def test_deleted_rows_are_found_again(complete: Path, tmp_path: Path, deleted: slice) -> None:
+def test_deleted_rows_are_swept_again(complete: Path, tmp_path: Path, deleted: slice) -> None:
     folder = tmp_path / "run"
     shutil.copytree(complete, folder)
     for tile in tiles(folder)[deleted]:
         tile.unlink()
     (folder / "notes.txt").write_text("not ours")
-    assert same(traced(folder), traced(complete)) and len(tiles(folder)) == len(tiles(complete))
+    assert same_graph(traced(folder), traced(complete)) and len(tiles(folder)) == len(tiles(complete))
 
 
 def test_rows_of_other_features_are_refused(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another machine may round influences otherwise, and so come to other features than the folder has rows of."""
-    folder, ranked = tmp_path / "run", Found.most_influential
+    """Another machine may round influences otherwise, and so choose other features than the folder has rows of."""
+    folder, ranked = tmp_path / "run", RowCollector.most_influential
     shutil.copytree(complete, folder)
-    monkeypatch.setattr(Found, "most_influential", lambda self, count: ranked(self, count + 1)[1:])
+    monkeypatch.setattr(RowCollector, "most_influential", lambda self, count: ranked(self, count + 1)[1:])
     with pytest.raises(pc.CheckpointError, match=r"features that this run comes to, got .*rows-0\S+ with others"):
         traced(folder)
 
@@ -212,4 +213,4 @@ def test_a_full_disk_is_named_with_its_path(tmp_path: Path, size: int, file: str
     with disk_full(size), pytest.raises(OSError, match=rf"attribute: {tmp_path}/{file} must be possible") as caught:
         traced(tmp_path)
     assert caught.value.errno == errno.EFBIG
-    assert same(traced(tmp_path), traced(None))
+    assert same_graph(traced(tmp_path), traced(None))

@@ -30,11 +30,10 @@ from pycircuit import cli
 from pycircuit.cli import texts
 from pycircuit.cli.changes import Steering, spot
 from pycircuit.cli.options import layers_of, target
-from pycircuit.trace.collect import Found
+from pycircuit.trace.collect import RowCollector
 from pycircuit.training import Recipe, Trainer
 from pycircuit.training.presets import PRESETS, SPEECHES, speeches
 from pycircuit.training.recipe import SAYS
-from pycircuit.transcoders import formats
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -318,20 +317,20 @@ def test_attribute_of_many_prompts(run: Run, world: World, tmp_path: Path) -> No
 def test_attribute_writes_what_there_is_when_it_is_stopped(
     run: Run, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expand, rounds = Found.add_features, []
+    expand, rounds = RowCollector.add_features, []
 
-    def stop(self: Found, picked: torch.Tensor) -> None:
+    def stop(self: RowCollector, picked: torch.Tensor) -> None:
         rounds.append(len(picked))
         if len(rounds) == 3:
             raise KeyboardInterrupt
         expand(self, picked)
 
-    monkeypatch.setattr(Found, "add_features", stop)
+    monkeypatch.setattr(RowCollector, "add_features", stop)
     asked = ("attribute", *world.opening, PROMPT, "--max-features", 20, "--round-size", 4, "--json")
     done = run(*asked, "--checkpoint", tmp_path / "rows", "--save", tmp_path / "part.safetensors")
     assert done.code == 130 and json.loads(done.out)["interrupted"]
     part = pc.Graph.load(tmp_path / "part.safetensors")
-    monkeypatch.setattr(Found, "add_features", expand)
+    monkeypatch.setattr(RowCollector, "add_features", expand)
     done = run(*asked, "--checkpoint", tmp_path / "rows")
     assert done.code == 0 and json.loads(done.out)["rows"] == part.rows.count + 12
     assert run("attribute", *world.opening, PROMPT, "--checkpoint", tmp_path / "rows").code == 2
@@ -462,14 +461,14 @@ def test_generate(run: Run, world: World, tmp_path: Path) -> None:
 
 def test_inspect_and_convert(run: Run, world: World, tmp_path: Path) -> None:
     told = json.loads(run("inspect", world.transcoders, "--json").out)
-    assert told == formats.inspect(world.transcoders).json() and told["features"] == [48, 48, 48]
+    assert told == pc.transcoders.inspect(world.transcoders).json() and told["features"] == [48, 48, 48]
     assert "circuit-tracer, per layer" in run("inspect", world.transcoders, "--headers").out
     done = run("convert", world.transcoders, tmp_path / "other", "--to", "pycircuit", "--dtype", "float64", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out) == {
         "source": str(world.transcoders), "target": str(tmp_path / "other"), "to": "pycircuit",
     }  # fmt: skip
-    first, second = formats.load(world.transcoders), formats.load(tmp_path / "other")
+    first, second = pc.transcoders.load(world.transcoders), pc.transcoders.load(tmp_path / "other")
     assert second.w_enc[0].dtype == torch.float64
     for ours, theirs in zip(first.w_enc, second.w_enc, strict=True):
         assert torch.equal(ours.double(), theirs)

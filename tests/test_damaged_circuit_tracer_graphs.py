@@ -40,29 +40,29 @@ class Hostile:
     """Runs a function when it is unpickled."""
 
     def __init__(self, function: Any, *args: Any) -> None:
-        self.how = (function, args)
+        self.call = (function, args)
 
     def __reduce__(self) -> Any:
-        return self.how
+        return self.call
 
 
-@pytest.mark.parametrize("how", ["torch", "in_targets", "in_config", "plain", "legacy", "polyglot"])
+@pytest.mark.parametrize("form", ["torch", "in_targets", "in_config", "plain", "legacy", "polyglot"])
 def test_a_hostile_pickle_is_refused_and_nothing_runs(
-    tmp_path: Path, remove_classes: Callable[[], None], how: str
+    tmp_path: Path, remove_classes: Callable[[], None], form: str
 ) -> None:
     mark, path = tmp_path / "ran", tmp_path / "g.pt"
     bad = Hostile(os.system, f"touch {mark}")
-    if how == "torch":
+    if form == "torch":
         saved(path, scan=bad)
-    elif how == "in_targets":
+    elif form == "in_targets":
         saved(path, logit_targets=[LogitTarget(bad, 3)])  # type: ignore[arg-type]
-    elif how == "in_config":
+    elif form == "in_config":
         saved(path, cfg=UnifiedConfig(dtype=Hostile(eval, f"open({str(mark)!r}, 'w')")))
-    elif how == "legacy":
+    elif form == "legacy":
         torch.save({**content(), "scan": bad}, path, _use_new_zipfile_serialization=False)
     else:
         path.write_bytes(pickle.dumps({**content(), "scan": bad}))
-    if how == "polyglot":
+    if form == "polyglot":
         with zipfile.ZipFile(path, "a") as archive:  # a pickle that is an archive too
             archive.writestr("g/data.pkl", pickle.dumps(bad, 2))
             archive.writestr("g/version", "3\n")
@@ -70,20 +70,20 @@ def test_a_hostile_pickle_is_refused_and_nothing_runs(
     with pytest.raises(GraphFileError, match=r"Graph\.from_circuit_tracer: .*g\.pt must (hold|be)"):
         Graph.from_circuit_tracer(path)
     assert not mark.exists()
-    if how in ("torch", "in_config", "in_targets"):
+    if form in ("torch", "in_config", "in_targets"):
         with pytest.raises(GraphFileError, match=r"GLOBAL (posix\.system|__builtin__\.eval)"):
             Graph.from_circuit_tracer(path)
-        if how == "torch":
+        if form == "torch":
             pickle.loads(pickle.dumps(bad))
             assert mark.exists()  # it would have run
 
 
 def laughs() -> list[Any]:
     """Nothing in a file, and 4**60 words where it is written out."""
-    found: list[Any] = ["ha"]
+    nested: list[Any] = ["ha"]
     for _ in range(60):
-        found = [found] * 4
-    return found
+        nested = [nested] * 4
+    return nested
 
 
 @pytest.mark.parametrize("name", ["scan", "input_string", "vocab_size", "logit_targets", "cfg", "adjacency_matrix"])
@@ -119,11 +119,11 @@ OPCODES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("how", OPCODES)
-def test_opcodes_that_no_graph_needs(tmp_path: Path, how: str) -> None:
-    opcodes, said = OPCODES[how]
+@pytest.mark.parametrize("name", OPCODES)
+def test_opcodes_that_no_graph_needs(tmp_path: Path, name: str) -> None:
+    opcodes, message = OPCODES[name]
     path = with_opcodes(tmp_path / "g.pt", "scan", opcodes)
-    with pytest.raises(GraphFileError, match=rf"must hold plain values and tensors, got .*{said}"):
+    with pytest.raises(GraphFileError, match=rf"must hold plain values and tensors, got .*{message}"):
         Graph.from_circuit_tracer(path)
     assert Graph.from_circuit_tracer(saved(path)).layers == LAYERS  # nothing of it stays
 
@@ -136,9 +136,9 @@ def test_values_changed_at_random_never_give_another_error(tmp_path: Path) -> No
     def change(name: str, data: bytes) -> bytes:
         if not name.endswith("data.pkl"):
             return data
-        for at in rng.integers(len(data), size=rng.integers(1, 4)).tolist():
+        for offset in rng.integers(len(data), size=rng.integers(1, 4)).tolist():
             new = opcodes[rng.integers(len(opcodes))] if rng.random() < 0.6 else bytes([rng.integers(256)])
-            data = data[:at] + new + data[at + rng.integers(3) :]
+            data = data[:offset] + new + data[offset + rng.integers(3) :]
         return data
 
     for _ in range(300):
@@ -163,10 +163,10 @@ def test_files_of_an_archive_have_places_of_their_own(tmp_path: Path) -> None:
     path, count = saved(tmp_path / "g.pt"), 1000
     data = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
-        held, start = len(archive.infolist()), archive.start_dir
+        members, start = len(archive.infolist()), archive.start_dir
     entry = data[start : data.index(b"PK\1\2", start + 4)]
     entries = data[start : start + data[start:].index(b"PK\5\6")].split(b"PK\6\6")[0] + entry * count
-    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, held + count, held + count, len(entries), start, 0)
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, members + count, members + count, len(entries), start, 0)
     path.write_bytes(data[:start] + entries + end)
     with pytest.raises(GraphFileError, match="must hold everything once, got"):
         Graph.from_circuit_tracer(path)
@@ -202,8 +202,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("bad", BAD)
 def test_bad_files(tmp_path: Path, bad: str) -> None:
-    changes, said = BAD[bad]
-    with pytest.raises(GraphFileError, match=rf"Graph\.from_circuit_tracer: .*g\.pt must hold a sound graph.*{said}"):
+    changes, message = BAD[bad]
+    with pytest.raises(
+        GraphFileError, match=rf"Graph\.from_circuit_tracer: .*g\.pt must hold a sound graph.*{message}"
+    ):
         Graph.from_circuit_tracer(saved(tmp_path / "g.pt", **changes))
 
 
@@ -238,10 +240,10 @@ def test_compressed_tensors_and_short_ones(tmp_path: Path) -> None:
 
 def test_damaged_bytes_never_give_another_error(tmp_path: Path) -> None:
     """Nor other numbers."""
-    whole, path, refused = saved(tmp_path / "g.pt").read_bytes(), tmp_path / "bad.pt", 0
+    data, path, refused = saved(tmp_path / "g.pt").read_bytes(), tmp_path / "bad.pt", 0
     expected = Graph.from_circuit_tracer(tmp_path / "g.pt")
-    for at in range(0, len(whole), 31):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x5A]) + whole[at + 1 :])
+    for offset in range(0, len(data), 31):
+        path.write_bytes(data[:offset] + bytes([data[offset] ^ 0x5A]) + data[offset + 1 :])
         try:
             got = Graph.from_circuit_tracer(path)
         except GraphFileError as error:
@@ -249,8 +251,8 @@ def test_damaged_bytes_never_give_another_error(tmp_path: Path) -> None:
             refused += 1
             continue
         assert torch.equal(got.dense(), expected.dense()) and torch.equal(got.features, expected.features)
-    for at in range(0, len(whole), 211):
-        path.write_bytes(whole[:at])
+    for offset in range(0, len(data), 211):
+        path.write_bytes(data[:offset])
         with pytest.raises(GraphFileError):
             Graph.from_circuit_tracer(path)
     assert refused > 10

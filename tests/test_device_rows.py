@@ -22,7 +22,7 @@ from graphs import random_graph
 from pycircuit.graph import Rows
 from pycircuit.trace.device_export import Exporter
 from pycircuit.trace.device_rows import runs
-from pycircuit.trace.row_store import Growing
+from pycircuit.trace.row_store import GrowableArray
 
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 on_devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
@@ -71,23 +71,23 @@ def test_export(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_export_of_many_buffers() -> None:
-    """Half a gigabyte through the buffers of a trace, the device at work on what comes next all the while."""
-    exporter, array = Exporter(torch.device("cuda")), Growing(np.float32, 1 << 27)
+    """Half a gigabyte goes through the buffers of a trace while the device works on."""
+    exporter, array = Exporter(torch.device("cuda")), GrowableArray(np.float32, 1 << 27)
     for begin in range(0, 1 << 27, 1 << 23):
         exporter.append(torch.arange(begin, begin + (1 << 23), device="cuda").remainder_(1 << 20).float(), array)
     exporter.finish()
-    assert np.array_equal(array(), np.tile(np.arange(1 << 20, dtype=np.float32), 1 << 7))
+    assert np.array_equal(array.view(), np.tile(np.arange(1 << 20, dtype=np.float32), 1 << 7))
 
 
 def test_runs_are_of_one_layer_and_of_few_entries() -> None:
     order, layer = np.array([0, 1, 2, 5, 6, 3, 4, 7]), np.array([0, 0, 0, 3, 3, 2, 1, 1])
     lengths = np.array([4, 0, 3, 9, 2, 1, 5, 0])
-    stretches = list(runs(order, layer, lengths, most=6))
+    stretches = list(runs(order, layer, lengths, max_entries=6))
     assert stretches == [(0, 2, 0, 4), (2, 3, 4, 7), (3, 5, 18, 24), (5, 6, 7, 16), (6, 7, 16, 18), (7, 8, 24, 24)]
 
 
-def test_finite_rows_are_taken_on_trust_once() -> None:
-    """By the graph that they were made for; who changes them and makes another is told."""
+def test_trusted_rows_are_checked_by_a_second_graph() -> None:
+    """A graph made of changed rows checks them again."""
     graph = random_graph()
     rows = Rows.trusted(graph.rows.row_ptr, graph.rows.column, graph.rows.weight.clone(), finite=True)
     made = replace(graph, rows=rows)
@@ -105,7 +105,7 @@ def test_memory_that_cannot_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
         return empty(*size, **options)
 
     monkeypatch.setattr(torch, "empty", refuses)
-    exporter, array = Exporter(torch.device("cuda")), Growing(np.float32, 3)
+    exporter, array = Exporter(torch.device("cuda")), GrowableArray(np.float32, 3)
     exporter.append(torch.tensor([1.0, 2.0]), array)
     exporter.finish()
-    assert array().tolist() == [1, 2]
+    assert array.view().tolist() == [1, 2]

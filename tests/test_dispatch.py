@@ -39,10 +39,10 @@ def _request(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Request
     ],
 )
 def test_first_that_can(request_: Request, machine: Machine, expected: str) -> None:
-    found = choose(request_, machine, None)
-    assert found.implementation == expected
-    assert found.isa == ("v3" if expected == "native" else None)
-    assert [name for name, _ in found.reasons] == ["native", "triton", "reference"]
+    explanation = choose(request_, machine, None)
+    assert explanation.implementation == expected
+    assert explanation.isa == ("v3" if expected == "native" else None)
+    assert [name for name, _ in explanation.reasons] == ["native", "triton", "reference"]
 
 
 @pytest.mark.parametrize(

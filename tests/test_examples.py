@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import builders
-import format_files
 import pytest
+import random_transcoders
 import torch
 from commands import Run, runner
 from torch import Tensor
@@ -23,11 +23,10 @@ from pycircuit.model.capture import STREAMS, capture
 from pycircuit.model.families import family_of
 from pycircuit.model.weights import read_weights
 from pycircuit.ops import SparseFeatures
-from pycircuit.transcoders import formats
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LAYERS, SIZE, CONTEXT, BINS = format_files.LAYERS, format_files.SIZE, 20, 50
+LAYERS, SIZE, CONTEXT, BINS = random_transcoders.LAYERS, random_transcoders.SIZE, 20, 50
 SHOWN = {"top": 4, "groups": 3, "per_group": 2, "around": 5, "logits": 6}
 CASES = {  # family, transcoders
     "llama": ("llama", {"cross": False}),
@@ -38,26 +37,26 @@ CASES = {  # family, transcoders
     "post_norm": ("gemma2", {"cross": False, "writes": "mlp_raw"}),
     "post_norms": ("gemma2", {"cross": True, "writes": "mlp_raw"}),
 }
-format_files.RULES["everywhere"] = lambda g, dtype: pc.TopK(SIZE, keep_negative=True)
+random_transcoders.RULES["everywhere"] = lambda g, dtype: pc.TopK(SIZE, keep_negative=True)
 
 
 def build(case: str, dtype: torch.dtype = torch.float64) -> pc.ReplacementModel:
-    family, given = CASES[case]
-    transcoders = format_files.made(dtype=dtype, **given)
+    family, settings = CASES[case]
+    transcoders = random_transcoders.random_set(dtype=dtype, **settings)
     labels = {(0, 3): "a label", (2, 5): "another"}
     return pc.ReplacementModel(builders.build(family, dtype), transcoders, labels=labels)
 
 
 def corpus() -> list[list[int]]:
-    """Of many lengths, beyond the context and below what is ignored; one text twice."""
+    """Texts of many lengths, longer than the context and shorter than the ignored positions; one of them twice."""
     lengths = (13, 1, 7, 47, 20, 2, 21, 9, 15, 30)
     made = [builders.prompt(length, seed).tolist() for seed, length in enumerate(lengths)]
     return [*made, made[2], made[0]]
 
 
 def cut(texts: list[list[int]]) -> list[list[int]]:
-    pieces = [text[at : at + CONTEXT] for text in texts for at in range(0, len(text), CONTEXT)]
-    return [piece for piece in pieces if len(piece) > 1]  # the first position is ignored
+    pieces = [text[begin : begin + CONTEXT] for text in texts for begin in range(0, len(text), CONTEXT)]
+    return [text_piece for text_piece in pieces if len(text_piece) > 1]  # the first position is ignored
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -74,18 +73,18 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def dense(model: Any, texts: list[list[int]]) -> list[list[Tensor]]:
-    """What features are worth at each token, written down: for each layer, [positions, features] of each text."""
+    """Activations by their definition: for each layer, [positions, features] of each text."""
     hf_model, t, row = model.hf_model, model.transcoders, family_of(model.hf_model)
     weights = read_weights(hf_model, row)
     read = [capture(hf_model, row, weights, torch.tensor(text), STREAMS).streams[t.reads] for text in texts]
-    found: list[list[Tensor]] = [[] for _ in range(LAYERS)]
+    values_of: list[list[Tensor]] = [[] for _ in range(LAYERS)]
     for layer in range(LAYERS):
         for x in read if t.size(layer) else []:
             pre = x[layer] @ t.w_enc[layer].T + t.b_enc[layer]
             value = torch.where(t.activation[layer].active(pre), pre, 0)
             value[:1] = 0
-            found[layer].append(value)
-    return found
+            values_of[layer].append(value)
+    return values_of
 
 
 def read(folder: Path, layer: int, feature: int) -> dict[str, Any]:
@@ -93,32 +92,32 @@ def read(folder: Path, layer: int, feature: int) -> dict[str, Any]:
     return json.loads((folder / f"{sum(range(total + 1)) + feature}.json").read_text())
 
 
-def near(found: list[float], expected: list[float]) -> bool:
+def near(actual: list[float], expected: list[float]) -> bool:
     """Files have six digits."""
-    return all(math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-12) for a, b in zip(found, expected, strict=True))
+    return all(math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-12) for a, b in zip(actual, expected, strict=True))
 
 
 def percentile(ordered: list[float], share: float) -> float:
-    at = share * (len(ordered) - 1)
-    low = math.floor(at)
+    rank = share * (len(ordered) - 1)
+    low = math.floor(rank)
     high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
+    return ordered[low] + (rank - low) * (ordered[high] - ordered[low])
 
 
-def check_distribution(found: dict[str, Any], every: list[float]) -> None:
+def check_distribution(description: dict[str, Any], every: list[float]) -> None:
     """every: of all tokens past the ignored ones, silent ones too."""
     active = sorted(v for v in every if v != 0)
-    assert near([found["act_min"], found["act_max"]], [min(every), max(every)])
-    assert near([found["activation_frequency"]], [len(active) / len(every)])
+    assert near([description["act_min"], description["act_max"]], [min(every), max(every)])
+    assert near([description["activation_frequency"]], [len(active) / len(every)])
     if not active:
-        assert found["quantile_values"] == found["histogram"] == found["examples_quantiles"] == []
+        assert description["quantile_values"] == description["histogram"] == description["examples_quantiles"] == []
         return
-    assert near(found["quantile_values"], [percentile(active, n / 100) for n in range(1, 100)])
+    assert near(description["quantile_values"], [percentile(active, n / 100) for n in range(1, 100)])
     low, high = min(every), max(every)
     counts = [0] * BINS
     for value in active:
         counts[min(BINS - 1, int((value - low) / (high - low) * BINS))] += 1
-    assert found["histogram"] == counts
+    assert description["histogram"] == counts
 
 
 def expected_places(columns: list[list[float]]) -> dict[str, list[tuple[int, int]]]:
@@ -137,10 +136,10 @@ def expected_places(columns: list[list[float]]) -> dict[str, list[tuple[int, int
     return places if ranked else {}
 
 
-def check_examples(found: dict[str, Any], texts: list[list[int]], columns: list[list[float]]) -> None:
+def check_examples(description: dict[str, Any], texts: list[list[int]], columns: list[list[float]]) -> None:
     places, seen = expected_places(columns), set()
-    assert [group["quantile_name"] for group in found["examples_quantiles"]] == list(places)
-    for group in found["examples_quantiles"]:
+    assert [group["quantile_name"] for group in description["examples_quantiles"]] == list(places)
+    for group in description["examples_quantiles"]:
         assert len(group["examples"]) == len(places[group["quantile_name"]])
         for example, (text, position) in zip(group["examples"], places[group["quantile_name"]], strict=True):
             begin = max(0, position - SHOWN["around"])
@@ -159,15 +158,15 @@ def test_every_number_of_every_file(case: tuple[Any, Path]) -> None:
     files, repeated, silent = 0, 0, 0
     for layer, values in enumerate(dense(model, texts)):
         for feature in range(model.transcoders.size(layer)):
-            found = read(folder, layer, feature)
+            description = read(folder, layer, feature)
             columns = [v[:, feature].tolist() for v in values]
-            check_distribution(found, [v for column in columns for v in column[1:]])
-            check_examples(found, texts, columns)
-            assert found["index"] == feature and found["transcoder_id"] == f"set/{layer}"
-            assert found.get("label") == model.labels.get((layer, feature))
+            check_distribution(description, [v for column in columns for v in column[1:]])
+            check_examples(description, texts, columns)
+            assert description["index"] == feature and description["transcoder_id"] == f"set/{layer}"
+            assert description.get("label") == model.labels.get((layer, feature))
             files += 1
-            silent += not found["histogram"]
-            shown = [e for group in found["examples_quantiles"] for e in group["examples"]]
+            silent += not description["histogram"]
+            shown = [e for group in description["examples_quantiles"] for e in group["examples"]]
             repeated += sum(e["is_repeated_datapoint"] for e in shown)
     assert len(list(folder.iterdir())) == files and silent < files and repeated
 
@@ -176,11 +175,11 @@ def effects(model: Any, layer: int) -> Tensor:
     """Decoder rows, as the norms of the model's own modules scale them, times the unembedding: [features, tokens]."""
     hf_model, t = model.hf_model, model.transcoders
     w_dec = t.w_dec[layer]
-    slots = [w_dec[:, at] for at in range(w_dec.shape[1])] if w_dec.ndim == 3 else [w_dec]
+    slots = [w_dec[:, slot] for slot in range(w_dec.shape[1])] if w_dec.ndim == 3 else [w_dec]
     total = torch.zeros_like(slots[0])
-    for at, rows in enumerate(slots):
+    for slot, rows in enumerate(slots):
         if t.writes == "mlp_raw":
-            rows = rows * (1 + hf_model.model.layers[layer + at].post_feedforward_layernorm.weight)
+            rows = rows * (1 + hf_model.model.layers[layer + slot].post_feedforward_layernorm.weight)
         total += rows
     if model.family.model_type == "gpt2":
         final = (total - total.mean(1, keepdim=True)) * hf_model.transformer.ln_f.weight
@@ -196,10 +195,10 @@ def test_tokens_that_features_speak_for(case: tuple[Any, Path]) -> None:
             continue
         order = effects(model, layer).argsort(1)
         for feature in range(SIZE):
-            found = read(folder, layer, feature)
+            description = read(folder, layer, feature)
             ranked = [str(token) for token in order[feature].tolist()]
-            assert found["bottom_logits"] == ranked[: SHOWN["logits"]]
-            assert found["top_logits"] == ranked[::-1][: SHOWN["logits"]]
+            assert description["bottom_logits"] == ranked[: SHOWN["logits"]]
+            assert description["top_logits"] == ranked[::-1][: SHOWN["logits"]]
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -214,27 +213,29 @@ def test_pieces_of_work_change_nothing(case: tuple[Any, Path], tmp_path: Path) -
 
 @pytest.mark.parametrize("cross", [False, True])
 def test_decoders_in_files_and_features_that_were_asked_for(cross: bool, tmp_path: Path) -> None:
-    held = format_files.made(cross)
-    formats.save(held, tmp_path / "transcoders")
+    transcoders = random_transcoders.random_set(cross)
+    pc.transcoders.save(transcoders, tmp_path / "transcoders")
     hf_model = builders.build("llama")
-    left = formats.load(tmp_path / "transcoders")
+    left = pc.transcoders.load(tmp_path / "transcoders")
     assert not isinstance(left.w_dec[0], Tensor)
-    whole, part = (
-        contents(pc.write_examples(pc.ReplacementModel(hf_model, t), corpus(), tmp_path, scan, **given, progress=False))
-        for t, scan, given in ((held, "a", {}), (left, "b", {"features": [(2, 5), (0, 3), (0, 3)]}))
+    every_file, chosen_files = (
+        contents(
+            pc.write_examples(pc.ReplacementModel(hf_model, t), corpus(), tmp_path, scan, **settings, progress=False)
+        )
+        for t, scan, settings in ((transcoders, "a", {}), (left, "b", {"features": [(2, 5), (0, 3), (0, 3)]}))
     )
-    assert part.keys() == {"9.json", "33.json"} and len(whole) == LAYERS * SIZE
+    assert chosen_files.keys() == {"9.json", "33.json"} and len(every_file) == LAYERS * SIZE
     for name, layer in (("9.json", 0), ("33.json", 2)):
-        assert json.loads(part[name]) == json.loads(whole[name]) | {"transcoder_id": f"b/{layer}"}
+        assert json.loads(chosen_files[name]) == json.loads(every_file[name]) | {"transcoder_id": f"b/{layer}"}
 
 
 def test_nothing_to_show(tmp_path: Path) -> None:
-    given = {"top": 0, "groups": 0, "logits": 0}
-    made = pc.write_examples(build("llama"), corpus(), tmp_path, **given, progress=False)
+    settings = {"top": 0, "groups": 0, "logits": 0}
+    made = pc.write_examples(build("llama"), corpus(), tmp_path, **settings, progress=False)
     assert made == tmp_path / "features" / "local"
-    found = read(made, 1, 4)
-    assert found["examples_quantiles"] == found["top_logits"] == found["bottom_logits"] == []
-    assert found["activation_frequency"] > 0
+    description = read(made, 1, 4)
+    assert description["examples_quantiles"] == description["top_logits"] == description["bottom_logits"] == []
+    assert description["activation_frequency"] > 0
 
 
 @pytest.mark.parametrize(
@@ -267,9 +268,9 @@ def test_errors_come_first(changes: dict[str, Any], says: str, tmp_path: Path, m
     (tmp_path / "features" / "there" / "0.json").touch()
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(pc.ReplacementModel, "activations", None)
-    given: dict[str, Any] = {"model": build("llama"), "texts": corpus(), "folder": tmp_path, "progress": False}
+    arguments: dict[str, Any] = {"model": build("llama"), "texts": corpus(), "folder": tmp_path, "progress": False}
     with pytest.raises((ValueError, TypeError, OSError), match=says):
-        pc.write_examples(**given | changes)
+        pc.write_examples(**arguments | changes)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -302,20 +303,20 @@ def test_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 400,000 activations, 10 MB of them, a twentieth is held at a time."""
+    """A twentieth of 400,000 activations, 10 MB, is in memory at a time."""
     monkeypatch.setattr(runs, "ACTIVATIONS_AT_ONCE", 20_000)
-    held = runs.ActivationRuns(tmp_path, [torch.ones(500, dtype=torch.bool).numpy()])
+    sorted_runs = runs.ActivationRuns(tmp_path, [torch.ones(500, dtype=torch.bool).numpy()])
     features = SparseFeatures(torch.arange(0, 2001, 20), torch.arange(2000) % 500, torch.ones(2000))
     tracemalloc.start()
     try:
         for batch in range(200):
-            held.add(100 * batch, [(features,)])
-        held.flush()
-        seen = sum(len(block.token) for block in held.blocks(0))
+            sorted_runs.add(100 * batch, [(features,)])
+        sorted_runs.flush()
+        seen = sum(len(block.token) for block in sorted_runs.blocks(0))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert seen == 400_000 and (held.count[0] == 800).all() and len(list(tmp_path.iterdir())) == 60
+    assert seen == 400_000 and (sorted_runs.count[0] == 800).all() and len(list(tmp_path.iterdir())) == 60
     assert peak < 3 << 20, peak
 
 
@@ -335,38 +336,43 @@ def test_a_graph_of_the_demo_finds_its_features(run: Run, tmp_path: Path) -> Non
     model = pc.load("demo")
     graph = pc.attribute(model, question, progress=False)
     graph.save(tmp_path / "g.safetensors")
-    given = ("--prompts", tmp_path / "prompts.txt", "--out", tmp_path, "--scan", "demo", "--graph")
-    code, out, err = run("examples", "demo", *given, tmp_path / "g.safetensors", "--top", len(prompts), "--json", "-q")
+    arguments = ("--prompts", tmp_path / "prompts.txt", "--out", tmp_path, "--scan", "demo", "--graph")
+    code, out, err = run(
+        "examples", "demo", *arguments, tmp_path / "g.safetensors", "--top", len(prompts), "--json", "-q"
+    )
     assert (code, err) == (0, "")
-    told = json.loads(out)
-    kept = {(layer, feature) for layer, _, feature in graph.features.tolist()}
+    output = json.loads(out)
+    features = {(layer, feature) for layer, _, feature in graph.features.tolist()}
     folder = tmp_path / "features" / "demo"
-    assert told == {"out": str(folder), "features": len(kept), "scan": "./data/features/demo"}
-    graph.to_json(tmp_path / "g.json", scan=told["scan"])
+    assert output == {"out": str(folder), "features": len(features), "scan": "./data/features/demo"}
+    graph.to_json(tmp_path / "g.json", scan=output["scan"])
     nodes = json.loads((tmp_path / "g.json").read_text())["nodes"]
     chosen = [node for node in nodes if node["feature_type"] == "cross layer transcoder"]
     assert chosen
     for node in chosen:
-        found = json.loads((folder / f"{node['feature']}.json").read_text())
-        assert node["node_id"].split("_")[:2] == [found["transcoder_id"].removeprefix("demo/"), str(found["index"])]
-        assert found.get("label", "") == node["clerp"] and len(found["top_logits"]) == 10
-        mine = [e for e in found["examples_quantiles"][0]["examples"] if e["tokens"] == graph.tokens.text]
+        description = json.loads((folder / f"{node['feature']}.json").read_text())
+        assert node["node_id"].split("_")[:2] == [
+            description["transcoder_id"].removeprefix("demo/"),
+            str(description["index"]),
+        ]
+        assert description.get("label", "") == node["clerp"] and len(description["top_logits"]) == 10
+        mine = [e for e in description["examples_quantiles"][0]["examples"] if e["tokens"] == graph.tokens.text]
         assert mine and mine[0]["tokens_acts_list"][node["ctx_idx"]] == pytest.approx(node["activation"], rel=1e-3)
 
 
 def test_command_with_no_texts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo takes its own statements, others are asked for some."""
-    whole, asked, sizes = pc.write_examples, [], 0
+    write_examples, received, sizes = pc.write_examples, [], 0
 
     def few(model: Any, texts: list[str], *args: Any, **options: Any) -> Path:
         nonlocal sizes
-        asked.append(texts)
+        received.append(texts)
         sizes = sum(model.transcoders.size(layer) for layer in range(model.depth))
-        return whole(model, texts[::400], *args, **options)
+        return write_examples(model, texts[::400], *args, **options)
 
     monkeypatch.setattr(pc, "write_examples", few)
     code, out, err = run("examples", "demo", "--out", tmp_path, "--quiet")
-    assert asked == [[s.prompt for s in facts.facts().statements()]]
+    assert received == [[s.prompt for s in facts.facts().statements()]]
     assert (code, err) == (0, "") and f"{sizes} features" in out and "--scan ./data/features/local" in out
     assert len(list((tmp_path / "features" / "local").iterdir())) == sizes
     for arguments, says in (

@@ -1,4 +1,4 @@
-"""Every family on a tiny random model: the frozen model must be the model, in every part."""
+"""Every family on a tiny random model: the frozen model must be the model, in every step."""
 
 from __future__ import annotations
 
@@ -7,20 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from builders import (
-    CONFIGS,
-    LAYERS,
-    VOCABULARY,
-    WIDTH,
-    WINDOW,
-    WINDOWED,
-    build,
-    prompt,
-)
+from builders import CONFIGS, LAYERS, VOCABULARY, WIDTH, WINDOW, WINDOWED, build, prompt
 
 import pycircuit as pc
-from pycircuit.model import capture as capturing
-from pycircuit.model import families, frozen, hooks
+from pycircuit.model import attention_choice, families, frozen
+from pycircuit.model.agreement import disagreement, relative_error
+from pycircuit.model.capture import STREAMS, Captured, capture
+from pycircuit.model.causal_attention import sliding_window
 from pycircuit.model.families import FAMILIES, family_of
 from pycircuit.model.weights import read_weights
 from pycircuit.transcoders.types import READS
@@ -32,9 +25,9 @@ TYPES = pytest.mark.parametrize("dtype", list(EXACT), ids=["float32", "float64"]
 EVERY = pytest.mark.parametrize("name", list(CONFIGS))
 
 
-def freeze(model: Any, stored: bool = True, **options: Any) -> capturing.Captured:
-    row = family_of(model)
-    return capturing.capture(model, row, read_weights(model, row), prompt(), capturing.STREAMS, stored, **options)
+def freeze(model: Any, stored: bool = True, **options: Any) -> Captured:
+    family = family_of(model)
+    return capture(model, family, read_weights(model, family), prompt(), STREAMS, stored, **options)
 
 
 def eager_logits(model: Any) -> torch.Tensor:
@@ -61,56 +54,56 @@ def test_every_family_has_a_tiny_model() -> None:
 def test_logits_equal_eager(name: str, dtype: torch.dtype) -> None:
     model = build(name, dtype)
     # transformers computes norms and softmax of float64 models in float32.
-    assert capturing.relative(freeze(model).model.logits(), eager_logits(model)) < 1e-5
+    assert relative_error(freeze(model).model.logits(), eager_logits(model)) < 1e-5
 
 
 @TYPES
 @EVERY
 @pytest.mark.parametrize("stored", [True, False], ids=["stored", "recomputed"])
-def test_parts_add_up(name: str, dtype: torch.dtype, stored: bool) -> None:
+def test_the_stream_adds_up(name: str, dtype: torch.dtype, stored: bool) -> None:
     """Embeddings, frozen attention and MLP outputs give back every stream, the last one and the logits."""
     captured = freeze(build(name, dtype), stored)
     model, s = captured.model, captured.streams
     *layers, (last, _, _) = model.streams(s["mlp_raw"])
-    for at, parts in enumerate(layers):
-        for part, key in zip(parts, ("resid_in", "attention_out", "resid_mid"), strict=True):
-            assert capturing.relative(part, s[key][at]) < EXACT[dtype], (at, key)
-    assert capturing.relative(last, model.final_stream) < EXACT[dtype]
-    assert capturing.relative(replace(model, final_stream=last).logits(), model.logits()) < EXACT[dtype]
+    for i, streams in enumerate(layers):
+        for stream, key in zip(streams, ("resid_in", "attention_out", "resid_mid"), strict=True):
+            assert relative_error(stream, s[key][i]) < EXACT[dtype], (i, key)
+    assert relative_error(last, model.final_stream) < EXACT[dtype]
+    assert relative_error(replace(model, final_stream=last).logits(), model.logits()) < EXACT[dtype]
 
 
 @TYPES
 @EVERY
-def test_each_part_alone(name: str, dtype: torch.dtype) -> None:
-    found = capturing.disagreement(freeze(build(name, dtype)))
-    assert set(found) == {"attention", "post_mlp_norm", "order", "mlp_input"}
-    assert max(found.values()) < EXACT[dtype], found
+def test_every_step_agrees(name: str, dtype: torch.dtype) -> None:
+    errors = disagreement(freeze(build(name, dtype)))
+    assert set(errors) == {"attention", "post_mlp_norm", "order", "mlp_input"}
+    assert max(errors.values()) < EXACT[dtype], errors
 
 
 @EVERY
 def test_reads_are_linear_in_the_stream(name: str) -> None:
     captured = freeze(build(name, torch.float64))
-    for at, layer in enumerate(captured.model.layers):
-        middle = captured.streams["resid_mid"][at]
+    for i, layer in enumerate(captured.model.layers):
+        middle = captured.streams["resid_mid"][i]
         for reads in READS:
             norm = layer.read_norm(reads)
-            got = middle if norm is None else norm.forward(middle)
-            assert capturing.relative(got, captured.streams[reads][at]) < 1e-12, (at, reads)
+            read = middle if norm is None else norm.forward(middle)
+            assert relative_error(read, captured.streams[reads][i]) < 1e-12, (i, reads)
 
 
 @EVERY
 def test_stored_equals_recomputed(name: str) -> None:
     model = build(name, torch.float64)
-    kept, again = freeze(model, True).model, freeze(model, False).model
-    for a, b in zip(kept.layers, again.layers, strict=True):
+    stored, recomputed = freeze(model, True).model, freeze(model, False).model
+    for a, b in zip(stored.layers, recomputed.layers, strict=True):
         assert isinstance(a.attention, pc.ops.StoredAttention)
         assert isinstance(b.attention, pc.ops.RecomputedAttention)
-        n = kept.positions
+        n = stored.positions
         torch.testing.assert_close(b.attention.weights(n), a.attention.weights(n), rtol=1e-12, atol=1e-14)
         for begin, end in ((0, n), (5, 9), (n - 1, n)):
-            rows = frozen.pattern_at(b.attention, torch.arange(begin, end), end)
+            rows = b.attention.pattern_rows(torch.arange(begin, end), end)
             torch.testing.assert_close(
-                rows, frozen.pattern_at(a.attention, torch.arange(begin, end), end), rtol=1e-12, atol=1e-14
+                rows, a.attention.pattern_rows(torch.arange(begin, end), end), rtol=1e-12, atol=1e-14
             )
 
 
@@ -121,7 +114,7 @@ def test_window_is_shorter_than_the_prompt(name: str) -> None:
     assert WINDOW in windows <= {0, WINDOW}
 
 
-def test_what_a_family_can_have_is_on() -> None:
+def test_everything_that_a_family_can_have_is_on() -> None:
     first = {name: freeze(build(name), False).model.layers[0].attention for name in ("gemma2", "gpt_oss", "llama")}
     assert first["gemma2"].softcap == 1.5
     assert first["gpt_oss"].sinks is not None and first["gpt_oss"].sinks.abs().min() > 0
@@ -138,13 +131,13 @@ def test_what_a_family_can_have_is_on() -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "gemma2", "olmo2", "gpt_oss"])
 def test_blocks_of_queries_change_nothing(name: str, stored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(name, torch.float64)
-    whole = freeze(model, stored)
+    expected = freeze(model, stored).model.final_stream
     for block in (1, 200):
         monkeypatch.setattr(frozen, "BLOCK", block)
-        parts = freeze(model, stored)
-        assert capturing.relative(parts.model.final_stream, whole.model.final_stream) < 1e-13
-        *_, (last, _, _) = parts.model.streams(parts.streams["mlp_raw"])
-        assert capturing.relative(last, whole.model.final_stream) < 1e-12
+        blocked = freeze(model, stored)
+        assert relative_error(blocked.model.final_stream, expected) < 1e-13
+        *_, (last, _, _) = blocked.model.streams(blocked.streams["mlp_raw"])
+        assert relative_error(last, expected) < 1e-12
 
 
 @EVERY
@@ -186,18 +179,18 @@ def test_half_precision_adds_up_in_float32(name: str, dtype: torch.dtype) -> Non
     model = build(name, dtype)
     captured = freeze(model)
     assert captured.model.dtype == torch.float32 and captured.model.unembedding.dtype == dtype
-    assert max(capturing.disagreement(captured).values()) < 1e-5
+    assert max(disagreement(captured).values()) < 1e-5
     *_, (last, _, _) = captured.model.streams(captured.streams["mlp_raw"])
-    assert capturing.relative(last, captured.model.final_stream) < 1e-5
+    assert relative_error(last, captured.model.final_stream) < 1e-5
     # 8 bits of mantissa, rounded at every step of three layers.
-    assert capturing.relative(captured.model.logits(), eager_logits(model).float()) < 0.1
+    assert relative_error(captured.model.logits(), eager_logits(model).float()) < 0.1
 
 
 def test_one_token() -> None:
     model = build("gemma2")
-    row = family_of(model)
-    captured = capturing.capture(model, row, read_weights(model, row), torch.tensor([7]), capturing.STREAMS)
-    assert max(capturing.disagreement(captured).values()) < 1e-5
+    family = family_of(model)
+    captured = capture(model, family, read_weights(model, family), torch.tensor([7]), STREAMS)
+    assert max(disagreement(captured).values()) < 1e-5
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -211,7 +204,7 @@ def test_the_model_is_left_as_it_was() -> None:
         freeze(model)
     assert model.config._attn_implementation == before
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    assert hooks._choice() is None
+    assert attention_choice.current_choice() is None
 
 
 def test_nothing_holds_a_tape() -> None:
@@ -225,13 +218,13 @@ def test_nothing_holds_a_tape() -> None:
 def test_inputs_that_require_gradients(name: str) -> None:
     """As adapters are trained: the embedding's output asks for a gradient, and no trace has one."""
     model = build(name)
-    plain = pc.attribute(pc.ReplacementModel(model, transcoders()), prompt(), max_features=5, progress=False)
+    expected = pc.attribute(pc.ReplacementModel(model, transcoders()), prompt(), max_features=5, progress=False)
     model.enable_input_require_grads()
     for layer in model.get_submodule(FAMILIES[name].layers):
         layer.mlp.register_forward_hook(lambda module, args, out: out.requires_grad_())
     opened = pc.ReplacementModel(model, transcoders())
     graph = pc.attribute(opened, prompt(), max_features=5, progress=False)
-    assert torch.equal(graph.rows.weight, plain.rows.weight) and not graph.rows.weight.requires_grad
+    assert torch.equal(graph.rows.weight, expected.rows.weight) and not graph.rows.weight.requires_grad
     assert not any(t.requires_grad for t in vars(opened.freeze(prompt()).model).values() if torch.is_tensor(t))
 
 
@@ -247,7 +240,7 @@ def test_experts_that_have_no_float64() -> None:
     pc.ReplacementModel(model, transcoders(torch.float64))
 
 
-def test_training_mode_is_refused() -> None:
+def test_training_mode_raises() -> None:
     with pytest.raises(ValueError, match=r"call model\.hf_model\.eval\(\)"):
         freeze(build("llama").train())
 
@@ -259,7 +252,7 @@ def test_unknown_family_names_the_row_to_write() -> None:
         pc.ReplacementModel(model, transcoders())
 
 
-def test_a_registered_row_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_row_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(families, "FAMILIES", dict(FAMILIES))
     model = build("phi3")
     model.config.model_type = "mine"
@@ -268,7 +261,7 @@ def test_a_registered_row_serves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "wrong", "message"),
+    ("name", "fields", "message"),
     [
         ("gemma2", {"gain_offset": 0.0}, "attention .* off"),
         ("gemma2", {"final_softcap": None}, "logits .* off"),
@@ -284,13 +277,11 @@ def test_a_registered_row_serves(monkeypatch: pytest.MonkeyPatch) -> None:
         ("gpt2", {"position_embedding": None}, "None"),
     ],
 )
-def test_a_wrong_row_is_refused(
-    name: str, wrong: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_row_raises(name: str, fields: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(families, "FAMILIES", dict(FAMILIES))
     model = build(name)
-    pc.register_family(replace(FAMILIES[name], **wrong))
-    if "position_embedding" in wrong:  # not an error: positions then count as part of the tokens
+    pc.register_family(replace(FAMILIES[name], **fields))
+    if "position_embedding" in fields:  # not an error: positions then count as part of the tokens
         pc.ReplacementModel(model, transcoders())
         return
     with pytest.raises(pc.FamilyError, match=message):
@@ -308,13 +299,13 @@ def test_register_family_checks_its_fields() -> None:
         pc.register_family(model_type="")
 
 
-def test_masks_that_are_not_causal_are_refused() -> None:
-    assert capturing.window_of(torch.ones(5, 5, dtype=torch.bool).tril()) == 0
-    assert capturing.window_of(torch.ones(5, 5, dtype=torch.bool).tril().triu(-1)) == 2
+def test_masks_that_are_not_causal_raise() -> None:
+    assert sliding_window(torch.ones(5, 5, dtype=torch.bool).tril()) == 0
+    assert sliding_window(torch.ones(5, 5, dtype=torch.bool).tril().triu(-1)) == 2
     chunked = torch.block_diag(torch.ones(3, 3), torch.ones(2, 2)).bool().tril()
     for mask in (torch.ones(5, 5, dtype=torch.bool), chunked):
         with pytest.raises(pc.FamilyError, match="must be causal"):
-            capturing.window_of(mask)
+            sliding_window(mask)
 
 
 def test_vocabulary_of_the_table() -> None:

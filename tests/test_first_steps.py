@@ -17,7 +17,6 @@ import torch
 
 import pycircuit as pc
 from pycircuit.progress import Progress
-from pycircuit.transcoders import formats
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,7 +37,7 @@ def test_functions_say_what_they_return() -> None:
 
 
 def test_transcoders_of_ones_own_on_the_demo(model: pc.ReplacementModel, tmp_path: Path) -> None:
-    formats.save(model.transcoders, tmp_path / "mine")
+    pc.transcoders.save(model.transcoders, tmp_path / "mine")
     expected = pc.attribute(model, PROMPT, progress=False)
     for given in (tmp_path / "mine", str(tmp_path / "mine"), model.transcoders):
         graph = pc.attribute(pc.load("demo", given), PROMPT, progress=False)

@@ -1,4 +1,4 @@
-"""What docs/processes.md says of processes that fork, with a real fork in a process that has run several threads."""
+"""Processes that fork, as docs/processes.md tells: a real fork in a process that has run several threads."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_forked_child_traces(name: str) -> None:
 
 
 def run(script: str, limit: float = LIMIT) -> int | None:
-    """Its exit status; None where it is not done in time, with its children killed."""
+    """Run a script and return its exit status, or None where it is not done in time, with its children killed."""
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", script], start_new_session=True)
     try:
         return process.wait(limit)

@@ -1,4 +1,4 @@
-"""float32 stays float32 in traces, whatever the user asks of torch, and the user's settings are left as they were."""
+"""float32 stays float32 in traces, whatever precision the user sets in torch, and the user's settings stay."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MATMULS = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul] if NEW else
 
 
 @pytest.fixture(autouse=True)
-def as_at_first() -> Iterator[None]:
+def default_settings() -> Iterator[None]:
     yield
     torch.set_float32_matmul_precision("highest")
     if NEW:
@@ -33,14 +33,14 @@ def as_at_first() -> Iterator[None]:
 
 
 def settings() -> list[Any]:
-    """All that torch would answer, an error for a way that must not be used beside the other."""
-    words: list[Any] = [torch.backends.fp32_precision, *(s.fp32_precision for s in MATMULS)] if NEW else []
-    for question in (torch.get_float32_matmul_precision, lambda: torch.backends.cuda.matmul.allow_tf32):
+    """Every setting as torch reports it, "mixed" where its two interfaces disagree."""
+    values: list[Any] = [torch.backends.fp32_precision, *(s.fp32_precision for s in MATMULS)] if NEW else []
+    for read in (torch.get_float32_matmul_precision, lambda: torch.backends.cuda.matmul.allow_tf32):
         try:
-            words.append(question())
+            values.append(read())
         except RuntimeError:
-            words.append("mixed")
-    return words
+            values.append("mixed")
+    return values
 
 
 def lowered() -> bool:
@@ -49,48 +49,49 @@ def lowered() -> bool:
     return torch.get_float32_matmul_precision() != "highest"
 
 
-def ask(way: str) -> None:
-    if way in ("high", "medium"):
-        torch.set_float32_matmul_precision(way)
-    elif way == "allow_tf32":
+def set_precision(interface: str) -> None:
+    if interface in ("high", "medium"):
+        torch.set_float32_matmul_precision(interface)
+    elif interface == "allow_tf32":
         torch.backends.cuda.matmul.allow_tf32 = True
-    elif way == "matmul":
+    elif interface == "matmul":
         torch.backends.cuda.matmul.fp32_precision = "tf32"
     else:
         torch.backends.fp32_precision = "tf32"
 
 
-WAYS = ["high", "medium", "allow_tf32", *(["matmul", "general"] if NEW else [])]
+INTERFACES = ["high", "medium", "allow_tf32", *(["matmul", "general"] if NEW else [])]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_settings_come_back(way: str) -> None:
-    ask(way)
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_settings_are_restored(interface: str) -> None:
+    set_precision(interface)
     before = settings()
     assert lowered()
     with pytest.raises(KeyError), full_float32():
         assert not lowered()
         raise KeyError
     assert settings() == before
-    if way == "general":  # which stays the setting of all
+    if interface == "general":  # which stays the setting of all
         torch.backends.fp32_precision = "ieee"
         assert not lowered()
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_trace_runs_in_full(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, seen, tile = replacement("llama", "plt", torch.float32), [], Sweep.tile
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_a_trace_runs_in_full_float32(interface: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tile = replacement("llama", "plt", torch.float32), Sweep.tile
+    lowered_in_tiles = []
 
     def watched(*args: Any) -> Any:
-        seen.append(lowered())
+        lowered_in_tiles.append(lowered())
         return tile(*args)
 
     monkeypatch.setattr(Sweep, "tile", watched)
-    truth = pc.attribute(model, builders.prompt(5), max_targets=2, progress=False)
-    ask(way)
+    expected = pc.attribute(model, builders.prompt(5), max_targets=2, progress=False)
+    set_precision(interface)
     graph = pc.attribute(model, builders.prompt(5), max_targets=2, progress=False)
-    assert lowered() and seen and not any(seen)
-    assert torch.equal(graph.dense(), truth.dense())
+    assert lowered() and lowered_in_tiles and not any(lowered_in_tiles)
+    assert torch.equal(graph.dense(), expected.dense())
 
 
 def test_torch_without_a_setting_for_each_device() -> None:
@@ -104,5 +105,5 @@ with torch_settings.full_float32():
     assert torch.get_float32_matmul_precision() == "highest"
 assert torch.get_float32_matmul_precision() == "medium"
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr

@@ -1,4 +1,4 @@
-"""Generation: as transformers generates, and steered as a loop of whole interventions would."""
+"""Generation: as transformers generates, and steered as a loop of interventions without a cache."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import builders
 import pytest
 import torch
 import transformers
+from active_features import active_features
 from builders import KINDS, replacement
-from test_intervene import active
 
 import pycircuit as pc
 from pycircuit.interventions.generate import Sampling
-from pycircuit.model.capture import attention_by
+from pycircuit.model.attention_choice import use_attention
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,21 +29,21 @@ def test_without_steering_as_transformers_does(family: str) -> None:
     model = replacement(family, "plt", torch.float32)
     expected = []
     for ids in prompts():
-        given = torch.tensor([ids])
-        how = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
-        with attention_by(model.hf_model, "eager"):  # other attentions drop scales and caps in some versions
-            out = model.hf_model.generate(given, attention_mask=torch.ones_like(given), **how)
+        prompt = torch.tensor([ids])
+        options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+        with use_attention(model.hf_model, "eager"):  # other attentions drop scales and caps in some versions
+            out = model.hf_model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
         expected.append(out[0, len(ids) :].tolist())
     assert pc.generate(model, prompts(), max_new_tokens=12) == expected
     assert pc.generate(model, prompts()[1], max_new_tokens=12) == expected[1]
 
 
-def loop(model: pc.ReplacementModel, ids: list[int], steer: list[pc.Intervention], place: int) -> list[int]:
-    """The same without a cache: every token sampled after a whole intervention on all before it."""
-    start, generator = len(ids), torch.Generator().manual_seed((7 << 24) + place)
+def loop(model: pc.ReplacementModel, ids: list[int], steer: list[pc.Intervention], index: int) -> list[int]:
+    """Tokens generated without a cache, each after an intervention on all positions before it."""
+    start, generator = len(ids), torch.Generator().manual_seed((7 << 24) + index)
     for _ in range(COUNT):
-        acting = [one for one in steer if len(one.places(len(ids), len(ids)))]
-        logits = pc.intervene(model, ids, acting, "none").logits if acting else model.freeze(ids).model.logits()
+        active = [intervention for intervention in steer if len(intervention.positions(len(ids), len(ids)))]
+        logits = pc.intervene(model, ids, active, freeze="none").logits if active else model.freeze(ids).model.logits()
         ids = [*ids, int(Sampling(1.5, None, None).pick(logits[-1:], [generator]))]
         if ids[-1] == EOS:
             break
@@ -51,8 +51,8 @@ def loop(model: pc.ReplacementModel, ids: list[int], steer: list[pc.Intervention
 
 
 def steering(model: pc.ReplacementModel) -> list[pc.Intervention]:
-    """Open-ended and closed, over all and over generated tokens alone; set, scaled, ablated; two in one place."""
-    (a, b, c, d) = active(model, 4)
+    """Open-ended and closed, over all and over generated tokens alone; set, scaled, ablated; two at one position."""
+    a, b, c, d = active_features(model, builders.prompt(9), 4)
     return [
         pc.Intervention(a[0], None, a[2], 6.0),
         pc.Intervention(b[0], slice(3, None), b[2], factor=-2),
@@ -68,35 +68,35 @@ def steering(model: pc.ReplacementModel) -> list[pc.Intervention]:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_oss"])
 def test_steered_as_a_loop_of_interventions(family: str, kind: str) -> None:
     model = replacement(family, kind, torch.float32)
-    steer, how = steering(model), {"max_new_tokens": COUNT, "temperature": 1.5, "seed": 7}
-    expected = [loop(model, ids, steer, place) for place, ids in enumerate(prompts())]
-    assert pc.generate(model, prompts(), steer, **how) == expected
-    assert pc.generate(model, prompts()[0], steer, **how) == expected[0]
-    assert any(e != free for e, free in zip(expected, pc.generate(model, prompts(), **how), strict=True))
+    steer, options = steering(model), {"max_new_tokens": COUNT, "temperature": 1.5, "seed": 7}
+    expected = [loop(model, ids, steer, i) for i, ids in enumerate(prompts())]
+    assert pc.generate(model, prompts(), steer, **options) == expected
+    assert pc.generate(model, prompts()[0], steer, **options) == expected[0]
+    assert any(e != free for e, free in zip(expected, pc.generate(model, prompts(), **options), strict=True))
 
 
-def test_a_text_ends() -> None:
+def test_a_text_ends_at_an_end_token() -> None:
     """At any of the tokens that the model's generation config names; other prompts of the batch go on."""
     model = replacement("llama", "plt", torch.float32)
     free = pc.generate(model, prompts(), max_new_tokens=COUNT)
     model.hf_model.generation_config.eos_token_id = [60, free[0][2]]
-    found = pc.generate(model, prompts(), max_new_tokens=COUNT)
+    ended = pc.generate(model, prompts(), max_new_tokens=COUNT)
     cut = [row[: row.index(free[0][2]) + 1] if free[0][2] in row else row for row in free]
-    assert found == cut and len(found[0]) <= 3 < max(map(len, found))
+    assert ended == cut and len(ended[0]) <= 3 < max(map(len, ended))
 
 
-def test_sampling_keeps_what_transformers_keeps() -> None:
+def test_sampling_has_the_candidates_of_transformers() -> None:
     g = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(50, 40, generator=g, dtype=torch.float64)
     for top_k, top_p in ((5, None), (None, 0.7), (9, 0.5), (100, 1.0)):
-        kept = Sampling(0.8, top_k, top_p)._kept(logits / 0.8)
+        candidates = Sampling(0.8, top_k, top_p).candidates(logits / 0.8)
         expected = logits / 0.8
         if top_k is not None:
             expected = transformers.TopKLogitsWarper(top_k)(None, expected)
         if top_p is not None:
             expected = transformers.TopPLogitsWarper(top_p)(None, expected)
-        assert torch.equal(kept.isinf(), expected.isinf())
-        assert kept.isinf().any() or top_k == 100
+        assert torch.equal(candidates.isinf(), expected.isinf())
+        assert candidates.isinf().any() or top_k == 100
 
 
 def test_sampling_is_by_probability() -> None:
@@ -109,18 +109,18 @@ def test_sampling_is_by_probability() -> None:
     assert float((counts[:3] / 4000 - expected).abs().max()) < 0.03 and counts[3] == 0
 
 
-def test_samples() -> None:
-    """The same again with the same seed, another with another, and one for each place in the list."""
+def test_samples_depend_on_the_seed_and_the_place_in_the_list() -> None:
     model = replacement("llama", "plt", torch.float32)
-    ids, how = prompts()[1], {"max_new_tokens": 12, "temperature": 2.0}
-    found = pc.generate(model, [ids] * 3, **how)
-    assert found == pc.generate(model, [ids] * 3, **how) and found[0] == pc.generate(model, torch.tensor(ids), **how)
-    assert found[0] != found[1] != found[2] and found[0] != pc.generate(model, ids, seed=1, **how)
-    assert pc.generate(model, [ids], top_k=1, **how) == pc.generate(model, [ids], max_new_tokens=12)
+    ids, options = prompts()[1], {"max_new_tokens": 12, "temperature": 2.0}
+    texts = pc.generate(model, [ids] * 3, **options)
+    assert texts == pc.generate(model, [ids] * 3, **options)
+    assert texts[0] == pc.generate(model, torch.tensor(ids), **options)
+    assert texts[0] != texts[1] != texts[2] and texts[0] != pc.generate(model, ids, seed=1, **options)
+    assert pc.generate(model, [ids], top_k=1, **options) == pc.generate(model, [ids], max_new_tokens=12)
 
 
 @pytest.mark.parametrize(
-    ("how", "kind", "message"),
+    ("options", "error", "message"),
     [
         ({"temperature": -1.0}, ValueError, "temperature must be finite and not negative, got -1.0"),
         ({"temperature": float("nan")}, ValueError, "temperature must be a number, got NaN"),
@@ -136,9 +136,9 @@ def test_samples() -> None:
         ({"steer": [pc.Intervention(0, slice(26, None), 0, 1.0)]}, ValueError, "position must name positions from"),
     ],
 )
-def test_arguments(how: dict[str, object], kind: type[Exception], message: str) -> None:
+def test_arguments(options: dict[str, object], error: type[Exception], message: str) -> None:
     model = replacement("llama", "plt", torch.float32)
-    with pytest.raises(kind, match=f"^generate: {message}"):
-        pc.generate(model, prompts()[0], **how)
+    with pytest.raises(error, match=f"^generate: {message}"):
+        pc.generate(model, prompts()[0], **options)
     with pytest.raises(TypeError, match=r"^generate: prompts must be a prompt or a list of prompts, got int"):
         pc.generate(model, 3)

@@ -163,8 +163,10 @@ def test_traces_that_fail_or_break_the_law_are_red(section: Any, monkeypatch: py
     results = section("clt")
     assert len(results[f"gemma2b-clt {LABEL}"]["runs"]) == 1
     assert [why.split(": ")[-1].split(" is ")[0] for why in results["red"]] == [
-        "the certificate", "the certificate", "an illegal memory access was encountered",
-    ]  # fmt: skip
+        "the certificate",
+        "the certificate",
+        "an illegal memory access was encountered",
+    ]
 
 
 def test_long_prompts_are_predicted_first(section: Any) -> None:

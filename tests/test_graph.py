@@ -62,11 +62,11 @@ def test_upward_edges_are_refused_in_any_order_of_features(order: str) -> None:
     layer = graph.features[:, 0]
     assert bool((layer.diff() >= 0).all()) == (order == "layers")
     row = int((graph.row_node < graph.first_error).nonzero()[0, 0])
-    whole = graph.dense()[graph.row_node]
+    dense_rows = graph.dense()[graph.row_node]
     same = int((layer == layer[graph.row_node[row]]).nonzero()[0, 0])
-    whole[row, same] = 1.0
+    dense_rows[row, same] = 1.0
     with pytest.raises(ValueError, match="edges from lower layers only"):
-        replace(graph, rows=Rows.from_dense(whole)[0])
+        replace(graph, rows=Rows.from_dense(dense_rows)[0])
 
 
 def without_rows(features: int = 0, layers: int = 2, positions: int = 1, targets: int = 1) -> Graph:
@@ -97,14 +97,19 @@ ODD = {
 def test_odd_graphs(name: str, shares: tuple[float, float]) -> None:
     graph = ODD[name]()
     pruned = graph.prune(*shares)
-    for each in (graph, pruned.graph, graph.subgraph(np.zeros(graph.nodes, bool)), pruned.graph.prune(*shares).graph):
-        assert 0 <= each.certificate <= 1
-        assert (each.influence().numpy() >= 0).all()
-        assert np.isfinite(each.influence().numpy()).all()
-        assert all(np.isnan(s) or 0 <= s <= 1 for s in each.scores())
-        assert each.dense().shape == (each.nodes, each.nodes)
-        assert (each.to_scipy().toarray() == each.dense().numpy()).all()
-        assert each.to_networkx().number_of_edges() == each.rows.entries
+    for variant in (
+        graph,
+        pruned.graph,
+        graph.subgraph(np.zeros(graph.nodes, bool)),
+        pruned.graph.prune(*shares).graph,
+    ):
+        assert 0 <= variant.certificate <= 1
+        assert (variant.influence().numpy() >= 0).all()
+        assert np.isfinite(variant.influence().numpy()).all()
+        assert all(np.isnan(s) or 0 <= s <= 1 for s in variant.scores())
+        assert variant.dense().shape == (variant.nodes, variant.nodes)
+        assert (variant.to_scipy().toarray() == variant.dense().numpy()).all()
+        assert variant.to_networkx().number_of_edges() == variant.rows.entries
     assert pruned.cumulative().numpy().max(initial=0) <= 1
     assert pruned.node_mask[graph.first_token :].all()
 

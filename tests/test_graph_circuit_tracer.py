@@ -62,14 +62,14 @@ def test_a_file_as_theirs(tmp_path: Path, remove_classes: Callable[[], None]) ->
 
 def test_nothing_is_claimed_of_the_law(tmp_path: Path) -> None:
     graph = Graph.from_circuit_tracer(saved(tmp_path / "g.pt"))
-    for one in (graph, graph.prune(1, 1).graph):
-        assert np.isnan(one.certificate) and bool(one.residual.isnan().all())
+    for variant in (graph, graph.prune(1, 1).graph):
+        assert np.isnan(variant.certificate) and bool(variant.residual.isnan().all())
     graph.save(tmp_path / "g.safetensors")
     assert np.isnan(Graph.load(tmp_path / "g.safetensors").certificate)
 
 
 def test_a_file_outlives_nothing(tmp_path: Path) -> None:
-    """What was read stays when the file goes."""
+    """A graph stays valid when its file is overwritten."""
     doubles = {name: content()[name].double() for name in ("activation_values", "logit_probabilities")}
     path = saved(tmp_path / "g.pt", active_features=content()["active_features"].contiguous(), **doubles)
     graph = Graph.from_circuit_tracer(path)
@@ -83,9 +83,9 @@ def test_a_file_outlives_nothing(tmp_path: Path) -> None:
 
 
 def old_config() -> Any:
-    found = HookedTransformerConfig(attn_scale=np.sqrt(4.0), device=torch.device("cpu"))
-    del found.original_architecture
-    return found
+    config = HookedTransformerConfig(attn_scale=np.sqrt(4.0), device=torch.device("cpu"))
+    del config.original_architecture
+    return config
 
 
 @pytest.mark.parametrize(
@@ -147,16 +147,20 @@ def test_written_for_them(tmp_path: Path) -> None:
     last = torch.full((3,), graph.positions - 1)
     graph = replace(graph, targets=replace(graph.targets, ids=torch.tensor([40, -1, 42]), positions=last))
     graph.to_circuit_tracer(tmp_path / "g.pt", tokenizer_name="org/t")
-    held = torch.load(tmp_path / "g.pt", weights_only=False)
-    assert list(held) == list(content())
-    assert type(held["cfg"]) is UnifiedConfig and type(held["logit_targets"][0]) is LogitTarget
-    assert (held["cfg"].n_layers, held["cfg"].d_vocab, held["cfg"].tokenizer_name) == (4, 100, "org/t")
-    assert held["logit_targets"] == [(" t0", 40), (" t1", 101), (" t2", 42)]
-    assert torch.equal(held["active_features"], graph.features) and held["scan"] == "set"
-    chosen = held["selected_features"]
-    assert 0 < len(chosen) < len(graph.features)
-    nodes = torch.cat([chosen, torch.arange(graph.first_error, graph.nodes)])
-    assert torch.equal(held["adjacency_matrix"], graph.dense()[nodes][:, nodes])
+    graph_file = torch.load(tmp_path / "g.pt", weights_only=False)
+    assert list(graph_file) == list(content())
+    assert type(graph_file["cfg"]) is UnifiedConfig and type(graph_file["logit_targets"][0]) is LogitTarget
+    assert (graph_file["cfg"].n_layers, graph_file["cfg"].d_vocab, graph_file["cfg"].tokenizer_name) == (
+        4,
+        100,
+        "org/t",
+    )
+    assert graph_file["logit_targets"] == [(" t0", 40), (" t1", 101), (" t2", 42)]
+    assert torch.equal(graph_file["active_features"], graph.features) and graph_file["scan"] == "set"
+    selected = graph_file["selected_features"]
+    assert 0 < len(selected) < len(graph.features)
+    nodes = torch.cat([selected, torch.arange(graph.first_error, graph.nodes)])
+    assert torch.equal(graph_file["adjacency_matrix"], graph.dense()[nodes][:, nodes])
 
 
 def without_others(graph: Graph) -> Tensor:

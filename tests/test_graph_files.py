@@ -33,9 +33,9 @@ def same(a: Graph, b: Graph) -> bool:
 def rewrite(path: Path, into: Path, metadata: dict[str, str] | None = None, **changes: Any) -> Path:
     """A copy of a saved graph with tensors replaced (None: taken away)."""
     with safe_open(path, "pt") as file:
-        given = file.metadata() if metadata is None else metadata
+        header = file.metadata() if metadata is None else metadata
     tensors = {**load_file(path), **changes}
-    save_file({k: v for k, v in tensors.items() if v is not None}, into, given)
+    save_file({k: v for k, v in tensors.items() if v is not None}, into, header)
     return into
 
 
@@ -73,22 +73,22 @@ def test_loaded_graph_outlives_its_file(saved: Path) -> None:
 
 
 def test_every_truncation_is_refused(saved: Path, tmp_path: Path) -> None:
-    whole, cut = saved.read_bytes(), tmp_path / "cut.safetensors"
-    lengths = {*range(0, len(whole), 37), *range(12), len(whole) - 1}
+    data, cut = saved.read_bytes(), tmp_path / "cut.safetensors"
+    lengths = {*range(0, len(data), 37), *range(12), len(data) - 1}
     for length in sorted(lengths):
-        cut.write_bytes(whole[:length])
+        cut.write_bytes(data[:length])
         with pytest.raises(GraphFileError, match=r"cut\.safetensors must be a whole safetensors file"):
             Graph.load(cut)
-    cut.write_bytes(whole + b"x")
+    cut.write_bytes(data + b"x")
     with pytest.raises(GraphFileError, match=r"cut\.safetensors"):
         Graph.load(cut)
 
 
 def test_damaged_bytes_never_give_another_error(saved: Path, tmp_path: Path) -> None:
-    whole, bad = saved.read_bytes(), tmp_path / "bad.safetensors"
+    data, bad = saved.read_bytes(), tmp_path / "bad.safetensors"
     refused = 0
-    for at in range(0, len(whole), 23):
-        bad.write_bytes(whole[:at] + bytes([whole[at] ^ 0x5A]) + whole[at + 1 :])
+    for offset in range(0, len(data), 23):
+        bad.write_bytes(data[:offset] + bytes([data[offset] ^ 0x5A]) + data[offset + 1 :])
         try:
             Graph.load(bad)
         except GraphFileError as error:
@@ -99,11 +99,11 @@ def test_damaged_bytes_never_give_another_error(saved: Path, tmp_path: Path) -> 
 
 def test_whatever_loads_is_a_graph(saved: Path, tmp_path: Path) -> None:
     """Runs of damaged bytes: an error that names the file, or a graph that everything works on."""
-    whole, bad, rng = saved.read_bytes(), tmp_path / "bad.safetensors", np.random.default_rng(0)
+    data, bad, rng = saved.read_bytes(), tmp_path / "bad.safetensors", np.random.default_rng(0)
     loaded = 0
     for _ in range(300):
-        damaged, at = bytearray(whole), int(rng.integers(len(whole)))
-        for i in range(at, min(len(whole), at + int(rng.integers(1, 9)))):
+        damaged, offset = bytearray(data), int(rng.integers(len(data)))
+        for i in range(offset, min(len(data), offset + int(rng.integers(1, 9)))):
             damaged[i] = rng.integers(256)
         bad.write_bytes(damaged)
         try:

@@ -18,12 +18,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_compressed_rows_keep_the_law(keep: int) -> None:
     features = random_features(30, 4, 3, 2)
     matrix = random_matrix(features, 4, 3, 2, 0.7, 2)
-    whole = assemble(matrix, features, 4, 3, [0.6, 0.3])
-    rows, dropped, mass = Rows.from_dense(matrix[whole.row_node], keep)
-    graph = replace(whole, rows=rows, dropped=dropped, dropped_mass=mass)
+    original = assemble(matrix, features, 4, 3, [0.6, 0.3])
+    rows, dropped, mass = Rows.from_dense(matrix[original.row_node], keep)
+    graph = replace(original, rows=rows, dropped=dropped, dropped_mass=mass)
     assert graph.certificate < 1e-15
     assert int(rows.lengths().max()) <= keep
-    left = matrix[whole.row_node].abs().sum(1) - torch.from_numpy(rows.sums(rows.magnitudes()))
+    left = matrix[original.row_node].abs().sum(1) - torch.from_numpy(rows.sums(rows.magnitudes()))
     assert torch.allclose(mass, left, atol=1e-12)
     if keep < 5:
         assert replace(graph, dropped=None).certificate > 1e-3
@@ -46,11 +46,11 @@ def test_from_dense_equals_a_sort(keep: int | None, dtype: type) -> None:
         assert rows.weight.numpy().dtype == dtype
         for r, row in enumerate(drawn):
             order = sorted(np.flatnonzero(row).tolist(), key=lambda c: (-abs(row[c]), c))
-            kept = sorted(order[:keep])
+            columns = sorted(order[:keep])
             column, weight = rows.row(r)
-            assert column.tolist() == kept
-            assert weight.tolist() == row[kept].tolist()
-            left = row[order[len(kept) :]].astype(np.float64)
+            assert column.tolist() == columns
+            assert weight.tolist() == row[columns].tolist()
+            left = row[order[len(columns) :]].astype(np.float64)
             assert (float(dropped[r]), float(mass[r])) == (left.sum(), np.abs(left).sum())
 
 
@@ -78,14 +78,14 @@ def test_trusted_rows_are_taken_as_they_are() -> None:
             replace(graph, rows=Rows.trusted(parts[0], column, weight))
 
 
-@pytest.mark.parametrize("at", [1, 65_535, 65_536, 65_537, 131_071, 131_072, 149_999])
-def test_one_fall_anywhere_is_found(at: int) -> None:
+@pytest.mark.parametrize("entry", [1, 65_535, 65_536, 65_537, 131_071, 131_072, 149_999])
+def test_one_fall_anywhere_is_found(entry: int) -> None:
     column = torch.arange(150_000)
-    column[at] = column[at - 1]
-    with pytest.raises(ValueError, match=f"must ascend within each row, got {at - 1} after {at - 1} at {at}"):
+    column[entry] = column[entry - 1]
+    with pytest.raises(ValueError, match=f"must ascend within each row, got {entry - 1} after {entry - 1} at {entry}"):
         Rows(torch.tensor([0, 150_000]), column, torch.ones(150_000))
     column = torch.arange(150_000)
-    column[at:] -= at
-    assert Rows(torch.tensor([0, at, at, 150_000]), column, torch.ones(150_000)).count == 3
+    column[entry:] -= entry
+    assert Rows(torch.tensor([0, entry, entry, 150_000]), column, torch.ones(150_000)).count == 3
     with pytest.raises(ValueError, match="must ascend"):
-        Rows(torch.tensor([0, at - 1, 150_000]), column, torch.ones(150_000))
+        Rows(torch.tensor([0, entry - 1, 150_000]), column, torch.ones(150_000))

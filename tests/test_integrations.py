@@ -1,4 +1,4 @@
-"""What integrations say without the library they are for. What needs it is in tests/peers."""
+"""Tests of integrations without their libraries; tests/peers has those with them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def test_absent_libraries(monkeypatch: pytest.MonkeyPatch, module: Any, package:
 
 class Counter:
     def __init__(self) -> None:
-        self.at = 0
+        self.value = 0
 
     def step(self) -> int:
-        return self.at + 1
+        return self.value + 1
 
 
 def test_methods_are_replaced_and_put_back() -> None:
     counter, calls = Counter(), []
-    counter.at = 3
-    with Accelerated(counter, {"step": lambda self: self.at + 10}, lambda: calls.append(1)) as handle:
+    counter.value = 3
+    with Accelerated(counter, {"step": lambda self: self.value + 10}, lambda: calls.append(1)) as handle:
         assert counter.step() == 13 and Counter().step() == 1
         with pytest.raises(ValueError, match=r"accelerate: Counter must have its own step, got one that was replaced"):
             Accelerated(counter, {"step": lambda self: 0})

@@ -26,8 +26,8 @@ def _objects(isa: str) -> list[Path]:
 
 def _symbols(path: Path) -> list[tuple[str, str]]:
     """(kind, demangled name) of every symbol of an object file."""
-    found = subprocess.run(["nm", "-C", str(path)], check=True, capture_output=True, text=True)
-    return [(line[17], line[19:]) for line in found.stdout.splitlines() if len(line) > 19]
+    listing = subprocess.run(["nm", "-C", str(path)], check=True, capture_output=True, text=True)
+    return [(line[17], line[19:]) for line in listing.stdout.splitlines() if len(line) > 19]
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -36,11 +36,11 @@ def test_large_graphs_by_their_dense_matrix(large: Graph, order: str) -> None:
         pruned = graph.prune(*shares)
         assert torch.equal(pruned.node_mask, nodes)
         assert torch.equal(edges_of(graph, pruned.edge_mask), edges)
-        part = pruned.graph
+        pruned_graph = pruned.graph
         places = nodes.clone()
         places[graph.first_error : graph.first_target] = True
-        assert torch.equal(part.dense(), (dense * edges)[places][:, places])
-        assert part.certificate < 1e-14
+        assert torch.equal(pruned_graph.dense(), (dense * edges)[places][:, places])
+        assert pruned_graph.certificate < 1e-14
 
 
 @pytest.mark.parametrize("k", [1, 3, 12])
@@ -51,12 +51,12 @@ def test_paths_of_a_large_graph(large: Graph, k: int) -> None:
     best: dict[int, list[tuple[float, tuple[int, ...]]]] = {source: [(1.0, (source,))]}
     inner = sorted(range(large.first_error), key=lambda n: int(layer[n]))
     for node in [*inner, target]:
-        found = [
+        candidates = [
             (s * float(share[node, before]), (*way, node))
             for before in share[node].nonzero()[:, 0].tolist()
             for s, way in best.get(before, [])
         ]
-        best[node] = sorted(found, key=lambda p: -p[0])[:k]
+        best[node] = sorted(candidates, key=lambda p: -p[0])[:k]
     got = large.paths(source, target, k)
     assert [p.strength for p in got] == pytest.approx([s for s, _ in best[target]])
     assert [p.nodes for p in got] == [way for _, way in best[target]]

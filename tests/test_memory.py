@@ -1,4 +1,4 @@
-"""encode never holds positions x features: measured from outside, and what it says of itself is true."""
+"""encode never holds positions x features: measured from outside, and its own figure is true."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ w = (torch.randn(size, width, generator=g) / width**0.5).to(getattr(torch, dtype
 b = torch.zeros(size)
 theta = float(torch.distributions.Normal(0, 1).icdf(torch.tensor(1 - active / size)))
 rule = pc.TopK(active) if rule == "topk" else pc.JumpReLU(torch.full((size,), theta))
-said = []
-made = native._native.encode
+reported = []
+encode = native._native.encode
 class Spy:
     def __getattr__(self, name): return getattr(module, name)
     def encode(self, *args):
-        result = made(*args)
-        said.append(result.workspace_bytes)
+        result = encode(*args)
+        reported.append(result.workspace_bytes)
         return result
 module, native._native = native._native, Spy()
-def now(key):
-    return next(int(l.split()[1]) << 10 for l in open("/proc/self/status") if l.startswith(key))
+def status(key):
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key))
 # Warm up on another shape: threads, their stacks and the code are there before we look.
 pc.ops.encode(x[:1], w[:8], b[:8], pc.ReLU())
-said.clear()
+reported.clear()
 open("/proc/self/clear_refs", "w").write("5")
-before = now("VmRSS")
-found = pc.ops.encode(x, w, b, rule)
-peak = now("VmHWM") - before
+before = status("VmRSS")
+features = pc.ops.encode(x, w, b, rule)
+peak = status("VmHWM") - before
 assert pc.last_run().implementation == "native"
-result = found.row_ptr.nbytes + found.index.nbytes + found.value.nbytes
-print(json.dumps({"peak": peak, "said": said[0], "result": result, "count": found.count}))
+result = features.row_ptr.nbytes + features.index.nbytes + features.value.nbytes
+print(json.dumps({"peak": peak, "reported": reported[0], "result": result, "count": features.count}))
 """
 PAGES = 2 << 20  # the interpreter's own allocations and partly used pages between the two readings
 
@@ -62,17 +62,17 @@ def measure(*shape: object) -> dict[str, int]:
     ids=["small", "gemma2b", "long"],
 )
 def test_encode(positions: int, width: int, size: int, active: int, rule: str, dtype: str) -> None:
-    got = measure(positions, width, size, active, rule, dtype, 2)  # scratch grows with the threads
+    measured = measure(positions, width, size, active, rule, dtype, 2)  # scratch grows with the threads
     product = positions * size * 4
-    assert 0.5 * positions * active < got["count"] < 2 * positions * active
+    assert 0.5 * positions * active < measured["count"] < 2 * positions * active
     # The kernel's own result and Python's copy of it are alive together for a moment. Rows that lie 8 bytes
     # apart in one are 12 in the other, so allow twice the result, and pages that were only touched.
-    assert got["said"] < 0.05 * product
-    assert got["peak"] < 0.05 * product + 2 * got["result"] + PAGES
+    assert measured["reported"] < 0.05 * product
+    assert measured["peak"] < 0.05 * product + 2 * measured["result"] + PAGES
 
 
-def test_what_encode_says_is_what_it_takes() -> None:
+def test_encode_takes_the_workspace_that_it_reports() -> None:
     """At a size where the workspace is far above the noise of the measurement: neither more nor less."""
-    got = measure(8192, 64, 16384, 32, "jumprelu", "float32", 2)
-    taken = got["peak"] - 2 * got["result"]
-    assert taken < got["said"] + 0.5 * got["result"] + PAGES
+    measured = measure(8192, 64, 16384, 32, "jumprelu", "float32", 2)
+    taken = measured["peak"] - 2 * measured["result"]
+    assert taken < measured["reported"] + 0.5 * measured["result"] + PAGES

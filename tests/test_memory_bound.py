@@ -1,4 +1,4 @@
-"""`memory=` bounds what a trace takes, whatever its shape; a refusal names a bound that is enough."""
+"""Memory bounds: `memory=` bounds a trace of any shape, and a refusal names a bound that is enough."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import pytest
 import torch
 from builders import replacement
 from memory_cases import LEAST, Case
+from trace_helpers import expected_size
 
 import pycircuit as pc
+from pycircuit.files.sizes import parse_bytes
 from pycircuit.trace import memory_plan
 from pycircuit.trace.precision import PRECISIONS
 from pycircuit.trace.sweep import Sweep
@@ -51,16 +53,17 @@ CASES = {
 }
 
 
-def least(model: pc.ReplacementModel, ids: Any, max_features: int | None, targets: int, rows: Any = None) -> int:
-    """The smallest bound; rows: how those of a checkpoint were ranked and cut."""
-    from pycircuit.trace.estimate import sample
-
-    return memory_plan.least(model, sample(model, ids, max_features, targets).work, memory_plan.Fixed(rows=rows))
+def smallest_bound(
+    model: pc.ReplacementModel, ids: Any, max_features: int | None, max_targets: int, rows: Any = None
+) -> int:
+    """Return the smallest bound of a trace. rows: (dense, keep) of a checkpoint."""
+    size = expected_size(model, ids, max_features, max_targets)
+    return memory_plan.smallest_bound(model, size, memory_plan.Fixed(rows=rows))
 
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, dict[str, Any]]:
-    """All cases in one fresh process."""
+    """Peaks of all cases, in one fresh process."""
     cases = json.dumps([asdict(case) for case in CASES.values()])
     script = str(Path(__file__).with_name("memory_cases.py"))
     run = subprocess.run([sys.executable, script, cases], capture_output=True, text=True, check=True)
@@ -70,9 +73,9 @@ def measured() -> dict[str, dict[str, Any]]:
 @on_linux
 @pytest.mark.parametrize("name", CASES)
 def test_resident_memory_stays_within_the_bound(name: str, measured: dict[str, dict[str, Any]]) -> None:
-    found = measured[name]
-    assert found["peak"] <= 1.05 * found["bound"]
-    assert found["certificate"] < PRECISIONS[CASES[name].precision].tolerance
+    estimates = measured[name]
+    assert estimates["peak"] <= 1.05 * estimates["bound"]
+    assert estimates["certificate"] < PRECISIONS[CASES[name].precision].tolerance
 
 
 @on_linux
@@ -104,31 +107,31 @@ def test_a_freed_block_is_not_a_hole_in_the_heap() -> None:
 
 @pytest.mark.parametrize("max_features", [None, 30, 0])
 @pytest.mark.parametrize("kind", ["plt", "clt_skip"])
-def test_no_smaller_bound_than_the_least_is_enough(kind: str, max_features: int | None) -> None:
+def test_no_smaller_bound_is_enough(kind: str, max_features: int | None) -> None:
     model, ids = replacement("llama", kind, torch.float32), builders.prompt(24)
-    smallest = least(model, ids, max_features, 1)
-    how: dict[str, Any] = {"targets": [5], "max_features": max_features, "progress": False}
-    assert pc.attribute(model, ids, memory=smallest, **how).certificate < 1e-5
+    smallest = smallest_bound(model, ids, max_features, 1)
+    options: dict[str, Any] = {"targets": [5], "max_features": max_features, "progress": False}
+    assert pc.attribute(model, ids, memory=smallest, **options).certificate < 1e-5
     with pytest.raises(pc.MemoryBoundError, match=f"at least {memory_plan.readable(smallest, up=True)}"):
-        pc.attribute(model, ids, memory=smallest - 1, **how)
+        pc.attribute(model, ids, memory=smallest - 1, **options)
 
 
 @pytest.mark.parametrize("size", [1, 1023, 1025, 3_456_789, (1 << 30) - 1, (1 << 30) + 1, 98_765_432_109])
 def test_a_size_rounded_up_is_enough(size: int) -> None:
-    read = memory_plan.parse_bytes(memory_plan.readable(size, up=True))
-    assert read is not None and size <= read <= 1.011 * size + 110
+    read = parse_bytes(memory_plan.readable(size, up=True))
+    assert size <= read <= 1.011 * size + 110
 
 
 def test_patterns_follow_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are recomputed where the plan says so, however small they are."""
+    """Patterns are recomputed where the plan says so, however small they are."""
     model, ids = replacement("llama", "plt", torch.float32), builders.prompt()
     stored, freeze = [], model.freeze
 
-    def spied(prompt: Any, keep: bool | None = None, **how: Any) -> Any:
+    def recorded(prompt: Any, keep: bool | None = None, **options: Any) -> Any:
         stored.append(keep)
-        return freeze(prompt, keep, **how)
+        return freeze(prompt, keep, **options)
 
-    monkeypatch.setattr(model, "freeze", spied)
+    monkeypatch.setattr(model, "freeze", recorded)
     for limit in (1 << 30, 100):
         monkeypatch.setattr(memory_plan, "PATTERN_BYTES", limit)
         pc.attribute(model, ids, max_features=0, progress=False)
@@ -143,14 +146,14 @@ def traced(folder: Path, memory: int | str | None, max_features: int | None = 40
     return pc.attribute(model, ids, max_features=max_features, memory=memory, checkpoint=folder, progress=False)
 
 
-def test_a_checkpoint_goes_on_under_another_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles and patterns follow the new bound; rows stay what they are."""
+def test_a_checkpoint_resumes_under_another_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles and patterns follow the new bound; rows do not change."""
     first, tiles, fitting = traced(tmp_path, None), [], Sweep.fitting
     for file in sorted(tmp_path.glob("rows-*"))[1:]:
         file.unlink()
-    monkeypatch.setattr(Sweep, "fitting", lambda *args: (tiles.append(args[3]), fitting(*args))[1])
+    monkeypatch.setattr(Sweep, "fitting", lambda *args: tiles.append(args[3]) or fitting(*args))
     model, ids = replacement("llama", "plt", torch.float32), builders.prompt(60)
-    bound = int(1.2 * least(model, ids, 40, 10, (True, None)))
+    bound = int(1.2 * smallest_bound(model, ids, 40, 10, (True, None)))
     again = traced(tmp_path, bound)
     assert tiles and max(tiles) < bound
     assert torch.equal(first.row_node, again.row_node) and again.certificate < 1e-5
@@ -158,35 +161,35 @@ def test_a_checkpoint_goes_on_under_another_bound(tmp_path: Path, monkeypatch: p
 
 
 def test_a_checkpoint_of_whole_rows_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that were cut are no rows of a run that keeps them: refused, with a bound that is enough."""
-    monkeypatch.setattr(memory_plan, "FEWEST", 8)
+    """A run whose bound would cut rows is refused, with a bound that is enough."""
+    monkeypatch.setattr(memory_plan, "FEWEST_ENTRIES", 8)
     traced(tmp_path, None, None)
     model, ids = replacement("llama", "plt", torch.float32), builders.prompt(60)
-    smallest = least(model, ids, None, 10)
+    smallest = smallest_bound(model, ids, None, 10)
     with pytest.raises(pc.MemoryBoundError, match="to go on with this checkpoint") as refusal:
         traced(tmp_path, smallest, None)
     enough = str(refusal.value).split("at least ")[1].split(" to go on")[0]
     assert traced(tmp_path, enough, None).provenance["keep"] is None
 
 
-# What is said beforehand
+# Estimates
 
 
 @pytest.mark.parametrize("max_features", [None, 20])
 @pytest.mark.parametrize("name", ["demo", "llama", "gpt2"])
-def test_the_time_of_a_short_trace_is_foretold(
+def test_the_estimated_time_of_a_short_trace(
     name: str, max_features: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within a factor of two, in time of the processor, of which other programs take none."""
+    """The estimate is within a factor of two, in processor time, which other programs do not change."""
     monkeypatch.setattr(time, "perf_counter", time.process_time)
     if name == "demo":
         model, prompt = pc.load("demo"), "the capital of the state containing Dallas is"
     else:
         model, prompt = replacement(name, "plt", torch.float32), builders.prompt()
-    found = [pc.estimate(model, prompt, max_features=max_features).seconds for _ in range(5)]
-    took = []
+    estimates = [pc.estimate(model, prompt, max_features=max_features).seconds for _ in range(5)]
+    seconds = []
     for _ in range(5):
         begin = time.perf_counter()
         pc.attribute(model, prompt, max_features=max_features, progress=False)
-        took.append(time.perf_counter() - begin)
-    assert 0.5 < sorted(found)[2] / sorted(took)[2] < 2
+        seconds.append(time.perf_counter() - begin)
+    assert 0.5 < sorted(estimates)[2] / sorted(seconds)[2] < 2

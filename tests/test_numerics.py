@@ -90,8 +90,8 @@ def test_defaults_of_torch_change_nothing(
     expected, args = run(op, "tail_17", form, isa), cases.CASES[op]["tail_17"](cases.generator(4))
     odd_defaults()
     with pc.use(form, isa=isa):
-        found = getattr(pc.ops, op)(*args)
-    got = [found.row_ptr, found.index, found.value] if isinstance(found, pc.SparseFeatures) else [found]
+        result = getattr(pc.ops, op)(*args)
+    got = [result.row_ptr, result.index, result.value] if isinstance(result, pc.SparseFeatures) else [result]
     assert [(t.dtype, t.device.type) for t in got] == [(t.dtype, "cpu") for t in expected]
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
@@ -129,14 +129,14 @@ def test_poisoned_out_of_attend_back(form: str, isa: str | None) -> None:
 def test_edge_scores_leaves_the_rest(form: str, isa: str | None) -> None:
     gradient, ptr, features, w_dec, _ = cases.CASES["edge_scores"]["ragged"](cases.generator(6))
     targets, n = len(ptr) - 1, features.count
-    room = torch.full((targets, n + 40), NAN)
-    out = room[:, 20 : 20 + n]
+    buffer = torch.full((targets, n + 40), NAN)
+    out = buffer[:, 20 : 20 + n]
     inside = features.position()[None] < ptr.diff()[:, None]
     out[inside] = 0.5
     truth = cases.exact("edge_scores", (gradient, ptr, features, w_dec, torch.full((targets, n), 0.5)))
     with pc.use(form, isa=isa):
         pc.ops.edge_scores(gradient, ptr, features, w_dec, out)
-    assert room[:, :20].isnan().all() and room[:, 20 + n :].isnan().all()  # neighbours in the same rows
+    assert buffer[:, :20].isnan().all() and buffer[:, 20 + n :].isnan().all()  # neighbours in the same rows
     assert torch.equal(out.isnan(), ~inside)  # past a prefix nothing is written
     assert torch.allclose(out[inside].double(), truth[inside], rtol=1e-5, atol=1e-5)
 
@@ -262,9 +262,35 @@ def test_influence_out_of_order(form: str, isa: str | None) -> None:
     own, earlier = rows.clone(), rows.clone()
     own[6, node[6]] = 0.5
     earlier[-1, node[4]] = -0.5
-    for bad in (own, earlier):
-        with pc.use(form, isa=isa), pytest.raises(ValueError, match="influence: rows must be in layer order, outputs"):
-            pc.ops.influence(bad, node, weight)
+    for misplaced, row in ((own, 6), (earlier, len(rows) - 1)):
+        message = f"influence: rows must be in layer order, outputs first, .*, got row {row} with an edge to a node"
+        with pc.use(form, isa=isa), pytest.raises(ValueError, match=message):
+            pc.ops.influence(misplaced, node, weight)
+
+
+@every_form
+def test_influence_out_of_order_names_the_first_row(form: str, isa: str | None) -> None:
+    """Rows are counted in the order in which they are read, wherever they are stored."""
+    rows, node, weight, order = cases.CASES["influence"]["ordered_wide"](cases.generator(8))
+    for row in (130, 70, 5):
+        rows[order[row], node[row]] = 1.0
+        with pc.use(form, isa=isa), pytest.raises(ValueError, match=f"got row {row} with an edge"):
+            pc.ops.influence(rows, node, weight, order)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"row_ptr": [0, 2, 1, 3]}, "features.row_ptr must never fall, got 1 after 2 at 2"),
+        ({"index": [0, 4, 9]}, "features.index must be from 0 to below 5, the rows of w_dec, got 9 at entry 2"),
+        ({"index": [0, -1, 9]}, "features.index must be from 0 to below 5, the rows of w_dec, got -1 at entry 1"),
+    ],
+)
+def test_errors_name_the_entry(changes: dict[str, list[int]], message: str) -> None:
+    arrays = {"row_ptr": [0, 1, 2, 3], "index": [0, 1, 2], **changes}
+    features = pc.SparseFeatures(torch.tensor(arrays["row_ptr"]), torch.tensor(arrays["index"]), torch.ones(3))
+    with pytest.raises(ValueError, match=f"decode: {message}"):
+        pc.ops.decode(features, torch.ones(5, 4))
 
 
 @every_form
@@ -353,8 +379,10 @@ def test_attend_back_of_ones_gives_column_sums(form: str, isa: str | None) -> No
 
 
 @every_form
-@pytest.mark.parametrize("case", [c for c in cases.CASES["attend_back"] if "recomputed" in c or c in
-                                  ("softcap", "window", "sinks", "all_options")])  # fmt: skip
+@pytest.mark.parametrize(
+    "case",
+    [c for c in cases.CASES["attend_back"] if "recomputed" in c or c in ("softcap", "window", "sinks", "all_options")],
+)
 def test_stored_equals_recomputed(form: str, isa: str | None, case: str) -> None:
     y, ptr, attention, _ = cases.CASES["attend_back"][case](cases.generator(3))
     assert isinstance(attention, RecomputedAttention)

@@ -1,4 +1,4 @@
-"""NumPy's integers are integers wherever a prompt, a place or a count is asked for; a bool is none."""
+"""NumPy's integers count as integers in prompts, positions and counts; a bool does not."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def model() -> pc.ReplacementModel:
 def test_prompts(model: pc.ReplacementModel, number: Any) -> None:
     """A list of ids, a tuple, an array, and lists of them."""
     prompt = [number(t) for t in TOKENS]
-    for given in (prompt, tuple(prompt), np.array(TOKENS, dtype=number), [prompt]):
-        assert model.tokens(given).tolist() == TOKENS
+    for form in (prompt, tuple(prompt), np.array(TOKENS, dtype=number), [prompt]):
+        assert model.tokens(form).tolist() == TOKENS
     graph = pc.attribute(model, prompt, max_features=2, progress=False)
     assert graph.tokens.ids.tolist() == TOKENS
     assert pc.estimate(model, prompt).positions == len(TOKENS)
@@ -44,23 +44,26 @@ def test_prompts(model: pc.ReplacementModel, number: Any) -> None:
 
 @INTEGERS
 def test_counts_positions_and_targets(model: pc.ReplacementModel, number: Any, tmp_path: Any) -> None:
-    """The same graph as with ints, its settings and its checkpoint as JSON."""
+    """A graph as with ints, its settings and its checkpoint as JSON."""
     numbers = {"max_features": 4, "max_targets": 3, "round_size": 2}
-    plain = pc.attribute(model, TOKENS, position=[2, 6], progress=False, **numbers)
-    given: Any = {name: number(value) for name, value in numbers.items()}
+    reference = pc.attribute(model, TOKENS, position=[2, 6], progress=False, **numbers)
+    settings: Any = {name: number(value) for name, value in numbers.items()}
     for position in ([number(2), number(6)], np.array([2, 6], dtype=number)):
-        graph = pc.attribute(model, TOKENS, position=position, progress=False, **given)
-        assert torch.equal(graph.rows.weight, plain.rows.weight)
-    assert json.loads(json.dumps(graph.provenance))["settings"] == plain.provenance["settings"]
+        graph = pc.attribute(model, TOKENS, position=position, progress=False, **settings)
+        assert torch.equal(graph.rows.weight, reference.rows.weight)
+    assert json.loads(json.dumps(graph.provenance))["settings"] == reference.provenance["settings"]
     layer, position, index = graph.features[0].tolist()
     feature = pc.Feature(number(layer), number(position), number(index))
     targets = [number(7), feature]
     options: Any = {"max_features": number(2), "memory": np.int64(1 << 30), "progress": False}
-    graph = pc.attribute(model, TOKENS, targets, checkpoint=tmp_path / "rows", **options)
+    graph = pc.attribute(model, TOKENS, targets=targets, checkpoint=tmp_path / "rows", **options)
     graph.save(tmp_path / "graph.safetensors")
-    expected = pc.attribute(model, TOKENS, [7, pc.Feature(layer, position, index)], max_features=2, progress=False)
+    expected = pc.attribute(
+        model, TOKENS, targets=[7, pc.Feature(layer, position, index)], max_features=2, progress=False
+    )
     assert torch.equal(graph.rows.weight, expected.rows.weight)
-    assert pc.estimate(model, TOKENS, given["max_features"], max_targets=given["max_targets"]).rows == 7
+    counts = {name: settings[name] for name in ("max_features", "max_targets")}
+    assert pc.estimate(model, TOKENS, **counts).rows == 7
 
 
 @INTEGERS
@@ -68,11 +71,11 @@ def test_interventions(model: pc.ReplacementModel, number: Any) -> None:
     change = pc.Intervention(number(0), number(3), number(5), 2.0)
     assert change == pc.Intervention(0, 3, 5, 2.0)
     prompt = [number(t) for t in TOKENS]
-    found, expected = pc.intervene(model, prompt, [change]), pc.intervene(model, TOKENS, [change])
-    assert torch.equal(found.logits, expected.logits)
-    places = np.array([[1, 4, 2], [2, 5, 3]], dtype=number)
-    for features in (places, [tuple(row) for row in places], [pc.Feature(*row) for row in places]):
-        assert torch.equal(found.effect(features), expected.effect([(1, 4, 2), (2, 5, 3)]))
+    result, expected = pc.intervene(model, prompt, [change]), pc.intervene(model, TOKENS, [change])
+    assert torch.equal(result.logits, expected.logits)
+    rows = np.array([[1, 4, 2], [2, 5, 3]], dtype=number)
+    for features in (rows, [tuple(row) for row in rows], [pc.Feature(*row) for row in rows]):
+        assert torch.equal(result.effect(features), expected.effect([(1, 4, 2), (2, 5, 3)]))
     steered = pc.Intervention(number(0), slice(number(1), None), number(5), 2.0)
     assert len(pc.generate(model, prompt, [steered], max_new_tokens=number(3), seed=number(1), top_k=number(4))) == 3
     graph = pc.attribute(model, prompt, max_features=4, progress=False)
@@ -105,6 +108,6 @@ def test_models_and_training(model: pc.ReplacementModel, number: Any, tmp_path: 
         lambda model: pc.attribute_many(model, [TOKENS], workers=True),
     ],
 )
-def test_a_bool_is_no_number(model: pc.ReplacementModel, call: Callable[[Any], Any]) -> None:
+def test_a_bool_is_not_a_number(model: pc.ReplacementModel, call: Callable[[Any], Any]) -> None:
     with pytest.raises((TypeError, ValueError), match="must"):
         call(model)

@@ -1,4 +1,4 @@
-"""Weights on the pages of their files: let go when used, but never what somebody wrote."""
+"""Tensors on the pages of their files: dropped after use, unless somebody wrote to them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 
 import pycircuit as pc
 from pycircuit.bench import memory
-from pycircuit.transcoders import formats, resident_pages
-from pycircuit.transcoders.formats.files import open_safetensors
+from pycircuit.files import memory_maps
+from pycircuit.transcoders.formats.stored_tensors import open_safetensors
 
 LAYERS, FEATURES, WIDTH = 8, 4096, 512
 
-pytestmark = pytest.mark.skipif(not resident_pages._MAPS.exists(), reason="needs Linux to see a process's memory")
+pytestmark = pytest.mark.skipif(not memory_maps._PAGE_MAP.exists(), reason="needs Linux to see a process's memory")
 
 
-def in_file(folder: Path, t: Tensor) -> Tensor:
+def map_file(folder: Path, t: Tensor) -> Tensor:
     save_file({"t": t}, folder / "t.safetensors")
     return open_safetensors(folder / "t.safetensors")["t"].mapped()
 
 
-def counted(t: Tensor) -> int:
+def resident_kilobytes(t: Tensor) -> int:
     """The kB of a tensor's mapping that count to this process."""
     lines = iter(Path("/proc/self/smaps").read_text().splitlines())
     for line in lines:
@@ -38,11 +38,11 @@ def counted(t: Tensor) -> int:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pages_go_and_come_back(tmp_path: Path, dtype: torch.dtype) -> None:
     t = torch.randn(1000, 300).to(dtype)
-    found = in_file(tmp_path, t)
-    assert torch.equal(found, t) and counted(found) > 500
-    resident_pages.let_go(found)
-    assert counted(found) == 0
-    assert torch.equal(found, t) and counted(found) > 500
+    mapped = map_file(tmp_path, t)
+    assert torch.equal(mapped, t) and resident_kilobytes(mapped) > 500
+    memory_maps.drop_resident_pages(mapped)
+    assert resident_kilobytes(mapped) == 0
+    assert torch.equal(mapped, t) and resident_kilobytes(mapped) > 500
 
 
 def by_view(t: Tensor) -> None:
@@ -58,19 +58,19 @@ def by_torch(t: Tensor) -> None:
 
 
 @pytest.mark.parametrize("write", [by_torch, by_view, by_numpy])
-def test_what_is_written_stays(tmp_path: Path, write: Callable[[Tensor], None]) -> None:
+def test_written_pages_stay(tmp_path: Path, write: Callable[[Tensor], None]) -> None:
     t = torch.randn(1000, 300)
-    found = in_file(tmp_path, t)
-    write(found)
+    mapped = map_file(tmp_path, t)
+    write(mapped)
     write(t)
-    resident_pages.let_go(found)
-    assert counted(found) > 0 and torch.equal(found, t)
+    memory_maps.drop_resident_pages(mapped)
+    assert resident_kilobytes(mapped) > 0 and torch.equal(mapped, t)
     assert not torch.equal(open_safetensors(tmp_path / "t.safetensors")["t"].read(), t)
 
 
-def test_tensors_of_no_file_are_left_alone() -> None:
+def test_tensors_without_a_file_are_left_alone() -> None:
     t = torch.ones(100_000)
-    resident_pages.let_go(t)
+    memory_maps.drop_resident_pages(t)
     assert bool((t == 1).all())
 
 
@@ -80,18 +80,18 @@ def test_encoders_are_held_one_layer_at_a_time(tmp_path: Path) -> None:
     g = torch.Generator().manual_seed(0)
     encoders = [torch.randn(FEATURES, WIDTH, generator=g) for _ in range(LAYERS)]
     biases, decoder = [torch.full((FEATURES,), -60.0)] * LAYERS, torch.zeros(FEATURES, WIDTH)
-    formats.save(
+    pc.transcoders.save(
         pc.PerLayerTranscoders(encoders, biases, [decoder] * LAYERS, [torch.zeros(WIDTH)] * LAYERS), tmp_path / "set"
     )
     x = torch.randn(LAYERS, 4, WIDTH)
     pc.ops.encode(x[0], encoders[0], biases[0], pc.ReLU())  # what it needs itself is there
     before = memory.restart_peak()
-    held = formats.load(tmp_path / "set")
-    found = [held.encode(at, x[at]) for at in range(LAYERS)]
+    transcoders = pc.transcoders.load(tmp_path / "set")
+    features = [transcoders.encode(layer, x[layer]) for layer in range(LAYERS)]
     assert before is not None
     assert (memory.peak() or 0) - before < 2 * size, f"{LAYERS} layers of {size} bytes"
-    whole = pc.PerLayerTranscoders(encoders, biases, [decoder] * LAYERS)
-    for at in range(LAYERS):
-        again = whole.encode(at, x[at])
-        assert torch.equal(found[at].index, again.index) and torch.equal(found[at].value, again.value)
-        assert found[at].count > 0
+    in_memory = pc.PerLayerTranscoders(encoders, biases, [decoder] * LAYERS)
+    for layer in range(LAYERS):
+        again = in_memory.encode(layer, x[layer])
+        assert torch.equal(features[layer].index, again.index) and torch.equal(features[layer].value, again.value)
+        assert features[layer].count > 0

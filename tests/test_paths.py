@@ -16,11 +16,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def all_paths(share: Tensor, source: int, node: int) -> list[tuple[float, tuple[int, ...]]]:
     if node == source:
         return [(1.0, (source,))]
-    found = []
+    paths = []
     for before in share[node].nonzero()[:, 0].tolist():
         ways = all_paths(share, source, before)
-        found += [(s * float(share[node, before]), (*way, node)) for s, way in ways]
-    return found
+        paths += [(s * float(share[node, before]), (*way, node)) for s, way in ways]
+    return paths
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def labelled(seed: int = 0, **how) -> Graph:
-    graph = random_graph(seed=seed, **how)
+def labelled(seed: int = 0, **options) -> Graph:
+    graph = random_graph(seed=seed, **options)
     names = ["Texas", 'say <Austin> & "more"', "a name that is far too long to be drawn in one box"]
     keys = sorted({(layer, feature) for layer, _, feature in graph.features.tolist()})
     return replace(graph, labels={key: names[i % 4] for i, key in enumerate(keys) if i % 4 < 3})
@@ -67,10 +67,10 @@ def test_json_has_labels_and_supernodes(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "g.json").read_text())
     nodes = {node["node_id"]: node for node in written["nodes"]}
     groups = written["qParams"]["supernodes"]
-    found = graph.supernodes(1, 1)
-    assert [len(ids) for _, *ids in groups] == [len(g.nodes) for g in found]
+    result = graph.supernodes(1, 1)
+    assert [len(ids) for _, *ids in groups] == [len(g.nodes) for g in result]
     named = 0
-    for (group, *ids), (label, _) in zip(groups, found, strict=True):
+    for (group, *ids), (label, _) in zip(groups, result, strict=True):
         assert re.fullmatch(rf"{re.escape(label)}( \(\d+\))?", group)
         clerps = {nodes[i]["clerp"] for i in ids}
         assert clerps == ({label} if label in graph.labels.values() else {""})
@@ -83,18 +83,18 @@ def test_tree_holds_the_strongest_path(seed: int) -> None:
     graph = labelled(seed)
     path = strongest(graph, 0)
     best = max(
-        (p for at in range(1, graph.positions) for p in graph.paths(graph.token_node(at), graph.target_node(0))),
+        (p for index in range(1, graph.positions) for p in graph.paths(graph.token_node(index), graph.target_node(0))),
         key=lambda p: p.strength,
     )
     assert path is not None and path == best
-    found = lines(graph, 0, 9, 2, 0.0)
-    assert found[0].style == "target" and found[0].text.startswith("t0")
+    result = lines(graph, 0, 9, 2, 0.0)
+    assert result[0].style == "target" and result[0].text.startswith("t0")
     for depth in (9, 2, 1):
         marked = [line.text for line in lines(graph, 0, depth, 2, 0.0) if line.style == "path"]
         assert all(text.endswith("◀") for text in marked)
         for text, node in zip(marked, path.nodes[-2::-1], strict=True):  # one chain, target to token
             assert name(graph, node)[:20] in text
-    assert all(len(line.text) < 110 and line.text.isprintable() for line in found)
+    assert all(len(line.text) < 110 and line.text.isprintable() for line in result)
 
 
 def test_tree_of_nothing() -> None:
@@ -112,11 +112,11 @@ def test_tree_of_nothing() -> None:
 def test_tree_unfolds_a_node_once(seed: int) -> None:
     """Every node with inputs has them once below it, wherever the depth ends; no line but these is marked."""
     graph = labelled(seed, count=60)
-    found = [line.text for line in lines(graph, 0, 9, 3, 0.0)]
-    depth = [(len(text) - len(text.lstrip("│ └├"))) // 3 for text in found]
-    for at, text in enumerate(found[:-1]):
+    result = [line.text for line in lines(graph, 0, 9, 3, 0.0)]
+    depth = [(len(text) - len(text.lstrip("│ └├"))) // 3 for text in result]
+    for index, text in enumerate(result[:-1]):
         if "(above)" in text or "(see ◀)" in text or "“" in text or "errors" in text:
-            assert depth[at + 1] <= depth[at]
+            assert depth[index + 1] <= depth[index]
     assert all("  ◀" not in line.text for line in lines(graph, 0, 9, 3, 0.0) if line.style != "path")
 
 
@@ -125,7 +125,7 @@ BLANK = ("", " ", "\n\n", "\t", "\x00\x1b[31m", "\ud800", "\ufffe", "\u202e", "\
 
 @pytest.mark.parametrize("text", BLANK, ids=lambda text: ascii(text[:9]))
 def test_texts_that_are_empty_or_cannot_be_printed(text: str, tmp_path: Path) -> None:
-    """Of tokens, targets, labels and the prompt: a valid picture, a tree of short lines, JSON that is read back."""
+    """Such tokens, targets, labels and prompts give a valid picture, a tree of short lines, and JSON."""
     base = random_graph(count=40)
     labels = {(layer, feature): text for layer, _, feature in base.features.tolist()}
     targets = replace(base.targets, labels=[text] * len(base.targets))
@@ -176,8 +176,8 @@ def check(graph: Graph, out: Path) -> Xml.Element:
         assert ax + aw <= bx or bx + bw <= ax or ay + ah <= by or by + bh <= ay, "boxes overlap"
     texts = spans(root)
     assert all(a >= 0 and b <= width and c >= 0 and d <= height for a, b, c, d in texts)
-    for one, two in itertools.combinations(texts, 2):
-        assert one[1] <= two[0] or two[1] <= one[0] or one[3] <= two[2] or two[3] <= one[2], "texts overlap"
+    for item, two in itertools.combinations(texts, 2):
+        assert item[1] <= two[0] or two[1] <= item[0] or item[3] <= two[2] or two[3] <= item[2], "texts overlap"
     path = strongest(graph, 0)
     orange = [p for p in root.iter(f"{SVG}path") if p.get("stroke") == "#e07b00"]
     assert len(orange) <= len(path.nodes) - 1 if path else not orange
@@ -203,8 +203,8 @@ def test_plot_draws_the_path_of_paths(tmp_path: Path) -> None:
     titles = [p.find(f"{SVG}title") for p in root.iter(f"{SVG}path") if p.get("stroke") == "#e07b00"]
     path = strongest(graph, 0)
     assert path is not None and len(titles) == len(path.nodes) - 1
-    said = " ".join(title.text or "" for title in titles if title is not None)
-    assert all(f": {weight:+.3f}," in said for weight in path.weights)
+    texts = " ".join(title.text or "" for title in titles if title is not None)
+    assert all(f": {weight:+.3f}," in texts for weight in path.weights)
 
 
 def test_plot_sums_groups(tmp_path: Path) -> None:
@@ -212,15 +212,15 @@ def test_plot_sums_groups(tmp_path: Path) -> None:
     matrix = torch.zeros(5, 5, dtype=torch.float64)
     matrix[4, 0], matrix[4, 1], matrix[0, 3], matrix[1, 3] = 3, -1, 2, 4
     graph = replace(assemble(matrix, [[0, 0, 1], [0, 0, 2]], 1, 1, [0.5]), labels={(0, 1): "one", (0, 2): "one"})
-    said = {}
+    texts = {}
     for group in (True, False):
         graph.plot(tmp_path / "g.svg", 1, 1, group=group)
         root = check(graph, tmp_path / "g.svg")
-        said[group] = [t.text or "" for p in root.iter(f"{SVG}path") for t in p.iter(f"{SVG}title")]
-    assert sorted(said[True]) == [
+        texts[group] = [t.text or "" for p in root.iter(f"{SVG}path") for t in p.iter(f"{SVG}title")]
+    assert sorted(texts[True]) == [
         "one ×2 to t0 50%: +2.000, 100% of what is drawn", "w0 to one ×2: +6.000, 100% of what is drawn",
     ]  # fmt: skip
-    assert len(said[False]) == 4 and any("-1.000, 25%" in text for text in said[False])
+    assert len(texts[False]) == 4 and any("-1.000, 25%" in text for text in texts[False])
 
 
 def test_curves_end_at_their_boxes() -> None:
@@ -250,8 +250,8 @@ def test_plot_of_only_errors(tmp_path: Path) -> None:
 def test_plot_draws_all_of_a_path(tmp_path: Path) -> None:
     """A chain of five features, and room for one."""
     matrix = torch.zeros(12, 12, dtype=torch.float64)
-    for at in range(1, 5):
-        matrix[at, at - 1] = 1
+    for index in range(1, 5):
+        matrix[index, index - 1] = 1
     matrix[0, 10] = matrix[11, 4] = 1
     graph = assemble(matrix, [[layer, 0, layer] for layer in range(5)], 5, 1, [0.5])
     graph.plot(tmp_path / "g.svg", max_nodes=1)
@@ -265,8 +265,8 @@ def test_plot_leaves_out_and_says_so(tmp_path: Path) -> None:
     root = check(graph, tmp_path / "g.svg")
     inner = int(graph.prune(1, 1).node_mask[: graph.first_token].sum())
     drawn = len(boxes(tmp_path / "g.svg")[0]) - graph.positions - len(graph.targets)
-    said = [t.text for t in root.iter(f"{SVG}text")]
-    assert 0 < drawn <= 4 and f"{inner - drawn} weaker boxes not drawn" in said
+    texts = [t.text for t in root.iter(f"{SVG}text")]
+    assert 0 < drawn <= 4 and f"{inner - drawn} weaker boxes not drawn" in texts
 
 
 def test_plot_of_odd_text(tmp_path: Path) -> None:
@@ -274,16 +274,16 @@ def test_plot_of_odd_text(tmp_path: Path) -> None:
     odd = Tokens(graph.tokens.ids, ["<bos>", ' "a&b"\n', "\x00\x1b\ud800\uffff"])
     graph = replace(graph, tokens=odd)
     graph.plot(tmp_path / "g.svg", max_nodes=5)
-    said = [t.text for t in check(graph, tmp_path / "g.svg").iter(f"{SVG}text")]
-    assert "<bos>" in said and '"a&b"·' in said and "····" in said
+    texts = [t.text for t in check(graph, tmp_path / "g.svg").iter(f"{SVG}text")]
+    assert "<bos>" in texts and '"a&b"·' in texts and "····" in texts
 
 
 def test_long_texts_are_shortened() -> None:
     assert shorten("short", 12, 100) == "short" and shorten("", 12, 0) == ""
     for text in ("a name that is far too long", "漢字" * 20, "W" * 50):
-        found = shorten(text, 12, 100)
-        assert found.endswith("…") and measure(found, 12) <= 100 and text.startswith(found[:-1])
-        assert measure(found[:-1] + text[len(found) - 1 : len(found) + 1] + "…", 12) > 100
+        result = shorten(text, 12, 100)
+        assert result.endswith("…") and measure(result, 12) <= 100 and text.startswith(result[:-1])
+        assert measure(result[:-1] + text[len(result) - 1 : len(result) + 1] + "…", 12) > 100
 
 
 def test_plot_errors(tmp_path: Path) -> None:

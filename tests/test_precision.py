@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,12 +17,12 @@ from torch import Tensor
 import pycircuit as pc
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.ops.torch_settings import full_float32, tf32_products
-from pycircuit.trace.memory_model import MemoryModel, Work
+from pycircuit.trace import trace_options
+from pycircuit.trace.memory_model import MemoryModel, TraceSize
 from pycircuit.trace.precision import FLOAT32, PRECISIONS, Arithmetic, Products, arithmetic_of
 from pycircuit.trace.sweep import Sweep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-attribute = importlib.import_module("pycircuit.trace.attribute")  # the module, which the function hides
 
 LAYERS, WIDTH, POSITIONS, ROWS, SIZE = 26, builders.WIDTH, 12, 40, 24
 LOW = ("tf32", "bfloat16")
@@ -47,7 +46,7 @@ def deep_model(family: str) -> pc.ReplacementModel:
 
 
 def in_float64(thing: Any) -> Any:
-    """The same with every float tensor in float64."""
+    """Return it with every float tensor in float64."""
     if isinstance(thing, Tensor):
         return thing.double() if thing.is_floating_point() else thing
     if isinstance(thing, tuple | list):
@@ -67,7 +66,7 @@ class Case:
     truth: Tensor
 
     def graph(self, arithmetic: Arithmetic, monkeypatch: pytest.MonkeyPatch) -> pc.Graph:
-        monkeypatch.setattr(attribute, "arithmetic_of", lambda *_: arithmetic)
+        monkeypatch.setattr(trace_options, "arithmetic_of", lambda *_: arithmetic)
         return pc.trace.trace_frozen(self.model, self.local, max_targets=2, max_features=ROWS)
 
 
@@ -90,7 +89,7 @@ def row_errors(graph: pc.Graph, case: Case) -> Tensor:
 
 
 def documented() -> dict[str, tuple[float, float]]:
-    """What docs/law.md says of each precision: how far edges may be off, and the law's tolerance."""
+    """Return the two figures of each precision in docs/law.md: error of edges, tolerance of the law."""
     text = (Path(__file__).parents[1] / "docs/law.md").read_text()
     rows = re.findall(r"^\| `\"([\w-]+)\"` \|.*\| (\S+) \| (\S+) \|$", text, re.M)
     return {name: (float(edges), float(tolerance)) for name, edges, tolerance in rows}
@@ -98,7 +97,7 @@ def documented() -> dict[str, tuple[float, float]]:
 
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_law_and_edges(name: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a precision claims holds, and tf32 and bfloat16 miss what float32 claims."""
+    """Each precision keeps to its own tolerance, and tf32 and bfloat16 miss that of float32."""
     arithmetic, calls = PRECISIONS[name], []
     split = Products.split
     monkeypatch.setattr(Products, "split", lambda *args: calls.append(args[0].arithmetic) or split(*args))
@@ -114,7 +113,7 @@ def test_law_and_edges(name: str, case: Case, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_six_products_are_as_good_as_float32(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And three are not."""
+    """Three are not."""
     plain, six, three = (
         float(row_errors(case.graph(arithmetic, monkeypatch), case).max())
         for arithmetic in (FLOAT32, PRECISIONS["float32"], PRECISIONS["float32-fast"])
@@ -123,10 +122,10 @@ def test_six_products_are_as_good_as_float32(case: Case, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("name", "least", "most"),
+    ("name", "low", "high"),
     [("float32", 0, 3e-7), ("float32-fast", 1e-6, 1e-5), ("tf32", 1e-4, 5e-4), ("bfloat16", 1e-3, 4e-3)],
 )
-def test_products(name: str, least: float, most: float) -> None:
+def test_products(name: str, low: float, high: float) -> None:
     g = torch.Generator().manual_seed(0)
     rows, weight = torch.randn(33, 700, generator=g), torch.randn(90, 700, generator=g).T
     truth, products = rows.double() @ weight.double(), Products(PRECISIONS[name])
@@ -134,12 +133,12 @@ def test_products(name: str, least: float, most: float) -> None:
     def error(got: Tensor, expected: Tensor) -> float:
         return float((got - expected).norm() / expected.norm())
 
-    assert least <= error(products.project(rows, weight), truth) < most
+    assert low <= error(products.project(rows, weight), truth) < high
     out = torch.full((33, 90), torch.nan)
-    assert products.project(rows, weight, out) is out and least <= error(out, truth) < most
+    assert products.project(rows, weight, out) is out and low <= error(out, truth) < high
     state = torch.ones(33, 90)
     products.add(state, rows, weight)
-    assert least <= error(state, truth + 1) < most
+    assert low <= error(state, truth + 1) < high
     assert products.project(rows[:0], weight).shape == (0, 90)
     assert not products.project(torch.full_like(rows, torch.nan), weight).isfinite().any()
     half = weight.half()
@@ -154,7 +153,7 @@ def test_tf32_numbers_have_ten_bits_of_mantissa() -> None:
 
 
 def test_parts_of_weights_are_split_once_and_counted(case: Case) -> None:
-    """The memory that the plan counts for them is what they take; they go with the buffers of the sweep."""
+    """The plan counts their memory, and the sweep frees them with its buffers."""
     sweep = Sweep(case.local, PRECISIONS["float32"])
     targets = [LAYERS] * 3, [3, 7, 9], case.local.model.unembedding[:3]
     sweep.rows(*targets)
@@ -162,8 +161,8 @@ def test_parts_of_weights_are_split_once_and_counted(case: Case) -> None:
     sweep.rows(*targets)
     assert len(before) >= 2 * (LAYERS - 1) and all(sweep.products._parts[w] is parts for w, parts in before.items())
     taken = sum(parts.nbytes for parts in before.values())
-    work = Work(POSITIONS, 0, 1, 1, LAYERS, False, arithmetic=PRECISIONS["float32"])
-    counted = MemoryModel(case.model, work, True).weight_parts()
+    size = TraceSize(POSITIONS, 0, 1, 1, LAYERS, False, arithmetic=PRECISIONS["float32"])
+    counted = MemoryModel(case.model, size, True).weight_parts()
     assert taken <= counted < 1.2 * taken
     sweep.release()
     assert not sweep.products._parts
@@ -178,7 +177,7 @@ def traced(model: pc.ReplacementModel, **options: Any) -> pc.Graph:
 
 
 def test_on_a_cpu(tmp_path: Path) -> None:
-    """float32 and float32-fast are plain float32, bfloat16 is what it says; all of it is recorded and saved."""
+    """float32 and float32-fast are plain float32, bfloat16 is not; the precision is recorded and saved."""
     model = demo()
     graphs = {name: traced(model, precision=name) for name in ("float32", "float32-fast", "bfloat16")}
     assert torch.equal(graphs["float32"].dense(), graphs["float32-fast"].dense())
@@ -211,7 +210,7 @@ def test_float64_models_stay_float64() -> None:
         (torch.bfloat16, TypeError, "must be a string, got dtype; leave it out"),
     ],
 )
-def test_words_that_are_no_precision(precision: Any, kind: type[Exception], says: str) -> None:
+def test_unknown_precisions(precision: Any, kind: type[Exception], says: str) -> None:
     model = demo()
     with pytest.raises(kind, match=f"^attribute: precision {says}"):
         traced(model, precision=precision)
@@ -250,8 +249,10 @@ def matmul_precision() -> Iterator[None]:
 
 @pytest.mark.usefixtures("matmul_precision")
 @pytest.mark.parametrize("setting", ["highest", "high", "medium"])
-def test_the_setting_of_the_process_does_not_reach_a_trace(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And is as it was afterwards, whichever of several traces ends last."""
+def test_the_matmul_setting_of_the_process_does_not_reach_a_trace(
+    setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The setting is restored afterwards, whichever of several traces ends last."""
     torch.set_float32_matmul_precision(setting)
     seen: list[str] = []
     read = Sweep.read
@@ -273,7 +274,7 @@ def test_the_setting_of_the_process_does_not_reach_a_trace(setting: str, monkeyp
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_on_a_gpu(name: str) -> None:
-    """Tensor cores keep what the emulation does."""
+    """Tensor cores keep to the same tolerances as the emulation."""
     language = builders.build("gemma2", num_hidden_layers=LAYERS, **_WINDOWS).cuda()
     model = pc.ReplacementModel(language, deep_model("gemma2").transcoders.to("cuda"))
     graph = pc.attribute(model, builders.prompt(POSITIONS), precision=name, max_features=ROWS, progress=False)

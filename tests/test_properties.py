@@ -31,8 +31,8 @@ def check(op: str, *args: Any) -> None:
 def strided(t: Tensor, gap: int, skip: int) -> Tensor:
     """The same values, rows `gap` elements further apart and `skip` elements into their memory."""
     rows = t.reshape(-1, t.shape[-1]) if t.numel() else t.new_zeros(0, t.shape[-1])
-    room = torch.full((skip + len(rows) * (t.shape[-1] + gap),), float("nan"), dtype=t.dtype)
-    view = room[skip:].as_strided(rows.shape, (t.shape[-1] + gap, 1)) if len(rows) else rows
+    buffer = torch.full((skip + len(rows) * (t.shape[-1] + gap),), float("nan"), dtype=t.dtype)
+    view = buffer[skip:].as_strided(rows.shape, (t.shape[-1] + gap, 1)) if len(rows) else rows
     return view.copy_(rows).unflatten(0, t.shape[:-1]) if t.numel() else t
 
 
@@ -52,9 +52,13 @@ def test_encode(
 ) -> None:
     g = cases.generator(seed)
     rules = (
-        pc.ReLU(), pc.JumpReLU(float(seed % 3) - 0.5), pc.JumpReLU(torch.randn(size, generator=g)),
-        pc.BatchTopK(float(seed % 5) / 4 - 0.25), pc.TopK(1 + seed % 40), pc.TopK(1 + seed % 7, keep_negative=True),
-    )  # fmt: skip
+        pc.ReLU(),
+        pc.JumpReLU(float(seed % 3) - 0.5),
+        pc.JumpReLU(torch.randn(size, generator=g)),
+        pc.BatchTopK(float(seed % 5) / 4 - 0.25),
+        pc.TopK(1 + seed % 40),
+        pc.TopK(1 + seed % 7, keep_negative=True),
+    )
     rule, ignore = data.draw(st.sampled_from(rules)), data.draw(st.integers(0, positions + 1))
     x = strided(cases.normal(g, positions, width), gap, skip)
     w_enc = strided(cases.normal(g, size, width, dtype=dtype) / max(width, 1) ** 0.5, gap, skip)
@@ -62,12 +66,30 @@ def test_encode(
 
 
 @EXAMPLES
-@given(SEEDS, SIZES, SIZES, st.integers(1, 40), st.sampled_from([None, 1, 2, 5]), st.floats(0, 1), FLOATS,
-       st.integers(0, 5), st.integers(0, 3), st.booleans())  # fmt: skip
+@given(
+    SEEDS,
+    SIZES,
+    SIZES,
+    st.integers(1, 40),
+    st.sampled_from([None, 1, 2, 5]),
+    st.floats(0, 1),
+    FLOATS,
+    st.integers(0, 5),
+    st.integers(0, 3),
+    st.booleans(),
+)
 def test_decode(
-    seed: int, positions: int, width: int, size: int, slots: int | None, density: float, dtype: torch.dtype,
-    gap: int, skip: int, with_bias: bool,
-) -> None:  # fmt: skip
+    seed: int,
+    positions: int,
+    width: int,
+    size: int,
+    slots: int | None,
+    density: float,
+    dtype: torch.dtype,
+    gap: int,
+    skip: int,
+    with_bias: bool,
+) -> None:
     g = cases.generator(seed)
     shape = (size, width) if slots is None else (size, slots, width)
     w_dec = strided(cases.normal(g, *shape, dtype=dtype), gap, skip)
@@ -88,30 +110,60 @@ def test_attend_back_stored(seed: int, lengths: list[int], heads: tuple[int, int
 
 
 @EXAMPLES
-@given(SEEDS, PREFIXES, HEADS, st.integers(1, 40), st.integers(1, 40), st.sampled_from([0.0, 0.7, 30.0]),
-       st.integers(0, 45), st.booleans())  # fmt: skip
+@given(
+    SEEDS,
+    PREFIXES,
+    HEADS,
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from([0.0, 0.7, 30.0]),
+    st.integers(0, 45),
+    st.booleans(),
+)
 def test_attend_back_recomputed(
-    seed: int, lengths: list[int], heads: tuple[int, int], width: int, qk_width: int, softcap: float, window: int,
+    seed: int,
+    lengths: list[int],
+    heads: tuple[int, int],
+    width: int,
+    qk_width: int,
+    softcap: float,
+    window: int,
     sinks: bool,
-) -> None:  # fmt: skip
+) -> None:
     g = cases.generator(seed)
     positions = max(lengths, default=0) + seed % 5
     extra = {"sinks": cases.normal(g, heads[0])} if sinks else {}
-    how = cases.recomputed(g, *heads, positions, qk_width, softcap=softcap, window=window, **extra)
+    attention = cases.recomputed(g, *heads, positions, qk_width, softcap=softcap, window=window, **extra)
     y, ptr = cases.normal(g, sum(lengths), heads[0], width), cases.prefixes(*lengths)
-    check("attend_back", y, ptr, how, None)
-    stored = StoredAttention(how.weights(positions).contiguous(), heads[1])
-    a, b = pc.ops.attend_back(y, ptr, how), pc.ops.attend_back(y, ptr, stored)
+    check("attend_back", y, ptr, attention, None)
+    stored = StoredAttention(attention.weights(positions).contiguous(), heads[1])
+    a, b = pc.ops.attend_back(y, ptr, attention), pc.ops.attend_back(y, ptr, stored)
     assert float((a - b).norm()) <= 3e-6 * float(b.norm())
 
 
 @EXAMPLES
-@given(SEEDS, PREFIXES, st.integers(-5, 5), st.integers(1, 70), st.integers(1, 40), st.floats(0, 1), FLOATS,
-       st.integers(0, 5), st.integers(0, 3))  # fmt: skip
+@given(
+    SEEDS,
+    PREFIXES,
+    st.integers(-5, 5),
+    st.integers(1, 70),
+    st.integers(1, 40),
+    st.floats(0, 1),
+    FLOATS,
+    st.integers(0, 5),
+    st.integers(0, 3),
+)
 def test_edge_scores(
-    seed: int, lengths: list[int], longer: int, width: int, size: int, density: float, dtype: torch.dtype,
-    gap: int, skip: int,
-) -> None:  # fmt: skip
+    seed: int,
+    lengths: list[int],
+    longer: int,
+    width: int,
+    size: int,
+    density: float,
+    dtype: torch.dtype,
+    gap: int,
+    skip: int,
+) -> None:
     g = cases.generator(seed)
     positions = max(max(lengths, default=0) + longer, 0)  # fewer than the longest prefix, or more
     features = drawn_features(g, positions, size, density)
@@ -122,17 +174,26 @@ def test_edge_scores(
 
 
 @EXAMPLES
-@given(SEEDS, st.integers(0, 4), st.integers(0, 5), st.integers(0, 20), st.integers(0, 40), st.floats(0, 1),
-       st.integers(0, 5), st.integers(0, 3), st.integers(0, 9))  # fmt: skip
+@given(
+    SEEDS,
+    st.integers(0, 4),
+    st.integers(0, 5),
+    st.integers(0, 20),
+    st.integers(0, 40),
+    st.floats(0, 1),
+    st.integers(0, 5),
+    st.integers(0, 3),
+    st.integers(0, 9),
+)
 def test_influence(
     seed: int, outputs: int, layers: int, per_layer: int, extra: int, density: float, gap: int, skip: int, spare: int
 ) -> None:
     g = cases.generator(seed)
-    rows, node, weight, _ = cases._influence(outputs, layers, per_layer, extra)(g)
+    rows, node, weight, _ = cases.influence_case(outputs, layers, per_layer, extra)(g)
     rows *= torch.rand(rows.shape, generator=g) < density
     # Only some of the columns are expanded: the others are ends, as errors and tokens are.
-    kept = (node < 0) | (torch.rand(len(node), generator=g) < 0.7)
-    rows, node, weight = rows[kept], node[kept].contiguous(), weight[kept].contiguous()
+    expanded = (node < 0) | (torch.rand(len(node), generator=g) < 0.7)
+    rows, node, weight = rows[expanded], node[expanded].contiguous(), weight[expanded].contiguous()
     check("influence", strided(rows, gap, skip), node, weight, None)
-    room, order = cases._shuffled(g, rows, spare)
-    check("influence", strided(room, gap, skip), node, weight, order)
+    buffer, order = cases.shuffled_rows(g, rows, spare)
+    check("influence", strided(buffer, gap, skip), node, weight, order)

@@ -23,8 +23,8 @@ def test_subgraph_of_a_pruned_graph() -> None:
     inner = few.prune(0.5, 0.5)
     assert 0 < inner.graph.rows.entries < few.rows.entries
     assert inner.graph.certificate < 1e-14
-    kept = {tuple(f) for f in inner.graph.features.tolist()}
-    assert kept < {tuple(f) for f in few.features.tolist()}
+    remaining = {tuple(f) for f in inner.graph.features.tolist()}
+    assert remaining < {tuple(f) for f in few.features.tolist()}
 
 
 def test_influence_by_hand() -> None:
@@ -64,8 +64,8 @@ def test_find_threshold_of_one() -> None:
         assert ((scores >= cutoff(scores, 1.0)) == (scores > 0)).all()
     graph = random_graph(seed=5)
     pruned = graph.prune(1.0, 1.0)
-    kept = torch.from_numpy(pruned.influence.numpy() > 0)
-    assert not pruned.node_mask[: graph.first_token][~kept[: graph.first_token]].any()
+    remaining = torch.from_numpy(pruned.influence.numpy() > 0)
+    assert not pruned.node_mask[: graph.first_token][~remaining[: graph.first_token]].any()
 
 
 def test_rounding_does_not_part_equal_scores() -> None:
@@ -100,18 +100,18 @@ def test_cutoff_equals_a_sort(kind: str, share: float) -> None:
         "one": lambda: np.ones(50_000) * 0.1,
         "tiny": lambda: np.full(50_000, 5e-324) * g.integers(0, 2, 50_000),
     }[kind]()
-    kept = keep_share(torch.from_numpy(scores), share).numpy()
-    assert ((scores >= cutoff(scores, share)) == kept).all()
+    remaining = keep_share(torch.from_numpy(scores), share).numpy()
+    assert ((scores >= cutoff(scores, share)) == remaining).all()
 
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 1e6) | st.sampled_from([0.0, 0.1, 0.5]), min_size=1, max_size=60), st.floats(0, 1))
 def test_cutoff_reaches_the_share_and_no_more(scores: list[float], share: float) -> None:
     s = np.array(scores)
-    at = cutoff(s, share)
+    index = cutoff(s, share)
     if s.sum() > 0:
-        assert s[s >= at].sum() >= share * s.sum() * (1 - 1e-9)
-        assert share == 0 or s[s > at * (1 + 1e-11)].sum() <= share * s.sum() * (1 + 1e-9)
+        assert s[s >= index].sum() >= share * s.sum() * (1 - 1e-9)
+        assert share == 0 or s[s > index * (1 + 1e-11)].sum() <= share * s.sum() * (1 + 1e-9)
 
 
 def test_cumulative_equals_a_sort() -> None:
@@ -138,12 +138,12 @@ def test_scores_by_hand() -> None:
 def test_scores_equal_the_definition(seed: int) -> None:
     graph = random_graph(seed=seed, targets=3)
     matrix, weights = graph.dense(), weights_of(graph)
-    found = influence_by_inverse(matrix, weights)
+    result = influence_by_inverse(matrix, weights)
     errors = slice(graph.first_error, graph.first_token)
-    tokens = found[graph.first_token : graph.first_target].sum()
-    explained, reaching = 1 - normalised(matrix)[:, errors].sum(1), found + weights
+    tokens = result[graph.first_token : graph.first_target].sum()
+    explained, reaching = 1 - normalised(matrix)[:, errors].sum(1), result + weights
     got = graph.scores()
-    assert got.replacement == pytest.approx(float(tokens / (tokens + found[errors].sum())))
+    assert got.replacement == pytest.approx(float(tokens / (tokens + result[errors].sum())))
     assert got.completeness == pytest.approx(float((explained * reaching).sum() / reaching.sum()))
 
 
@@ -151,13 +151,13 @@ def test_scores_equal_the_definition(seed: int) -> None:
 def test_subgraph(seed: int) -> None:
     graph = random_graph(seed=seed)
     mask = torch.rand(graph.nodes, generator=torch.Generator().manual_seed(seed)) < 0.6
-    part = graph.subgraph(mask)
+    subset = graph.subgraph(mask)
     places = mask.clone()
     places[graph.first_error : graph.first_target] = True
-    assert torch.equal(part.dense(), (graph.dense() * mask[:, None] * mask)[places][:, places])
-    assert torch.equal(part.features, graph.features[mask[: graph.first_error]])
-    assert part.certificate < 1e-15
-    assert len(part.targets) == int(mask[graph.first_target :].sum())
+    assert torch.equal(subset.dense(), (graph.dense() * mask[:, None] * mask)[places][:, places])
+    assert torch.equal(subset.features, graph.features[mask[: graph.first_error]])
+    assert subset.certificate < 1e-15
+    assert len(subset.targets) == int(mask[graph.first_target :].sum())
 
 
 def test_pruned_graph_keeps_the_law_and_the_influence_of_its_edges() -> None:

@@ -181,5 +181,5 @@ def test_targets_and_links_exist(name: str) -> None:
 def test_transcoders_page_has_the_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table is what loading and converting finds; `python tests/formats_table.py` writes it anew."""
     monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cached_encoder, "LEAST", 0)
+    monkeypatch.setattr(cached_encoder, "LEAST_BYTES", 0)
     assert formats_table.on_the_page() == formats_table.table(tmp_path)

@@ -77,7 +77,10 @@ def test_reference_is_short(op: str) -> None:
 
 
 def test_a_skip_needs_a_reason_that_is_known_and_true() -> None:
-    here = "a CUDA device is here" if torch.cuda.is_available() else "needs a CUDA device"
-    elsewhere = "needs a CUDA device" if torch.cuda.is_available() else "a CUDA device is here"
-    assert unexplained([("a", here)]) == []
-    assert unexplained([("a", here), ("b", elsewhere), ("c", "not yet")]) == [f"b: {elsewhere}", "c: not yet"]
+    true_reason = "a CUDA device is here" if torch.cuda.is_available() else "needs a CUDA device"
+    untrue_reason = "needs a CUDA device" if torch.cuda.is_available() else "a CUDA device is here"
+    assert unexplained([("a", true_reason)]) == []
+    assert unexplained([("a", true_reason), ("b", untrue_reason), ("c", "not yet")]) == [
+        f"b: {untrue_reason}",
+        "c: not yet",
+    ]

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import pycircuit as pc
-from pycircuit.ops import FileRows, cases
+from pycircuit.files.reading import read_into
+from pycircuit.ops import FileRows, cases, file_rows
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -60,13 +61,12 @@ def test_each_row_is_read_once_in_file_order(tmp_path: Path, monkeypatch: pytest
     w_dec = torch.arange(50.0).view(10, 5)
     (tmp_path / "raw").write_bytes(w_dec.numpy().tobytes())
     reads: list[tuple[int, int]] = []
-    fill = FileRows._fill
 
-    def spy(self: FileRows, file: int, into: memoryview, at: int) -> None:
-        reads.append((at // 20, len(into) // 20))
-        fill(self, file, into, at)
+    def spy(file: int, buffers: list[memoryview], offset: int, *names: Any) -> None:
+        reads.append((offset // 20, len(buffers[0]) // 20))
+        read_into(file, buffers, offset, *names)
 
-    monkeypatch.setattr(FileRows, "_fill", spy)
+    monkeypatch.setattr(file_rows, "read_into", spy)
     ptr, index = torch.tensor([0, 3, 6]), torch.tensor([2, 3, 9, 0, 3, 4])
     features = pc.SparseFeatures(ptr, index, torch.ones(6))
     compact, rows = FileRows(tmp_path / "raw", 0, (10, 5), torch.float32).gather(features)

@@ -1,4 +1,4 @@
-"""More threads than the system can start end a process without a word: refused before anything runs."""
+"""More threads than the system can start would end a process without a word: an error comes first."""
 
 from __future__ import annotations
 

@@ -21,8 +21,9 @@ from safetensors.torch import load_file, safe_open, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pycircuit as pc
-from pycircuit.model.capture import capture, relative
-from pycircuit.model.sites import hooked
+from pycircuit.model.agreement import relative_error
+from pycircuit.model.capture import capture
+from pycircuit.model.transcoder_hooks import eager_transcoder_hooks
 from pycircuit.training import Recipe, Trainer
 from pycircuit.training.learner import Learner
 from pycircuit.training.sources import source_of
@@ -217,8 +218,8 @@ def test_what_is_learned_from_is_what_the_capture_sees(name: str, reads: str, wr
     for ids in sequences:
         one = capture(model, source.family, source.weights, ids, (reads, writes)).streams
         end = at + len(ids) - 1
-        assert relative(x[:, at:end], one[reads][:, 1:]) < 1e-5
-        assert relative(y[:, at:end], one[writes][:, 1:]) < 1e-5
+        assert relative_error(x[:, at:end], one[reads][:, 1:]) < 1e-5
+        assert relative_error(y[:, at:end], one[writes][:, 1:]) < 1e-5
         at = end
     assert at == x.shape[1]
 
@@ -229,12 +230,12 @@ def test_what_is_learned_from_is_what_the_capture_sees(name: str, reads: str, wr
         def write(layer: int, y: torch.Tensor) -> torch.Tensor | None:
             return y + change if layer == 0 else None
 
-        with hooked(model, source.family, source.weights, reads, writes, seen.__setitem__, write):
+        with eager_transcoder_hooks(model, source.family, source.weights, reads, writes, seen.__setitem__, write):
             model(input_ids=sequences[0][None], use_cache=False)
         assert list(seen) == list(range(LAYERS))
         return seen[LAYERS - 1][0, 1:]
 
-    assert relative(last(0.0), x[-1, :5]) < 1e-5
+    assert relative_error(last(0.0), x[-1, :5]) < 1e-5
     torch.manual_seed(0)
     assert (last(torch.randn(WIDTH)) - x[-1, :5]).norm() > 0.02 * x[-1, :5].norm()
 
@@ -505,7 +506,7 @@ def test_wrong_texts_are_named(error: type[Exception], texts: Any, message: str)
 
 
 def test_progress_says_how_it_goes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pycircuit.progress._BETWEEN", {True: 0.0, False: 0.0})
+    monkeypatch.setattr("pycircuit.progress._INTERVAL", {True: 0.0, False: 0.0})
     pc.train(build("llama"), corpus(), **{**asdict(RECIPE), "steps": 3})
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("pycircuit: training: 192 of 192 tokens")

@@ -1,4 +1,4 @@
-"""Transcoders in memory and the replacement: what is found, what it writes, and what it misses."""
+"""Transcoders in memory and the replacement: active features, reconstruction, errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from builders import LAYERS, VOCABULARY, WIDTH, build, prompt
 
 import pycircuit as pc
-from pycircuit.model.capture import STREAMS, capture, relative
+from pycircuit.model.agreement import relative_error
+from pycircuit.model.capture import STREAMS, capture
 from pycircuit.model.families import family_of
 from pycircuit.model.weights import read_weights
 
@@ -28,27 +29,27 @@ EVERY_RULE = pytest.mark.parametrize("rule", list(RULES))
 EVERY_KIND = pytest.mark.parametrize("kind", ["plt", "clt"])
 
 
-def parts(kind: str, dtype: torch.dtype = torch.float32, missing: tuple[int, ...] = (), skip: bool = False) -> Any:
+def weights(kind: str, dtype: torch.dtype = torch.float32, missing: tuple[int, ...] = (), skip: bool = False) -> Any:
     """Constructor arguments with sizes that differ between layers."""
     g = torch.Generator().manual_seed(3)
 
     def normal(*shape: int) -> torch.Tensor:
         return (torch.randn(*shape, generator=g, dtype=torch.float64) / shape[-1] ** 0.5).to(dtype)
 
-    made: dict[str, list[Any]] = {"w_enc": [], "b_enc": [], "w_dec": [], "b_dec": []}
+    arguments: dict[str, list[Any]] = {"w_enc": [], "b_enc": [], "w_dec": [], "b_dec": []}
     for layer in range(LAYERS):
         slots = () if kind == "plt" else (LAYERS - layer,)
         for name, shape in (("w_enc", (SIZE, WIDTH)), ("b_enc", (SIZE,)), ("w_dec", (SIZE, *slots, WIDTH))):
-            made[name].append(None if layer in missing else normal(*shape))
-        made["b_dec"].append(normal(WIDTH))
+            arguments[name].append(None if layer in missing else normal(*shape))
+        arguments["b_dec"].append(normal(WIDTH))
     if skip:
-        made["w_skip"] = [normal(WIDTH, WIDTH) for _ in range(LAYERS)]
-    return made
+        arguments["w_skip"] = [normal(WIDTH, WIDTH) for _ in range(LAYERS)]
+    return arguments
 
 
 def make(kind: str, **options: Any) -> pc.PerLayerTranscoders | pc.CrossLayerTranscoder:
-    made = parts(kind, **{k: options.pop(k) for k in ("dtype", "missing", "skip") if k in options})
-    return (pc.PerLayerTranscoders if kind == "plt" else pc.CrossLayerTranscoder)(**{**made, **options})
+    arguments = weights(kind, **{k: options.pop(k) for k in ("dtype", "missing", "skip") if k in options})
+    return (pc.PerLayerTranscoders if kind == "plt" else pc.CrossLayerTranscoder)(**{**arguments, **options})
 
 
 def streams(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -57,7 +58,7 @@ def streams(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def dense_reconstruction(t: Any, x: torch.Tensor, ignore: int) -> torch.Tensor:
-    """What DESIGN says, written down without a single op: [layers, positions, width]."""
+    """The definition, written down without a single op: [layers, positions, width]."""
     out = torch.zeros_like(x)
     for source in range(LAYERS):
         if t.w_enc[source] is not None:
@@ -82,7 +83,9 @@ def dense_reconstruction(t: Any, x: torch.Tensor, ignore: int) -> torch.Tensor:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 3e-6)], ids=str)
 @pytest.mark.parametrize("skip", [False, True], ids=["", "skip"])
 def test_errors_complete_the_mlp(kind: str, rule: str, skip: bool, dtype: torch.dtype, tolerance: float) -> None:
-    complete(build("llama", dtype), make(kind, dtype=dtype, skip=skip, activation=typed(rule, dtype)), tolerance)
+    assert_complete(
+        build("llama", dtype), make(kind, dtype=dtype, skip=skip, activation=in_dtype(rule, dtype)), tolerance
+    )
 
 
 @EVERY_KIND
@@ -90,22 +93,22 @@ def test_errors_complete_the_mlp(kind: str, rule: str, skip: bool, dtype: torch.
 @pytest.mark.parametrize("writes", WRITES)
 @pytest.mark.parametrize("reads", READS)
 def test_every_read_and_write(kind: str, family: str, reads: str, writes: str) -> None:
-    options = {"dtype": torch.float64, "skip": True, "activation": typed("jumprelu", torch.float64)}
-    complete(build(family, torch.float64), make(kind, reads=reads, writes=writes, **options), 1e-12)
+    options = {"dtype": torch.float64, "skip": True, "activation": in_dtype("jumprelu", torch.float64)}
+    assert_complete(build(family, torch.float64), make(kind, reads=reads, writes=writes, **options), 1e-12)
 
 
-def typed(rule: str, dtype: torch.dtype) -> Any:
+def in_dtype(rule: str, dtype: torch.dtype) -> Any:
     activation = RULES[rule]
     return pc.JumpReLU(activation.theta.to(dtype)) if isinstance(activation, pc.JumpReLU) else activation
 
 
-def complete(model: Any, transcoders: Any, tolerance: float) -> None:
+def assert_complete(model: Any, transcoders: Any, tolerance: float) -> None:
     """Reconstruction and errors add up to what the MLP gave."""
     local = pc.ReplacementModel(model, transcoders).freeze(prompt())
     s = streams(model, prompt())
     x, written = s[transcoders.reads], s[transcoders.writes]
-    assert relative(dense_reconstruction(transcoders, x, 1) + local.errors, written) < tolerance
-    assert relative(transcoders.reconstruct(local.features, x, ignore=1), written - local.errors) < tolerance
+    assert relative_error(dense_reconstruction(transcoders, x, 1) + local.errors, written) < tolerance
+    assert relative_error(transcoders.reconstruct(local.features, x, ignore=1), written - local.errors) < tolerance
     assert all(f.count and f.row_ptr[1] == 0 for f in local.features)
 
 
@@ -118,7 +121,7 @@ def test_layers_without_a_transcoder(kind: str) -> None:
     assert local.features[0].count == 0 and local.features[0].positions == len(prompt())
     assert torch.equal(local.errors[0], s["mlp_out"][0])  # its b_dec belongs to no feature
     assert transcoders.bias(0) is None and transcoders.bias(1) is not None
-    assert relative(dense_reconstruction(transcoders, s["mlp_in"], 1) + local.errors, s["mlp_out"]) < 1e-12
+    assert relative_error(dense_reconstruction(transcoders, s["mlp_in"], 1) + local.errors, s["mlp_out"]) < 1e-12
     last = make(kind, dtype=torch.float64, missing=(2,))
     assert last.writes_to(2) == (kind == "clt")  # lower features still write there
 
@@ -132,7 +135,7 @@ def test_ignored_positions_are_all_error(kind: str, ignore: int) -> None:
     s = streams(model, prompt())
     assert torch.equal(local.errors[:, :ignore], s["mlp_out"][:, :ignore])
     assert all(int(f.row_ptr[min(ignore, len(prompt()))]) == 0 for f in local.features)
-    assert relative(dense_reconstruction(transcoders, s["mlp_in"], ignore) + local.errors, s["mlp_out"]) < 1e-12
+    assert relative_error(dense_reconstruction(transcoders, s["mlp_in"], ignore) + local.errors, s["mlp_out"]) < 1e-12
 
 
 def test_gemma3_chat_ignores_four() -> None:
@@ -143,7 +146,7 @@ def test_gemma3_chat_ignores_four() -> None:
     assert pc.ReplacementModel(model, make("plt"), ignore_positions=2).ignore_positions == 2
 
 
-def test_decoder_is_a_view_where_it_lies() -> None:
+def test_decoders_are_views() -> None:
     clt = make("clt")
     view = clt.decoder(1, 2)
     assert view.data_ptr() == clt.w_dec[1][0, 1].data_ptr() and view.shape == (SIZE, WIDTH)
@@ -154,10 +157,10 @@ def test_decoder_is_a_view_where_it_lies() -> None:
         make("plt").decoder(0, 1)
 
 
-def test_thresholds_a_layer() -> None:
+def test_one_threshold_tensor_for_each_layer() -> None:
     theta = torch.rand(LAYERS, SIZE)
-    for given in (theta, list(theta)):
-        rules = make("plt", activation=pc.JumpReLU(given)).activation
+    for thresholds in (theta, list(theta)):
+        rules = make("plt", activation=pc.JumpReLU(thresholds)).activation
         assert all(torch.equal(rule.theta, theta[layer]) for layer, rule in enumerate(rules))
     mixed = [pc.ReLU(), pc.TopK(3), pc.BatchTopK(0.1)]
     assert make("clt", activation=mixed).activation == mixed
@@ -206,7 +209,7 @@ def test_shapes_are_checked_against_the_model() -> None:
     refused(ValueError, r"layer 0: b_dec must have shape \[32\].*got \[7\]", b_dec=[torch.zeros(7)] * 3)
     refused(ValueError, r"layer 0: w_skip must have shape \[32, 32\]", w_skip=[torch.zeros(WIDTH, 3)] * 3)
     refused(TypeError, "layer 0: w_enc must be float64 exactly if", dtype=torch.float64)
-    two = {name: entries[:2] for name, entries in parts("plt").items()}
+    two = {name: entries[:2] for name, entries in weights("plt").items()}
     with pytest.raises(ValueError, match="one entry for each of the model's 3 layers, got 2"):
         pc.ReplacementModel(model, pc.PerLayerTranscoders(**two))
     with pytest.raises(TypeError, match=r"pc\.PerLayerTranscoders or pc\.CrossLayerTranscoder, got list"):
@@ -238,13 +241,13 @@ def test_prompts_are_checked_before_anything_runs(monkeypatch: pytest.MonkeyPatc
         ([1.5], TypeError, "text or a list of token ids"),
         (None, TypeError, "text or a list of token ids, got NoneType"),
     ]
-    for given, error, message in bad:
+    for wrong, error, message in bad:
         with pytest.raises(error, match=message):
-            model.freeze(given)
+            model.freeze(wrong)
         with pytest.raises(error, match=message):
-            model.activations([[1, 2], given])
-    with pytest.raises(TypeError, match="prompts must be a list of prompts, got one str"):
-        model.activations("abc")
+            model.activations([[1, 2], wrong])
+    with pytest.raises(TypeError, match=r"^activations: prompts must be a prompt or a list of prompts, got int$"):
+        model.activations(3)
     silent = pc.ReplacementModel(build("llama"), make("plt"))
     with pytest.raises(ValueError, match="the model has no tokenizer, got text; pass tokenizer="):
         silent.freeze("abc")
@@ -262,9 +265,9 @@ def test_activations_are_those_of_freeze(
     monkeypatch.setattr("pycircuit.model.replacement._BATCH_POSITIONS", 60)
     prompts = [prompt(n, seed=n) for n in (13, 1, 7, 64, 5, 7, 12)]
     assert model._batches([13, 1, 7, 64]) == ([[3], [0, 2, 1]] if dtype == torch.float32 else [[3], [0], [2], [1]])
-    found = model.activations(prompts)
-    assert len(found) == len(prompts) and model.activations([]) == []
-    for ids, layers in zip(prompts, found, strict=True):
+    activations = model.activations(prompts)
+    assert len(activations) == len(prompts) and model.activations([]) == []
+    for ids, layers in zip(prompts, activations, strict=True):
         expected = model.freeze(ids).features
         for got, want in zip(layers, expected, strict=True):
             assert torch.equal(got.row_ptr, want.row_ptr) and torch.equal(got.index, want.index)
@@ -279,7 +282,7 @@ def test_half_precision_models(kind: str) -> None:
     assert local.errors.dtype == torch.float32 and all(f.value.dtype == torch.float32 for f in local.features)
     s = streams(model, prompt())
     got = dense_reconstruction(transcoders.to(torch.float32), s["mlp_in"], 1) + local.errors
-    assert relative(got, s["mlp_out"]) < 1e-5
+    assert relative_error(got, s["mlp_out"]) < 1e-5
 
 
 def test_stored_or_recomputed_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +294,7 @@ def test_stored_or_recomputed_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def back(norm: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """A gradient through a norm, and what the norm's own bias adds."""
+    """Gradient through a norm, and what the norm's own bias adds."""
     if norm is None:
         return gradient, 0.0
     return norm.back(gradient), 0.0 if norm.bias is None else float((gradient @ norm.bias).sum())
@@ -310,37 +313,37 @@ def back_attention(layer: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, fl
     return gradient, bias + norm_bias
 
 
-def back_mlp(local: Any, at: int, gradient: torch.Tensor) -> tuple[torch.Tensor, float, float]:
+def back_mlp(local: Any, layer: int, gradient: torch.Tensor) -> tuple[torch.Tensor, float, float]:
     """A gradient on what the MLP adds: what the skip passes on to where it reads, edges, biases."""
-    t, layer = local.transcoders, local.model.layers[at]
-    written, bias = back(layer.write_norm(t.writes), gradient)
-    edges = float((written * local.errors[at]).sum())
-    for source in t.sources(at):
-        found = local.features[source]
-        rows = t.decoder(source, at)[found.index]
-        edges += float((written[found.position()] * rows * found.value[:, None]).sum())
-    if t.bias(at) is not None:
-        bias += float((written[local.ignore_positions :] @ t.bias(at)).sum())
-    if t.w_skip[at] is None:
+    t, frozen = local.transcoders, local.model.layers[layer]
+    written, bias = back(frozen.write_norm(t.writes), gradient)
+    edges = float((written * local.errors[layer]).sum())
+    for source in t.sources(layer):
+        features = local.features[source]
+        rows = t.decoder(source, layer)[features.index]
+        edges += float((written[features.position()] * rows * features.value[:, None]).sum())
+    if t.bias(layer) is not None:
+        bias += float((written[local.ignore_positions :] @ t.bias(layer)).sum())
+    if t.w_skip[layer] is None:
         return torch.zeros_like(gradient), edges, bias
-    through, norm_bias = back(layer.read_norm(t.reads), written @ t.w_skip[at].T)
+    through, norm_bias = back(frozen.read_norm(t.reads), written @ t.w_skip[layer].T)
     return through, edges, bias + norm_bias
 
 
 def walk(local: Any, gradient: torch.Tensor, top: int) -> float:
     """Every edge and bias below a gradient [positions, width] on the stream before the MLP norm of layer `top`."""
     model, total = local.model, 0.0
-    for at in reversed(range(top + 1)):
-        layer, through = model.layers[at], torch.zeros_like(gradient)
-        if at < top:
-            through, edges, bias = back_mlp(local, at, gradient)
+    for layer in reversed(range(top + 1)):
+        frozen, through = model.layers[layer], torch.zeros_like(gradient)
+        if layer < top:
+            through, edges, bias = back_mlp(local, layer, gradient)
             total += edges + bias
-        if layer.parallel:  # the MLP reads beside attention, not after it
-            attended, bias = back_attention(layer, gradient) if at < top else (0.0, 0.0)
+        if frozen.parallel:  # the MLP reads beside attention, not after it
+            attended, bias = back_attention(frozen, gradient) if layer < top else (0.0, 0.0)
             gradient = gradient + attended + through
         else:
             gradient = gradient + through
-            attended, bias = back_attention(layer, gradient)
+            attended, bias = back_attention(frozen, gradient)
             gradient = gradient + attended
         total += bias
     return total + float((gradient * model.first_stream()).sum())
@@ -358,8 +361,8 @@ def test_the_law_on_one_target(kind: str, skip: bool, reads: str, family: str) -
     for stored in (True, False):
         local = pc.ReplacementModel(build(family, torch.float64), transcoders).freeze(prompt(), stored=stored)
         top = LAYERS - 1
-        found = local.features[top]
-        position, index, value = int(found.position()[-2]), int(found.index[-2]), float(found.value[-2])
+        features = local.features[top]
+        position, index, value = int(features.position()[-2]), int(features.index[-2]), float(features.value[-2])
         gradient = torch.zeros(local.model.positions, WIDTH, dtype=torch.float64)
         gradient[position] = transcoders.w_enc[top][index]
         gradient, bias = back(local.model.layers[top].read_norm(reads), gradient)

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pycircuit as pc
-from pycircuit.ops import attention, cases
+from pycircuit.ops import attention as attention_module
+from pycircuit.ops import cases
 from pycircuit.ops.registry import OPS
 
 EVERY = [(op, case) for op in OPS for case in cases.CASES[op]]
@@ -31,11 +32,11 @@ def to(device: str, argument: Any) -> Any:
     if isinstance(argument, Tensor):
         if argument.is_contiguous():
             return argument.to(device)
-        whole = torch.empty(0, dtype=argument.dtype).set_(argument.untyped_storage())
-        return whole.to(device).as_strided(argument.shape, argument.stride(), argument.storage_offset())
+        storage = torch.empty(0, dtype=argument.dtype).set_(argument.untyped_storage())
+        return storage.to(device).as_strided(argument.shape, argument.stride(), argument.storage_offset())
     if isinstance(argument, pc.SparseFeatures):
         return argument.to(device)
-    if isinstance(argument, attention.StoredAttention | attention.RecomputedAttention | pc.JumpReLU):
+    if isinstance(argument, pc.ops.StoredAttention | pc.ops.RecomputedAttention | pc.JumpReLU):
         moved = {k: v.to(device) for k, v in vars(argument).items() if isinstance(v, Tensor)}
         return replace(argument, **moved)
     return argument
@@ -102,11 +103,11 @@ def test_offsets_past_31_bits() -> None:
 @interpreted
 @pytest.mark.parametrize("window", [0, 150])
 def test_recomputed_patterns_come_by_columns(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "SCRATCH_BYTES", 0)
+    monkeypatch.setattr(attention_module, "SCRATCH_BYTES", 0)
     g = cases.generator(4)
-    how = cases.recomputed(g, 2, 1, 270, 8, window=window)
-    args = (cases.normal(g, 270 + 130, 2, 6), cases.prefixes(270, 130), how, None)
-    assert attention.scratch_columns(2, 270) == 128
+    attention = cases.recomputed(g, 2, 1, 270, 8, window=window)
+    args = (cases.normal(g, 270 + 130, 2, 6), cases.prefixes(270, 130), attention, None)
+    assert attention_module.scratch_columns(2, 270) == 128
     assert cases.error("attend_back", run("attend_back", args), cases.exact("attend_back", args), args) < TOLERANCE
 
 
@@ -147,12 +148,12 @@ def test_topk_ties_go_to_the_lower_index() -> None:
 def test_topk_of_more_candidates_than_one_block() -> None:
     g = cases.generator(6)
     pre = cases.normal(g, 2, 2600).round(decimals=2)  # many ties
-    found = select.keep_largest(
+    selected = select.keep_largest(
         pc.SparseFeatures(torch.tensor([0, 2600, 5200]), torch.arange(2600).repeat(2), pre.flatten()), 37
     )
     for row in range(2):
         expected = pre[row].sort(descending=True, stable=True).indices[:37].sort().values
-        assert torch.equal(found.index[37 * row : 37 * (row + 1)], expected)
+        assert torch.equal(selected.index[37 * row : 37 * (row + 1)], expected)
     assert torch.equal(select.kth_largest(pre, 37), pre.topk(37).values[:, -1])
 
 
@@ -160,7 +161,7 @@ def test_topk_of_more_candidates_than_one_block() -> None:
 def test_dense_activity_outgrows_the_stage() -> None:
     g = cases.generator(5)
     args = (cases.normal(g, 70, 16), cases.normal(g, 200, 16), torch.full((200,), 50.0), pc.ReLU(), 1)
-    assert 70 * 200 // encode_module.ROOM + 1024 < 69 * 200
+    assert 70 * 200 // encode_module.PRE_ACTIVATIONS_PER_ENTRY + 1024 < 69 * 200
     got = run("encode", args)
     assert got.count == 69 * 200
     assert cases.error("encode", got, cases.exact("encode", args), args) < TOLERANCE
@@ -181,9 +182,9 @@ def test_nan_is_never_dropped(activation: Any, dtype: torch.dtype) -> None:
 def test_influence_rows_out_of_order(row: int) -> None:
     for case in ("wide", "ordered_wide"):
         rows, node, weight, order = cases.CASES["influence"][case](cases.generator(2))
-        lies = row + 3 if order is None else int(order[row + 3])
-        rows[lies, int(node[row + 3])] = 1.0  # its own column: neither before nor after
-        with pytest.raises(ValueError, match="layer order"):
+        stored = row + 3 if order is None else int(order[row + 3])
+        rows[stored, int(node[row + 3])] = 1.0  # its own column: neither before nor after
+        with pytest.raises(ValueError, match=f"layer order, .*, got row {row + 3} with an edge"):
             run("influence", (rows, node, weight, order))
 
 
@@ -219,6 +220,6 @@ def test_encode_never_makes_positions_by_features(activation: Any) -> None:
     positions, features = 16, 8192
     x, w = cases.normal(g, positions, 8), cases.normal(g, features, 8) / 8**0.5
     with Sizes() as sizes:
-        found = encode_module.encode(x, w, torch.zeros(features), activation, 0)
-    assert found.count > positions
+        features = encode_module.encode(x, w, torch.zeros(features), activation, 0)
+    assert features.count > positions
     assert 0 < max(sizes.made) < positions * features / 8

@@ -83,6 +83,12 @@ def test_one_variant_of_every_kernel() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout).items()) == {
-        ("attend_back", 1), ("attend_back.pattern", 1), ("edge_scores", 1), ("edge_scores.one_each", 1),
-        ("split", 1), ("influence.sum", 1), ("influence.solve", 1), ("influence.total", 1),
-    }  # fmt: skip
+        ("attend_back", 1),
+        ("attend_back.pattern", 1),
+        ("edge_scores", 1),
+        ("edge_scores.one_each", 1),
+        ("split", 1),
+        ("influence.sum", 1),
+        ("influence.solve", 1),
+        ("influence.total", 1),
+    }

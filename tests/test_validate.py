@@ -1,4 +1,4 @@
-"""Validation: what edges foretell against what the model does."""
+"""Validation: the predictions of edges against the changes of the model."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ PROMPT = builders.prompt(9)
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox"])
-def test_with_mlps_held_the_model_moves_by_its_edges(family: str, kind: str) -> None:
+def test_with_mlps_frozen_the_model_changes_by_its_edges(family: str, kind: str) -> None:
     """Features, errors and tokens, on every row, to float64."""
     model = replacement(family, kind, torch.float64)
     graph = pc.attribute(model, PROMPT, position=[-1, 4], max_targets=3, progress=False)
     report = pc.validate(model, graph, samples=30, factor=-0.5, kinds=["feature", "error", "token"])
     assert report.kinds["feature"] + report.kinds["error"] + report.kinds["token"] == 30 == len(report.nodes)
     assert min(report.kinds.values()) >= 9
-    held = [a for a in report.agreements if a.freeze == "all"]
-    assert {a.distance for a in held} == {None, *range(1, LAYERS + 2)}
-    for a in held:
+    frozen = [a for a in report.agreements if a.freeze == "all"]
+    assert {a.distance for a in frozen} == {None, *range(1, LAYERS + 2)}
+    for a in frozen:
         assert a.pairs > 0
         assert a.correlation == pytest.approx(1, abs=1e-9)
         assert a.error < 1e-9 and a.explained == pytest.approx(1, abs=1e-12)
@@ -39,12 +39,12 @@ def test_with_mlps_held_the_model_moves_by_its_edges(family: str, kind: str) -> 
 
 
 def test_effects_through_features_are_a_linear_solution() -> None:
-    """(I - B)^-1 A with B the edges of one more unit, by a dense solver."""
+    """(I - B)^-1 A, with B the edges per unit of activation, by a dense solver."""
     graph = pc.attribute(replacement("llama", "clt", torch.float64), PROMPT, max_targets=3, progress=False)
     nodes = list(range(0, graph.first_target, 7))
-    dense, n = graph.dense().double().numpy(), len(graph.features)
+    dense, count = graph.dense().double().numpy(), len(graph.features)
     unit = np.zeros_like(dense)
-    unit[:, :n] = dense[:, :n] / graph.values.double().numpy()
+    unit[:, :count] = dense[:, :count] / graph.values.double().numpy()
     expected = np.linalg.solve(np.eye(graph.nodes) - unit, dense)[graph.row_node.numpy()][:, nodes]
     direct = _edges(graph, nodes)
     total = _through_features(graph, direct)
@@ -71,23 +71,23 @@ def exact_model() -> pc.ReplacementModel:
     return pc.ReplacementModel(model, pc.PerLayerTranscoders(w_enc, b_enc, w_dec, b_dec), ignore_positions=0)
 
 
-def test_where_transcoders_are_the_mlps_all_is_explained() -> None:
+def test_everything_is_explained_where_transcoders_are_the_mlps() -> None:
     """A change too small to switch a feature on or off goes through the running MLPs as the graph says, to the end."""
     model = exact_model()
     graph = pc.attribute(model, PROMPT, max_targets=3, progress=False)
     small = pc.validate(model, graph, samples=24, factor=1 + 1e-9, kinds=["feature", "token"])
-    found = small.overall("attention")
+    running = small.overall("attention")
     assert small.kinds == {"feature": 15, "error": 0, "token": 9}  # every token
-    assert found.explained > 1 - 1e-5 and found.correlation > 1 - 1e-5 and found.error < 1e-3
+    assert running.explained > 1 - 1e-5 and running.correlation > 1 - 1e-5 and running.error < 1e-3
     free = small.overall("none")  # patterns and denominators move too, which the graph does not know
     assert 0.3 < free.explained < 1 - 1e-4
-    whole = pc.validate(model, graph, samples=24)
-    assert whole.kinds == {"feature": 24, "error": 0, "token": 0} and whole.overall("all").explained > 1 - 1e-12
-    assert 0.5 < whole.overall("attention").explained < 1 - 1e-6  # ablation does switch some
+    ablated = pc.validate(model, graph, samples=24)
+    assert ablated.kinds == {"feature": 24, "error": 0, "token": 0} and ablated.overall("all").explained > 1 - 1e-12
+    assert 0.5 < ablated.overall("attention").explained < 1 - 1e-6  # ablation does switch some
 
 
-def test_a_wrong_graph_is_found_out() -> None:
-    """Edges of a model with other transcoders foretell nothing; the values alone do not tell."""
+def test_a_wrong_graph_is_not_faithful() -> None:
+    """Edges that belong to other rows predict nothing, though the activations are right."""
     model = replacement("llama", "plt", torch.float64)
     graph = pc.attribute(model, PROMPT, max_targets=3, progress=False)
     graph.rows.weight[:] = graph.rows.weight.flip(0)
@@ -112,27 +112,27 @@ def test_the_report_is_kept_and_saved(tmp_path: Path) -> None:
 
 
 def test_a_pruned_graph_and_one_with_few_rows() -> None:
-    """What a graph leaves out it does not foretell, and says so."""
+    """Every row that a graph has is predicted; what a graph leaves out is not."""
     model = replacement("llama", "clt", torch.float64)
     graph = pc.attribute(model, PROMPT, max_targets=3, progress=False)
-    for less in (graph.prune(0.6, 0.9).graph, pc.attribute(model, PROMPT, max_features=8, progress=False)):
-        assert pc.validate(model, less, samples=16).overall("all").pairs > 0
-    assert pc.validate(model, less, samples=16).overall("all").explained > 1 - 1e-12  # every row it has is whole
+    for smaller in (graph.prune(0.6, 0.9).graph, pc.attribute(model, PROMPT, max_features=8, progress=False)):
+        assert pc.validate(model, smaller, samples=16).overall("all").pairs > 0
+    assert pc.validate(model, smaller, samples=16).overall("all").explained > 1 - 1e-12  # its rows are complete
     direction = ("up", 1.0, torch.ones(WIDTH, dtype=torch.float64))
-    given = pc.attribute(model, PROMPT, targets=[direction, 3], max_features=0, progress=False)
-    report = pc.validate(model, given, samples=8)
+    directed = pc.attribute(model, PROMPT, targets=[direction, 3], max_features=0, progress=False)
+    report = pc.validate(model, directed, samples=8)
     assert report.overall("all").explained > 1 - 1e-12 and report.overall("all").pairs == 8  # the token's row alone
 
 
 def test_effects_that_are_not_finite_are_counted_apart() -> None:
-    """With denominators held, nothing bounds what MLPs make of a huge change: it may grow beyond float32."""
+    """With denominators frozen, nothing bounds the MLPs' answer to a huge change: it may grow beyond float32."""
     model = replacement("llama", "plt", torch.float32)
     graph = pc.attribute(model, PROMPT, max_targets=3, progress=False)
     report = pc.validate(model, graph, samples=8, factor=1e30)
-    found = report.overall("attention")
-    assert found.lost > 0 and json.dumps(report.as_dict(), allow_nan=False)
+    running = report.overall("attention")
+    assert running.lost > 0 and json.dumps(report.as_dict(), allow_nan=False)
     assert report.overall("all").lost == 0 and report.overall("all").explained > 1 - 1e-6
-    assert found.pairs + found.lost == report.overall("all").pairs
+    assert running.pairs + running.lost == report.overall("all").pairs
 
 
 def test_arguments() -> None:

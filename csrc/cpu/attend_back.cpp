@@ -29,10 +29,10 @@ struct Block {
   int64_t head, i0, queries, j0, keys;
 };
 
-// How many keys of the block query i sees, counted from j0.
+// Number of keys of the block that query i attends to, from j0.
 int64_t seen(const Block& b, int64_t i) { return smaller(b.keys, b.i0 + i - b.j0 + 1); }
 
-// Query i into the strips: keys begin .. end of its row, zeros in the rest of every strip a tile may read.
+// Copy keys begin .. end of query i into the strips, with zeros elsewhere in every strip that a tile may read.
 void scatter(const float* __restrict row, int64_t begin, int64_t end, int64_t i, int64_t keys,
              float* __restrict out) {
   for (int64_t j = 0; j < keys; j += kTileRows) {
@@ -49,7 +49,7 @@ void copy_block(const AttendBackInput& in, const Block& b, float* out) {
     scatter(in.pattern + (b.head * in.positions + b.i0 + i) * in.positions + b.j0, 0, seen(b, i), i, b.keys, out);
 }
 
-// rows[r, j] = query[i + r] . key[j] for the keys that the last of these queries sees
+// rows[r, j] = query[i + r] . key[j] for the keys that the last of these queries attends to
 void logits(const AttendBackInput& in, const Block& b, int64_t i, const float* keys, float* __restrict rows) {
   const float* query = in.query + (b.head * in.positions + b.i0 + i) * in.qk_width;
   const int64_t count = smaller(kTileRows, b.queries - i), end = seen(b, i + count - 1);
@@ -91,14 +91,14 @@ void pack_y(const float* __restrict y, int64_t y_step, int64_t queries, int64_t 
         for (int64_t v = 0; v < kPanel; ++v) out[i * kPanel + v] = c + v < width ? y[i * y_step + c + v] : 0.f;
 }
 
-// A tile that reaches past z's rows or columns: through a copy.
+// Add a tile that reaches past z's rows or columns, through a copy.
 void edge_tile(int64_t depth, const float* a, const float* y, float* z, int64_t z_row, int64_t rows,
                int64_t columns, bool fresh) {
-  alignas(64) float part[kTileRows * kPanel];
-  tile<kTileRows, kTileVecs, true>(depth, a, 1, kTileRows, y, kPanel, part, kPanel);
+  alignas(64) float product[kTileRows * kPanel];
+  tile<kTileRows, kTileVecs, true>(depth, a, 1, kTileRows, y, kPanel, product, kPanel);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < columns; ++c)
-      z[r * z_row + c] = part[r * kPanel + c] + (fresh ? 0.f : z[r * z_row + c]);
+      z[r * z_row + c] = product[r * kPanel + c] + (fresh ? 0.f : z[r * z_row + c]);
 }
 
 // One target: z[j0 ..] += pattern^T y[i0 ..], each strip of keys from its own first query on. The diagonal block
@@ -160,7 +160,7 @@ Status attend_back(const AttendBackInput& in) {
   int64_t longest = 0;
   for (int64_t t = 0; t < in.targets; ++t) longest = larger(longest, in.prefix_ptr[t + 1] - in.prefix_ptr[t]);
   const int64_t blocks = (longest + kKeyBlock - 1) / kKeyBlock;
-  // Enough tasks for every thread, but a block of the pattern is worth making for 16 targets or more.
+  // Enough tasks for every thread, but a block of the pattern is worth its cost only for 16 targets or more.
   const int64_t wanted = larger(1, 4 * in.threads / larger(1, blocks * in.kv_heads));
   const int64_t shares = larger(1, smaller(wanted, in.targets / 16)),
                 per_share = (in.targets + shares - 1) / shares;
@@ -171,11 +171,12 @@ Status attend_back(const AttendBackInput& in) {
     const int64_t pattern_size = kQueryBlock * kKeyBlock, size = pattern_size + y_size + in.qk_width * kKeyBlock;
     float* memory = static_cast<float*>(std::aligned_alloc(64, round_up(sizeof(float) * size, 64)));
     const Scratch scratch{memory, memory + pattern_size, memory + pattern_size + y_size};
-    // The first blocks of keys have the most queries: they go first.
+    // The first blocks of keys have the most queries, so they go first.
 #pragma omp for schedule(dynamic, 1)
     for (int64_t n = 0; n < tasks; ++n) {
-      const int64_t share = n % shares, rest = n / shares, t0 = share * per_share;
-      const Task task{rest % in.kv_heads, rest / in.kv_heads * kKeyBlock, t0, smaller(t0 + per_share, in.targets)};
+      const int64_t share = n % shares, block = n / shares, t0 = share * per_share;
+      const Task task{block % in.kv_heads, block / in.kv_heads * kKeyBlock, t0,
+                      smaller(t0 + per_share, in.targets)};
       if (memory) {
         run_task(in, task, scratch);
       } else {
@@ -185,7 +186,7 @@ Status attend_back(const AttendBackInput& in) {
     }
     std::free(memory);
   }
-  return ok ? Status::ok : Status::out_of_memory;
+  return {ok ? Outcome::ok : Outcome::out_of_memory};
 }
 
 }  // namespace pycircuit::PYCIRCUIT_NAMESPACE

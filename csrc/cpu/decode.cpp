@@ -1,17 +1,16 @@
 // out[s, p] = bias[s] + sum over the entries e of position p of value[e] * w_dec[index[e], s], entries in order.
-// Layout: w_dec rows of `slots` pieces of `width` float32 or bfloat16, both anywhere; out [slots, positions,
-// width]. Bytes moved: every active row once a position it is active at, eight rows side by side; out once
-// (partial sums in L2). Parallel axis: (position, column block), cut where each thread has as much to read; no
-// element is shared.
+// Layout: w_dec rows of `slots` times `width` float32 or bfloat16, any strides; out [slots, positions, width].
+// Bytes: every active row once per position it is active at, eight rows side by side; out once (partial sums in
+// L2). Parallel over (position, column block), cut so that each thread has as much to read; no element is shared.
 #include "cpu/ops.h"
 
 namespace pycircuit::PYCIRCUIT_NAMESPACE {
 namespace {
 
-// One stream of loads a core leaves DRAM half idle; several rows at once keep it busy, without prefetches.
+// One stream of loads per core leaves DRAM half idle; several rows at once keep it busy, without prefetches.
 constexpr int kRows = 8;
 constexpr int64_t kBlock = 64;            // columns; two threads meet inside a row only at multiples of it
-constexpr int64_t kWrite = 2;             // what writing out costs, in rows read
+constexpr int64_t kWrite = 2;             // cost of writing out, in rows read
 constexpr int64_t kThreadBytes = 131072;  // below this a second thread costs more than it brings
 
 // out[c] = from[c] + sum over g < G of value[g] * row[g][offset + c]; from may be out, or null for zeros.
@@ -72,7 +71,7 @@ struct Cut {
   int64_t position, block;
 };
 
-// Where thread t of `threads` begins: the point that leaves t / threads of the work behind it.
+// Start of thread t of `threads`: t / threads of the work comes before it.
 Cut cut(const DecodeInput& in, int64_t t, int64_t threads) {
   const int64_t positions = in.features.positions, blocks = in.w_dec.slots * blocks_per_slot(in);
   if (t == threads) return {positions, 0};
@@ -103,12 +102,12 @@ void decode_typed(const DecodeInput& in) {
 }  // namespace
 
 Status decode(const DecodeInput& in) {
-  if (in.features.positions == 0 || in.w_dec.slots == 0 || in.w_dec.width == 0) return Status::ok;
+  if (in.features.positions == 0 || in.w_dec.slots == 0 || in.w_dec.width == 0) return {};
   if (in.w_dec.element == Element::bfloat16)
     decode_typed<uint16_t>(in);
   else
     decode_typed<float>(in);
-  return Status::ok;
+  return {};
 }
 
 }  // namespace pycircuit::PYCIRCUIT_NAMESPACE

@@ -1,4 +1,4 @@
-// The other inner block: a tile of dot products over rows that lie anywhere, both contiguous along the sum.
+// Tile of dot products over rows at any addresses, both contiguous along the sum.
 #pragma once
 #include "cpu/isa.h"
 

@@ -1,8 +1,8 @@
 // edge_scores: out[t, e] += value[e] * gradient[t, p] . w_dec[index[e]] for every entry e at a position p of t.
-// Layout: a position's decoder rows are turned into panels, [width, kPanel], and every group of targets runs over
-// them; gradient rows where they lie.
-// Bytes: a decoder row once a position, a gradient row once for each block of panels. Parallel over positions: out
-// has one owner.
+// Layout: a position's decoder rows are transposed into panels, [width, kPanel], that every group of targets runs
+// over; gradient rows in place.
+// Bytes: a decoder row once per position, a gradient row once per block of panels. Parallel over positions: every
+// element of out has one owner.
 #include <cstdlib>
 
 #include "cpu/ops.h"
@@ -11,9 +11,9 @@
 namespace pycircuit::PYCIRCUIT_NAMESPACE {
 namespace {
 
-constexpr int64_t kTargets = 6;             // in one tile
-constexpr int64_t kTargetList = 256;        // whose rows are looked up at one time
-constexpr int64_t kPanelFloats = 48 << 10;  // of all panels there are at one time, if that is one
+constexpr int64_t kTargets = 6;             // per tile
+constexpr int64_t kTargetList = 256;        // whose rows are looked up together
+constexpr int64_t kPanelFloats = 48 << 10;  // of all panels in memory at once, at least one panel
 
 // Rows of the targets that reach one position.
 struct Reaching {
@@ -22,21 +22,21 @@ struct Reaching {
   float* out[kTargetList];
 };
 
-// Fills `found` with the targets from t on; returns where to go on.
-int64_t reaching(const EdgeScoresInput& in, int64_t position, int64_t t, Reaching& found) {
-  found.count = 0;
-  for (; t < in.targets && found.count < kTargetList; ++t) {
+// Fill `reaching` with targets from t on; return the first target not looked at.
+int64_t next_targets(const EdgeScoresInput& in, int64_t position, int64_t t, Reaching& reaching) {
+  reaching.count = 0;
+  for (; t < in.targets && reaching.count < kTargetList; ++t) {
     const int64_t row = in.prefix_ptr[t] + position;
     if (row >= in.prefix_ptr[t + 1]) continue;
-    found.gradient[found.count] = in.gradient + row * in.gradient_stride;
-    found.out[found.count++] = in.out + t * in.out_stride;
+    reaching.gradient[reaching.count] = in.gradient + row * in.gradient_stride;
+    reaching.out[reaching.count++] = in.out + t * in.out_stride;
   }
   return t;
 }
 
-// Decoder rows of the entries begin .. end, turned: [panels, width, kPanel]. Missing ones repeat the last.
+// Transpose decoder rows of the entries begin .. end: [panels, width, kPanel]. Missing ones repeat the last.
 template <class W>
-void turn(const EdgeScoresInput& in, int64_t begin, int64_t end, float* __restrict panels) {
+void transpose_rows(const EdgeScoresInput& in, int64_t begin, int64_t end, float* __restrict panels) {
   constexpr int64_t kBlock = 64;  // lines of a panel that are filled together
   const W* w = static_cast<const W*>(in.w_dec.data);
   const int64_t width = in.w_dec.width;
@@ -54,9 +54,9 @@ void turn(const EdgeScoresInput& in, int64_t begin, int64_t end, float* __restri
       }
 }
 
-// found[r, 0 .. kPanel) = sum over k of gradient[r][k] * panel[k]
+// products[r, 0 .. kPanel) = sum over k of gradient[r][k] * panel[k]
 void panel_tile(int64_t width, const float* const* gradient, const float* __restrict panel,
-                float* __restrict found) {
+                float* __restrict products) {
   Vec sums[kTargets][kTileVecs] = {};
   for (int64_t k = 0; k < width; ++k) {
     Vec line[kTileVecs];
@@ -67,37 +67,38 @@ void panel_tile(int64_t width, const float* const* gradient, const float* __rest
     }
   }
   for (int r = 0; r < kTargets; ++r)
-    for (int v = 0; v < kTileVecs; ++v) store(found + r * kPanel + v * kLanes, sums[r][v]);
+    for (int v = 0; v < kTileVecs; ++v) store(products + r * kPanel + v * kLanes, sums[r][v]);
 }
 
-// Some targets against the entries begin .. end. Missing targets repeat the last one and are not written.
+// Add the scores of targets and entries begin .. end. Missing targets repeat the last one and are not written.
 void add_scores(const EdgeScoresInput& in, const float* const* gradient, float* const* out, int64_t targets,
                 int64_t begin, int64_t end, const float* panels) {
-  alignas(64) float found[kTargets * kPanel];
+  alignas(64) float products[kTargets * kPanel];
   const float* rows[kTargets];
   for (int64_t r = 0; r < kTargets; ++r) rows[r] = gradient[smaller(r, targets - 1)];
   for (int64_t first = begin; first < end; first += kPanel, panels += in.w_dec.width * kPanel) {
-    panel_tile(in.w_dec.width, rows, panels, found);
+    panel_tile(in.w_dec.width, rows, panels, products);
     for (int64_t t = 0; t < targets; ++t)
       for (int64_t e = first; e < smaller(first + kPanel, end); ++e)
-        out[t][e] += in.features.value[e] * found[t * kPanel + e - first];
+        out[t][e] += in.features.value[e] * products[t * kPanel + e - first];
   }
 }
 
-// panels: memory of `block` / kPanel of them.
+// All targets that reach position p. panels: memory for `block` / kPanel of them.
 template <class W>
-void one_position(const EdgeScoresInput& in, int64_t p, float* panels, int64_t block) {
+void score_position(const EdgeScoresInput& in, int64_t p, float* panels, int64_t block) {
   const int64_t stop = in.features.row_ptr[p + 1];
-  Reaching found;
+  Reaching reaching;
   for (int64_t begin = in.features.row_ptr[p]; begin < stop; begin += block) {
     const int64_t end = smaller(begin + block, stop);
-    bool turned = false;
+    bool transposed = false;
     for (int64_t t = 0; t < in.targets;) {
-      t = reaching(in, p, t, found);
-      if (found.count && !turned) turn<W>(in, begin, end, panels);
-      turned = turned || found.count;
-      for (int64_t i = 0; i < found.count; i += kTargets)
-        add_scores(in, found.gradient + i, found.out + i, smaller(kTargets, found.count - i), begin, end, panels);
+      t = next_targets(in, p, t, reaching);
+      if (reaching.count && !transposed) transpose_rows<W>(in, begin, end, panels);
+      transposed = transposed || reaching.count;
+      for (int64_t i = 0; i < reaching.count; i += kTargets)
+        add_scores(in, reaching.gradient + i, reaching.out + i, smaller(kTargets, reaching.count - i), begin, end,
+                   panels);
     }
   }
 }
@@ -119,10 +120,10 @@ Status edge_scores(const EdgeScoresInput& in) {
 #pragma omp for schedule(dynamic, 1)
     for (int64_t first = 0; first < positions; first += share)
       for (int64_t p = first; ok && p < smaller(first + share, positions); ++p)
-        half ? one_position<uint16_t>(in, p, panels, block) : one_position<float>(in, p, panels, block);
+        half ? score_position<uint16_t>(in, p, panels, block) : score_position<float>(in, p, panels, block);
     std::free(panels);
   }
-  return ok ? Status::ok : Status::out_of_memory;
+  return {ok ? Outcome::ok : Outcome::out_of_memory};
 }
 
 }  // namespace pycircuit::PYCIRCUIT_NAMESPACE

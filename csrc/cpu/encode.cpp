@@ -1,7 +1,7 @@
-// encode: pre[p, f] = x[p] . w_enc[f] + b_enc[f]; keep what the activation lets through, in CSR by position.
-// Layout: x and w_enc rows in place; a block of x transposed to [depth, positions] so that one weight meets
-// a vector of positions; pre-activations exist for one block of features x positions a thread at a time.
-// Bytes: w_enc once from memory, x once a feature block from cache. Parallel over blocks of features.
+// encode: pre[p, f] = x[p] . w_enc[f] + b_enc[f]; active features in CSR by position.
+// Layout: x and w_enc rows in place; a block of x transposed to [depth, positions] so that one weight multiplies
+// a vector of positions; a thread has the pre-activations of one block of features x positions at a time.
+// Bytes: w_enc once from memory, x once per feature block from cache. Parallel over blocks of features.
 #include <cstdlib>
 
 #include "cpu/dot.h"
@@ -22,7 +22,7 @@ struct Entry {
   float value;
 };
 
-// What one block of features found, in the order position block, feature, position.
+// Active entries of one block of features, in the order position block, feature, position.
 struct EntryList {
   Entry* entries;
   int64_t count, capacity;
@@ -47,7 +47,7 @@ void trim(EntryList& list) {
   list.capacity = list.count;
 }
 
-// One thread's scratch: 36 KiB, so that two threads stay under 5% of positions x features at 64 x 8,192.
+// Scratch of one thread: 36 KiB, so that two threads stay under 5% of positions x features at 64 x 8,192.
 struct Scratch {
   float x[kDepthBlock * kPositionBlock];      // [depth, positions]
   float weights[kTileRows * kDepthBlock];     // widened bfloat16 rows
@@ -101,12 +101,12 @@ void pre_activations_of_few(const EncodeInput& in, int64_t f0, int64_t features,
     for (int64_t c = 0; c < kDotColumns; ++c) right[c] = w + smaller(f + c, features - 1) * in.w_enc.row_stride;
     for (int64_t p = 0; p < positions; p += kDotRows) {
       const float* left[kDotRows];
-      float found[kDotColumns * kDotRows];
+      float products[kDotColumns * kDotRows];
       for (int64_t r = 0; r < kDotRows; ++r) left[r] = in.x + (p0 + smaller(p + r, positions - 1)) * in.x_stride;
-      dot_tile<kDotColumns>(in.width, left, right, found);
+      dot_tile<kDotColumns>(in.width, left, right, products);
       for (int64_t c = 0; c < kDotColumns && f + c < features; ++c)
         for (int64_t r = 0; r < kDotRows; ++r)
-          s.pre[(f + c) * kPositionBlock + p + r] = found[c * kDotRows + r] + in.b_enc[f0 + f + c];
+          s.pre[(f + c) * kPositionBlock + p + r] = products[c * kDotRows + r] + in.b_enc[f0 + f + c];
     }
   }
 }
@@ -127,20 +127,20 @@ void pre_activations(const EncodeInput& in, int64_t f0, int64_t features, int64_
   }
 }
 
-inline bool any(VecInt found) {
-  uint64_t words[sizeof found / 8], seen = 0;
-  std::memcpy(words, &found, sizeof found);
-  for (uint64_t word : words) seen |= word;
-  return seen != 0;
+inline bool any(VecInt mask) {
+  uint64_t words[sizeof mask / 8], bits = 0;
+  std::memcpy(words, &mask, sizeof mask);
+  for (uint64_t word : words) bits |= word;
+  return bits != 0;
 }
 
 inline bool any_above(const float* __restrict pre, float threshold) {
-  VecInt found{};
-  for (int64_t p = 0; p < kPositionBlock; p += kLanes) found |= ~(load(pre + p) <= splat(threshold));
-  return any(found);
+  VecInt above{};
+  for (int64_t p = 0; p < kPositionBlock; p += kLanes) above |= ~(load(pre + p) <= splat(threshold));
+  return any(above);
 }
 
-// Not "pre > threshold": NaN must come through.
+// Append entries that are not at most the threshold: NaN is active.
 bool keep_above(const EncodeInput& in, int64_t f0, int64_t features, int64_t p0, int64_t positions,
                 const Scratch& s, EntryList& out) {
   for (int64_t f = 0; f < features; ++f) {
@@ -155,19 +155,20 @@ bool keep_above(const EncodeInput& in, int64_t f0, int64_t features, int64_t p0,
   return true;
 }
 
-// Few pre-activations beat the k-th best so far of their position, so look at 32 positions at a time.
+// Offer candidates to the k best; few beat their position's k-th best so far, so 32 positions are compared at a
+// time.
 void offer(const EncodeInput& in, int64_t f0, int64_t features, int64_t p0, int64_t positions, const Scratch& s,
            TopK& best) {
   const int64_t begin = larger(0, in.first_position - p0);
   best.lock(p0 / kPositionBlock);
   for (int64_t f = 0; f < features; ++f) {
     const float* pre = s.pre + f * kPositionBlock;
-    VecInt enters[kPositionBlock / kLanes], found{};
+    VecInt enters[kPositionBlock / kLanes], entering{};
     for (int64_t v = 0; v < kPositionBlock / kLanes; ++v) {
       enters[v] = ~(load(pre + v * kLanes) < load(best.floor + p0 + v * kLanes));
-      found |= enters[v];
+      entering |= enters[v];
     }
-    if (!any(found)) continue;
+    if (!any(entering)) continue;
     int32_t lanes[kPositionBlock];
     std::memcpy(lanes, enters, sizeof lanes);
     for (int64_t p = begin; p < positions; ++p)
@@ -209,9 +210,9 @@ bool gather_lists(const EntryList* lists, int64_t blocks, EncodeResult& out) {
     for (int64_t b = 0; b < blocks; ++b)
       for (int64_t i = 0; i < lists[b].count; ++i) {
         const Entry entry = lists[b].entries[i];
-        const int64_t at = cursor[entry.position]++;
-        out.index[at] = entry.feature;
-        out.value[at] = entry.value;
+        const int64_t place = cursor[entry.position]++;
+        out.index[place] = entry.feature;
+        out.value[place] = entry.value;
       }
   }
   std::free(cursor);
@@ -225,7 +226,7 @@ bool gather_best(TopK& best, bool keep_negative, EncodeResult& out) {
   int64_t n = 0;
   for (int64_t p = 0; p < out.positions; ++p) {
     const int64_t count = best.finish(p);
-    const Candidate* chosen = best.of(p);
+    const Candidate* chosen = best.candidates_of(p);
     for (int64_t i = 0; i < count; ++i) {
       if (!keep_negative && chosen[i].value <= 0.f) continue;
       out.index[n] = chosen[i].feature;
@@ -236,7 +237,7 @@ bool gather_best(TopK& best, bool keep_negative, EncodeResult& out) {
   return true;
 }
 
-// All blocks, each by whichever thread is free: what a block finds does not depend on who found it.
+// Encode all blocks, each by whichever thread is free: a block's entries do not depend on the thread.
 bool encode_blocks(const EncodeInput& in, int64_t blocks, EntryList* lists, TopK* best) {
   bool ok = true;
 #pragma omp parallel num_threads(static_cast<int>(larger(1, smaller(in.threads, blocks))))
@@ -274,7 +275,7 @@ EncodeResult encode(const EncodeInput& in) {
   }
   std::free(lists);
   best.release();
-  out.status = ok ? Status::ok : Status::out_of_memory;
+  out.status = {ok ? Outcome::ok : Outcome::out_of_memory};
   return out;
 }
 

@@ -1,8 +1,8 @@
 // influence[c] = sum over rows r of scale[r] * |rows[r, c]|, scale[r] = (weight[r] + influence[node[r]]) / sum
-// |rows[r]|, row r being the stored row order[r] where there is an order. Layout: rows [stored, columns]
-// row-major, row_stride apart; count at most what one layer order allows. Bytes moved: rows once from DRAM, once
-// more from cache: blocks of four are summed while the block before is added. Parallel axis: columns, in chunks of
-// fixed size; partial sums join in chunk order, so threads change no bit.
+// |rows[r]|, row r being the stored row order[r] where there is an order. Layout: rows [stored, columns],
+// row_stride apart. Bytes: rows once from DRAM, once more from cache: blocks of four are summed while the block
+// before is added. Parallel over columns, in chunks of fixed size; partial sums join in chunk order, so threads
+// change no bit.
 #include <omp.h>
 
 #include <cstdlib>
@@ -12,11 +12,11 @@
 namespace pycircuit::PYCIRCUIT_NAMESPACE {
 namespace {
 
-constexpr int kRows = 4;              // rows a block: eight streams of loads keep DRAM and cache busy together
-constexpr int64_t kChunk = 1024;      // columns a partial sum; floats inside, doubles across
-constexpr int64_t kThreadChunks = 4;  // fewer columns a thread than this and the barriers cost more
+constexpr int kRows = 4;              // per block: eight streams of loads keep DRAM and cache busy together
+constexpr int64_t kChunk = 1024;      // columns per partial sum; floats inside, doubles across
+constexpr int64_t kThreadChunks = 4;  // with fewer chunks per thread the barriers cost more
 constexpr float kSmallest = 1.17549435e-38f;
-constexpr float kZeros[kChunk] = {};  // stands for the rows before the first block and after the last
+constexpr float kZeros[kChunk] = {};  // in place of rows before the first block and after the last
 constexpr uint32_t kSign = 0x80000000u;
 
 inline uint32_t bits_of(float f) {
@@ -77,15 +77,15 @@ void add_and_sum(Step& step, float* influence, int64_t n) {
   int64_t c = 0;
   for (; c + kLanes <= n; c += kLanes) {
     const VecBits old = bits_of(load(influence + c)), closed = old & kSign;
-    VecBits any = {};
+    VecBits entries = {};
     Vec added = {};
     for (int g = 0; g < kRows; ++g) {
       const VecBits entry = bits_of(load(step.row[g] + c)) & ~kSign;
-      any |= entry;
+      entries |= entry;
       added += scale[g] * float_of(entry);
       sums[g] += float_of(bits_of(load(step.next[g] + c)) & ~kSign);
     }
-    late |= (any + ~kSign) & closed;
+    late |= (entries + ~kSign) & closed;
     store(influence + c, float_of((bits_of(float_of(old & ~kSign) + added) & ~kSign) | closed));
   }
   for (int lane = 0; lane < kLanes; ++lane) step.late |= late[lane];
@@ -105,7 +105,7 @@ struct Run {
   }
 };
 
-// The columns of one thread: add the rows from `first` - kRows, sum the rows from `first`.
+// Add the rows from `first` - kRows and sum the rows from `first`, over the columns of one thread.
 void walk(const Run& run, Step& step, int64_t first, int64_t chunk, int64_t last_chunk) {
   double* totals = run.totals + (first / kRows & 1) * kRows * run.chunks;
   for (; chunk < last_chunk; ++chunk) {
@@ -120,7 +120,8 @@ void walk(const Run& run, Step& step, int64_t first, int64_t chunk, int64_t last
   }
 }
 
-// Of the columns begin .. end: close those whose rows were added, note what enters the rows from `first` on.
+// Close those of the columns begin .. end whose rows were added; store the influence that enters rows from `first`
+// on.
 void close_and_enter(const Run& run, int64_t first, int64_t begin, int64_t end) {
   const InfluenceInput& in = run.in;
   for (int64_t r = larger(0, first - kRows); r < smaller(first + kRows, in.count); ++r) {
@@ -133,7 +134,7 @@ void close_and_enter(const Run& run, int64_t first, int64_t begin, int64_t end) 
   }
 }
 
-// Scales of the rows from `first` on. A row may feed a later one of its block; every thread works it out alike.
+// Compute scales of the rows from `first` on. A row may feed a later one of its block; every thread repeats this.
 void weigh(const Run& run, Step& step, int64_t first) {
   const InfluenceInput& in = run.in;
   const int64_t half = first / kRows & 1, rows = smaller(kRows, in.count - first);
@@ -155,7 +156,17 @@ void weigh(const Run& run, Step& step, int64_t first) {
   }
 }
 
-bool one_thread(const Run& run, int64_t thread, int64_t threads) {
+// The first row with an edge to a node whose own row does not come later. Only called after such a row was seen.
+int64_t first_out_of_order(const Run& run) {
+  for (int64_t r = 0; r < run.in.count; ++r)
+    for (int64_t earlier = 0; earlier <= r; ++earlier) {
+      const int64_t node = run.in.node[earlier];
+      if (node >= 0 && run.row(r)[node] != 0.f) return r;
+    }
+  return -1;
+}
+
+bool run_thread(const Run& run, int64_t thread, int64_t threads) {
   const InfluenceInput& in = run.in;
   const int64_t chunk = run.chunks * thread / threads, last_chunk = run.chunks * (thread + 1) / threads;
   const int64_t begin = chunk * kChunk, end = smaller(last_chunk * kChunk, in.columns);
@@ -177,13 +188,14 @@ Status influence(const InfluenceInput& in) {
   const int64_t chunks = (in.columns + kChunk - 1) / kChunk;
   const int threads = static_cast<int>(larger(1, smaller(in.threads, chunks / kThreadChunks)));
   double* totals = static_cast<double*>(std::malloc(2 * kRows * (chunks * sizeof(double) + sizeof(float))));
-  if (!totals) return Status::out_of_memory;
+  if (!totals) return {Outcome::out_of_memory};
   const Run run{in, chunks, totals, reinterpret_cast<float*>(totals + 2 * kRows * chunks)};
   bool late = false;
 #pragma omp parallel num_threads(threads) reduction(|| : late)
-  late = one_thread(run, omp_get_thread_num(), omp_get_num_threads()) || late;
+  late = run_thread(run, omp_get_thread_num(), omp_get_num_threads()) || late;
   std::free(totals);
-  return late ? Status::not_in_order : Status::ok;
+  if (late) return {Outcome::not_in_order, first_out_of_order(run)};
+  return {};
 }
 
 }  // namespace pycircuit::PYCIRCUIT_NAMESPACE

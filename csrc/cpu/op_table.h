@@ -20,14 +20,14 @@ struct EncodeInput {
   int threads;
 };
 
-// Sparse output of unknown size: read the counts, allocate, copy out, free.
+// Sparse output of unknown size: the caller reads the counts, allocates, copies and frees.
 struct EncodeResult {
   Status status;
   int64_t positions;
   int64_t* row_ptr;  // [positions + 1]
   int64_t* index;    // [row_ptr[positions]]
   float* value;
-  int64_t workspace_bytes;  // largest scratch memory in use at one time, the result excluded
+  int64_t workspace_bytes;  // most scratch memory in use at any time, the result excluded
 };
 
 struct DecodeInput {
@@ -87,7 +87,7 @@ struct OpTable {
   Status (*influence)(const InfluenceInput&);
 };
 
-// The ISAs this binary holds, best last, and whether this machine can run each (select.cpp).
+// ISAs of this binary, best last, and if this machine can run each (select.cpp).
 struct IsaEntry {
   const OpTable* table;
   bool supported;

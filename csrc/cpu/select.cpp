@@ -1,4 +1,4 @@
-// Which tables this binary holds and which of them this machine can run. Compiled for the baseline only.
+// Op tables of this binary, and a test of which of them this machine can run. Compiled for the baseline only.
 #include "cpu/op_table.h"
 
 namespace pycircuit {

@@ -1,4 +1,4 @@
-// The inner product block that encode and attend_back share: an outer-product tile held in registers.
+// Inner block of encode and attend_back: an outer-product tile in registers.
 #pragma once
 #include "cpu/isa.h"
 
@@ -47,7 +47,7 @@ inline void load_eight(const uint16_t* p, Vec8& v) {
   std::memcpy(&v, &bits, sizeof v);
 }
 
-// Eight rows of eight, from column k on, to eight columns of eight.
+// Transpose eight rows of eight, from column k on, to eight columns of eight.
 template <class T>
 inline void transpose_eight(const T* const* row, int64_t k, float* __restrict out, int64_t out_row) {
   Vec8 two[8], four[8];

@@ -1,5 +1,5 @@
-// The k best candidates of every position, offered in any order by any thread. The order of candidates is
-// total (value, then lower feature), so the outcome does not depend on who came first.
+// k best candidates of every position, offered in any order by any thread. The order of candidates is total
+// (value, then lower feature), so the result does not depend on the order of offers.
 #pragma once
 #include <cstdlib>
 
@@ -13,14 +13,14 @@ struct Candidate {
   int32_t feature;
 };
 
-// NaN is above everything: it must be seen.
+// NaN is above everything, so that it is never dropped.
 inline bool better(Candidate a, Candidate b) {
   const bool a_nan = a.value != a.value, b_nan = b.value != b.value;
   if (a_nan || b_nan) return a_nan != b_nan ? a_nan : a.feature < b.feature;
   return a.value != b.value ? a.value > b.value : a.feature < b.feature;
 }
 
-// Quickselect: the k best of n to the front, in no order; the worst of them last.
+// Quickselect: moves the k best of n to the front, in no order.
 void select_best(Candidate* c, int64_t n, int64_t k) {
   int64_t low = 0, high = n - 1;
   while (low < high) {
@@ -87,28 +87,28 @@ struct TopK {
   }
   void unlock(int64_t b) { __atomic_store_n(&locks[b], 0, __ATOMIC_RELEASE); }
 
-  Candidate* of(int64_t p) { return candidates + p * capacity; }
+  Candidate* candidates_of(int64_t p) { return candidates + p * capacity; }
 
   // Under the lock of its block. A candidate equal to the floor may still win by its lower feature.
   void offer(int64_t p, Candidate c) {
-    of(p)[counts[p]++] = c;
+    candidates_of(p)[counts[p]++] = c;
     if (counts[p] == capacity) shrink(p);
   }
 
   void shrink(int64_t p) {
     if (counts[p] <= k) return;
-    select_best(of(p), counts[p], k);
+    select_best(candidates_of(p), counts[p], k);
     counts[p] = k;
-    Candidate last = of(p)[0];
+    Candidate last = candidates_of(p)[0];
     for (int64_t i = 1; i < k; ++i)
-      if (better(last, of(p)[i])) last = of(p)[i];
+      if (better(last, candidates_of(p)[i])) last = candidates_of(p)[i];
     floor[p] = last.value;
   }
 
-  // The k best by ascending feature; returns how many there are.
+  // Sort the k best by ascending feature; returns their number.
   int64_t finish(int64_t p) {
     shrink(p);
-    std::qsort(of(p), counts[p], sizeof(Candidate), by_feature);
+    std::qsort(candidates_of(p), counts[p], sizeof(Candidate), by_feature);
     return counts[p];
   }
 };

@@ -1,4 +1,4 @@
-// Devices as the driver sees them, so that `pycircuit doctor` can tell a missing driver from a CPU-only torch.
+// Devices as the driver reports them, so that `pycircuit doctor` can tell a missing driver from a CPU-only torch.
 #include <cuda_runtime_api.h>
 
 #include <cstring>
@@ -20,14 +20,14 @@ int device_count() {
 }
 
 bool device(int i, Device& out) {
-  cudaDeviceProp found;
-  if (cudaGetDeviceProperties(&found, i) != cudaSuccess) return false;
-  static_assert(sizeof found.name <= sizeof out.name);
-  std::memcpy(out.name, found.name, sizeof found.name);
-  out.major = found.major;
-  out.minor = found.minor;
-  out.multiprocessors = found.multiProcessorCount;
-  out.bytes = static_cast<int64_t>(found.totalGlobalMem);
+  cudaDeviceProp properties;
+  if (cudaGetDeviceProperties(&properties, i) != cudaSuccess) return false;
+  static_assert(sizeof properties.name <= sizeof out.name);
+  std::memcpy(out.name, properties.name, sizeof properties.name);
+  out.major = properties.major;
+  out.minor = properties.minor;
+  out.multiprocessors = properties.multiProcessorCount;
+  out.bytes = static_cast<int64_t>(properties.totalGlobalMem);
   return true;
 }
 

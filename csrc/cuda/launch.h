@@ -1,5 +1,5 @@
-// What the CUDA sources offer to module.cpp. An op gets a .cu file here only once it has been measured to beat
-// its Triton kernel; until then the device itself is all there is to ask for.
+// Functions of the CUDA sources for module.cpp. An op gets a .cu file only once it is measured to beat its Triton
+// kernel; until then there are only queries of the device.
 #pragma once
 #include <cstdint>
 

@@ -38,10 +38,10 @@ def thread_counts(text: str | None) -> list[int] | None:
     if text is None:
         return None
     counts = []
-    for part in text.split(","):
-        if part != "all" and not (part.isdigit() and int(part) > 0):
+    for word in text.split(","):
+        if word != "all" and not (word.isdigit() and int(word) > 0):
             raise ValueError(f"bench: threads must be positive numbers or 'all', comma-separated, got {text!r}")
-        counts.append(machine_rates.all_threads() if part == "all" else check_threads("bench", "--threads", int(part)))
+        counts.append(machine_rates.all_threads() if word == "all" else check_threads("bench", "--threads", int(word)))
     return list(dict.fromkeys(counts))
 
 
@@ -81,20 +81,20 @@ def _print(name: str, session: Session, result: report.Result) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
-        if given.list:
-            for row in select(given.op, given.shape, given.row, given.quick):
+        if options.list:
+            for row in select(options.op, options.shape, options.row, options.quick):
                 print(row.name, *(f"[{t}]" for t in row.targets))
             return 0
-        options = Options(given.implementation, given.isa, given.budget or (0.2 if given.quick else 1.0))
-        found = run(given.op, given.shape, given.row, given.quick, given.threads, options)
+        run_options = Options(options.implementation, options.isa, options.budget or (0.2 if options.quick else 1.0))
+        measured = run(options.op, options.shape, options.row, options.quick, options.threads, run_options)
     except ValueError as wrong:
         print(wrong, file=sys.stderr)
         return 2
-    if given.json:
-        found.save(given.json)
-    return 1 if any(r.failed for r in found.results) else 0
+    if options.json:
+        measured.save(options.json)
+    return 1 if any(r.failed for r in measured.results) else 0
 
 
 if __name__ == "__main__":

@@ -97,11 +97,17 @@ def _attend_back() -> list[Row]:
                     size = 4 * targets * shape.positions * shape.width
                     rows.append(
                         Row(
-                            "attend_back", name, f"b{targets}-{prefix}-{form}", build,
-                            (Target("reference", 2), *rate), rotate=False, single=once,
-                            quick=once and name == "small", needs=1e9 + 10 * size,
+                            "attend_back",
+                            name,
+                            f"b{targets}-{prefix}-{form}",
+                            build,
+                            (Target("reference", 2), *rate),
+                            rotate=False,
+                            single=once,
+                            quick=once and name == "small",
+                            needs=1e9 + 10 * size,
                         )
-                    )  # fmt: skip
+                    )
     return rows
 
 
@@ -133,14 +139,14 @@ ROWS: tuple[Row, ...] = (*_encode(), *_decode(), *_attend_back(), *_edge_scores(
 
 def select(op: str | None = None, shape: str | None = None, name: str | None = None, quick: bool = False) -> list[Row]:
     """The rows of an op, of a shape, with `name` in their name, or the quick ones; an error where none fits."""
-    found = [
+    rows = [
         row
         for row in ROWS
         if op in (None, row.op) and shape in (None, row.shape) and (name or "") in row.name and (row.quick or not quick)
     ]
-    if not found:
+    if not rows:
         wanted = ", ".join(f"{k} {v!r}" for k, v in {"op": op, "shape": shape, "row": name}.items() if v)
         wanted += " among the quick ones" * quick
         ops, shapes = (", ".join(sorted({getattr(r, k) for r in ROWS})) for k in ("op", "shape"))
         raise ValueError(f"bench: {wanted} must name a row, got none; ops are {ops}; shapes are {shapes}")
-    return found
+    return rows

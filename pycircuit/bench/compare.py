@@ -10,12 +10,12 @@ HEADER = ("row", "threads", "first ms", "second ms", "second is", "first of floo
 def lines(first: Report, second: Report) -> list[tuple[str, ...]]:
     """Rows that both runs timed, in the first one's order; speed-up above 1 means the second is faster."""
     theirs = {(r.name, r.threads, r.implementation): r for r in second.results if r.times}
-    found: list[tuple[str, ...]] = []
+    compared: list[tuple[str, ...]] = []
     for ours in first.results:
         other = theirs.get((ours.name, ours.threads, ours.implementation))
         if other is None or not ours.times:
             continue
-        found.append(
+        compared.append(
             (
                 ours.name,
                 str(ours.threads),
@@ -26,4 +26,4 @@ def lines(first: Report, second: Report) -> list[tuple[str, ...]]:
                 f"{100 * other.share:.0f}%",
             )
         )
-    return found
+    return compared

@@ -63,8 +63,8 @@ def encode(g: torch.Generator, shape: Shape, positions: int, rule: str, dtype: t
     activation: Activation = TopK(shape.active)
     if rule == "jumprelu":
         pre = torch.addmm(b_enc, x, w_enc.float().T).flatten()
-        kept = pre.topk(positions * shape.active + 1).values[-2:]
-        activation = JumpReLU(kept.mean().expand(size).contiguous())
+        nearest = pre.topk(positions * shape.active + 1).values[-2:]
+        activation = JumpReLU(nearest.mean().expand(size).contiguous())
     args = (x, w_enc, b_enc, activation, 0)
     peers = {"reference": Peer("reference")}
     if dtype == torch.float32:
@@ -139,7 +139,7 @@ def _prefixes(targets: int, positions: int, full: bool) -> Tensor:
     return cases.prefixes(*lengths.tolist())
 
 
-def _some(prefix_ptr: Tensor, most: int = 6) -> tuple[Tensor, Tensor]:
+def _few_targets(prefix_ptr: Tensor, most: int = 6) -> tuple[Tensor, Tensor]:
     """A few targets, first and last among them: (their rows, their own prefix_ptr)."""
     targets = len(prefix_ptr) - 1
     chosen = torch.linspace(0, targets - 1, min(most, targets)).round().long().unique()
@@ -165,7 +165,7 @@ def attend_back(g: torch.Generator, shape: Shape, targets: int, full: bool, stor
         frozen = _bytes(attention.query, attention.key, attention.log_sum_exp)
     y = cases.normal(g, int(prefix_ptr[-1]), heads, width)
     out = torch.zeros(len(y), groups, width)  # the sweep reuses its buffers
-    rows, few = _some(prefix_ptr)
+    rows, few = _few_targets(prefix_ptr)
     check = _against("attend_back", (y[rows], few, attention, None))
     return Inputs(
         (y, prefix_ptr, attention, out),
@@ -198,13 +198,13 @@ def edge_scores(g: torch.Generator, shape: Shape, targets: int, slots: int | Non
 
 def influence(g: torch.Generator, layers: int, per_layer: int, count: int, columns: int) -> Inputs:
     """rows: [count, columns], each reaching only the layers below its own, and the errors and tokens."""
-    each = (count - 1) // layers
-    outputs = count - each * layers
+    rows_per_layer = (count - 1) // layers
+    outputs = count - rows_per_layer * layers
     rows = torch.empty(count, columns).normal_(generator=g)
     node, blocks = torch.full((count,), -1), [slice(0, outputs)]
     for layer in reversed(range(layers)):
-        block = slice(blocks[-1].stop, blocks[-1].stop + each)
-        chosen = torch.randperm(per_layer, generator=g)[:each].sort().values
+        block = slice(blocks[-1].stop, blocks[-1].stop + rows_per_layer)
+        chosen = torch.randperm(per_layer, generator=g)[:rows_per_layer].sort().values
         node[block] = layer * per_layer + chosen
         rows[block, layer * per_layer : layers * per_layer] = 0
         blocks.append(block)

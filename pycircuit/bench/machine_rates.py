@@ -112,7 +112,7 @@ class Probe:
     float32: float = 0.0
     read: float = 0.0
 
-    def take(self) -> None:
+    def sample(self) -> None:
         start = time.perf_counter()
         torch.matmul(self.matrix, self.matrix)
         middle = time.perf_counter()

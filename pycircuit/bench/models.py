@@ -20,11 +20,17 @@ def language_model(shape: Shape, seed: int = 0, device: str = "cpu") -> Any:
     import transformers
 
     config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=shape.width, intermediate_size=MLP_FACTOR * shape.width,
-        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_width, max_position_embeddings=max(4096, shape.positions), rms_norm_eps=1e-5,
+        vocab_size=VOCABULARY,
+        hidden_size=shape.width,
+        intermediate_size=MLP_FACTOR * shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_width,
+        max_position_embeddings=max(4096, shape.positions),
+        rms_norm_eps=1e-5,
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(config)
     g = torch.Generator(device).manual_seed(seed)

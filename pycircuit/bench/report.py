@@ -35,7 +35,7 @@ class Report:
         return Report(machine_rates.facts(), rates, results, pc.__version__, when)
 
     def save(self, path: Path) -> None:
-        whole = {
+        document = {
             "schema": SCHEMA,
             "version": self.version,
             "when": self.when,
@@ -44,18 +44,18 @@ class Report:
             "rows": [r.as_json() for r in self.results],
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_rounded(whole), indent=1) + "\n")
+        path.write_text(json.dumps(_rounded(document), indent=1) + "\n")
 
 
 def load(path: Path) -> Report:
     """A saved run; ValueError where the file is not one."""
     try:
-        whole = json.loads(path.read_text())
-        if whole["schema"] != SCHEMA:
-            raise ValueError(f"bench: {path} must have schema {SCHEMA}, got {whole['schema']}; measure again")
-        rates = {r["threads"]: Rates(**r) for r in whole["rates"]}
-        results = [from_json(r) for r in whole["rows"]]
-        return Report(whole["machine"], rates, results, whole["version"], whole["when"])
+        document = json.loads(path.read_text())
+        if document["schema"] != SCHEMA:
+            raise ValueError(f"bench: {path} must have schema {SCHEMA}, got {document['schema']}; measure again")
+        rates = {r["threads"]: Rates(**r) for r in document["rates"]}
+        results = [from_json(r) for r in document["rows"]]
+        return Report(document["machine"], rates, results, document["version"], document["when"])
     except (KeyError, TypeError, json.JSONDecodeError) as wrong:
         raise ValueError(f"bench: {path} must be a file that `pycircuit bench --json` wrote, got {wrong!r}") from None
 
@@ -69,9 +69,18 @@ def _rounded(value: Any) -> Any:
 
 
 HEADER = (
-    "row", "threads", "ran", "median ms", "spread ms", "rate", "of floor", "x reference", "peers and targets", "error",
+    "row",
+    "threads",
+    "ran",
+    "median ms",
+    "spread ms",
+    "rate",
+    "of floor",
+    "x reference",
+    "peers and targets",
+    "error",
     "load/others",
-)  # fmt: skip
+)
 
 
 def cells(result: Result) -> tuple[str, ...]:

@@ -132,27 +132,27 @@ def measure(row: Row, threads: int, rates: Rates, options: Options, drive: Drive
     if free is not None and free < row.needs:
         return replace(blank, skipped=f"needs {row.needs / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free")
     with machine_rates.threads_set(threads):
-        given = row.build(cases.generator(7))
-        first, took = _clock(_caller(row.op, options), copied(given.args))
+        inputs = row.build(cases.generator(7))
+        first, took = _clock(_caller(row.op, options), copied(inputs.args))
         ran = pc.last_run()
         assert ran is not None
-        error = _checked(row, given, first)
+        error = _checked(row, inputs, first)
         if isinstance(error, str):
             return replace(blank, isa=ran.isa, failed=error)
         del first
         others, probe = machine_rates.Others(), machine_rates.Probe()
-        times = _times(row, given, took, options, drive, probe)
+        times = _times(row, inputs, took, options, drive, probe)
         result = replace(
             blank,
             isa=ran.isa,
             error=error,
             others=others.cores(),
             times=times,
-            operations=given.operations,
-            bytes=given.bytes,
-            bfloat16=given.bfloat16,
+            operations=inputs.operations,
+            bytes=inputs.bytes,
+            bfloat16=inputs.bfloat16,
             best={"float32": probe.float32, "read": probe.read},
-            memory=_scratch(given.args, options) if any(t.of == MEMORY for t in row.targets) else None,
+            memory=_scratch(inputs.args, options) if any(t.of == MEMORY for t in row.targets) else None,
         )
     return judge(row, result, rates.raised(**result.best))
 
@@ -163,7 +163,7 @@ def _scratch(args: Arguments, options: Options) -> float | None:
         return None
     from pycircuit.ops import native
 
-    said: list[int] = []
+    workspaces: list[int] = []
     module: Any = native._native
     ours: Any = native
 
@@ -171,9 +171,9 @@ def _scratch(args: Arguments, options: Options) -> float | None:
         def __getattr__(self, name: str) -> Any:
             return getattr(module, name)
 
-        def encode(self, *given: Any) -> Any:
-            result = module.encode(*given)
-            said.append(result.workspace_bytes)
+        def encode(self, *arguments: Any) -> Any:
+            result = module.encode(*arguments)
+            workspaces.append(result.workspace_bytes)
             return result
 
     ours._native = Spy()
@@ -182,13 +182,13 @@ def _scratch(args: Arguments, options: Options) -> float | None:
     finally:
         ours._native = module
     x, w_enc = args[:2]
-    return said[0] / (4 * len(x) * len(w_enc))
+    return workspaces[0] / (4 * len(x) * len(w_enc))
 
 
-def _checked(row: Row, given: Inputs, got: Any) -> float | str:
+def _checked(row: Row, inputs: Inputs, got: Any) -> float | str:
     """The error of an answer, or what is wrong with it."""
     try:
-        error = given.error(got)
+        error = inputs.error(got)
     except AssertionError as wrong:
         return str(wrong)
     return error if error < TOLERANCE else f"error {error:.1e} is above {TOLERANCE:.0e}"
@@ -235,8 +235,8 @@ def _size(args: Arguments) -> int:
 
 def _rotation(args: Arguments, touched: float) -> Iterator[Arguments]:
     """Argument sets in turn, whose touched bytes are together twice the last-level cache: each comes from memory."""
-    cache, room = 2 * machine_rates.last_level_cache(), 2e9 / max(_size(args), 1)
-    copies = min(8, room, cache / touched) if touched else 0
+    cache, most = 2 * machine_rates.last_level_cache(), 2e9 / max(_size(args), 1)
+    copies = min(8, most, cache / touched) if touched else 0
     return cycle([args, *(copied(args) for _ in range(int(copies)))])
 
 
@@ -248,27 +248,27 @@ class _Turn:
     sets: Iterator[Arguments]
     samples: list[float] = field(default_factory=list)
 
-    def take(self, budget: float) -> None:
+    def sample(self, budget: float) -> None:
         if (len(self.samples) >= 2 and sum(self.samples) > budget) or sum(self.samples) > 5 * budget:
             return
         self.samples.append(_clock(self.call, next(self.sets))[1])
 
 
 def _times(
-    row: Row, given: Inputs, took: float, options: Options, drive: Drive, probe: machine_rates.Probe
+    row: Row, inputs: Inputs, took: float, options: Options, drive: Drive, probe: machine_rates.Probe
 ) -> dict[str, list[float]]:
-    turns = {name: _turn(row, peer, given, options) for name, peer in given.peers.items()}
-    ours, sets = _caller(row.op, options), _rotation(given.args, given.bytes * row.rotate)
-    ready: list[Arguments] = [given.args]
+    turns = {name: _turn(row, peer, inputs, options) for name, peer in inputs.peers.items()}
+    ours, sets = _caller(row.op, options), _rotation(inputs.args, inputs.bytes * row.rotate)
+    ready: list[Arguments] = [inputs.args]
 
     left = [8]
 
     def before() -> None:
         if left[0] > 0:
             left[0] -= 1
-            probe.take()
+            probe.sample()
         for turn in turns.values():
-            turn.take(options.budget)
+            turn.sample(options.budget)
         ready[0] = next(sets)
 
     fit = int(options.budget / max(took, 1e-6))
@@ -282,18 +282,18 @@ def _times(
     return {options.implementation: samples, **{name: turn.samples for name, turn in turns.items()}}
 
 
-def _turn(row: Row, peer: Peer, given: Inputs, options: Options) -> _Turn:
+def _turn(row: Row, peer: Peer, inputs: Inputs, options: Options) -> _Turn:
     """Called once here, unclocked: warm, and right where its answer is comparable."""
     if callable(peer.run):
         call = peer.run
     else:
         call = _caller(row.op, options if peer.run == "same" else replace(options, implementation=peer.run, isa=None))
-    args = given.args if peer.args is None else peer.args
+    args = inputs.args if peer.args is None else peer.args
     got = call(*copied(args))
-    if peer.result is not None and (error := given.error(peer.result(got))) > 100 * TOLERANCE:
+    if peer.result is not None and (error := inputs.error(peer.result(got))) > 100 * TOLERANCE:
         raise AssertionError(f"{row.name}: a peer is wrong, error {error:.1e}")
     del got
-    return _Turn(call, _rotation(args, given.bytes * row.rotate))
+    return _Turn(call, _rotation(args, inputs.bytes * row.rotate))
 
 
 def judge(row: Row, result: Result, rates: Rates) -> Result:

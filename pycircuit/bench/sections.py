@@ -12,14 +12,14 @@ _SECTION = re.compile(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->\n", re.DOTALL
 def read(path: Path) -> dict[str, str]:
     """Every section by name; a file without marks is all of the ops, as it was when they were alone."""
     text = path.read_text() if path.exists() else ""
-    found = dict(_SECTION.findall(text))
-    return found if found or not text else {ORDER[0]: text}
+    sections = dict(_SECTION.findall(text))
+    return sections if sections or not text else {ORDER[0]: text}
 
 
 def put(path: Path, name: str, text: str) -> None:
     """Write `text` as the section `name`."""
     if name not in ORDER:
         raise ValueError(f"bench: section must be one of {', '.join(ORDER)}, got {name!r}")
-    found = read(path) | {name: text.rstrip("\n") + "\n"}
-    whole = [f"<!-- begin {n} -->\n{found[n]}<!-- end {n} -->\n" for n in ORDER if n in found]
-    path.write_text("\n".join(whole))
+    sections = read(path) | {name: text.rstrip("\n") + "\n"}
+    blocks = [f"<!-- begin {n} -->\n{sections[n]}<!-- end {n} -->\n" for n in ORDER if n in sections]
+    path.write_text("\n".join(blocks))

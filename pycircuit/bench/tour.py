@@ -26,8 +26,8 @@ STOPS = {
 def tour(rates: Rates) -> Iterator[tuple[str, str, Result]]:
     """(op, what it is given, how it went), op by op, by the implementation that would run on this machine."""
     for op in OPS:
-        name, given = STOPS[op]
+        name, input_words = STOPS[op]
         chosen = plan(Request(op, "cpu", (torch.float32,)))
         options = Options(chosen.implementation, chosen.isa, budget=0.15)
         (row,) = (r for r in select(op=op) if r.name == name)
-        yield op, given, measure(row, machine_rates.all_threads(), rates, options)
+        yield op, input_words, measure(row, machine_rates.all_threads(), rates, options)

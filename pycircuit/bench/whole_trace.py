@@ -97,14 +97,14 @@ def off(first: Graph, second: Graph) -> float:
 def compare(shape: Shape, implementations: Sequence[str] = ("native", "reference"), runs: int = 3) -> list[Traced]:
     """The same trace by each implementation, in turn; AssertionError where one breaks the law or differs."""
     model, ids = models.replacement(shape), models.prompt(shape.positions)
-    found = {
+    by_name = {
         name: Traced(shape.name, name, machine_rates.all_threads(), load=machine_rates.load())
         for name in implementations
     }
     first: Graph | None = None
     others = machine_rates.Others()
     for turn in range(runs + 1):  # the first one warms, checks and is not counted
-        for name, traced in found.items():
+        for name, traced in by_name.items():
             with pc.use(name):
                 graph, seconds = clocked(lambda: pc.attribute(model, ids, max_features=shape.targets, progress=False))
             if turn:
@@ -115,15 +115,23 @@ def compare(shape: Shape, implementations: Sequence[str] = ("native", "reference
             assert graph.certificate < LAW, f"{shape.name}, {name}: the law is {graph.certificate:.1e} off"
             first = first or graph
             assert (worst := off(first, graph)) < 1e-4, f"{shape.name}, {name}: rows are {worst:.1e} off"
-    for traced in found.values():
+    for traced in by_name.values():
         traced.others = others.cores()
-    return list(found.values())
+    return list(by_name.values())
 
 
 HEADER = (
-    "shape", "what", "runs", "median s", "spread s", "phases", "sweep of matrix rate", "x reference", "certificate",
+    "shape",
+    "what",
+    "runs",
+    "median s",
+    "spread s",
+    "phases",
+    "sweep of matrix rate",
+    "x reference",
+    "certificate",
     "load/others",
-)  # fmt: skip
+)
 
 
 def phases(traced: Traced) -> str:
@@ -147,25 +155,31 @@ def busy(traced: Traced) -> str:
 def cells(traced: Traced, reference: Traced | None, rate: float) -> tuple[str, ...]:
     """One line of the table, in HEADER's order."""
     return (
-        traced.shape, traced.what, str(len(traced.times)), f"{traced.median:.2f}", f"{traced.spread:.2f}",
-        phases(traced), shares_of(traced, rate),
-        "-" if reference is None else f"{reference.median / traced.median:.2f}", f"{traced.certificate:.1e}",
+        traced.shape,
+        traced.what,
+        str(len(traced.times)),
+        f"{traced.median:.2f}",
+        f"{traced.spread:.2f}",
+        phases(traced),
+        shares_of(traced, rate),
+        "-" if reference is None else f"{reference.median / traced.median:.2f}",
+        f"{traced.certificate:.1e}",
         busy(traced),
-    )  # fmt: skip
+    )
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (header, ("---",) * len(header), *lines)]
 
 
-def lines(found: Sequence[Traced], rate: float) -> list[tuple[str, ...]]:
-    reference = {t.shape: t for t in found if t.what == "reference"}
-    return [cells(t, reference.get(t.shape), rate) for t in found]
+def lines(traces: Sequence[Traced], rate: float) -> list[tuple[str, ...]]:
+    reference = {t.shape: t for t in traces if t.what == "reference"}
+    return [cells(t, reference.get(t.shape), rate) for t in traces]
 
 
-def markdown(found: Sequence[Traced], rate: float) -> str:
+def markdown(traces: Sequence[Traced], rate: float) -> str:
     """The section of RESULTS.md."""
-    return "\n".join([
+    text = [
         "# End to end",
         "",
         "Written by `make bench`; do not edit. `pc.attribute` from token ids to graph, every op by one implementation,",
@@ -174,5 +188,6 @@ def markdown(found: Sequence[Traced], rate: float) -> str:
         f"{rate / 1e9:.0f} GFLOP/s; first without the first attention of each target, which needs one row, then with",
         "it counted in full. *load/others*: as above.",
         "",
-        *markdown_table(HEADER, lines(found, rate)),
-    ]) + "\n"  # fmt: skip
+        *markdown_table(HEADER, lines(traces, rate)),
+    ]
+    return "\n".join(text) + "\n"

@@ -243,9 +243,18 @@ def estimate(
 ) -> None:
     """Memory and time of a trace before any of it is spent."""
     texts = prompts_of(prompt, prompts, ids)
-    options = {"precision": cast(Precision, precision)}
     with opening.opened(running) as model:
-        estimates = [pc.estimate(model, text, max_features, memory, max_targets, **options) for text in texts]
+        estimates = [
+            pc.estimate(
+                model,
+                text,
+                max_features=max_features,
+                max_targets=max_targets,
+                precision=cast(Precision, precision),
+                memory=memory,
+            )
+            for text in texts
+        ]
     if as_json:
         written = [{**asdict(estimated), "bytes": estimated.bytes} for estimated in estimates]
         emit(written if prompts is not None else written[0])

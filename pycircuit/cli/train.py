@@ -16,12 +16,11 @@ import typer
 
 import pycircuit as pc
 from pycircuit.files.atomic import write_text
-from pycircuit.load import NAMES, device_of, language_model
+from pycircuit.files.atomic_folder import new_folder
+from pycircuit.load import NAMES, available_device, language_model
 from pycircuit.training import Recipe, Trainer
 from pycircuit.training.presets import PRESETS, Preset
 from pycircuit.training.recipe import CHOICES, SAYS
-from pycircuit.transcoders import formats
-from pycircuit.transcoders.formats.writing import destination
 
 from . import texts
 from .bundles import Bundle, option
@@ -80,14 +79,14 @@ def train(
     followed = _recipe(known, {name: value for name, value in recipe.items() if value is not None})
     if out is None:
         raise ValueError("--out must be given: the folder that gets the transcoders, got none")
-    destination("train", out)
+    new_folder("train", out)
     name = model or (known.model if known else None)
     if name is None:
         raise ValueError("one of MODEL and --preset must be given, got neither")
     read = _texts(text_files, known, held_out=False)
     path = out.with_name(f"{out.name}.checkpoint") if checkpoint is None else checkpoint
     with running.running() as dtype, _together(running.device) as (device, first):
-        hf_model, tokenizer = language_model(name, device_of(device), dtype or torch.float32)
+        hf_model, tokenizer = language_model(name, available_device(device), dtype or torch.float32)
         trainer = Trainer(hf_model, read, followed, tokenizer)
         try:
             made = trainer.run(path, every, not quiet)
@@ -95,7 +94,7 @@ def train(
             raise Stopped(f"the same command goes on from {path}" if path.exists() else "") from None
     if not first:
         return
-    formats.save(made, out, model=name)
+    made.save(out, model=name)
     trainer.history.plot(out / CURVES)
     last = _last(trainer)
     about = {"model": name, "recipe": asdict(followed), "last": last}

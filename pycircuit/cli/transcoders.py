@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from pycircuit.transcoders import formats
+from pycircuit.transcoders import io
 from pycircuit.transcoders.formats.saving import LAYOUTS
 from pycircuit.transcoders.types import READS, WRITES
 
@@ -40,7 +40,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """What a set of transcoders is, as it would be loaded, and what is wrong with it."""
-    found = formats.inspect(path, weights=not headers, **reading.arguments())
+    found = io.inspect(path, weights=not headers, **reading.arguments())
     if as_json:
         emit(found.json())
         return
@@ -63,7 +63,7 @@ def convert(
     if dtype not in (None, *DTYPES):
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     kept = None if dtype is None else getattr(torch, dtype)
-    written = formats.convert(source, target, to, dtype=kept, **reading.arguments())
+    written = io.convert(source, target, to, dtype=kept, **reading.arguments())
     if as_json:
         emit({"source": source, "target": str(written), "to": to})
         return

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pycircuit.model import ReplacementModel
-from pycircuit.transcoders import formats
+from pycircuit.transcoders import io
 
 from .facts import DATA, Facts
 from .tokenizer import NameTokenizer
@@ -32,7 +32,7 @@ def load_demo(
     dtype = dtype or torch.float32
     model, tokenizer = load_model(folder)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    transcoders = formats.load(folder / kind, device, wide, lazy=False)
+    transcoders = io.load(folder / kind, device, wide, lazy=False)
     labels = load_labels(kind, folder)
     return ReplacementModel(model.to(device=device, dtype=dtype), transcoders, tokenizer, labels=labels)
 

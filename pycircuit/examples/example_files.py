@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from pycircuit.files.atomic_folder import draft_folder, new_folder
 from pycircuit.graph.io.page_json import feature_id
 from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops import checks
 from pycircuit.progress import Progress, Report
 from pycircuit.training.sources import Texts, pieces, token_ids
-from pycircuit.transcoders.formats.writing import destination, draft_of
 
 from .feature import ExampleCounts, describe
 from .outputs import OutputTokens
@@ -65,7 +65,7 @@ def write_examples(
     writer = _Writer(model, corpus, TokenText(model.tokenizer), counts, OutputTokens(model, logits), scan)
     target.parent.mkdir(exist_ok=True)
     try:
-        with draft_of(_OP, target, None) as draft:
+        with draft_folder(_OP, target, None) as draft:
             with tempfile.TemporaryDirectory(prefix=".activations-", dir=draft) as run_folder:
                 runs = ActivationRuns(Path(run_folder), masks)
                 _read_texts(model, corpus, runs, progress_report)
@@ -86,7 +86,7 @@ def _target(folder: str | os.PathLike[str], scan: str) -> Path:
         raise FileNotFoundError(f"{_OP}: folder must be one that exists, got {os.fspath(folder)}")
     features = Path(folder) / "features"
     if features.exists():
-        return destination(_OP, features / scan)
+        return new_folder(_OP, features / scan)
     return features / scan
 
 

@@ -1,1 +1,1 @@
-"""The ground floor of everything on disk: atomic writing, locks, safetensors."""
+"""Files on disk: safetensors, positioned reads, atomic writing, the cache folder, memory maps, sizes such as "8GiB"."""

@@ -15,7 +15,7 @@ from .locks import is_still
 
 def replace_file(op: str, path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file atomically. op: what errors begin with."""
-    with naming(op, path):
+    with reword_write_errors(op, path):
         write_atomically(path, write)
 
 
@@ -42,7 +42,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def _open_draft(path: Path) -> tuple[Path, BinaryIO]:
-    """A hidden file beside `path`; its lock, where the file system has locks, says that its writer is alive."""
+    """Hidden file beside `path`; its lock, where the file system has locks, says that its writer is alive."""
     while True:
         draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
         file = draft.open("xb")
@@ -64,8 +64,8 @@ def _remove_abandoned(path: Path) -> None:
 
 
 @contextmanager
-def naming(op: str, path: Path, advice: str = "") -> Iterator[None]:
-    """Put the function and the path into what the system says against writing; `errno` stays."""
+def reword_write_errors(op: str, path: Path, advice: str = "") -> Iterator[None]:
+    """Raise errors of the system against writing with the function and the path in them; `errno` stays."""
     try:
         yield
     except OSError as error:
@@ -78,7 +78,7 @@ def naming(op: str, path: Path, advice: str = "") -> Iterator[None]:
 
 
 def writable(op: str, path: str | os.PathLike[str]) -> Path:
-    """The path of a file to be; an error where no file can have it."""
+    """Path of a file to be; an error where no file can have it."""
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{op}: path must be in a folder that exists, got {path}")
@@ -87,8 +87,8 @@ def writable(op: str, path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def picture(op: str, path: str | os.PathLike[str]) -> Path:
-    """The path of a drawing to be."""
+def writable_svg(op: str, path: str | os.PathLike[str]) -> Path:
+    """Path of an SVG drawing to be."""
     path = writable(op, path)
     if path.suffix.lower() != ".svg":
         raise ValueError(f"{op}: path must end in .svg, got {path}; it is SVG that is written")

@@ -47,7 +47,7 @@ def _unlocking(descriptor: int) -> Iterator[None]:
 
 
 def is_still(path: Path, state: os.stat_result) -> bool:
-    """Tell whether `path` names the file of this state, and none that took its place."""
+    """True if `path` names the file of this state, and none that took its place."""
     try:
         return os.path.samestat(state, path.stat())
     except FileNotFoundError:

@@ -1,8 +1,9 @@
 """Attribution graphs as arrays, their analysis, files and pictures. Imports no model."""
 
 from .csr import Rows
+from .endpoints import Targets, Tokens
 from .faithfulness import Agreement, Faithfulness
-from .graph import Graph, Targets, Tokens
+from .graph import Graph
 from .io.graph_file import GraphFileError
 from .paths import Path
 from .prune import Pruned

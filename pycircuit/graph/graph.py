@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from pycircuit.ops import checks
 
 from .csr import Rows, index_below
+from .endpoints import Targets, Tokens
 from .faithfulness import KEY, Faithfulness
 from .influence import node_influence
 from .invariants import validate
@@ -24,31 +24,6 @@ from .scores import Scores, scores
 from .show.plot import plot
 from .show.tree import lines
 from .supernodes import Supernode, supernodes
-
-
-@dataclass(frozen=True, eq=False)
-class Tokens:
-    """Tokens of the prompt. ids: [positions] int64; text: the string of each."""
-
-    ids: Tensor
-    text: Sequence[str]
-
-
-@dataclass(frozen=True, eq=False)
-class Targets:
-    """Targets, the outputs that a graph explains.
-
-    labels: names; ids: [targets] int64 token ids, -1 for a target that is no token; weights: [targets] probabilities
-    or the caller's weights; positions: [targets] int64.
-    """
-
-    labels: Sequence[str]
-    ids: Tensor
-    weights: Tensor
-    positions: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,8 @@ from pycircuit.ops import checks
 from .csr import STEP, Rows
 
 if TYPE_CHECKING:
-    from .graph import Graph, Targets, Tokens
+    from .endpoints import Targets, Tokens
+    from .graph import Graph
 
 _OP = "Graph"
 

@@ -4,50 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from pycircuit.model.prompts import Prompt, is_one_prompt, prompt_list
 from pycircuit.model.replacement import ReplacementModel
-from pycircuit.model.sites import hooked
+from pycircuit.model.transcoder_hooks import eager_transcoder_hooks
 from pycircuit.ops import checks
 from pycircuit.ops.torch_settings import without_autocast
 
-from .intervention import Intervention, interventions_of, positions_of
+from .intervention import Intervention, checked_interventions, checked_positions
 from .intervention_run import BATCH_POSITIONS
-from .steering import Entries, Place, Steering, entries_of
+from .steering import FeatureChanges, Placed, Steering, changes_by_layer
 
 OP = "generate"
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is picked: the likeliest at temperature 0, else by chance among top_k, then top_p."""
+    """The choice of the next token: the likeliest at temperature 0, else by chance among top_k, then top_p."""
 
     temperature: float
     top_k: int | None
     top_p: float | None
 
     @classmethod
-    def of(cls, temperature: Any, top_k: Any, top_p: Any) -> Sampling:
-        heat = checks.number(OP, "temperature", temperature)
-        if not 0 <= heat < float("inf"):
-            raise ValueError(f"{OP}: temperature must be finite and not negative, got {heat}")
-        share = None if top_p is None else checks.number(OP, "top_p", top_p)
-        if share is not None and not 0 < share <= 1:
-            raise ValueError(f"{OP}: top_p must be above 0 and at most 1, got {share}")
-        return cls(heat, None if top_k is None else checks.whole(OP, "top_k", top_k, 1), share)
+    def checked(cls, temperature: float, top_k: int | None, top_p: float | None) -> Sampling:
+        """Return the sampling of these arguments, or raise where one of them is out of range."""
+        temperature = checks.number(OP, "temperature", temperature)
+        if not 0 <= temperature < float("inf"):
+            raise ValueError(f"{OP}: temperature must be finite and not negative, got {temperature}")
+        top_p = None if top_p is None else checks.number(OP, "top_p", top_p)
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"{OP}: top_p must be above 0 and at most 1, got {top_p}")
+        return cls(temperature, None if top_k is None else checks.whole(OP, "top_k", top_k, 1), top_p)
 
     def pick(self, logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """logits: [prompts, vocabulary], a generator a prompt -> [prompts] token ids."""
+        """Pick a token for each prompt: [prompts] ids.
+
+        logits: [prompts, vocabulary]; generators: one a prompt.
+        """
         if not self.temperature:
             return logits.argmax(-1)
-        kept = self._kept(logits.double().cpu() / self.temperature)
-        picked = [torch.multinomial(p, 1, generator=g) for p, g in zip(kept.softmax(-1), generators, strict=True)]
+        probabilities = self.candidates(logits.double().cpu() / self.temperature).softmax(-1)
+        picked = [torch.multinomial(p, 1, generator=g) for p, g in zip(probabilities, generators, strict=True)]
         return torch.cat(picked).to(logits.device)
 
-    def _kept(self, logits: Tensor) -> Tensor:
+    def candidates(self, logits: Tensor) -> Tensor:
         """Logits with those that may not be picked at minus infinity."""
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k).values[:, -1:]
@@ -59,61 +64,93 @@ class Sampling:
         return logits
 
 
+@overload
+def generate(  # type: ignore[overload-overlap]
+    model: ReplacementModel,
+    prompts: Prompt,
+    steer: Sequence[Intervention] = (),
+    *,
+    max_new_tokens: int = 20,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> list[int]: ...
+@overload
+def generate(
+    model: ReplacementModel,
+    prompts: Sequence[Prompt],
+    steer: Sequence[Intervention] = (),
+    *,
+    max_new_tokens: int = 20,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> list[list[int]]: ...
 @without_autocast()
 def generate(
     model: ReplacementModel,
-    prompts: Any,
+    prompts: Prompt | Sequence[Prompt],
     steer: Sequence[Intervention] = (),
+    *,
     max_new_tokens: int = 20,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
 ) -> list[int] | list[list[int]]:
-    """The tokens that follow a prompt (a list of ids), or each of a list of prompts (a list of such lists).
+    """Generate the tokens that follow a prompt (a list of ids), or each of a list of prompts (a list of such lists).
 
     steer: interventions on the prompt and, where their positions have no end, on every generated token; nothing
     is frozen. temperature 0 takes the likeliest token; above it, one of the top_k likeliest, of those that make
     up top_p; seed and place in the list decide which. Ends after a token that ends a text.
     """
-    sampling = Sampling.of(temperature, top_k, top_p)
+    sampling = Sampling.checked(temperature, top_k, top_p)
     count = checks.whole(OP, "max_new_tokens", max_new_tokens, 1)
     seed = checks.whole(OP, "seed", seed, 0)
     if seed >= 1 << 32:
         raise ValueError(f"{OP}: seed must be below 2^32, got {seed}")
-    given = interventions_of(OP, "steer", steer, model)
-    single = isinstance(prompts, str) or hasattr(prompts, "tolist")
-    single = single or (isinstance(prompts, Sequence) and all(map(checks.is_int, prompts)))
-    ids = [model.tokens(prompt) for prompt in ([prompts] if single else _several(prompts))]
-    where = {len(t): _where(model, given, len(t), count) for t in ids}
+    interventions = checked_interventions(OP, "steer", steer, model)
+    ids = [model.tokens(prompt) for prompt in prompt_list(OP, prompts)]
+    result = _generate(model, ids, interventions, sampling, count, seed)
+    return result[0] if is_one_prompt(prompts) else result
+
+
+def _generate(
+    model: ReplacementModel,
+    ids: list[Tensor],
+    interventions: tuple[Intervention, ...],
+    sampling: Sampling,
+    count: int,
+    seed: int,
+) -> list[list[int]]:
+    steer = {len(tokens): _positioned(model, interventions, len(tokens), count) for tokens in ids}
     generators = [torch.Generator().manual_seed((seed << 24) + i) for i in range(len(ids))]
-    found: list[list[int]] = [[] for _ in ids]
-    with model.running:
-        for batch in _batches([len(t) for t in ids], count):
-            together = torch.stack([ids[i] for i in batch])
-            decoder = _Decoder(model, where[together.shape[1]], together, count)
-            for at, tokens in zip(batch, decoder.run(sampling, [generators[i] for i in batch]), strict=True):
-                found[at] = tokens
-    return found[0] if single else found
+    result: list[list[int]] = [[] for _ in ids]
+    with model.forward_lock:
+        for batch in _batches([len(tokens) for tokens in ids], count):
+            stacked = torch.stack([ids[i] for i in batch])
+            decoder = _Decoder(model, steer[stacked.shape[1]], stacked, count)
+            for i, tokens in zip(batch, decoder.run(sampling, [generators[i] for i in batch]), strict=True):
+                result[i] = tokens
+    return result
 
 
-def _several(prompts: Any) -> Sequence[Any]:
-    if not isinstance(prompts, Sequence):
-        raise TypeError(f"{OP}: prompts must be a prompt or a list of prompts, got {type(prompts).__name__}")
-    return prompts
-
-
-def _where(
-    model: ReplacementModel, given: Sequence[Intervention], prompt: int, count: int
+def _positioned(
+    model: ReplacementModel, interventions: Sequence[Intervention], prompt: int, count: int
 ) -> list[tuple[Intervention, range]]:
-    """At which positions each intervention acts, those of tokens yet to come included."""
+    """Interventions with their positions, those of tokens yet to come included."""
     longest = model.weights.longest
     if longest and prompt + count > longest:
         raise ValueError(
             f"{OP}: max_new_tokens must be at most {longest - prompt} after a prompt of {prompt} tokens (the model has "
             f"{longest} positions), got {count}"
         )
-    return [(one, positions_of(OP, one, prompt, prompt + count, model.ignore_positions)) for one in given]
+    return [
+        (intervention, checked_positions(OP, intervention, prompt, prompt + count, model.ignore_positions))
+        for intervention in interventions
+    ]
 
 
 def _batches(lengths: Sequence[int], count: int) -> list[list[int]]:
@@ -127,7 +164,9 @@ def _batches(lengths: Sequence[int], count: int) -> list[list[int]]:
 
 
 class _Decoder:
-    """Prompts of one length. Where an intervention scales, each has a twin without steering that tells what to scale.
+    """Prompts of one length.
+
+    Where an intervention scales, each has a twin without steering, whose value it scales.
 
     Rows of the batch are the prompts, then their twins, which are given the same tokens.
     """
@@ -135,58 +174,72 @@ class _Decoder:
     def __init__(
         self, model: ReplacementModel, steer: list[tuple[Intervention, range]], ids: Tensor, count: int
     ) -> None:
-        self.model, self.steer, self.ids, self.count = model, steer, ids, count
+        self.model = model
+        self.steer = steer
+        self.ids = ids
+        self.count = count
         self.prompts = len(ids)
-        self.twins = any(one.factor is not None for one, _ in steer)
+        self.has_twins = any(intervention.factor is not None for intervention, _ in steer)
         self.steering = self._steering(0, 0)
 
     def run(self, sampling: Sampling, generators: Sequence[torch.Generator]) -> list[list[int]]:
-        """The tokens that follow each prompt, up to and with the first that ends a text."""
-        model, ends = self.model, _ends(self.model.hf_model)
-        found: list[list[int]] = [[] for _ in self.ids]
-        open_, cache, begin, tokens = set(range(self.prompts)), None, 0, self.ids
-        hooks = hooked(
-            model.hf_model, model.family, model.weights, model.transcoders.reads, model.transcoders.writes,
-            lambda layer, x: self.steering.read(layer, x), self._write,
-        )  # fmt: skip
+        """Generate the tokens that follow each prompt, up to and with the first that ends a text."""
+        model = self.model
+        end_tokens = _end_tokens(model.hf_model)
+        result: list[list[int]] = [[] for _ in self.ids]
+        unfinished = set(range(self.prompts))
+        cache = None
+        begin = 0
+        tokens = self.ids
+        hooks = eager_transcoder_hooks(
+            model.hf_model,
+            model.family,
+            model.weights,
+            model.transcoders.reads,
+            model.transcoders.writes,
+            lambda layer, x: self.steering.read(layer, x),
+            self._write,
+        )
         with hooks:
             for _ in range(self.count):
                 self.steering = self._steering(begin, begin + tokens.shape[1])
-                rows = torch.cat([tokens, tokens]) if self.twins else tokens
+                rows = torch.cat([tokens, tokens]) if self.has_twins else tokens
                 out = model.hf_model(input_ids=rows, past_key_values=cache, use_cache=True, logits_to_keep=1)
                 begin, cache = begin + tokens.shape[1], out.past_key_values
                 picked = sampling.pick(out.logits[: self.prompts, -1], generators)
                 tokens = picked[:, None]
-                for at in sorted(open_):
-                    found[at].append(int(picked[at]))
-                open_ -= {at for at in open_ if found[at][-1] in ends}
-                if not open_:
+                for i in sorted(unfinished):
+                    result[i].append(int(picked[i]))
+                unfinished -= {i for i in unfinished if result[i][-1] in end_tokens}
+                if not unfinished:
                     break
-        return found
+        return result
 
     def _steering(self, begin: int, end: int) -> Steering:
-        """The changes of a forward over these positions."""
-        places: list[Place] = [
-            (row, position - begin, one)
-            for one, positions in self.steer
+        """The changes of a forward over positions begin .. end."""
+        placed: list[Placed] = [
+            (row, position - begin, intervention)
+            for intervention, positions in self.steer
             for position in range(begin, end)
             if position in positions
             for row in range(self.prompts)
         ]
         model = self.model
-        entries = entries_of(places, model.weights.unembedding_mean)
-        return Steering(model.transcoders, entries, self._original, range(0), range(model.depth))
+        changes = changes_by_layer(placed, model.weights.unembedding_mean)
+        return Steering(model.transcoders, changes, self._original, range(0), range(model.depth))
 
     def _write(self, layer: int, y: Tensor) -> Tensor | None:
         return self.steering.write(layer, y) if layer in self.steering.pending else None
 
-    def _original(self, layer: int, e: Entries, x: Tensor) -> Tensor:
-        if not self.twins:
-            return torch.zeros_like(e.value)  # nothing is scaled by it
-        return self.steering.present(layer, e, x, e.row + self.prompts)
+    def _original(self, layer: int, changes: FeatureChanges, x: Tensor) -> Tensor:
+        if not self.has_twins:
+            return torch.zeros_like(changes.value)  # nothing is scaled by it
+        return self.steering.present(layer, changes, x, changes.row + self.prompts)
 
 
-def _ends(hf_model: Any) -> set[int]:
+def _end_tokens(hf_model: Any) -> set[int]:
     """Tokens that end a text."""
     ends = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
-    return set() if ends is None else set(ends) if isinstance(ends, list | tuple) else {int(ends)}
+    if ends is None:
+        return set()
+    return set(ends) if isinstance(ends, list | tuple) else {int(ends)}

@@ -4,53 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pycircuit.model.prompts import Prompt
 from pycircuit.model.replacement import ReplacementModel
 from pycircuit.ops import SparseFeatures, checks
 from pycircuit.ops.torch_settings import full_float32, without_autocast
 from pycircuit.trace import Feature
 
-from .intervention import Hold, Intervention, feature_of, interventions_of, positions_of
-from .intervention_run import BATCH_POSITIONS, Changed, Plain, State, plain
-from .steering import Steering, activations_at, earliest, entries_of
+from .intervention import Freeze, Frozen, Intervention, checked_interventions, checked_positions, require_feature
+from .intervention_run import BATCH_POSITIONS, BaselineRun, InterventionRun, State, run_baseline
+from .steering import Steering, activations_at, changes_by_layer
 
-Prompt = str | Sequence[int] | Tensor
+T = TypeVar("T")
+FeatureIndex = tuple[int, int, int]  # layer, position, feature
 
 
 @dataclass(frozen=True, eq=False)
 class Intervened:
-    """What interventions did on a prompt. Logits and features are worked out when they are first asked for.
+    """A prompt before and after interventions.
+
+    Logits and features are computed at first use.
 
     Features are what the encoders read: an intervened feature keeps the activation that its own input gives it.
     """
 
     interventions: tuple[Intervention, ...]
-    freeze: str
+    freeze: Freeze
     layers: range | None
     before: State
     after: State
 
     @property
     def logits(self) -> Tensor:
-        """[positions, vocabulary], softcap included."""
+        """Logits, softcap included: [positions, vocabulary]."""
         return self.after.logits
 
     @property
     def logits_before(self) -> Tensor:
-        """[positions, vocabulary] without the interventions; variants of a prompt share them."""
+        """Logits without the interventions, shared by variants of a prompt: [positions, vocabulary]."""
         return self.before.logits
 
     @property
     def probabilities(self) -> Tensor:
-        """Of the token after the last: [vocabulary]."""
+        """Probabilities of the token after the last: [vocabulary]."""
         return self.after.probabilities()
 
     @property
     def probabilities_before(self) -> Tensor:
+        """Probabilities of the token after the last without the interventions: [vocabulary]."""
         return self.before.probabilities()
 
     @property
@@ -60,24 +66,28 @@ class Intervened:
 
     @property
     def features_before(self) -> tuple[SparseFeatures, ...]:
+        """Active features without the interventions, one entry a layer."""
         return self.before.features
 
-    def effect(self, features: Any, preactivation: bool = False) -> Tensor:
-        """How much each feature's activation changed: [n].
+    def effect(
+        self, features: Sequence[Feature | FeatureIndex] | Tensor | np.ndarray, preactivation: bool = False
+    ) -> Tensor:
+        """The change of each feature's activation: [n].
 
         features: (layer, position, feature) or pc.Feature of each, or a tensor such as rows of graph.features.
-        preactivation: the change of what the encoder gives before its activation function.
+        preactivation: the change of the encoder's output before its activation function.
         """
         wanted = self._checked(features)
         out = self.after.final.new_zeros(len(wanted))
-        for layer in {one[0] for one in wanted}:
-            at = [i for i, one in enumerate(wanted) if one[0] == layer]
-            position, index = (torch.tensor([wanted[i][part] for i in at], device=out.device) for part in (1, 2))
+        for layer in {layer for layer, _, _ in wanted}:
+            entries = [i for i, (own_layer, _, _) in enumerate(wanted) if own_layer == layer]
+            position = torch.tensor([wanted[i][1] for i in entries], device=out.device)
+            index = torch.tensor([wanted[i][2] for i in entries], device=out.device)
             reads = [state.reads(layer)[position] for state in (self.after, self.before)]
-            out[at] = self._moved(layer, reads, index, preactivation)
+            out[entries] = self._change(layer, reads, index, preactivation)
         return out
 
-    def _moved(self, layer: int, reads: list[Tensor], index: Tensor, preactivation: bool) -> Tensor:
+    def _change(self, layer: int, reads: list[Tensor], index: Tensor, preactivation: bool) -> Tensor:
         transcoders = self.after.model.transcoders
         if preactivation:
             return ((reads[0] - reads[1]) * transcoders.w_enc[layer][index].to(reads[0].dtype)).sum(1)
@@ -85,32 +95,35 @@ class Intervened:
         after, before = (activations_at(transcoders.encode(layer, x), row, index, size) for x in reads)
         return after - before
 
-    def _checked(self, features: Any) -> list[tuple[int, int, int]]:
+    def _checked(self, features: Sequence[Feature | FeatureIndex] | Tensor | np.ndarray) -> list[FeatureIndex]:
         op, model, count = "effect", self.after.model, len(self.after.final)
-        found = []
-        for one in features.tolist() if hasattr(features, "tolist") else features:
-            if isinstance(one, Feature):
-                one = (one.layer, one.position, one.feature)
-            if not isinstance(one, Sequence) or len(one) != 3:
-                raise TypeError(f"{op}: features must be (layer, position, feature) each, got {one!r}")
-            layer, feature = (checks.whole(op, name, one[i], 0) for name, i in (("layer", 0), ("feature", 2)))
-            position = checks.whole(op, "position", one[1], -count)
+        result = []
+        entries: Any = features if isinstance(features, Sequence) else features.tolist()
+        for entry in entries:
+            if isinstance(entry, Feature):
+                entry = (entry.layer, entry.position, entry.feature)
+            if not isinstance(entry, Sequence) or len(entry) != 3:
+                raise TypeError(f"{op}: features must be (layer, position, feature) each, got {entry!r}")
+            layer = checks.whole(op, "layer", entry[0], 0)
+            feature = checks.whole(op, "feature", entry[2], 0)
+            position = checks.whole(op, "position", entry[1], -count)
             if position >= count or position % count < model.ignore_positions:
                 raise ValueError(f"{op}: position must be from {model.ignore_positions} to {count - 1}, got {position}")
-            feature_of(op, model, layer, feature)
-            found.append((layer, position % count, feature))
-        return found
+            require_feature(op, model, layer, feature)
+            result.append((layer, position % count, feature))
+        return result
 
     def __repr__(self) -> str:
-        what = f"{len(self.interventions)} interventions, freeze={self.freeze!r}, layers={self.layers}"
-        return f"Intervened({what}, positions={len(self.after.final)})"
+        interventions = f"{len(self.interventions)} interventions, freeze={self.freeze!r}, layers={self.layers}"
+        return f"Intervened({interventions}, positions={len(self.after.final)})"
 
 
 def intervene(
     model: ReplacementModel,
     prompt: Prompt,
     interventions: Sequence[Intervention],
-    freeze: str = "attention",
+    *,
+    freeze: Freeze = "attention",
     layers: range | None = None,
 ) -> Intervened:
     """Run the prompt with features set, scaled or ablated: logits and features before and after, and effects.
@@ -118,37 +131,65 @@ def intervene(
     A changed feature adds (new activation - present one) * its decoder row to the output of every MLP it writes
     to. freeze says what keeps the value it had on the prompt: "attention", attention patterns and norm
     denominators; "patterns", attention patterns; "all", these and every MLP's output, the changes apart, so that
-    the model is linear; "none", nothing. layers: MLPs of this range are held and changes written there alone;
-    with freeze="none" patterns and denominators are held there too, and beyond it everything recomputes.
+    the model is linear; "none", nothing. layers: MLPs of this range are frozen and changes written there alone;
+    with freeze="none" patterns and denominators are frozen there too, and beyond it everything recomputes.
     """
-    found = interventions_of("intervene", "interventions", interventions, model)
-    result: Intervened = _run("intervene", model, prompt, [found], freeze, layers, None)[0]
-    return result
+    checked = checked_interventions("intervene", "interventions", interventions, model)
+    return _run("intervene", model, prompt, [checked], freeze, layers, _unchanged)[0]
 
 
+@overload
 def intervene_many(
     model: ReplacementModel,
     prompt: Prompt,
     variants: Sequence[Sequence[Intervention]],
-    freeze: str = "attention",
+    *,
+    freeze: Freeze = "attention",
     layers: range | None = None,
-    each: Callable[[Intervened], Any] | None = None,
-) -> list[Any]:
+    summarize: None = None,
+) -> list[Intervened]: ...
+@overload
+def intervene_many(
+    model: ReplacementModel,
+    prompt: Prompt,
+    variants: Sequence[Sequence[Intervention]],
+    *,
+    freeze: Freeze = "attention",
+    layers: range | None = None,
+    summarize: Callable[[Intervened], T],
+) -> list[T]: ...
+def intervene_many(
+    model: ReplacementModel,
+    prompt: Prompt,
+    variants: Sequence[Sequence[Intervention]],
+    *,
+    freeze: Freeze = "attention",
+    layers: range | None = None,
+    summarize: Callable[[Intervened], T] | None = None,
+) -> list[Intervened] | list[T]:
     """`intervene` for each of several lists of interventions, run together, in batches.
 
     The prompt itself runs once, and of the variants only what is not below the batch's first intervened layer.
-    each: called with every result as soon as it is there; what it returns is kept in the result's place, so that
+    summarize: called with every result as soon as it exists; its result takes the place of the Intervened, so that
     thousands of variants need the memory of one batch.
     """
     op = "intervene_many"
     if not isinstance(variants, Sequence):
         raise TypeError(f"{op}: variants must be a list of lists of pc.Intervention, got {type(variants).__name__}")
-    if each is not None and not callable(each):
-        raise TypeError(f"{op}: each must be a function of a pc.Intervened, got {type(each).__name__}")
-    found = [interventions_of(op, f"variants[{i}]", one, model) for i, one in enumerate(variants)]
-    if not found:
+    if summarize is not None and not callable(summarize):
+        raise TypeError(f"{op}: summarize must be a function of a pc.Intervened, got {type(summarize).__name__}")
+    checked = [
+        checked_interventions(op, f"variants[{i}]", interventions, model) for i, interventions in enumerate(variants)
+    ]
+    if not checked:
         raise ValueError(f"{op}: variants must have at least one entry, got none")
-    return _run(op, model, prompt, found, freeze, layers, each)
+    if summarize is None:
+        return _run(op, model, prompt, checked, freeze, layers, _unchanged)
+    return _run(op, model, prompt, checked, freeze, layers, summarize)
+
+
+def _unchanged(result: Intervened) -> Intervened:
+    return result
 
 
 @without_autocast()
@@ -158,50 +199,62 @@ def _run(
     model: ReplacementModel,
     prompt: Prompt,
     variants: list[tuple[Intervention, ...]],
-    freeze: str,
+    freeze: Freeze,
     layers: range | None,
-    each: Callable[[Intervened], Any] | None,
-) -> list[Any]:
-    hold = Hold.of(op, freeze, layers, model.depth)
+    summarize: Callable[[Intervened], T],
+) -> list[T]:
+    frozen = Frozen.checked(op, freeze, layers, model.depth)
     ids = model.tokens(prompt)
-    where = [_where(op, model, one, len(ids), hold) for one in variants]
-    with model.running:
-        start = plain(model, ids, patterns=hold.freeze != "none" or layers is not None)
-    order = sorted(range(len(variants)), key=lambda i: earliest(variants[i]))  # those that begin alike run together
-    step, results = max(1, BATCH_POSITIONS // len(ids)), [None] * len(variants)  # type: tuple[int, list[Any]]
+    positioned = [_positioned(op, model, interventions, len(ids), frozen) for interventions in variants]
+    with model.forward_lock:
+        baseline = run_baseline(model, ids, patterns=frozen.freeze != "none" or layers is not None)
+    order = sorted(range(len(variants)), key=lambda i: _first_layer(variants[i]))  # variants that begin alike together
+    step = max(1, BATCH_POSITIONS // len(ids))
+    results: dict[int, T] = {}
     for begin in range(0, len(order), step):
         batch = order[begin : begin + step]
-        with model.running:
-            states = _batch(start, [where[i] for i in batch], hold)
-        for at, state in zip(batch, states, strict=True):
-            result = Intervened(variants[at], hold.freeze, layers, start.state, state)
-            results[at] = result if each is None else each(result)
-    return results
+        with model.forward_lock:
+            states = _run_batch(baseline, [positioned[i] for i in batch], frozen)
+        for i, state in zip(batch, states, strict=True):
+            results[i] = summarize(Intervened(variants[i], frozen.freeze, layers, baseline.state, state))
+    return [results[i] for i in range(len(variants))]
 
 
-Where = list[tuple[Intervention, range]]
+Positioned = list[tuple[Intervention, range]]  # interventions, each with its positions
 
 
-def _where(op: str, model: ReplacementModel, given: Sequence[Intervention], positions: int, hold: Hold) -> Where:
-    """At which positions each intervention acts, once all are known to be possible."""
-    if not given:
+def _positioned(
+    op: str, model: ReplacementModel, interventions: Sequence[Intervention], positions: int, frozen: Frozen
+) -> Positioned:
+    """Interventions with their positions, once all are known to be possible."""
+    if not interventions:
         raise ValueError(f"{op}: interventions must have at least one entry, got none")
-    for one in given:
-        reached = [at for at in hold.written if one.layer in model.transcoders.sources(at)]
+    for intervention in interventions:
+        reached = [layer for layer in frozen.written if intervention.layer in model.transcoders.sources(layer)]
         if not reached:
             raise ValueError(
-                f"{op}: layers must hold one that the feature of layer {one.layer} writes to, got {hold.layers}"
+                f"{op}: layers must hold one that the feature of layer {intervention.layer} writes to, got "
+                f"{frozen.layers}"
             )
-    return [(one, positions_of(op, one, positions, positions, model.ignore_positions)) for one in given]
-
-
-def _batch(start: Plain, variants: list[Where], hold: Hold) -> list[State]:
-    """Variants run together."""
-    model, state = start.model, start.state
-    places = [
-        (row, position, one) for row, where in enumerate(variants) for one, positions in where for position in positions
+    ignore = model.ignore_positions
+    return [
+        (intervention, checked_positions(op, intervention, positions, positions, ignore))
+        for intervention in interventions
     ]
 
-    entries = entries_of(places, state.final)
-    steering = Steering(model.transcoders, entries, start.original, hold.layers, hold.written)
-    return Changed(start, steering, hold, len(variants), min(entries)).run()
+
+def _first_layer(interventions: Sequence[Intervention]) -> int:
+    return min(intervention.layer for intervention in interventions)
+
+
+def _run_batch(baseline: BaselineRun, variants: list[Positioned], frozen: Frozen) -> list[State]:
+    """Run variants together and return one state each."""
+    placed = [
+        (row, position, intervention)
+        for row, variant in enumerate(variants)
+        for intervention, positions in variant
+        for position in positions
+    ]
+    changes = changes_by_layer(placed, baseline.state.final)
+    steering = Steering(baseline.model.transcoders, changes, baseline.original, frozen.layers, frozen.written)
+    return InterventionRun(baseline, steering, frozen, len(variants), min(changes)).run()

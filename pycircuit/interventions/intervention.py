@@ -1,16 +1,17 @@
-"""What is changed, and what stays as it was on the prompt."""
+"""One change of a feature, and the parts of the model that stay frozen while it acts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isinf
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pycircuit.model.replacement import ReplacementModel
 from pycircuit.ops import checks
 
-FREEZE = ("all", "attention", "patterns", "none")
+Freeze = Literal["all", "attention", "patterns", "none"]
+FREEZE: tuple[Freeze, ...] = get_args(Freeze)
 
 
 @dataclass(frozen=True)
@@ -31,58 +32,60 @@ class Intervention:
         op = "Intervention"
         for name in ("layer", "feature"):
             object.__setattr__(self, name, checks.whole(op, name, getattr(self, name), 0))
-        object.__setattr__(self, "position", _place(op, self.position))
+        object.__setattr__(self, "position", _checked_position(op, self.position))
         if (self.value is None) == (self.factor is None):
             got = "neither" if self.value is None else "both"
             raise ValueError(f"{op}: exactly one of value and factor must be given, got {got}")
         for name in ("value", "factor"):
-            given = getattr(self, name)
-            if given is not None:
-                number = checks.number(op, name, given)
+            number = getattr(self, name)
+            if number is not None:
+                number = checks.number(op, name, number)
                 if isinf(number):
                     raise ValueError(f"{op}: {name} must be finite, got {number}")
                 object.__setattr__(self, name, number)
 
-    def places(self, prompt: int, end: int) -> range:
-        """Which of `end` positions are meant, the first `prompt` of which are the prompt's."""
+    def positions(self, prompt: int, end: int) -> range:
+        """The positions that are meant among `end`, the first `prompt` of which are the prompt's."""
         if isinstance(self.position, int):
-            at = _from_start(self.position, prompt)
-            return range(at, at + 1)
-        where = self.position or slice(None)
-        start = 0 if where.start is None else max(0, _from_start(where.start, prompt))
-        stop = end if where.stop is None else min(end, _from_start(where.stop, prompt))
-        return range(start, stop, where.step or 1)
+            position = _from_start(self.position, prompt)
+            return range(position, position + 1)
+        bounds = self.position or slice(None)
+        start = 0 if bounds.start is None else max(0, _from_start(bounds.start, prompt))
+        stop = end if bounds.stop is None else min(end, _from_start(bounds.stop, prompt))
+        return range(start, stop, bounds.step or 1)
 
 
 def _from_start(position: int, prompt: int) -> int:
     return position + prompt if position < 0 else position
 
 
-def _place(op: str, position: Any) -> int | slice | None:
+def _checked_position(op: str, position: Any) -> int | slice | None:
     if position is None:
         return None
     if not isinstance(position, slice):
         return checks.whole(op, "position", position, -(2**63))
-    parts = [position.start, position.stop, position.step]
-    whole = [None if p is None else checks.whole(op, "position", p, -(2**63)) for p in parts]
-    if whole[2] is not None and whole[2] < 1:
-        raise ValueError(f"{op}: position must step forward, got a step of {whole[2]}")
-    return slice(*whole)
+    bounds = [position.start, position.stop, position.step]
+    start, stop, step = (None if b is None else checks.whole(op, "position", b, -(2**63)) for b in bounds)
+    if step is not None and step < 1:
+        raise ValueError(f"{op}: position must step forward, got a step of {step}")
+    return slice(start, stop, step)
 
 
-def interventions_of(op: str, name: str, given: Any, model: ReplacementModel) -> tuple[Intervention, ...]:
-    """A list of interventions whose layers and features the model has."""
-    if not isinstance(given, Sequence):
-        raise TypeError(f"{op}: {name} must be a list of pc.Intervention, got {type(given).__name__}")
-    for one in given:
-        if not isinstance(one, Intervention):
-            raise TypeError(f"{op}: {name} must hold pc.Intervention, got {type(one).__name__}")
-        feature_of(op, model, one.layer, one.feature)
-    return tuple(given)
+def checked_interventions(
+    op: str, name: str, interventions: Sequence[Intervention], model: ReplacementModel
+) -> tuple[Intervention, ...]:
+    """Interventions whose layers and features the model has."""
+    if not isinstance(interventions, Sequence):
+        raise TypeError(f"{op}: {name} must be a list of pc.Intervention, got {type(interventions).__name__}")
+    for intervention in interventions:
+        if not isinstance(intervention, Intervention):
+            raise TypeError(f"{op}: {name} must hold pc.Intervention, got {type(intervention).__name__}")
+        require_feature(op, model, intervention.layer, intervention.feature)
+    return tuple(interventions)
 
 
-def feature_of(op: str, model: ReplacementModel, layer: int, feature: int) -> None:
-    """Whether the model has this feature."""
+def require_feature(op: str, model: ReplacementModel, layer: int, feature: int) -> None:
+    """Raise unless the model has this feature."""
     if not 0 <= layer < model.depth:
         raise ValueError(f"{op}: layer must be from 0 to {model.depth - 1}, got {layer}")
     size = model.transcoders.size(layer)
@@ -92,29 +95,33 @@ def feature_of(op: str, model: ReplacementModel, layer: int, feature: int) -> No
         raise ValueError(f"{op}: feature must be from 0 to {size - 1} in layer {layer}, got {feature}")
 
 
-def positions_of(op: str, one: Intervention, prompt: int, end: int, ignore: int) -> range:
-    """The positions with features that an intervention names, and at least one."""
-    places = one.places(prompt, end)
-    known = f"from {ignore} to {end - 1}" + (" (earlier ones have no features)" if ignore else "")
-    if isinstance(one.position, int) and not ignore <= places.start < end:
-        raise ValueError(f"{op}: position must be {known}, got {one.position}")
-    skipped = max(0, -(-(ignore - places.start) // places.step))
-    places = places[skipped:]
-    if not places:
-        raise ValueError(f"{op}: position must name positions {known}, got {one.position}, which names none")
-    return places
+def checked_positions(op: str, intervention: Intervention, prompt: int, end: int, ignore: int) -> range:
+    """The positions with features that an intervention means, at least one."""
+    positions = intervention.positions(prompt, end)
+    allowed = f"from {ignore} to {end - 1}" + (" (earlier ones have no features)" if ignore else "")
+    if isinstance(intervention.position, int) and not ignore <= positions.start < end:
+        raise ValueError(f"{op}: position must be {allowed}, got {intervention.position}")
+    ignored = max(0, -(-(ignore - positions.start) // positions.step))
+    positions = positions[ignored:]
+    if not positions:
+        raise ValueError(f"{op}: position must name positions {allowed}, got {intervention.position}, which names none")
+    return positions
 
 
 @dataclass(frozen=True)
-class Hold:
-    """What keeps the value it had on the prompt. layers: where MLPs do, the changes apart."""
+class Frozen:
+    """The values that stay as they were on the prompt.
 
-    freeze: str
+    layers: those whose MLP outputs do, the changes apart.
+    """
+
+    freeze: Freeze
     layers: range
     depth: int
 
     @classmethod
-    def of(cls, op: str, freeze: Any, layers: Any, depth: int) -> Hold:
+    def checked(cls, op: str, freeze: Freeze, layers: range | None, depth: int) -> Frozen:
+        """Return what `freeze` and `layers` of a call say, or raise where they cannot be met."""
         if freeze not in FREEZE:
             raise ValueError(f"{op}: freeze must be one of {', '.join(FREEZE)}, got {freeze!r}")
         if layers is None:
@@ -132,9 +139,10 @@ class Hold:
         """The layers that changes are written to."""
         return self.layers or range(self.depth)
 
-    def patterns(self, layer: int) -> bool:
+    def has_pattern(self, layer: int) -> bool:
+        """True where a layer's attention patterns are frozen."""
         return self.freeze != "none" or layer in self.layers
 
-    def norms(self, layer: int) -> bool:
-        """The final norm counts as one layer more."""
+    def has_norms(self, layer: int) -> bool:
+        """True where a layer's norm denominators are frozen; the final norm counts as one layer more."""
         return self.freeze in ("all", "attention") or (self.freeze == "none" and layer in self.layers)

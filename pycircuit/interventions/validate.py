@@ -1,9 +1,9 @@
-"""Does the model do what its graph says? Nodes are changed, and every row is compared with what the edges foretell."""
+"""Validation of a graph: nodes are changed in the model, and every row is compared with what the edges predict."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,18 +13,19 @@ from pycircuit.graph import Graph
 from pycircuit.graph.csr import STEP
 from pycircuit.graph.faithfulness import KEY, Agreement, Faithfulness
 from pycircuit.graph.influence import layer_groups
-from pycircuit.model.capture import relative
+from pycircuit.model.agreement import relative_error
 from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops import checks
 from pycircuit.ops.torch_settings import full_float32, without_autocast
 
-from .intervention import Hold, Intervention
-from .intervention_run import BATCH_POSITIONS, Changed, Plain, State, plain
-from .steering import Place, Steering, activations_at, entries_of
+from .intervention import Freeze, Frozen, Intervention
+from .intervention_run import BATCH_POSITIONS, BaselineRun, InterventionRun, State, run_baseline
+from .steering import Placed, Steering, activations_at, changes_by_layer
 
 OP = "validate"
-KINDS = ("feature", "error", "token")
-_CLOSE, _CLOSE_HALF = 1e-3, 0.25  # values of features against the graph's, of the largest
+NodeKind = Literal["feature", "error", "token"]
+KINDS: tuple[NodeKind, ...] = get_args(NodeKind)
+_TOLERANCE, _TOLERANCE_HALF = 1e-3, 0.25  # of the model's activations against the graph's, relative to the largest
 
 
 @without_autocast()
@@ -35,41 +36,47 @@ def validate(
     samples: int = 32,
     seed: int = 0,
     factor: float = 0.0,
-    kinds: Sequence[str] = KINDS[:1],
+    kinds: Sequence[NodeKind] = KINDS[:1],
 ) -> Faithfulness:
-    """Change sampled nodes of a graph in the model it is of, and compare every row above them with what it foretells.
+    """Change sampled nodes of a graph in its model, and compare every row above them with what the graph predicts.
 
-    Each node is multiplied by `factor` (0: ablated) on its own. With everything held the change of a row must be its
+    Each node is multiplied by `factor` (0: ablated) on its own. With everything frozen the change of a row must be its
     edge, exactly; with MLPs running, and then in the model as it is, it should be the edge and all paths through
-    features that have rows, which is where transcoders show what they miss. samples: how many nodes, as many of each
-    of `kinds` ("feature", "error", "token") as there are. The report is kept as `graph.faithfulness`, and saved.
+    features that have rows, which is where transcoders show what they miss. samples: the number of nodes, as many of
+    each of `kinds` ("feature", "error", "token") as there are. The report is kept as `graph.faithfulness`, and saved.
     """
-    samples, seed = checks.whole(OP, "samples", samples, 1), checks.whole(OP, "seed", seed, 0)
+    samples = checks.whole(OP, "samples", samples, 1)
+    seed = checks.whole(OP, "seed", seed, 0)
     factor = checks.number(OP, "factor", factor)
     if factor == 1 or not np.isfinite(factor):
         raise ValueError(f"{OP}: factor must be finite and change something, got {factor}")
-    _belongs(model, graph)
+    _require_same_model(model, graph)
     nodes = _sample(graph, samples, seed, kinds)
     direct = _edges(graph, nodes)
-    whole = _through_features(graph, direct)
-    foretold = {"all": direct, "attention": whole, "none": whole}
+    through_features = _through_features(graph, direct)
+    predictions: dict[Freeze, np.ndarray] = {
+        "all": direct,
+        "attention": through_features,
+        "none": through_features,
+    }
     rows = _Rows(model, graph)
-    source = np.array([_layer(graph, node) for node in nodes])
+    source_layer = np.array([_layer(graph, node) for node in nodes])
     agreements = []
-    with model.running:
-        start = plain(model, graph.tokens.ids.to(model.device), patterns=True)
-        _same_features(start, graph)
-        for freeze, expected in foretold.items():
-            measured = _measure(start, graph, nodes, factor, freeze, rows)
-            agreements += _compare(freeze, measured, (factor - 1) * expected, rows, source)
+    with model.forward_lock:
+        baseline = run_baseline(model, graph.tokens.ids.to(model.device), patterns=True)
+        _require_same_features(baseline, graph)
+        for freeze, predicted in predictions.items():
+            measured = _measure(baseline, graph, nodes, factor, freeze, rows)
+            agreements += _compare(freeze, measured, (factor - 1) * predicted, rows, source_layer)
     names = [graph.describe(node)["kind"] for node in nodes]
-    counts = {kind: names.count(kind) for kind in KINDS}
+    counts = {kind: names.count(kind) for kind in get_args(NodeKind)}
     report = Faithfulness(nodes, counts, factor, seed, agreements)
     object.__setattr__(graph, "provenance", {**graph.provenance, KEY: report.as_dict()})
     return report
 
 
-def _belongs(model: ReplacementModel, graph: Graph) -> None:
+def _require_same_model(model: ReplacementModel, graph: Graph) -> None:
+    """Raise unless the graph can be of this model."""
     check_model(OP, model)
     if not isinstance(graph, Graph):
         raise TypeError(f"{OP}: graph must be a pc.Graph, got {type(graph).__name__}")
@@ -80,45 +87,47 @@ def _belongs(model: ReplacementModel, graph: Graph) -> None:
     model.tokens(graph.tokens.ids)
 
 
-def _same_features(start: Plain, graph: Graph) -> None:
-    """The graph's activations are the model's own."""
-    transcoders, found = start.model.transcoders, start.state.features
-    half = start.model.weights.stored != start.model.dtype
+def _require_same_features(baseline: BaselineRun, graph: Graph) -> None:
+    """Raise unless the graph's activations are the model's own."""
+    model, features = baseline.model, baseline.state.features
+    half = model.weights.stored != model.dtype
     values = torch.zeros_like(graph.values)
     for layer in range(graph.layers):
-        at = graph.features[:, 0] == layer
-        if not at.any():
+        in_layer = graph.features[:, 0] == layer
+        if not in_layer.any():
             continue
-        position, index = graph.features[at, 1:].to(start.model.device).unbind(1)
-        if int(index.max()) >= transcoders.size(layer):
+        position, index = graph.features[in_layer, 1:].to(model.device).unbind(1)
+        size = model.transcoders.size(layer)
+        if int(index.max()) >= size:
             raise ValueError(f"{OP}: graph must be of this model and its transcoders, got feature {int(index.max())}")
-        values[at] = activations_at(found[layer], position, index, transcoders.size(layer)).to(values)
-    off = relative(values, graph.values) if len(values) else 0.0
-    if off > (_CLOSE_HALF if half else _CLOSE):
+        values[in_layer] = activations_at(features[layer], position, index, size).to(values)
+    error = relative_error(values, graph.values) if len(values) else 0.0
+    if error > (_TOLERANCE_HALF if half else _TOLERANCE):
         raise ValueError(
-            f"{OP}: graph must be of this model and its transcoders, got activations that are {off:.2g} of the "
+            f"{OP}: graph must be of this model and its transcoders, got activations that are {error:.2g} of the "
             "largest apart"
         )
 
 
-def _sample(graph: Graph, samples: int, seed: int, kinds: Sequence[str]) -> list[int]:
-    """Nodes that feed a row, in turn one of each kind while there are any."""
+def _sample(graph: Graph, samples: int, seed: int, kinds: Sequence[NodeKind]) -> list[int]:
+    """Nodes that have edges into a row, in turn one of each kind while there are any."""
     unknown = [kind for kind in kinds if kind not in KINDS]
     if isinstance(kinds, str) or unknown or not kinds:
         raise ValueError(f"{OP}: kinds must be a list of {', '.join(KINDS)}, got {kinds!r}")
-    bounds = {
+    bounds: dict[str, tuple[int, int]] = {
         "feature": (0, graph.first_error),
         "error": (graph.first_error, graph.first_token),
         "token": (graph.first_token, graph.first_target),
     }
-    feeding = np.unique(graph.rows.column.numpy()[graph.rows.weight.numpy() != 0])
-    generator, piles = np.random.default_rng(seed), []
+    sources = np.unique(graph.rows.column.numpy()[graph.rows.weight.numpy() != 0])
+    generator = np.random.default_rng(seed)
+    shuffled = []
     for kind in dict.fromkeys(kinds):
         low, high = bounds[kind]
-        piles.append(generator.permutation(feeding[(feeding >= low) & (feeding < high)]).tolist())
+        shuffled.append(generator.permutation(sources[(sources >= low) & (sources < high)]).tolist())
     chosen: list[int] = []
-    while len(chosen) < samples and any(piles):
-        chosen += [pile.pop() for pile in piles if pile]
+    while len(chosen) < samples and any(shuffled):
+        chosen += [nodes.pop() for nodes in shuffled if nodes]
     if not chosen:
         raise ValueError(f"{OP}: kinds must name nodes that have edges, got {', '.join(kinds)}, which have none")
     return sorted(chosen[:samples])
@@ -129,24 +138,25 @@ def _layer(graph: Graph, node: int) -> int:
 
 
 def _edges(graph: Graph, nodes: list[int]) -> np.ndarray:
-    """Of each node to each row: [rows, nodes] float64."""
-    place = np.full(graph.nodes, -1)
-    place[nodes] = np.arange(len(nodes))
-    column = place[graph.rows.column.numpy()]
-    at = np.flatnonzero(column >= 0)
-    row = np.searchsorted(graph.rows.row_ptr.numpy(), at, side="right") - 1
+    """Edges of each node into each row: [rows, nodes] float64."""
+    column_of = np.full(graph.nodes, -1)
+    column_of[nodes] = np.arange(len(nodes))
+    column = column_of[graph.rows.column.numpy()]
+    entries = np.flatnonzero(column >= 0)
+    row = np.searchsorted(graph.rows.row_ptr.numpy(), entries, side="right") - 1
     out = np.zeros((graph.rows.count, len(nodes)))
-    out[row, column[at]] = graph.rows.weight.numpy()[at]
+    out[row, column[entries]] = graph.rows.weight.numpy()[entries]
     return out
 
 
 def _through_features(graph: Graph, direct: np.ndarray) -> np.ndarray:
-    """The same with all that runs through features that have a row: [rows, nodes].
+    """Edges and all paths through features that have a row: [rows, nodes].
 
-    A feature's activation moves by what reaches its row, and hands on its edges in that proportion. From the lowest
+    A feature's activation moves by the change of its row, and hands on its edges in that proportion. From the lowest
     layer up, so that everything below a row is known.
     """
-    total, column, weight = direct.copy(), graph.rows.column.numpy(), graph.rows.weight.numpy()
+    total = direct.copy()
+    column, weight = graph.rows.column.numpy(), graph.rows.weight.numpy()
     row_of = np.full(graph.nodes, -1)
     row_of[graph.row_node.numpy()] = np.arange(graph.rows.count)
     per_unit = np.zeros(graph.nodes)
@@ -162,7 +172,7 @@ def _through_features(graph: Graph, direct: np.ndarray) -> np.ndarray:
 
 
 class _Rows:
-    """What every row that can be read off the model reads, layer by layer; the depth stands for the logits."""
+    """The layer, position and index at which each row of a graph is read; the depth stands for the logits."""
 
     def __init__(self, model: ReplacementModel, graph: Graph) -> None:
         self.model, node = model, graph.row_node
@@ -173,80 +183,86 @@ class _Rows:
         self.layer[inner], self.position[inner], self.index[inner] = features.unbind(1)
         target = node[~inner] - graph.first_target
         self.position[~inner], self.index[~inner] = graph.targets.positions[target], graph.targets.ids[target]
-        self.known = self.index >= 0  # a target that is no token is read by a vector that the graph does not hold
+        self.readable = self.index >= 0  # the graph does not hold the vector of a target that is no token
 
-    def moved(self, after: State, before: State) -> Tensor:
-        """[rows], how far each row's pre-activation moved; zero where it cannot be told."""
+    def changes(self, after: State, before: State) -> Tensor:
+        """Changes of the rows' pre-activations, zero where a row is not readable: [rows]."""
         out = torch.zeros(len(self.layer), dtype=torch.float64, device="cpu")
         for layer in range(after.first, self.model.depth + 1):
-            at = ((self.layer == layer) & self.known).nonzero()[:, 0]
-            position, index = self.position[at].to(after.final.device), self.index[at].to(after.final.device)
+            rows = ((self.layer == layer) & self.readable).nonzero()[:, 0]
+            position, index = self.position[rows].to(after.final.device), self.index[rows].to(after.final.device)
             if layer == self.model.depth:
                 change = after.final - before.final
                 vectors = self.model.weights.unembedding[index].to(change.dtype) - self.model.weights.unembedding_mean
-            elif len(at):
+            elif len(rows):
                 change = after.reads(layer) - before.reads(layer)
                 vectors = self.model.transcoders.w_enc[layer][index].to(change.dtype)
             else:
                 continue
-            out[at] = (change[position] * vectors).sum(1).double().cpu()
+            out[rows] = (change[position] * vectors).sum(1).double().cpu()
         return out
 
 
-def _measure(start: Plain, graph: Graph, nodes: list[int], factor: float, freeze: str, rows: _Rows) -> np.ndarray:
-    """How far every row moves when each node alone is multiplied: [rows, nodes]."""
-    model, state = start.model, start.state
-    errors = start.written.clone()
-    model.transcoders.add_to(errors, state.features, state.read, model.ignore_positions, sign=-1.0)
+def _measure(
+    baseline: BaselineRun, graph: Graph, nodes: list[int], factor: float, freeze: Freeze, rows: _Rows
+) -> np.ndarray:
+    """Changes of every row when each node alone is multiplied by the factor: [rows, nodes]."""
+    model, state = baseline.model, baseline.state
+    errors = baseline.written.clone()
+    model.transcoders.add_to(errors, state.features, state.transcoder_inputs, model.ignore_positions, sign=-1.0)
     order = sorted(range(len(nodes)), key=lambda i: _layer(graph, nodes[i]))
-    step, out = max(1, BATCH_POSITIONS // start.positions), np.zeros((graph.rows.count, len(nodes)))
-    hold = Hold.of(OP, freeze, None, model.depth)
+    step = max(1, BATCH_POSITIONS // baseline.positions)
+    out = np.zeros((graph.rows.count, len(nodes)))
+    frozen = Frozen.checked(OP, freeze, None, model.depth)
     for begin in range(0, len(order), step):
         batch = order[begin : begin + step]
-        about = [graph.describe(nodes[i]) for i in batch]
-        for at, after in zip(batch, _batch(start, about, factor, hold, errors), strict=True):
-            out[:, at] = rows.moved(after, state).numpy()
+        descriptions = [graph.describe(nodes[i]) for i in batch]
+        for i, after in zip(batch, _run_batch(baseline, descriptions, factor, frozen, errors), strict=True):
+            out[:, i] = rows.changes(after, state).numpy()
     return out
 
 
-def _batch(start: Plain, about: list[dict[str, Any]], factor: float, hold: Hold, errors: Tensor) -> list[State]:
-    """One state for each node described, multiplied by the factor."""
-    model = start.model
-    places: list[Place] = [
+def _run_batch(
+    baseline: BaselineRun, nodes: list[dict[str, Any]], factor: float, frozen: Frozen, errors: Tensor
+) -> list[State]:
+    """Run the described nodes, each multiplied by the factor alone, and return one state each."""
+    model = baseline.model
+    placed: list[Placed] = [
         (row, node["position"], Intervention(node["layer"], node["position"], node["feature"], factor=factor))
-        for row, node in enumerate(about)
+        for row, node in enumerate(nodes)
         if node["kind"] == "feature"
     ]
-    steering = Steering(model.transcoders, entries_of(places, errors), start.original, hold.layers, hold.written)
-    for row, node in enumerate(about):
+    changes = changes_by_layer(placed, errors)
+    steering = Steering(model.transcoders, changes, baseline.original, frozen.layers, frozen.written)
+    for row, node in enumerate(nodes):
         if node["kind"] != "feature":
             layer, position = node.get("layer", -1), node["position"]
-            whole = start.frozen.embeddings[position] if layer < 0 else errors[layer, position]
-            at = torch.tensor([[row], [position]], device=errors.device)
-            steering.add(layer, at[0], at[1], (factor - 1) * whole[None])
-    first = max(0, min(node.get("layer", -1) for node in about))
-    return Changed(start, steering, hold, len(about), first).run()
+            vector = baseline.frozen.embeddings[position] if layer < 0 else errors[layer, position]
+            rows, positions = torch.tensor([[row], [position]], device=errors.device)
+            steering.add(layer, rows, positions, (factor - 1) * vector[None])
+    first = max(0, min(node.get("layer", -1) for node in nodes))
+    return InterventionRun(baseline, steering, frozen, len(nodes), first).run()
 
 
 def _compare(
-    freeze: str, measured: np.ndarray, foretold: np.ndarray, rows: _Rows, source: np.ndarray
+    freeze: Freeze, measured: np.ndarray, predicted: np.ndarray, rows: _Rows, source_layer: np.ndarray
 ) -> list[Agreement]:
-    """By how many layers a row reads above the source, then all together."""
-    distance = rows.layer.numpy()[:, None] - source
-    counted = (distance > 0) & rows.known.numpy()[:, None]
+    """Agreements by the number of layers from source to row, then of all together."""
+    distance = rows.layer.numpy()[:, None] - source_layer
+    counted = (distance > 0) & rows.readable.numpy()[:, None]
     masks = {int(d): counted & (distance == d) for d in np.unique(distance[counted])} | {None: counted}
-    return [_agreement(freeze, d, measured[at], foretold[at]) for d, at in masks.items() if at.any()]
+    return [_agreement(freeze, d, measured[mask], predicted[mask]) for d, mask in masks.items() if mask.any()]
 
 
-def _agreement(freeze: str, distance: int | None, measured: np.ndarray, foretold: np.ndarray) -> Agreement:
+def _agreement(freeze: Freeze, distance: int | None, measured: np.ndarray, predicted: np.ndarray) -> Agreement:
     finite = np.isfinite(measured)
     lost = len(measured) - int(finite.sum())
-    measured, foretold = measured[finite], foretold[finite]
+    measured, predicted = measured[finite], predicted[finite]
     size = float(np.abs(measured).sum())
     if not size:
         return Agreement(freeze, distance, len(measured), lost, None, None, None)
-    off, scale = measured - foretold, np.abs(measured).max()  # squares of large changes would not be finite
-    a, b = ((x - x.mean()) / scale for x in (measured, foretold))
+    error, scale = measured - predicted, np.abs(measured).max()  # squares of large changes would not be finite
+    a, b = ((x - x.mean()) / scale for x in (measured, predicted))
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     return Agreement(
         freeze,
@@ -254,6 +270,6 @@ def _agreement(freeze: str, distance: int | None, measured: np.ndarray, foretold
         len(measured),
         lost,
         float(a @ b) / norms if norms > 0 else None,
-        float(np.abs(off).sum()) / size,
-        1 - float(((off / scale) ** 2).sum() / ((measured / scale) ** 2).sum()),
+        float(np.abs(error).sum()) / size,
+        1 - float(((error / scale) ** 2).sum() / ((measured / scale) ** 2).sum()),
     )

@@ -1,25 +1,27 @@
-"""THE table of model families: where each keeps the modules a frozen forward needs, one row a family.
+"""THE table of model families: the module paths that a frozen forward needs, one row a family.
 
-A row names modules, never code: attention itself is captured the same way for all (see capture). Anything
-done to embeddings before the first layer (scale, norm) needs no entry, because the stream is read there.
+A row names modules, never code: attention itself is captured the same way for all (see capture). Anything done to
+embeddings before the first layer (scale, norm) needs no entry, because the stream is read after it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
-FUSED = ("none", "blocks", "heads")
-NORMS = ("rms", "layer")
+Fused = Literal["none", "blocks", "heads"]
+NormKind = Literal["rms", "layer"]
 
 
 class FamilyError(ValueError):
-    """No row describes this model, or a row does not describe it correctly; the message says what to write."""
+    """Error of a model that no row describes, or that its row describes wrongly; the message says what to write."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Module paths are dotted; those of a layer start at the layer. None: the family has no such module.
+    """One family of models, by the paths of its modules.
+
+    Paths are dotted, those of a layer from the layer on. None: the family has no such module.
 
     embedding, head: None where the model's get_input_embeddings() and get_output_embeddings() know them.
     value: the value projection, or with `fused` the one projection that holds query, key and value:
@@ -44,16 +46,16 @@ class Family:
     post_mlp_norm: str | None = None
     final_norm: str = "model.norm"
     head: str | None = None
-    norm: str = "rms"
+    norm: NormKind = "rms"
     gain_offset: float = 0.0
-    fused: str = "none"
+    fused: Fused = "none"
     transposed: bool = False
     parallel: bool | str = False
     final_softcap: str | None = None
     chat_ignore_positions: int = 1
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (("norm", self.norm, NORMS), ("fused", self.fused, FUSED)):
+        for name, value, allowed in (("norm", self.norm, get_args(NormKind)), ("fused", self.fused, get_args(Fused))):
             if value not in allowed:
                 raise ValueError(f"Family: {name} must be one of {', '.join(allowed)}, got {value!r}")
         if not self.model_type:
@@ -101,7 +103,7 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 
-def register_family(family: Family | None = None, **row: Any) -> Family:
+def register_family(family: Family | None = None, **row: str | float | bool | None) -> Family:
     """Add a row (or replace one): `register_family(model_type="mine", layers="decoder.blocks", ...)`.
 
     The row is put to the test whenever a model of this type is opened: a short prompt must come out of the
@@ -110,12 +112,12 @@ def register_family(family: Family | None = None, **row: Any) -> Family:
     if family is not None and row:
         raise TypeError("register_family: give a Family or its fields, got both")
     if family is None:
-        known = [f.name for f in fields(Family)]
+        known = [field.name for field in fields(Family)]
         unknown = sorted(set(row) - set(known))
         if unknown or "model_type" not in row:
             got = ", ".join(unknown) if unknown else "no model_type"
             raise TypeError(f"register_family: fields must be among {', '.join(known)}, got {got}")
-        family = Family(**row)
+        family = Family(**row)  # type: ignore[arg-type]
     if not isinstance(family, Family):
         raise TypeError(f"register_family: family must be a Family, got {type(family).__name__}")
     FAMILIES[family.model_type] = family

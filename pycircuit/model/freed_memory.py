@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt
-_SMALLEST, _LARGEST = 128 << 10, 32 << 20  # where glibc starts, and where freed blocks bring it
-_lock, _bounds = threading.Lock(), list[int]()
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # mallopt's names of the two settings
+_SMALLEST, _LARGEST = 128 << 10, 32 << 20  # the threshold at glibc's start, and the highest that it moves to
+_lock = threading.Lock()
+_bounds: list[int] = []
 
 
 @cache
@@ -24,7 +25,7 @@ def _libc(name: str) -> Any:
 def trim() -> None:
     """Give back the pages that the C library keeps for later, of all its arenas.
 
-    What a phase of a trace freed would otherwise stay resident beside what the next one takes: blocks of one size
+    Blocks that one phase of a trace freed would otherwise stay resident beside those of the next: blocks of one size
     seldom fit where others were.
     """
     release = _libc("malloc_trim")
@@ -37,7 +38,7 @@ def released_at_once(bound: int) -> Iterator[None]:
     """Have freed blocks that are large beside `bound` bytes go back to the system as they are freed.
 
     glibc maps large blocks one by one, but every one that is freed raises the size from which it does, up to 32 MiB;
-    later ones then lie in the heap, and the holes between them stay resident. Here that size is a small share of the
+    later ones then lie in the heap, and the holes between them stay resident. That size becomes a small share of the
     smallest bound that a trace runs under. A threshold that the user's environment sets is left as it is.
     """
     with _lock:

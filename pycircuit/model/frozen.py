@@ -9,16 +9,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pycircuit.ops import Attention, RecomputedAttention, StoredAttention
+from pycircuit.ops import Attention
 from pycircuit.ops.torch_settings import without_autocast
 
-BLOCK = 1 << 19  # attention weights worked on at once: what a cache holds
-GPU_BLOCK = 1 << 28  # on a GPU, which has no use for small pieces
+BLOCK = 1 << 19  # attention weights computed at once: a cache holds them
+GPU_BLOCK = 1 << 28  # on a GPU, which has no use for small blocks
 
 
 @dataclass(frozen=True, eq=False)
 class FrozenNorm:
-    """N(x)[p] = gain * C(x[p]) / sigma[p] + bias; C subtracts the mean if `center`, else is the identity.
+    """A norm with frozen denominators: N(x)[p] = gain * C(x[p]) / sigma[p] + bias.
+
+    C subtracts the mean if `center`, else it is the identity.
 
     sigma: [positions]; gain: [width] or None for ones; bias: [width] or None.
     """
@@ -28,8 +30,12 @@ class FrozenNorm:
     bias: Tensor | None
     center: bool
 
+    def without_gain(self) -> FrozenNorm:
+        """The norm up to its gain and bias."""
+        return replace(self, gain=None, bias=None)
+
     def forward(self, x: Tensor, begin: int = 0) -> Tensor:
-        """x: [..., n, width], positions begin .. begin + n."""
+        """The norm of x: [..., n, width], at positions begin .. begin + n."""
         if self.center:
             x = x - x.mean(-1, keepdim=True)
         x = x / self.sigma[begin : begin + x.shape[-2], None]
@@ -51,7 +57,7 @@ class FrozenNorm:
 
 @dataclass(frozen=True, eq=False)
 class FrozenLayer:
-    """One layer. The stream takes attention_out, then (or, if parallel, at once) what the MLP adds.
+    """One layer: attention_out is added to the stream, then (or, if parallel, at once) the MLP's output.
 
     w_v: [kv_heads * head_width, width]; b_v: [kv_heads * head_width] or None; w_o: [width, heads * head_width];
     b_o: [width] or None. back_v, back_o: as in LayerWeights. A norm the family has not is None.
@@ -77,7 +83,10 @@ class FrozenLayer:
         return self.w_o.shape[1] // self.heads
 
     def attention_raw(self, stream: Tensor) -> Tensor:
-        """stream: [positions, width], the layer's input -> attention's output before any post-norm."""
+        """Attention's output before any post-norm.
+
+        stream: [positions, width], the layer's input.
+        """
         x = stream if self.attention_norm is None else self.attention_norm.forward(stream)
         value = x @ self.w_v.T if self.b_v is None else torch.addmm(self.b_v, x, self.w_v.T)
         value = value.unflatten(1, (self.kv_heads, self.head_width)).transpose(0, 1)
@@ -85,19 +94,19 @@ class FrozenLayer:
         return mixed @ self.w_o.T if self.b_o is None else torch.addmm(self.b_o, mixed, self.w_o.T)
 
     def attention_out(self, stream: Tensor) -> Tensor:
-        """What attention adds to the stream: [positions, width]."""
+        """The stream's change by attention: [positions, width]."""
         raw = self.attention_raw(stream)
         return raw if self.post_attention_norm is None else self.post_attention_norm.forward(raw)
 
     def mlp_added(self, raw: Tensor) -> Tensor:
-        """What an MLP output adds to the stream: [positions, width]."""
+        """The stream's change by an MLP output: [positions, width]."""
         return raw if self.post_mlp_norm is None else self.post_mlp_norm.forward(raw)
 
     def read_norm(self, reads: str) -> FrozenNorm | None:
         """The map from the stream before the MLP's norm to what transcoders read; None is the identity."""
         if reads == "resid_mid" or self.mlp_norm is None:
             return None
-        return self.mlp_norm if reads == "mlp_in" else replace(self.mlp_norm, gain=None, bias=None)
+        return self.mlp_norm if reads == "mlp_in" else self.mlp_norm.without_gain()
 
     def write_norm(self, writes: str) -> FrozenNorm | None:
         """The map from what transcoders write to what is added to the stream; None is the identity."""
@@ -105,12 +114,15 @@ class FrozenLayer:
 
 
 def attention_block(device: torch.device) -> int:
-    """How many attention weights are worked on at once."""
+    """The number of attention weights computed at once."""
     return BLOCK if device.type == "cpu" else GPU_BLOCK
 
 
 def mix(attention: Attention, value: Tensor) -> Tensor:
-    """out[h, i] = sum over j of A[h, i, j] value[kv of h, j]; value: [kv_heads, positions, head_width]."""
+    """Values mixed by the pattern: out[h, i] = sum over j of A[h, i, j] value[kv of h, j].
+
+    value: [kv_heads, positions, head_width] -> [heads, positions, head_width].
+    """
     heads, positions = attention.heads, value.shape[1]
     group = heads // value.shape[0]
     out = value.new_empty(heads, positions, value.shape[2])
@@ -118,35 +130,17 @@ def mix(attention: Attention, value: Tensor) -> Tensor:
     for begin in range(0, positions, step):
         end = min(begin + step, positions)
         rows = torch.arange(begin, end, device=value.device)
-        pattern = pattern_at(attention, rows, end).unflatten(0, (-1, group))
+        pattern = attention.pattern_rows(rows, end).unflatten(0, (-1, group))
         out[:, begin:end] = (pattern @ value[:, None, :end]).flatten(0, 1)
     return out
 
 
-def pattern_at(attention: Attention, positions: Tensor, keys: int) -> Tensor:
-    """Rows of every head at these positions, over keys 0 .. keys: [heads, len(positions), keys]."""
-    if isinstance(attention, StoredAttention):
-        pattern = attention.pattern[:, positions, :keys]
-    else:
-        pattern = _recomputed(attention, positions, keys)
-    behind = positions[:, None] - torch.arange(keys, device=positions.device)
-    hidden = behind < 0
-    if isinstance(attention, RecomputedAttention) and attention.window:
-        hidden |= behind >= attention.window
-    return pattern.masked_fill_(hidden, 0)
-
-
-def _recomputed(attention: RecomputedAttention, positions: Tensor, keys: int) -> Tensor:
-    wide = attention.log_sum_exp.dtype
-    query = attention.query[:, positions].to(wide).unflatten(0, (attention.groups, -1))
-    logits = (query @ attention.key[:, None, :keys].to(wide).transpose(-1, -2)).flatten(0, 1) * attention.scale
-    if attention.softcap:
-        logits = torch.tanh(logits / attention.softcap) * attention.softcap
-    return torch.exp(logits - attention.normaliser()[:, positions, None])
-
-
 class Head(Protocol):
-    """Where logits come from: [vocabulary, width] in the model's own type, [vocabulary] or None, and 0 for no cap."""
+    """The map from the stream after the final norm to logits.
+
+    unembedding: [vocabulary, width] in the model's own type; unembedding_bias: [vocabulary] or None; final_softcap: 0
+    for none.
+    """
 
     @property
     def unembedding(self) -> Tensor: ...
@@ -175,7 +169,7 @@ def capped_logits(head: Head, normed: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class FrozenModel:
-    """One prompt. Row sums of everything below add up to `final_stream`, and that to the logits.
+    """The model frozen on one prompt: everything that is added to the stream sums up to `final_stream`.
 
     tokens: [positions] ids; embeddings: [positions, width], as they enter layer 0 (scaled); position_part:
     [positions, width] of learned position embeddings, or None; final_stream: [positions, width] before
@@ -211,11 +205,11 @@ class FrozenModel:
         return self.embeddings.device
 
     def first_stream(self) -> Tensor:
-        """What enters layer 0: [positions, width]."""
+        """The input of layer 0: [positions, width]."""
         return self.embeddings if self.position_part is None else self.embeddings + self.position_part
 
     def streams(self, mlp_raw: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(layer input, what attention adds, stream before the MLP's norm) of each layer, then the end of the stream.
+        """(layer input, attention's output, stream before the MLP's norm) of each layer, then the end of the stream.
 
         mlp_raw: [layers, positions, width], each MLP's own output. The last triple holds the final stream thrice.
         """

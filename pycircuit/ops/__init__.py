@@ -1,4 +1,4 @@
-"""The five operations. Each checks its arguments, chooses an implementation, and says which one ran."""
+"""The five operations: each checks its arguments, chooses an implementation and records which one ran."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ __all__ = [
     "influence",
     "last_run",
     "use",
-]  # fmt: skip
+]
 
 
 def encode(x: Any, w_enc: Any, b_enc: Any, activation: Activation, ignore_positions: int = 0) -> SparseFeatures:
-    """Active features of x, without ever writing positions x features.
+    """Active features of x; a matrix of positions x features is never written.
 
     x: [positions, width]; w_enc: [features, width], rows may be strided; b_enc: [features].
     The first `ignore_positions` positions get no features. Sums are float32, or float64 if all is float64.
@@ -52,7 +52,7 @@ def encode(x: Any, w_enc: Any, b_enc: Any, activation: Activation, ignore_positi
 
 
 def decode(features: SparseFeatures, w_dec: Any, bias: Any = None) -> Tensor:
-    """What the features write: [positions, width], or [slots, positions, width].
+    """Decoded features: [positions, width], or [slots, positions, width].
 
     w_dec: [features, width] or [features, slots, width], rows may be strided; a FileRows is read from its file,
     the active rows only. bias: [width] or [slots, width].
@@ -61,20 +61,21 @@ def decode(features: SparseFeatures, w_dec: Any, bias: Any = None) -> Tensor:
 
 
 def attend_back(y: Any, prefix_ptr: Any, attention: Attention, out: Any = None) -> Tensor:
-    """z[j] = sum over i >= j of A[i, j] y[i], head by head, for every target: [rows, kv_heads, width].
+    """Gradients sent back through frozen attention: [rows, kv_heads, width].
 
-    y: [rows, heads, width], the prefixes of all targets one after another; target t owns rows
-    prefix_ptr[t] .. prefix_ptr[t + 1], its positions 0, 1, ... Heads that share a key are summed.
-    out: where to write, all of it; without it every call pays for fresh memory.
+    z[j] = sum over i >= j of A[i, j] y[i], head by head, for every target. y: [rows, heads, width], the prefixes of all
+    targets one after another; target t owns rows prefix_ptr[t] .. prefix_ptr[t + 1], its positions 0, 1, ... Heads that
+    share a key are summed. out: the memory to write to, every element of it; without it every call allocates.
     """
     return _run("attend_back", *arguments.attend_back(y, prefix_ptr, attention, out))
 
 
 def edge_scores(gradient: Any, prefix_ptr: Any, features: SparseFeatures, w_dec: Any, out: Any) -> Tensor:
-    """out[t, e] += value[e] * gradient[row of t at e's position] . w_dec[index[e]], in place; returns out.
+    """Add the edges of targets from active features to out, in place, and return it: [targets, features.count].
 
-    gradient: [rows, width], ragged as in attend_back; out: [targets, features.count]. Entries at positions
-    past a target's prefix are left as they are. w_dec: [features, width], read where it lies, or a FileRows.
+    out[t, e] += value[e] * gradient[row of t at e's position] . w_dec[index[e]]. gradient: [rows, width], ragged as in
+    attend_back. Entries at positions past a target's prefix stay as they are. w_dec: [features, width], read in place,
+    or a FileRows.
     """
     return _run("edge_scores", *arguments.edge_scores(gradient, prefix_ptr, features, w_dec, out))
 
@@ -83,16 +84,16 @@ def influence(rows: Any, node: Any, weight: Any, order: Any = None) -> Tensor:
     """Influence of every column on the outputs: [columns], exact in one pass over a layered graph.
 
     rows: [count, columns] edges, outputs first, then from the highest layer down; node[r] is the column whose
-    edges row r holds, -1 for an output; weight[r] is what enters there (an output's probability).
+    edges row r holds, -1 for an output; weight[r] is the influence that enters there (an output's probability).
     Each row's absolute values are normalised to sum to one.
-    order: [count], which row comes r-th, where rows lie in another order; the op is then that of rows[order], without
-    the copy. node and weight follow it; rows that it does not name are never read.
+    order: [count], the index of the r-th row, where rows are stored in another order; the result is that of
+    rows[order], without the copy. node and weight follow it; rows that it does not name are never read.
     """
     return _run("influence", *arguments.influence(rows, node, weight, order))
 
 
 def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
-    """Which implementation of `op` these arguments would run, and why not the others. Nothing is computed."""
+    """Name the implementation of `op` that these arguments would run, and why not the others; nothing is computed."""
     if op not in OPS:
         raise ValueError(f"explain: op must be one of {', '.join(OPS)}, got {op!r}")
     if not args and not kwargs:
@@ -113,7 +114,7 @@ def _run(op: str, *args: Any) -> Any:
 
 
 def _gathered(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments with a decoder in a file replaced by the rows in use."""
+    """Arguments with a decoder in a file replaced by the rows in use."""
     if not any(isinstance(a, FileRows) for a in args):
         return args
     named = dict(zip(OPS[op].parameters, args, strict=True))
@@ -122,39 +123,39 @@ def _gathered(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _request(op: str, args: tuple[Any, ...]) -> Request:
-    """Devices and float types of every tensor among the arguments, in the order they come."""
+    """Device and float types of all tensors among the arguments, in their order."""
     device, dtypes = None, []
     for arg in args:
         if isinstance(arg, FileRows):
             dtypes.append(arg.dtype)
             continue
-        for part in (arg,) if isinstance(arg, Tensor) else vars(arg).values() if is_dataclass(arg) else ():
-            if isinstance(part, Tensor):
-                device = device or part.device.type
-                if part.is_floating_point():
-                    dtypes.append(part.dtype)
+        for member in (arg,) if isinstance(arg, Tensor) else vars(arg).values() if is_dataclass(arg) else ():
+            if isinstance(member, Tensor):
+                device = device or member.device.type
+                if member.is_floating_point():
+                    dtypes.append(member.dtype)
     return Request(op, device or "cpu", tuple(dict.fromkeys(dtypes)))
 
 
-def _any_bad(found: SparseFeatures, bad: Tensor) -> bool:
-    """Whether any entry is bad; from a GPU comes with the answer whatever later checks of the features ask."""
-    if not found.count or bad.device.type == "cpu":
-        return bool(bad.any())
+def _any_nan(features: SparseFeatures, is_nan: Tensor) -> bool:
+    """Tell if any value is NaN; on a GPU the same transfer brings the bounds that later checks of the features need."""
+    if not features.count or is_nan.device.type == "cpu":
+        return bool(is_nan.any())
     *ends, smallest, largest, wrong = torch.cat(
-        [found.row_ptr, *(t[None] for t in found.index.aminmax()), bad.sum()[None]]
+        [features.row_ptr, *(t[None] for t in features.index.aminmax()), is_nan.sum()[None]]
     ).tolist()
-    checks.known_offsets(found.row_ptr, ends)
-    checks.known_bounds(found.index, smallest, largest)
+    checks.known_offsets(features.row_ptr, ends)
+    checks.known_bounds(features.index, smallest, largest)
     return wrong > 0
 
 
-def _no_nan(found: SparseFeatures) -> None:
-    """NaN is active under every rule, so it is in the values if it is anywhere."""
-    bad = found.value.isnan()
-    if _any_bad(found, bad):
-        at = int(bad.nonzero()[0])
-        where, which = int(found.position()[at]), int(found.index[at])
+def _no_nan(features: SparseFeatures) -> None:
+    """Raise on a NaN pre-activation: it is active under every rule, so it is among the values."""
+    is_nan = features.value.isnan()
+    if _any_nan(features, is_nan):
+        entry = int(is_nan.nonzero()[0])
+        position, feature = int(features.position()[entry]), int(features.index[entry])
         raise ValueError(
-            f"encode: pre-activations must not be NaN, got {int(bad.sum())} of them, the first at position "
-            f"{where}, feature {which}; look for NaN or inf in x, w_enc and b_enc"
+            f"encode: pre-activations must not be NaN, got {int(is_nan.sum())} of them, the first at position "
+            f"{position}, feature {feature}; look for NaN or inf in x, w_enc and b_enc"
         )

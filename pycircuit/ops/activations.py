@@ -1,4 +1,4 @@
-"""Which features are active: a rule on the pre-activation, `active(pre) -> bool mask`.
+"""Activation rules: `active(pre)` masks the pre-activations of active features.
 
 An active feature's value is its pre-activation, so every rule is only a mask. A NaN pre-activation is
 active under every rule: it must be seen, never silently dropped.
@@ -22,7 +22,7 @@ class ReLU:
 
 @dataclass(frozen=True, eq=False)
 class JumpReLU:
-    """Active above a threshold of its own: theta is [features], or one number for all."""
+    """Active above the feature's own threshold: theta is [features], or one number for all."""
 
     theta: Tensor | float
 
@@ -32,7 +32,7 @@ class JumpReLU:
 
 @dataclass(frozen=True)
 class BatchTopK:
-    """BatchTopK at inference: active above the one threshold that training found."""
+    """BatchTopK at inference: active above the single threshold from training."""
 
     threshold: float
 

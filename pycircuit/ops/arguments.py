@@ -1,4 +1,4 @@
-"""The arguments of each op: the same parameters in, checked tensors in the forms' order out."""
+"""Checked arguments of each op, in the order of its parameters."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _decoder(op: str, w_dec: Any, ndim: tuple[int, ...]) -> Tensor | FileRows:
 
 
 def _on_device(**tensors: Any) -> dict[str, Tensor]:
-    """Without rows in a file, which go to the device that asks for them."""
+    """Tensors among the arguments: rows in a file have no device of their own."""
     return {name: t for name, t in tensors.items() if isinstance(t, Tensor)}
 
 
@@ -78,8 +78,8 @@ def attend_back(y: Any, prefix_ptr: Any, attention: Attention, out: Any = None) 
     checks.contiguous(op, "out", z)
     checks.same_device(op, y=y, out=z)
     checks.same_kind(op, y=y, out=z)
-    held = {f"attention.{name}": t for name, t in vars(attention).items()}
-    checks.writable(op, "out", out, z.flatten(1), y=y, prefix_ptr=prefix_ptr, **held)
+    attention_tensors = {f"attention.{name}": t for name, t in vars(attention).items()}
+    checks.writable(op, "out", out, z.flatten(1), y=y, prefix_ptr=prefix_ptr, **attention_tensors)
     return y, prefix_ptr, attention, z
 
 
@@ -108,13 +108,13 @@ def influence(rows: Any, node: Any, weight: Any, order: Any = None) -> tuple[Any
     checks.rows_contiguous(op, "rows", rows)
     node = checks.integers(op, "node", node)
     weight = checks.floats(op, "weight", weight, (1,), checks.WIDE)
-    stored, named, each = rows.shape[0], {"rows": rows, "node": node, "weight": weight}, "row"
+    stored, named, unit = rows.shape[0], {"rows": rows, "node": node, "weight": weight}, "row"
     if order is not None:
         named["order"] = order = checks.integers(op, "order", order)
-        each = "entry of order"
+        unit = "entry of order"
     shape = (stored if order is None else order.shape[0],)
-    checks.shaped(op, "node", node, shape, f"one for each {each}")
-    checks.shaped(op, "weight", weight, shape, f"one for each {each}")
+    checks.shaped(op, "node", node, shape, f"one for each {unit}")
+    checks.shaped(op, "weight", weight, shape, f"one for each {unit}")
     checks.same_device(op, **named)
     checks.same_kind(op, rows=rows, weight=weight)
     checks.bounded(op, "node", node, -1, rows.shape[1], f"-1 or a column below {rows.shape[1]}")

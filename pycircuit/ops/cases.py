@@ -1,4 +1,4 @@
-"""Named inputs for every op, and the float64 truth to hold each form against.
+"""Named inputs for every op, and their float64 results.
 
 A case builds the checked arguments of one call, in the op's parameter order, from a seed. Tests walk this
 table over every implementation and ISA; benchmarks check the same way before they time.
@@ -32,15 +32,15 @@ def normal(g: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) 
 
 
 def misaligned(t: Tensor) -> Tensor:
-    """The same values one element past an aligned address, rows one element apart."""
-    room = torch.full((t.numel() // max(t.shape[-1], 1), t.shape[-1] + 1), 7.0, dtype=t.dtype)
-    view = room.flatten()[1:].as_strided((room.shape[0], t.shape[-1]), (t.shape[-1] + 1, 1))
+    """Copy of t one element past an aligned address, rows one element apart."""
+    buffer = torch.full((t.numel() // max(t.shape[-1], 1), t.shape[-1] + 1), 7.0, dtype=t.dtype)
+    view = buffer.flatten()[1:].as_strided((buffer.shape[0], t.shape[-1]), (t.shape[-1] + 1, 1))
     view.copy_(t.reshape(-1, t.shape[-1]))
     return view.unflatten(0, t.shape[:-1])
 
 
 def shifted(t: Tensor) -> Tensor:
-    """The same contiguous values one element past an aligned address."""
+    """Contiguous copy of t one element past an aligned address."""
     return torch.cat([t.new_full((1,), 7.0), t.flatten()])[1:].view(t.shape)
 
 
@@ -80,11 +80,11 @@ def recomputed(
     return replace(draft, log_sum_exp=unnormalised.sum(-1).log())
 
 
-def _encode(positions: int, width: int, size: int, activation: Any, ignore: int = 0, **how: Any) -> Case:
+def _encode(positions: int, width: int, size: int, activation: Any, ignore: int = 0, **options: Any) -> Case:
     def build(g: torch.Generator) -> tuple[Any, ...]:
-        w_enc = normal(g, size, width, dtype=how.get("dtype", torch.float32)) / max(width, 1) ** 0.5
+        w_enc = normal(g, size, width, dtype=options.get("dtype", torch.float32)) / max(width, 1) ** 0.5
         x, b_enc = normal(g, positions, width), normal(g, size) / 4
-        if how.get("misaligned"):
+        if options.get("misaligned"):
             x, w_enc = misaligned(x), misaligned(w_enc)
         rule = activation(g, size) if callable(activation) else activation
         return x, w_enc, b_enc, rule, ignore
@@ -96,12 +96,12 @@ def _jump(g: torch.Generator, size: int) -> JumpReLU:
     return JumpReLU(1 + torch.rand(size, generator=g))
 
 
-def _decode(positions: int, size: int, width: int, active: int, slots: int | None = None, **how: Any) -> Case:
+def _decode(positions: int, size: int, width: int, active: int, slots: int | None = None, **options: Any) -> Case:
     def build(g: torch.Generator) -> tuple[Any, ...]:
         shape = (size, width) if slots is None else (size, slots, width)
-        w_dec = normal(g, *shape, dtype=how.get("dtype", torch.float32))
-        bias = normal(g, *shape[1:]) if how.get("bias") else None
-        return sparse(g, positions, size, active), misaligned(w_dec) if how.get("misaligned") else w_dec, bias
+        w_dec = normal(g, *shape, dtype=options.get("dtype", torch.float32))
+        bias = normal(g, *shape[1:]) if options.get("bias") else None
+        return sparse(g, positions, size, active), misaligned(w_dec) if options.get("misaligned") else w_dec, bias
 
     return build
 
@@ -113,39 +113,39 @@ def _attend(lengths: tuple[int, ...], heads: int, groups: int, width: int, shift
             chosen = {k: v for k, v in options.items() if k != "qk_width"}
             if chosen.pop("with_sinks", False):
                 chosen["sinks"] = normal(g, heads)
-            how: Attention = recomputed(g, heads, groups, positions, options["qk_width"], **chosen)
+            attention: Attention = recomputed(g, heads, groups, positions, options["qk_width"], **chosen)
         else:
             pattern = attention_weights(g, heads, positions)
-            how = StoredAttention(shifted(pattern) if shift else pattern, groups)
+            attention = StoredAttention(shifted(pattern) if shift else pattern, groups)
         y = normal(g, sum(lengths), heads, width)
-        return shifted(y) if shift else y, prefixes(*lengths), how, None
+        return shifted(y) if shift else y, prefixes(*lengths), attention, None
 
     return build
 
 
-def _scores(lengths: tuple[int, ...], size: int, width: int, active: int, **how: Any) -> Case:
+def _scores(lengths: tuple[int, ...], size: int, width: int, active: int, **options: Any) -> Case:
     def build(g: torch.Generator) -> tuple[Any, ...]:
         positions = max(lengths, default=1) + 1
-        features = one_each(g, positions, size) if how.get("one_each") else sparse(g, positions, size, active)
-        w_dec = normal(g, size, 3, width, dtype=how.get("dtype", torch.float32))[:, 1]  # one slot of three
+        features = one_each(g, positions, size) if options.get("one_each") else sparse(g, positions, size, active)
+        w_dec = normal(g, size, 3, width, dtype=options.get("dtype", torch.float32))[:, 1]  # one slot of three
         gradient = normal(g, sum(lengths), width)
         out = normal(g, len(lengths), features.count + 3)[:, 1:-2]  # added to, rows strided
-        if how.get("misaligned"):
+        if options.get("misaligned"):
             gradient, w_dec = misaligned(gradient), misaligned(w_dec)
         return gradient, prefixes(*lengths), features, w_dec, out
 
     return build
 
 
-def _shuffled(g: torch.Generator, rows: Tensor, spare: int = 5) -> tuple[Tensor, Tensor]:
-    """The rows anywhere in a larger block, the rest of it NaN; and where each lies."""
-    room = torch.full((len(rows) + spare, rows.shape[1]), torch.nan)
-    order = torch.randperm(len(room), generator=g)[: len(rows)]
-    room[order] = rows
-    return room, order
+def shuffled_rows(g: torch.Generator, rows: Tensor, spare: int = 5) -> tuple[Tensor, Tensor]:
+    """Rows spread over a larger block of NaN, and the index of each."""
+    buffer = torch.full((len(rows) + spare, rows.shape[1]), torch.nan)
+    order = torch.randperm(len(buffer), generator=g)[: len(rows)]
+    buffer[order] = rows
+    return buffer, order
 
 
-def _influence(outputs: int, layers: int, per_layer: int, extra: int, **how: Any) -> Case:
+def influence_case(outputs: int, layers: int, per_layer: int, extra: int, **options: Any) -> Case:
     def build(g: torch.Generator) -> tuple[Any, ...]:
         # Columns: features by layer, then `extra` (errors, tokens). Rows: outputs, then layers from the top.
         columns, inner = layers * per_layer + extra, layers * per_layer
@@ -155,12 +155,12 @@ def _influence(outputs: int, layers: int, per_layer: int, extra: int, **how: Any
         rows = normal(g, len(node), columns)
         source = torch.arange(columns) // max(per_layer, 1)
         rows[:, :inner][source[:inner] >= layer[:, None]] = 0
-        if how.get("silent"):
+        if options.get("silent"):
             rows[outputs::3] = 0  # rows with no edge at all
         weight = torch.zeros(len(node))
         weight[:outputs] = torch.rand(outputs, generator=g)
-        rows, order = _shuffled(g, rows) if how.get("shuffled") else (rows, None)
-        return misaligned(rows) if how.get("misaligned") else rows, node, weight, order
+        rows, order = shuffled_rows(g, rows) if options.get("shuffled") else (rows, None)
+        return misaligned(rows) if options.get("misaligned") else rows, node, weight, order
 
     return build
 
@@ -225,22 +225,22 @@ CASES: dict[str, dict[str, Case]] = {
         **{f"tail_{n}": _scores((n, n, n + 1), n + 3, n, 3) for n in TAILS},
     },
     "influence": {
-        "empty": _influence(0, 0, 0, 4),
-        "one": _influence(1, 0, 0, 1),
-        "layers": _influence(3, 4, 11, 9),
-        "silent": _influence(2, 3, 10, 5, silent=True),
-        "misaligned": _influence(2, 3, 10, 7, misaligned=True),
-        "wide": _influence(3, 5, 40, 5000),
-        "ordered": _influence(3, 4, 11, 9, shuffled=True),
-        "ordered_misaligned": _influence(2, 3, 10, 7, shuffled=True, misaligned=True),
-        "ordered_wide": _influence(3, 5, 40, 5000, shuffled=True),
-        **{f"tail_{n}": _influence(2, 3, n, n) for n in TAILS},
+        "empty": influence_case(0, 0, 0, 4),
+        "one": influence_case(1, 0, 0, 1),
+        "layers": influence_case(3, 4, 11, 9),
+        "silent": influence_case(2, 3, 10, 5, silent=True),
+        "misaligned": influence_case(2, 3, 10, 7, misaligned=True),
+        "wide": influence_case(3, 5, 40, 5000),
+        "ordered": influence_case(3, 4, 11, 9, shuffled=True),
+        "ordered_misaligned": influence_case(2, 3, 10, 7, shuffled=True, misaligned=True),
+        "ordered_wide": influence_case(3, 5, 40, 5000, shuffled=True),
+        **{f"tail_{n}": influence_case(2, 3, n, n) for n in TAILS},
     },
 }
 
 
 def convert(argument: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same argument with `change` applied to every floating-point tensor in it."""
+    """Copy of an argument with `change` applied to every floating-point tensor in it."""
     if isinstance(argument, Tensor):
         return change(argument) if argument.is_floating_point() else argument
     if is_dataclass(argument) and not isinstance(argument, type):
@@ -250,14 +250,15 @@ def convert(argument: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def exact(op: str, args: tuple[Any, ...]) -> Any:
-    """The reference in float64 on copies of the arguments."""
+    """Result of the reference in float64 on copies of the arguments."""
     return getattr(reference, op)(*(convert(a, lambda t: t.double().clone()) for a in args))
 
 
 def error(op: str, got: Any, truth: Any, args: tuple[Any, ...]) -> float:
-    """|got - truth| / |truth|. Sparse results must agree on what is active, ties with a threshold aside.
+    """Relative error |got - truth| / |truth|.
 
-    It is reckoned where the arguments of an encode lie, and of the other ops on the CPU.
+    Sparse results must agree on the active features, ties with a threshold aside. It is computed on the device of an
+    encode's arguments, for the other ops on the CPU.
     """
     if op == "encode":
         return _encode_error(got, truth, args)
@@ -279,7 +280,7 @@ def _encode_error(got: SparseFeatures, truth: SparseFeatures, args: tuple[Any, .
     unequal = (ours != 0) != (theirs != 0)
     x, w_enc, b_enc, activation, ignored = (convert(a, lambda t: t.double()) for a in args)
     pre = torch.addmm(b_enc, x, w_enc.T)
-    if unequal.any():  # only what rounding can explain may differ
+    if unequal.any():  # they may differ only by rounding
         scale = (x.abs() @ w_enc.abs().T + b_enc.abs()) * 2.0**-20
         lifted = activation.active(pre + scale) != activation.active(pre - scale)
         lifted[:ignored] = False

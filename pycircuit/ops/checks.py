@@ -1,4 +1,4 @@
-"""Arguments, checked once before anything is allocated: a kernel can trust what it gets.
+"""Checks of arguments, made once before anything is allocated, so that kernels can trust them.
 
 Every error reads `op: argument must <rule>, got <value>`, with the fix where there is one.
 """
@@ -20,7 +20,7 @@ WIDE = (torch.float64, torch.float32)
 
 
 def tensor(op: str, name: str, value: Any) -> Tensor:
-    """A torch view of a torch, NumPy or DLPack array; nothing is copied, no gradient is tracked."""
+    """View a torch, NumPy or DLPack array as a tensor; nothing is copied, no gradient is tracked."""
     if isinstance(value, Tensor):
         t = value.detach() if value.requires_grad else value
     elif isinstance(value, np.ndarray):
@@ -104,7 +104,7 @@ def dimensions(op: str, name: str, t: Any, ndim: tuple[int, ...]) -> None:
 
 
 def rows_contiguous(op: str, name: str, t: Tensor) -> None:
-    """The last dimension contiguous; the others may lie anywhere forward in memory."""
+    """Require a contiguous last dimension; the others may have any positive strides."""
     if t.numel() and t.shape[-1] > 1 and t.stride(-1) != 1:
         raise ValueError(
             f"{op}: {name} must be contiguous in its last dimension, got strides {t.stride()}; call .contiguous()"
@@ -122,14 +122,14 @@ def shaped(op: str, name: str, t: Any, shape: tuple[int, ...], why: str) -> None
 
 
 def same_device(op: str, **tensors: Tensor) -> None:
-    (first, where), *rest = [(name, t.device) for name, t in tensors.items()]
-    for name, device in rest:
-        if device != where:
-            raise ValueError(f"{op}: {name} must be on {where} as {first} is, got {device}; call .to({str(where)!r})")
+    (first, device), *others = [(name, t.device) for name, t in tensors.items()]
+    for name, other in others:
+        if other != device:
+            raise ValueError(f"{op}: {name} must be on {device} as {first} is, got {other}; call .to({str(device)!r})")
 
 
 def same_kind(op: str, **tensors: Any) -> None:
-    """Either all float64 or none: silently mixing precisions would hide the lower one."""
+    """Require all float64 or none: silently mixing precisions would hide the lower one."""
     double = [name for name, t in tensors.items() if t.dtype == torch.float64]
     if double and len(double) != len(tensors):
         other = next(name for name in tensors if name not in double)
@@ -138,7 +138,7 @@ def same_kind(op: str, **tensors: Any) -> None:
 
 
 def _span(t: Tensor) -> tuple[int, int]:
-    """[first byte, one past the last) that t may touch."""
+    """Addresses of the first byte of t and one past its last."""
     if t.is_contiguous():
         return t.data_ptr(), t.data_ptr() + t.nbytes
     last = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
@@ -146,7 +146,7 @@ def _span(t: Tensor) -> tuple[int, int]:
 
 
 def _share_memory(out: Tensor, t: Tensor, begin: int, end: int) -> bool:
-    """Whether an element of out, [rows, columns] within [begin, end), is also one of t."""
+    """Tell if an element of out, [rows, columns] within [begin, end), is also one of t."""
     first, last = _span(t)
     if end <= first or last <= begin or first == last:
         return False
@@ -158,9 +158,9 @@ def _share_memory(out: Tensor, t: Tensor, begin: int, end: int) -> bool:
     return offset < wide or offset + t.shape[1] * t.element_size() > pitch
 
 
-def writable(op: str, name: str, given: Any, view: Tensor, **inputs: Any) -> None:
-    """An output we add to in place: not a read-only array, no element twice, none of it an input."""
-    if isinstance(given, np.ndarray) and not given.flags.writeable:
+def writable(op: str, name: str, argument: Any, view: Tensor, **inputs: Any) -> None:
+    """Require an output that can be written in place: not read-only, not overlapping itself or an input."""
+    if isinstance(argument, np.ndarray) and not argument.flags.writeable:
         raise ValueError(f"{op}: {name} must be writable, got a read-only array")
     if view.numel() and view.shape[0] > 1 and view.stride(0) < view.shape[1]:
         raise ValueError(f"{op}: {name} must not overlap itself, got strides {view.stride()}; call .contiguous()")
@@ -171,7 +171,7 @@ def writable(op: str, name: str, given: Any, view: Tensor, **inputs: Any) -> Non
 
 
 def integers(op: str, name: str, value: Any) -> Tensor:
-    """[n] int64, contiguous."""
+    """Contiguous int64 tensor: [n]."""
     t = tensor(op, name, value)
     of_type(op, name, t, (torch.int64,))
     dimensions(op, name, t, (1,))
@@ -180,9 +180,9 @@ def integers(op: str, name: str, value: Any) -> Tensor:
 
 
 def _facts(t: Tensor, find: Callable[[Tensor], tuple[int, ...]]) -> tuple[int, ...]:
-    """What `find` says of t. Reading a GPU tensor costs a synchronisation: remembered there until torch changes it.
+    """Result of `find(t)`, cached on a GPU tensor, where reading costs a synchronisation, until torch changes it.
 
-    On the CPU it is found anew on every call: NumPy may write to the same memory and nothing would tell.
+    Nothing is cached on the CPU: NumPy may write to the same memory unnoticed.
     """
     if t.device.type == "cpu" or t.is_inference():
         return find(t)
@@ -198,14 +198,14 @@ def _facts(t: Tensor, find: Callable[[Tensor], tuple[int, ...]]) -> tuple[int, .
 
 
 def known_offsets(t: Tensor, values: Sequence[int] | np.ndarray) -> Tensor:
-    """Offsets of which the host has a copy, so that no check needs to read them from a device."""
+    """Cache the ends of offsets that the host has a copy of, so that no check reads them from a device."""
     if t.device.type != "cpu":
         _remember(t, _ends, _ends(torch.from_numpy(np.asarray(values, np.int64))))
     return t
 
 
 def known_bounds(t: Tensor, smallest: int, largest: int) -> None:
-    """The host knows the bounds of t, so that no check needs to read them from a device."""
+    """Cache the bounds of t that the host knows, so that no check reads them from a device."""
     _remember(t, _extremes, (smallest, largest))
 
 
@@ -215,7 +215,7 @@ def _remember(t: Tensor, find: Callable[[Tensor], tuple[int, ...]], fact: tuple[
 
 
 def _ends(t: Tensor) -> tuple[int, ...]:
-    """(first, last, longest step, where it first falls or -1) of offsets."""
+    """(first, last, longest step, index before the first fall or -1) of offsets."""
     a = t.cpu().numpy()  # NumPy: a fifth of the cost of a torch call on a short array
     if a.size < 2:
         return int(a[0]), int(a[-1]), 0, -1
@@ -236,44 +236,52 @@ def _nan_count(t: Tensor) -> tuple[int]:
 
 
 def offsets(op: str, name: str, value: Any) -> tuple[Tensor, int, int]:
-    """(offsets, the last, the longest step); offsets: [n + 1] int64, contiguous, from 0, never falling."""
+    """(offsets, the last, the longest step) of [n + 1] int64 that start at 0 and never fall."""
     t = integers(op, name, value)
     if t.numel() < 1:
         raise ValueError(f"{op}: {name} must have shape [n + 1], got {list(t.shape)}")
-    first, last, longest, at = _facts(t, _ends)
+    first, last, longest, fall = _facts(t, _ends)
     if first != 0:
         raise ValueError(f"{op}: {name} must start at 0, got {first}")
-    if at >= 0:
-        raise ValueError(f"{op}: {name} must never fall, got {int(t[at + 1])} after {int(t[at])} at {at + 1}")
+    if fall >= 0:
+        raise ValueError(f"{op}: {name} must never fall, got {int(t[fall + 1])} after {int(t[fall])} at {fall + 1}")
     return t, last, longest
 
 
+def _first_entry(mask: Tensor) -> int:
+    return int(mask.nonzero()[0])
+
+
 def bounded(op: str, name: str, t: Tensor, low: int, high: int, rule: str) -> None:
-    """Every entry of t from low up to, not including, high."""
+    """Require every entry of t from low up to, not including, high."""
     if not t.numel():
         return
     smallest, largest = _facts(t, _extremes)
     if smallest < low or largest >= high:
-        raise ValueError(f"{op}: {name} must be {rule}, got {smallest if smallest < low else largest}")
+        value = smallest if smallest < low else largest
+        raise ValueError(f"{op}: {name} must be {rule}, got {value} at entry {_first_entry(t == value)}")
 
 
 def without_nan(op: str, name: str, t: Tensor) -> None:
-    """No entry of t is NaN."""
+    """Require no NaN in t."""
     (count,) = _facts(t, _nan_count)
     if count:
-        raise ValueError(f"{op}: {name} must not hold NaN, got {count} of them")
+        entry = _first_entry(t.flatten().isnan())
+        raise ValueError(f"{op}: {name} must not hold NaN, got {count} of them, the first at entry {entry}")
 
 
 def shares(op: str, name: str, t: Tensor) -> None:
-    """Probabilities or the like: finite, not negative."""
+    """Require probabilities or the like: finite, not negative."""
     if t.numel():
         low, high = torch.stack(t.aminmax()).tolist()
         if not (low >= 0 and high < inf):
-            raise ValueError(f"{op}: {name} must be finite and not negative, got {low} to {high}")
+            entry = _first_entry(~((t.flatten() >= 0) & (t.flatten() < inf)))
+            value = float(t.flatten()[entry])
+            raise ValueError(f"{op}: {name} must be finite and not negative, got {value} at entry {entry}")
 
 
 def is_int(value: Any) -> TypeGuard[int]:
-    """True for an int and for a NumPy integer, False for a bool."""
+    """Tell if a value is an int or a NumPy integer, and not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

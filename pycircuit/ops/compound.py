@@ -1,4 +1,4 @@
-"""Arguments made of several arrays, checked as one: features, activations, frozen attention."""
+"""Checks of arguments made of several arrays: features, activations, frozen attention."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .features import SparseFeatures
 
 
 def features(op: str, value: Any, size: int) -> SparseFeatures:
-    """Valid CSR, every index one of the `size` rows of w_dec, as torch tensors."""
+    """Features as torch tensors in valid CSR, every index below `size`, the rows of w_dec."""
     if not isinstance(value, SparseFeatures):
         raise TypeError(f"{op}: features must be pc.SparseFeatures, got {type(value).__name__}")
     row_ptr, n, _ = checks.offsets(op, "features.row_ptr", value.row_ptr)
@@ -33,7 +33,7 @@ def features(op: str, value: Any, size: int) -> SparseFeatures:
 
 
 def activation(op: str, value: Any, size: int, like: Tensor) -> Activation:
-    """An activation that fits `size` features, its thresholds float32, or float64 as w_enc is."""
+    """Activation that fits `size` features, its thresholds float32, or float64 as w_enc is."""
     if isinstance(value, ReLU):
         return value
     if isinstance(value, TopK):
@@ -56,7 +56,7 @@ def activation(op: str, value: Any, size: int, like: Tensor) -> Activation:
 
 
 def attention(op: str, value: Any, y: Tensor, longest: int) -> Attention:
-    """A frozen attention that fits the gradient it is applied to, its arrays as tensors."""
+    """Frozen attention that fits the gradient it is applied to, its arrays as tensors."""
     heads = y.shape[1]
     if isinstance(value, StoredAttention):
         result: Attention = _stored(op, value, y)

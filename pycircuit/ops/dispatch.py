@@ -1,4 +1,4 @@
-"""Which implementation runs: a pure function of the request over an ordered list."""
+"""Choice of the implementation that runs: a pure function of the request over an ordered list."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ImplementationError(RuntimeError):
 
 @dataclass(frozen=True)
 class Request:
-    """What dispatch may look at: nothing but devices, element types and the machine."""
+    """Op, device and float types of a call: all that dispatch looks at besides the machine."""
 
     op: str
     device: str
@@ -31,7 +31,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Machine:
-    native: str | None  # None when it can be used, otherwise why not
+    """Implementations that a machine can use; native, triton and cuda are None, or the reason why not."""
+
+    native: str | None
     isa: str | None
     triton: str | None
     interpreter: bool
@@ -40,7 +42,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What would run and why the others would not. Truth: `implementation`, `isa`."""
+    """Implementation that would run, and why the others would not."""
 
     op: str
     implementation: str
@@ -54,7 +56,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Ran:
-    """What did run last in this context."""
+    """Op that ran last in this context, with its implementation and ISA."""
 
     op: str
     implementation: str
@@ -63,7 +65,7 @@ class Ran:
 
 @cache
 def native_isas() -> tuple[tuple[str, bool], ...]:
-    """(name, this machine has it) of every ISA in the native module; empty without the module."""
+    """(name, supported by this machine) of every ISA in the native module; empty without the module."""
     if find_spec("pycircuit._native") is None:
         return ()
     from pycircuit import _native
@@ -100,12 +102,12 @@ def _machine(isa: str | None, interpreter: bool, has_triton: bool, has_cuda: boo
 
 
 def machine(isa: str | None = None) -> Machine:
-    """What this process has now. `isa` narrows the native module to one of its tables."""
+    """Capabilities of this process; `isa` narrows the native module to one of its tables."""
     return _machine(isa, os.environ.get("TRITON_INTERPRET") == "1", _has_triton(), _has_cuda())
 
 
 def obstacle(name: str, request: Request, machine: Machine) -> str | None:
-    """Why `name` cannot run the request, or None."""
+    """Reason why `name` cannot run the request, or None."""
     if name == "reference":
         return None
     exact = [t for t in request.dtypes if t not in (torch.float32, torch.bfloat16)]
@@ -122,9 +124,9 @@ def obstacle(name: str, request: Request, machine: Machine) -> str | None:
     return f"tensors are on {request.device}; Triton needs CUDA, or TRITON_INTERPRET=1 set before Python starts"
 
 
-@lru_cache(maxsize=256)  # pure, and asked before every call
+@lru_cache(maxsize=256)  # pure, and called before every op
 def choose(request: Request, machine: Machine, forced: str | None) -> Explanation:
-    """The first implementation in order that can run; a forced one that cannot raises."""
+    """First implementation in order that can run; a forced one that cannot raises."""
     obstacles = {name: obstacle(name, request, machine) for name in IMPLEMENTATIONS}
     if forced is not None:
         if obstacles[forced]:
@@ -146,11 +148,11 @@ _last: ContextVar[Ran | None] = ContextVar("pycircuit_last", default=None)
 
 
 class use:
-    """Force an implementation: as a statement until the next one, or `with pc.use("reference"):`.
+    """Force an implementation: until the next `use`, or inside `with pc.use("reference"):`.
 
-    name: "native", "triton", "reference", or None to choose again by itself. isa: one table of the native
-    module ("baseline", "v3", "v4"). The environment variable PYCIRCUIT_IMPL sets the starting value. It holds
-    for this thread (or asyncio task) only: a new thread starts from the environment again.
+    name: "native", "triton", "reference", or None to choose automatically. isa: one table of the native
+    module ("baseline", "v3", "v4"). The environment variable PYCIRCUIT_IMPL sets the starting value. The
+    choice applies to this thread (or asyncio task) only: a new thread starts from the environment again.
     """
 
     def __init__(self, name: str | None, isa: str | None = None) -> None:
@@ -174,7 +176,7 @@ class use:
 
 
 def forced() -> tuple[str | None, str | None]:
-    """(implementation, isa) now in force."""
+    """Forced (implementation, isa)."""
     name, isa = _forced.get()
     if name is None and (name := os.environ.get(ENVIRONMENT) or None) and name not in IMPLEMENTATIONS:
         raise ValueError(f"{ENVIRONMENT} must be one of {', '.join(IMPLEMENTATIONS)}, got {name!r}")
@@ -191,7 +193,7 @@ def record(explanation: Explanation) -> None:
 
 
 def last_run() -> Ran | None:
-    """Which op ran last here, by which implementation and ISA."""
+    """Op that ran last in this context, with its implementation and ISA."""
     return _last.get()
 
 

@@ -30,11 +30,11 @@ class SparseFeatures:
     def position(self) -> Tensor:
         """Position of every entry: [n] int64."""
         lengths = self.row_ptr.diff()
-        where = torch.arange(self.positions, device=lengths.device)
-        return where.repeat_interleave(lengths, output_size=self.count)
+        positions = torch.arange(self.positions, device=lengths.device)
+        return positions.repeat_interleave(lengths, output_size=self.count)
 
     def dense(self, size: int) -> Tensor:
-        """[positions, size], zero where a feature is silent."""
+        """Dense values, zero where a feature is silent: [positions, size]."""
         out = self.value.new_zeros(self.positions, size)
         out[self.position(), self.index] = self.value
         return out
@@ -43,4 +43,6 @@ class SparseFeatures:
         return SparseFeatures(self.row_ptr.to(device), self.index.to(device), self.value.to(device))
 
     def __repr__(self) -> str:
-        return f"Features(positions={self.positions}, active={self.count}, {self.value.dtype}, {self.value.device})"
+        return (
+            f"SparseFeatures(positions={self.positions}, active={self.count}, {self.value.dtype}, {self.value.device})"
+        )

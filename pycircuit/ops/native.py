@@ -1,4 +1,4 @@
-"""The C++ kernels: checked tensors in, addresses across, tensors out."""
+"""The native form of every op: passes addresses of checked tensors to the C++ kernels."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .features import SparseFeatures
 
 _ELEMENT = {torch.float32: 0, torch.bfloat16: 1}
 
-# Of everything that a kernel is given the address of: torch's defaults are the user's to change.
+# Set on every tensor whose address a kernel gets: torch's defaults are the user's to change.
 _FLOAT: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 _INT: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
 
 
 def isa_index() -> int:
-    """The table in force: the forced one, otherwise the best this machine runs."""
+    """Index of the forced ISA, otherwise of the best this machine runs."""
     names = [name for name, _ in native_isas()]
     chosen = forced()[1]
     if chosen is not None:
@@ -50,13 +50,24 @@ def _threshold(activation: Activation) -> Tensor:
 def encode(x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activation, ignore_positions: int) -> SparseFeatures:
     x, b_enc, theta = x.float(), b_enc.float(), _threshold(activation)
     top_k, keep = (activation.k, activation.keep_negative) if isinstance(activation, TopK) else (0, False)
-    found = _native.encode(
-        isa_index(), x.data_ptr(), x.shape[0], x.shape[1], x.stride(0), _weights(w_enc), b_enc.data_ptr(),
-        theta.data_ptr(), int(theta.numel() > 1), top_k, keep, ignore_positions, torch.get_num_threads(),
-    )  # fmt: skip
+    result = _native.encode(
+        isa_index(),
+        x.data_ptr(),
+        x.shape[0],
+        x.shape[1],
+        x.stride(0),
+        _weights(w_enc),
+        b_enc.data_ptr(),
+        theta.data_ptr(),
+        int(theta.numel() > 1),
+        top_k,
+        keep,
+        ignore_positions,
+        torch.get_num_threads(),
+    )
     row_ptr = torch.empty(len(x) + 1, **_INT)
-    index, value = torch.empty(found.count, **_INT), torch.empty(found.count, **_FLOAT)
-    found.copy(row_ptr.data_ptr(), index.data_ptr(), value.data_ptr())
+    index, value = torch.empty(result.count, **_INT), torch.empty(result.count, **_FLOAT)
+    result.copy(row_ptr.data_ptr(), index.data_ptr(), value.data_ptr())
     return SparseFeatures(row_ptr, index, value)
 
 
@@ -65,9 +76,13 @@ def decode(features: SparseFeatures, w_dec: Tensor, bias: Tensor | None) -> Tens
     out = torch.empty(*slots, features.positions, w_dec.shape[-1], **_FLOAT)
     bias = None if bias is None else bias.float().contiguous()
     _native.decode(
-        isa_index(), _sparse(features), _weights(w_dec), 0 if bias is None else bias.data_ptr(), out.data_ptr(),
+        isa_index(),
+        _sparse(features),
+        _weights(w_dec),
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
         torch.get_num_threads(),
-    )  # fmt: skip
+    )
     return out
 
 
@@ -77,23 +92,48 @@ def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor
     if isinstance(attention, RecomputedAttention):
         query, key = attention.query.float().contiguous(), attention.key.float().contiguous()
         lse = attention.normaliser().float().contiguous()
-        how = (0, attention.positions, query.data_ptr(), key.data_ptr(), lse.data_ptr(), query.shape[2],
-               attention.scale, attention.softcap, attention.window)  # fmt: skip
+        source = (
+            0,
+            attention.positions,
+            query.data_ptr(),
+            key.data_ptr(),
+            lse.data_ptr(),
+            query.shape[2],
+            attention.scale,
+            attention.softcap,
+            attention.window,
+        )
     else:
         pattern = attention.pattern.float().contiguous()
-        how = (pattern.data_ptr(), attention.positions, 0, 0, 0, 0, 0.0, 0.0, 0)
+        source = (pattern.data_ptr(), attention.positions, 0, 0, 0, 0, 0.0, 0.0, 0)
     _native.attend_back(
-        isa_index(), y.data_ptr(), prefix_ptr.data_ptr(), len(prefix_ptr) - 1, heads, attention.groups, width,
-        z.data_ptr(), *how, torch.get_num_threads(),
-    )  # fmt: skip
+        isa_index(),
+        y.data_ptr(),
+        prefix_ptr.data_ptr(),
+        len(prefix_ptr) - 1,
+        heads,
+        attention.groups,
+        width,
+        z.data_ptr(),
+        *source,
+        torch.get_num_threads(),
+    )
     return z
 
 
 def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: SparseFeatures, w_dec: Tensor, out: Tensor) -> Tensor:
     _native.edge_scores(
-        isa_index(), gradient.data_ptr(), gradient.stride(0), prefix_ptr.data_ptr(), len(prefix_ptr) - 1,
-        _sparse(features), _weights(w_dec), out.data_ptr(), out.stride(0), torch.get_num_threads(),
-    )  # fmt: skip
+        isa_index(),
+        gradient.data_ptr(),
+        gradient.stride(0),
+        prefix_ptr.data_ptr(),
+        len(prefix_ptr) - 1,
+        _sparse(features),
+        _weights(w_dec),
+        out.data_ptr(),
+        out.stride(0),
+        torch.get_num_threads(),
+    )
     return out
 
 
@@ -101,7 +141,15 @@ def influence(rows: Tensor, node: Tensor, weight: Tensor, order: Tensor | None) 
     out = torch.empty(rows.shape[1], **_FLOAT)
     weight = weight.float().contiguous()
     _native.influence(
-        isa_index(), rows.data_ptr(), node.shape[0], rows.shape[1], rows.stride(0), node.data_ptr(), weight.data_ptr(),
-        0 if order is None else order.data_ptr(), out.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
+        isa_index(),
+        rows.data_ptr(),
+        node.shape[0],
+        rows.shape[1],
+        rows.stride(0),
+        node.data_ptr(),
+        weight.data_ptr(),
+        0 if order is None else order.data_ptr(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
     return out

@@ -59,13 +59,12 @@ def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: SparseFeatures, 
 
 def influence(rows: Tensor, node: Tensor, weight: Tensor, order: Tensor | None) -> Tensor:
     share = rows.abs() if order is None else rows[order].abs_()
+    if len(misplaced := rows_out_of_order(share, node, None)):
+        raise out_of_order(int(misplaced[0]))
     inner = (node >= 0).nonzero()[:, 0]
-    early = torch.arange(len(node), device=rows.device)[:, None] >= inner
-    if share[:, node[inner]][early].any():
-        raise ValueError(OUT_OF_ORDER)
     share /= share.sum(1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
     total, entering = rows.new_zeros(rows.shape[1]), weight
-    for _ in range(len(node)):  # one pass for every step along a path, as the peers do it; NaN would never fade
+    for _ in range(len(node)):  # one pass for every step along a path; NaN would never fade
         if not entering.any():
             break
         step = entering @ share
@@ -74,7 +73,16 @@ def influence(rows: Tensor, node: Tensor, weight: Tensor, order: Tensor | None) 
     return total
 
 
-OUT_OF_ORDER = (
-    "influence: rows must be in layer order, outputs first, then the highest layer; "
-    "a row adds to a node whose own row came before it"
-)
+def rows_out_of_order(rows: Tensor, node: Tensor, order: Tensor | None) -> Tensor:
+    """Indices of the rows with an edge to a node whose own row does not come later: [misplaced]."""
+    inner = (node >= 0).nonzero()[:, 0]
+    edges = rows[:, node[inner]] if order is None else rows[order[:, None], node[inner]]
+    not_later = torch.arange(len(node), device=rows.device)[:, None] >= inner
+    return ((edges != 0) & not_later).any(1).nonzero()[:, 0]
+
+
+def out_of_order(row: int) -> ValueError:
+    return ValueError(
+        "influence: rows must be in layer order, outputs first, then the highest layer, "
+        f"got row {row} with an edge to a node whose own row does not come later; sort them, or pass order"
+    )

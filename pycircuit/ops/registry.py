@@ -1,4 +1,4 @@
-"""THE table: every op, its argument order, and where each of its forms lives."""
+"""The table of ops: argument order and implementations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Op:
     summary: str
 
     def form(self, implementation: str) -> Callable[..., Any]:
-        """The function that implements this op: same name, same parameters in every form."""
+        """Function that implements this op: same name and parameters in every form."""
         module = import_module(MODULES[implementation].format(op=self.name))
         return getattr(module, self.name)
 

@@ -1,4 +1,4 @@
-"""How many threads may compute: more than the system can start end the process without a word."""
+"""Limits on the number of threads: a process that asks for more than the system can start ends without a message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def most_threads() -> int:
 
 
 def check_threads(op: str, name: str, count: int) -> int:
-    """A number of threads that this machine can start."""
+    """Require a number of threads that this machine can start."""
     if not 1 <= count <= most_threads():
         raise ValueError(
             f"{op}: {name} must be from 1 to {most_threads()} ({_PER_CORE} for each core, or {_ALWAYS}), got {count}; "
@@ -25,5 +25,5 @@ def check_threads(op: str, name: str, count: int) -> int:
 
 
 def check_torch_threads(op: str) -> None:
-    """That torch's own number, which the native ops take, is one."""
+    """Require that torch's number of threads, which the native ops use, can be started."""
     check_threads(op, "torch.get_num_threads()", torch.get_num_threads())

@@ -1,4 +1,4 @@
-"""Sums in the type of their tensors, whatever the caller asks of torch."""
+"""Torch settings under which products are computed in the type of their tensors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def autocast_is_on() -> bool:
 
 @contextmanager
 def without_autocast() -> Iterator[None]:
-    """As a decorator, too: half precision is a model's or a transcoder's own type, never the surroundings'."""
+    """Turn autocast off, as a context or a decorator: only tensors' own types decide the precision."""
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
 
 
 @dataclass(frozen=True)
 class _MatmulSetting:
-    """torch's setting for products of float32 matrices, in its older interface (None: not in force) and its newer one.
+    """Precision of float32 matrix products, in torch's older interface (None: not in force) and its newer one.
 
     Reading the older one raises where only the newer one was used; torch before 2.9 has no newer one.
     """
@@ -46,7 +46,7 @@ class _MatmulSetting:
         return cls(older, tuple(backend.fp32_precision for backend in cls.backends()))
 
     def changed(self, precision: Literal["highest", "high"]) -> _MatmulSetting:
-        """This setting with float32 products in float32 ("highest") or tf32 ("high"), by the interface in force."""
+        """Setting with float32 products in float32 ("highest") or tf32 ("high"), by the interface in force."""
         if self.older == precision:
             return self
         newer = "ieee" if precision == "highest" else "tf32"
@@ -68,7 +68,7 @@ _outer: list[_MatmulSetting] = []  # before every trace under way; the first is 
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Products of float32 matrices in float32, whatever the process allows. A decorator, too."""
+    """Compute products of float32 matrices in float32, as a context or a decorator."""
     with _lock:
         before = _MatmulSetting.current()
         _outer.append(before)
@@ -86,7 +86,7 @@ def full_float32() -> Iterator[None]:
 
 @contextmanager
 def tf32_products() -> Iterator[None]:
-    """Products of float32 matrices in tf32 on a GPU; other threads that enter or leave a trace wait."""
+    """Compute products of float32 matrices in tf32 on a GPU; other threads that enter or leave a trace wait."""
     with _lock:
         before = _MatmulSetting.current()
         wanted = before.changed("high")

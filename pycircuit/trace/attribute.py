@@ -1,10 +1,10 @@
-"""From a model and a prompt to an attribution graph."""
+"""Trace of a prompt, top to bottom. The numbers of its steps are those of the package's docstring."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
@@ -12,24 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycircuit.graph import Graph, Targets, Tokens
+from pycircuit.graph import Graph
 from pycircuit.model.freed_memory import released_at_once, trim
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel, check_model
 from pycircuit.ops import StoredAttention
 from pycircuit.ops.torch_settings import full_float32, without_autocast
 from pycircuit.progress import Progress, Report
-from pycircuit.transcoders.lazy import kept_bytes
+from pycircuit.transcoders.lazy import cached_row_bytes
 
 from .checkpoint import Checkpoint, digest, reserved
-from .collect import Found
+from .collect import RowCollector
 from .columns import Columns
-from .estimate import places, sample
+from .estimate import sample_prompt
 from .finite import check_active
-from .memory_model import Work, round_of
-from .memory_plan import Bound, Fixed, MemoryBoundError, Plan, decide, least, refusal
-from .precision import Arithmetic, Precision, arithmetic_of
-from .row_store import Part
-from .targets import Target, check, choose, positions_of
+from .graph_of_rows import graph_of_rows
+from .memory_model import TraceSize, round_length, trace_size
+from .memory_plan import Bound, Fixed, MemoryBoundError, MemoryPlan, plan_memory, refusal_message, smallest_bound
+from .precision import Precision
+from .targets import Target, TargetList, choose
+from .trace_options import TraceOptions
 
 
 @without_autocast()
@@ -37,64 +38,45 @@ from .targets import Target, check, choose, positions_of
 def attribute(
     model: ReplacementModel,
     prompt: str | Sequence[int] | Tensor,
-    targets: Any = None,
+    *,
+    targets: TargetList = None,
     max_features: int | None = None,
     position: int | Sequence[int] = -1,
     probability: float = 0.95,
     max_targets: int = 10,
-    memory: str | int | None = None,
-    progress: bool | Report = True,
-    checkpoint: str | os.PathLike[str] | None = None,
-    round_size: int | None = None,
-    *,
     precision: Precision = "float32",
+    memory: str | int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool | Report = True,
+    round_size: int | None = None,
 ) -> Graph:
-    """The graph of direct effects on the targets and on the features that matter to them.
+    """Return the graph of direct effects on the targets and on the features that influence them most.
 
-    targets: None takes the likeliest next tokens up to `probability`, at most max_targets; or a list of token ids,
-    token strings, (label, weight, direction) or pc.Feature. position: where the outputs are read, one or several.
-    max_features: how many features get a row of their own, the most influential first, chosen in rounds of
-    round_size (default an eighth of them, at least 64); None: all.
-    memory: "8GiB" or bytes, what the run may take beside the model at its peak; None: most of what is free. Rows that
-    do not fit keep their largest entries, and `graph.dropped` what was left out.
-    progress: True writes to stderr, False is silent, a function is called with (phase, done, total).
-    checkpoint: a folder for rows as they are found; the same call goes on from there after a kill, under another
-    memory= too if rows can be kept and ranked as they were, and waits while another has the folder. Ctrl-C ends the
-    sweep and returns the graph of the rows found so far, `provenance["interrupted"]` set.
+    targets: None for the likeliest next tokens up to `probability`, at most max_targets; or a list of token ids, token
+    strings, (label, weight, direction) or pc.Feature. max_features: how many features get a row of their own, the most
+    influential first; None: all. position: where the outputs are read, one or several.
     precision: of the sweep's products; docs/law.md has the choices, and how closely the law holds under each.
+    memory: "8GiB" or bytes, the peak beside the model; None: most of what is free. Rows that do not fit keep their
+    largest entries, and `graph.dropped` has the sum of the others.
+    checkpoint: a folder for rows as they come; the same call goes on from there after a kill, under another memory=
+    too if rows can be kept and ranked as they were, and waits while another run has the folder.
+    progress: True writes to stderr, False is silent, a function is called with (phase, done, total). Ctrl-C ends the
+    sweep and returns the graph of the rows so far, `provenance["interrupted"]` set.
+    round_size: features chosen at a time; None: an eighth of max_features, at least 64.
     """
     check_model("attribute", model)
-    arithmetic = arithmetic_of("attribute", precision, model.device, model.dtype)
-    max_features, max_targets, round_size = check(max_features, probability, max_targets, round_size)
+    options = TraceOptions.checked(
+        "attribute", model, targets, max_features, position, probability, max_targets, precision, round_size
+    )
     bound = Bound.of(memory, model.device)
-    apart = released_at_once(bound.bytes) if bound.given else nullcontext()
-    with apart, closing(Progress(progress)) as show, reserved(checkpoint, show):
+    allocator = released_at_once(bound.bytes) if bound.by_user else nullcontext()
+    with allocator, closing(Progress(progress)) as progress_line, reserved(checkpoint, progress_line):
         begin = time.perf_counter()
         ids = model.tokens(prompt)
-        positions = positions_of(position, len(ids))
-        outputs = len(positions) * (len(targets) if isinstance(targets, Sequence) else max_targets)
-        fixed = Fixed() if checkpoint is None else Fixed(rows=Checkpoint.planned(checkpoint))
-        saved = None if checkpoint is None else Checkpoint.largest(checkpoint)
-        first = _first_plan(model, ids, max_features, outputs, arithmetic, bound, fixed, saved)  # or a refusal
-        show.step("forward", 0, len(ids), "positions")
-
-        def freeze(stored: bool) -> tuple[LocalReplacement, list[Target]]:
-            local = model.freeze(ids, stored, lean=bound.given)
-            trim()
-            return local, choose(model, local, targets, position, probability, max_targets)
-
-        local, chosen = freeze(first.stored)
-        plan = decide(model, _work(local, chosen, max_features, round_size, arithmetic, saved), bound, fixed)
-        if plan.stored != first.stored:  # with the features that there are, patterns have no place
-            del local, chosen
-            trim()
-            local, chosen = freeze(plan.stored)
+        settings = _settings(options, bound, len(ids))
+        local, chosen, plan = _freeze_and_plan(model, ids, options, bound, checkpoint, progress_line)
         forward = time.perf_counter() - begin
-        graph = _run(model, local, chosen, max_features, round_size, arithmetic, plan, show, checkpoint, forward)
-    settings = {"positions": positions, "probability": probability, "max_targets": max_targets}
-    settings |= {"memory": bound.bytes if bound.given else None, "targets": "likeliest" if targets is None else "given"}
-    graph.provenance["settings"].update(settings)
-    return graph
+        return _trace(model, local, chosen, options, plan, progress_line, checkpoint, settings, forward)
 
 
 @without_autocast()
@@ -102,205 +84,181 @@ def attribute(
 def trace_frozen(
     model: ReplacementModel,
     local: LocalReplacement,
-    targets: Any = None,
+    *,
+    targets: TargetList = None,
     max_features: int | None = None,
     position: int | Sequence[int] = -1,
     probability: float = 0.95,
     max_targets: int = 10,
-    round_size: int | None = None,
-    *,
     precision: Precision = "float32",
+    round_size: int | None = None,
 ) -> Graph:
-    """`attribute` on a prompt that is frozen already, in silence: for tools that change what was frozen."""
-    arithmetic = arithmetic_of("trace_frozen", precision, model.device, model.dtype)
-    max_features, max_targets, round_size = check(max_features, probability, max_targets, round_size)
-    chosen = choose(model, local, targets, position, probability, max_targets)
+    """Return the graph of a prompt that is frozen already: `attribute` for tools that change what was frozen."""
+    options = TraceOptions.checked(
+        "trace_frozen", model, targets, max_features, position, probability, max_targets, precision, round_size
+    )
+    chosen = _choose(model, local, options)
     fixed = Fixed(stored=isinstance(local.model.layers[0].attention, StoredAttention))
-    work = _work(local, chosen, max_features, round_size, arithmetic, None)
-    plan = decide(model, work, Bound.of(None, model.device), fixed)
-    return _run(model, local, chosen, max_features, round_size, arithmetic, plan, Progress(False), None, 0.0)
+    plan = plan_memory(model, _size(local, chosen, options, None), Bound.of(None, model.device), fixed)
+    settings = {"max_features": options.max_features, "round_size": options.round_size}
+    return _trace(model, local, chosen, options, plan, Progress(False), None, settings, 0.0)
 
 
-def _first_plan(
+def _settings(options: TraceOptions, bound: Bound, positions: int) -> dict[str, Any]:
+    """Return the settings of a trace for its provenance."""
+    return {
+        "max_features": options.max_features,
+        "round_size": options.round_size,
+        "positions": options.positions(positions),
+        "probability": options.probability,
+        "max_targets": options.max_targets,
+        "memory": bound.bytes if bound.by_user else None,
+        "targets": "likeliest" if options.targets is None else "given",
+    }
+
+
+def _freeze_and_plan(
     model: ReplacementModel,
     ids: Tensor,
-    max_features: int | None,
-    outputs: int,
-    arithmetic: Arithmetic,
+    options: TraceOptions,
+    bound: Bound,
+    checkpoint: str | os.PathLike[str] | None,
+    progress: Progress,
+) -> tuple[LocalReplacement, list[Target], MemoryPlan]:
+    fixed = Fixed(rows=Checkpoint.planned(checkpoint))
+    stored_bytes = Checkpoint.largest(checkpoint)
+    # 1. Check the length.
+    stored = _minimal_plan(model, ids, options, bound, fixed, stored_bytes).stored
+    progress.step("forward", 0, len(ids), "positions")
+
+    # 2. Run and freeze the model.
+    local = _freeze(model, ids, stored, bound)
+    # 3. Choose the targets.
+    targets = _choose(model, local, options)
+    # 4 and 5. Count the columns that they see, and plan the memory.
+    plan = plan_memory(model, _size(local, targets, options, stored_bytes), bound, fixed)
+    if plan.stored != stored:  # beside the features, there is no memory for patterns
+        del local, targets
+        trim()
+        local = _freeze(model, ids, plan.stored, bound)
+        targets = _choose(model, local, options)
+    return local, targets, plan
+
+
+def _minimal_plan(
+    model: ReplacementModel,
+    ids: Tensor,
+    options: TraceOptions,
     bound: Bound,
     fixed: Fixed,
-    saved: int | None,
-) -> Plan:
-    """The plan of a prompt of which nothing is known but its length, and so of the least that it can need."""
+    stored_bytes: int | None,
+) -> MemoryPlan:
+    """Return the plan of a prompt without features, the least that its length can need, or raise MemoryBoundError."""
+    minimum = TraceSize(len(ids), 0, 1, 1, model.depth, False, arithmetic=options.arithmetic)
     try:
-        return decide(model, Work(len(ids), 0, 1, 1, model.depth, False, arithmetic=arithmetic), bound)
+        return plan_memory(model, minimum, bound)
     except MemoryBoundError:
-        work = replace(sample(model, ids, max_features, outputs, arithmetic).work, stored_bytes=saved)
-        raise MemoryBoundError(refusal(work, least(model, work, fixed), bound, fixed)) from None
+        trace = replace(sample_prompt(model, ids, options).trace, stored_bytes=stored_bytes)
+        raise MemoryBoundError(refusal_message(trace, smallest_bound(model, trace, fixed), bound, fixed)) from None
 
 
-def _work(
-    local: LocalReplacement,
-    targets: Sequence[Target],
-    max_features: int | None,
-    round_size: int | None,
-    arithmetic: Arithmetic,
-    saved: int | None,
-) -> Work:
-    """Rows of the targets and of the features that see most; saved: bytes of a checkpoint's largest file."""
-    columns = Columns.of(local)
-    layer, position = places(columns)
-    sizes = columns.cone_sizes(layer, position)
-    rows = len(sizes) if max_features is None else min(max_features, len(sizes))
-    batch = max(len(targets), round_of(rows, len(sizes), round_size))
-    ends = torch.tensor([[t.layer, t.position] for t in targets], device="cpu")
-    entries = int(sizes.topk(rows).values.sum()) + int(columns.cone_sizes(*ends.unbind(1)).sum())
-    return Work(
-        positions=columns.positions,
-        features=len(sizes),
-        rows=rows + len(targets),
-        entries=entries,
-        layers=columns.layers,
-        ranked=0 < rows < len(sizes),
-        batch=batch,
-        decoders=kept_bytes(local.transcoders.w_dec, local.features),
-        busiest=columns.busiest,
-        stored_bytes=saved,
-        arithmetic=arithmetic,
-    )
+def _freeze(model: ReplacementModel, ids: Tensor, stored: bool, bound: Bound) -> LocalReplacement:
+    local = model.freeze(ids, stored, lean=bound.by_user)
+    trim()
+    return local
 
 
-def _run(
+def _choose(model: ReplacementModel, local: LocalReplacement, options: TraceOptions) -> list[Target]:
+    return choose(model, local, options.targets, options.position, options.probability, options.max_targets)
+
+
+def _size(
+    local: LocalReplacement, targets: Sequence[Target], options: TraceOptions, stored_bytes: int | None
+) -> TraceSize:
+    layer, position = torch.tensor([[t.layer, t.position] for t in targets], device="cpu").unbind(1)
+    decoders = cached_row_bytes(local.transcoders.w_dec, local.features)
+    return trace_size(Columns.of(local), options, layer, position, decoders, stored_bytes)
+
+
+def _trace(
     model: ReplacementModel,
     local: LocalReplacement,
     targets: list[Target],
-    max_features: int | None,
-    round_size: int | None,
-    arithmetic: Arithmetic,
-    plan: Plan,
-    show: Progress,
+    options: TraceOptions,
+    plan: MemoryPlan,
+    progress: Progress,
     checkpoint: str | os.PathLike[str] | None,
+    settings: dict[str, Any],
     forward: float,
 ) -> Graph:
-    begin, ranking = time.perf_counter(), 0.0
+    """Return the graph of a frozen prompt. forward: the seconds that freezing it took."""
+    begin = time.perf_counter()
     check_active(local)
-    collector = Found(local, targets, arithmetic)
-    total = len(collector.layer)
-    wanted = total if max_features is None else min(max_features, total)
+    expanded = options.expanded(sum(features.count for features in local.features))
     trim()
-    folder = None if checkpoint is None else _checkpoint(checkpoint, collector, wanted, round_size, plan)
-    collector.start(plan, show, folder, len(targets) + wanted)
-    interrupted = False
-    try:
-        collector.add_targets()
-        while (left := wanted - collector.expanded) > 0:
-            before = time.perf_counter()
-            step = min(left, round_of(wanted, total, round_size))
-            picked = (
-                torch.arange(total, device=collector.layer.device)
-                if wanted == total
-                else collector.most_influential(step)
-            )
-            ranking += time.perf_counter() - before
-            collector.add_features(picked)
-    except KeyboardInterrupt:
-        if collector.store.count < len(targets):
-            raise
-        interrupted = True
-        show.say(f"interrupted: the graph has rows for {collector.expanded} of {wanted} features")
-    timings = {
-        "forward": forward,
-        "sweep": time.perf_counter() - begin - ranking - collector.packing,
-        "ranking": ranking,
+    folder = None if checkpoint is None else _checkpoint(checkpoint, local, targets, options, expanded, plan)
+    collector = RowCollector(local, targets, plan, progress, len(targets) + expanded, options.arithmetic, folder)
+    # 6 to 9. Sweep, store and rank.
+    ranking, interrupted = _collect(collector, expanded, options.round_size)
+    sweep = time.perf_counter() - begin - ranking - collector.packing_seconds
+    timings = {"forward": forward, "sweep": sweep, "ranking": ranking}
+    # 10. Build the graph.
+    begin = time.perf_counter()
+    provenance = {
+        "precision": options.arithmetic.name,
+        "tolerance": options.arithmetic.tolerance,
+        "settings": settings,
+        "keep": plan.keep,
+        "interrupted": interrupted,
     }
-    built = time.perf_counter()
-    settings = {"max_features": max_features, "round_size": round_size}
-    about = {"precision": arithmetic.name, "tolerance": arithmetic.tolerance}
-    about |= {"settings": settings, "keep": plan.keep, "interrupted": interrupted}
-    part = collector.finish()
+    packed = collector.finish()
     trim()
-    graph = _graph(model, collector, part, targets, timings, about)
-    timings["graph"] = time.perf_counter() - built + collector.packing
+    graph = graph_of_rows(model, collector, packed, timings, provenance)
+    timings["graph"] = time.perf_counter() - begin + collector.packing_seconds
     return graph
 
 
+def _collect(collector: RowCollector, expanded: int, round_size: int | None) -> tuple[float, bool]:
+    """Collect rows of the targets and of features; return the seconds of ranking, and True after Ctrl-C."""
+    active = len(collector.layer)
+    ranking = 0.0
+    try:
+        collector.add_targets()
+        while (missing := expanded - collector.expanded) > 0:
+            begin = time.perf_counter()
+            if expanded == active:
+                chosen = torch.arange(active, device=collector.layer.device)
+            else:
+                chosen = collector.most_influential(min(missing, round_length(expanded, active, round_size)))
+            ranking += time.perf_counter() - begin
+            collector.add_features(chosen)
+    except KeyboardInterrupt:
+        if collector.store.count < len(collector.targets):
+            raise
+        collector.progress.say(f"interrupted: the graph has rows for {collector.expanded} of {expanded} features")
+        return ranking, True
+    return ranking, False
+
+
 def _checkpoint(
-    folder: str | os.PathLike[str], collector: Found, wanted: int, round_size: int | None, plan: Plan
+    folder: str | os.PathLike[str],
+    local: LocalReplacement,
+    targets: Sequence[Target],
+    options: TraceOptions,
+    expanded: int,
+    plan: MemoryPlan,
 ) -> Checkpoint:
-    """The folder, if it holds nothing or this very run: same prompt, features, targets and settings, to the bit."""
-    local = collector.local
+    """Open the folder, if it is empty or has this very run: same prompt, features, targets and settings, to the bit."""
+    index = torch.cat([features.index for features in local.features])
+    value = torch.cat([features.value for features in local.features])
     run = {
         "tokens": digest(local.model.tokens),
         "model": digest(local.model.final_stream, local.errors),
-        "features": digest([f.row_ptr for f in local.features], collector.index, collector.value),
-        "targets": [[t.label, t.layer, t.position, t.weight, digest(t.vector)] for t in collector.targets],
-        "precision": collector.sweep.products.arithmetic.name,
-        "max_features": wanted,
-        "round_size": round_size,
+        "features": digest([features.row_ptr for features in local.features], index, value),
+        "targets": [[t.label, t.layer, t.position, t.weight, digest(t.vector)] for t in targets],
+        "precision": options.arithmetic.name,
+        "max_features": expanded,
+        "round_size": options.round_size,
         "plan": asdict(plan),
     }
     return Checkpoint(folder, run)
-
-
-def _graph(
-    model: ReplacementModel,
-    collector: Found,
-    part: Part,
-    targets: list[Target],
-    timings: dict[str, float],
-    about: dict[str, Any],
-) -> Graph:
-    frozen = collector.local.model
-    decode: Callable[[list[int]], Any] = str if model.tokenizer is None else model.tokenizer.decode
-    tokens = frozen.tokens.cpu()
-    text = [str(t) if model.tokenizer is None else str(decode([t])) for t in tokens.tolist()]
-    return Graph(
-        features=torch.stack([collector.layer, collector.position, collector.index], 1),
-        values=collector.value,
-        rows=part.rows(),
-        row_node=collector.row_node(),
-        bias=collector.row_bias(),
-        preactivation=collector.preactivation(),
-        product_norm=collector.product_norm(),
-        targets=Targets(
-            [t.label for t in targets],
-            torch.tensor([t.token for t in targets], device="cpu"),
-            torch.tensor([t.weight for t in targets], dtype=torch.float64, device="cpu"),
-            torch.tensor([t.position for t in targets], device="cpu"),
-        ),
-        tokens=Tokens(tokens, text),
-        layers=len(frozen.layers),
-        prompt=" ".join(text) if model.tokenizer is None else str(decode(tokens.tolist())),
-        vocab_size=frozen.unembedding.shape[0],
-        dropped=torch.from_numpy(part.dropped),
-        dropped_mass=torch.from_numpy(part.mass),
-        timings=timings,
-        provenance=_provenance(model, about),
-        labels=_labels(model, collector),
-    )
-
-
-def _labels(model: ReplacementModel, collector: Found) -> dict[tuple[int, int], str]:
-    """Of features that are active, by (layer, feature)."""
-    if not model.labels:
-        return {}
-    active = [set(f.index.unique().tolist()) for f in collector.local.features]
-    return {key: label for key, label in model.labels.items() if key[0] < len(active) and key[1] in active[key[0]]}
-
-
-def _provenance(model: ReplacementModel, about: dict[str, Any]) -> dict[str, Any]:
-    """What it takes to get this graph again."""
-    import transformers
-
-    from pycircuit import __version__
-
-    return {
-        "model": str(getattr(model.hf_model.config, "_name_or_path", "") or model.family.model_type),
-        "family": model.family.model_type,
-        "transcoders": repr(model.transcoders),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "ignore_positions": model.ignore_positions,
-        "versions": {"pycircuit": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        **about,
-    }

@@ -1,4 +1,4 @@
-"""Rows on disk as they are found, so that a run that was killed goes on where it stopped."""
+"""Checkpoints of a trace: its rows on disk, tile by tile, so that a killed run goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pycircuit.files.atomic import naming, replace_file, write_text
+from pycircuit.files.atomic import replace_file, reword_write_errors, write_text
 from pycircuit.files.locks import exclusive
 from pycircuit.files.safetensors import write_tensors
 from pycircuit.progress import Progress
 
-from .row_store import Part
+from .row_store import PackedRows
 
 _RUN, _LOCK = "run.json", "run.lock"
 _ROWS = re.compile(r"rows-\d{9}\.safetensors")
@@ -33,49 +33,49 @@ class CheckpointError(ValueError):
     """The folder holds another run, or a file in it is damaged; the message says which."""
 
 
-def digest(*parts: Tensor | Sequence[Tensor]) -> str:
-    """SHA-256 of the types, shapes and exact bits of some tensors."""
+def digest(*groups: Tensor | Sequence[Tensor]) -> str:
+    """Return the SHA-256 of the types, shapes and exact bits of tensors."""
     sha = hashlib.sha256()
-    for part in parts:
-        for t in [part] if isinstance(part, Tensor) else part:
+    for group in groups:
+        for t in [group] if isinstance(group, Tensor) else group:
             sha.update(f"{t.dtype}{list(t.shape)}".encode())
             sha.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
 @contextmanager
-def reserved(folder: str | os.PathLike[str] | None, show: Progress) -> Iterator[None]:
+def reserved(folder: str | os.PathLike[str] | None, progress: Progress) -> Iterator[None]:
     """Reserve a folder of rows for one run: others wait until it ends, however it ends."""
     with ExitStack() as stack:
         if folder is not None:
             path = Path(folder)
             if path.exists() and not path.is_dir():
                 raise CheckpointError(f"attribute: checkpoint must be a folder, got the file {path}")
-            with naming("attribute", path):
+            with reword_write_errors("attribute", path):
                 path.mkdir(parents=True, exist_ok=True)
-                _refuse_strangers(path)
-                stack.enter_context(exclusive(path / _LOCK, lambda: _wait(path, show)))
+                _refuse_foreign_files(path)
+                stack.enter_context(exclusive(path / _LOCK, lambda: _wait(path, progress)))
         yield
 
 
-def _wait(folder: Path, show: Progress) -> None:
-    show.say(f"checkpoint: another run has {folder}; this one waits until it ends")
-    show.step("waiting", 0, 1, "runs")
+def _wait(folder: Path, progress: Progress) -> None:
+    progress.say(f"checkpoint: another run has {folder}; this one waits until it ends")
+    progress.step("waiting", 0, 1, "runs")
 
 
-def _refuse_strangers(folder: Path) -> None:
-    """Raise where a folder without a run has files of other kinds, which are not to be mixed with ours."""
+def _refuse_foreign_files(folder: Path) -> None:
+    """Raise if a folder without a run has files of other kinds, which must not be mixed with a checkpoint's."""
     names = {entry.name for entry in folder.iterdir()}
-    strangers = sorted(n for n in names - {_RUN, _LOCK} if not _ROWS.fullmatch(n) and not _DRAFT.fullmatch(n))
-    if strangers and _RUN not in names:
+    foreign = sorted(n for n in names - {_RUN, _LOCK} if not _ROWS.fullmatch(n) and not _DRAFT.fullmatch(n))
+    if foreign and _RUN not in names:
         raise CheckpointError(
             f"attribute: checkpoint must be an empty folder or one of an earlier run, got {folder} with other files in "
-            f"it, such as {strangers[0]}"
+            f"it, such as {foreign[0]}"
         )
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """The run that a folder holds, from its run.json; None where there is none."""
+    """Return the run that a folder's run.json describes; None where there is none."""
     path = folder / _RUN
     if not path.exists():
         return None
@@ -99,10 +99,10 @@ def _digest_of(run: Mapping[str, Any]) -> str:
 
 
 class Checkpoint:
-    """A reserved folder of run.json, which says what the run is, and a file for every tile of rows, named by its first.
+    """A reserved folder: run.json, which describes the run, and a file for every tile, named by its first row.
 
-    Every file has a digest, and a tile also that of its run.json and the nodes of its rows. `run` is the run that the
-    folder holds: this one, but for `plan`, which depends on the memory that was free.
+    Every file has a digest; a tile also has that of its run.json, and the nodes of its rows. `run`: the run in the
+    folder, which is this one except for `plan`, as that depends on the memory that was free.
     """
 
     def __init__(self, folder: str | os.PathLike[str], run: Mapping[str, Any]) -> None:
@@ -129,36 +129,38 @@ class Checkpoint:
         self.run, self.digest = stored, _digest_of(stored)
 
     @staticmethod
-    def planned(folder: str | os.PathLike[str]) -> tuple[bool, int | None] | None:
-        """How the rows that a folder holds were ranked and cut: (dense, keep); None where it holds no run.
+    def planned(folder: str | os.PathLike[str] | None) -> tuple[bool, int | None] | None:
+        """Return (dense, keep) of a folder's rows; None where there is no run.
 
-        A run that goes on must do the same: another ranking would choose other rows.
+        A run that goes on must rank and cut as before: another ranking would choose other rows.
         """
-        run = read_run(Path(folder))
+        run = None if folder is None else read_run(Path(folder))
         return None if run is None else (run["plan"]["dense"], run["plan"]["keep"])
 
     @staticmethod
-    def largest(folder: str | os.PathLike[str]) -> int:
-        """Bytes of the largest file of rows in a folder."""
+    def largest(folder: str | os.PathLike[str] | None) -> int | None:
+        """Return the bytes of the largest file of rows in a folder; None without a folder."""
+        if folder is None:
+            return None
         return max((file.stat().st_size for file in Path(folder).glob("rows-*")), default=0)
 
     def _path(self, row: int) -> Path:
         return self.folder / f"rows-{row:09d}.safetensors"
 
-    def save(self, row: int, part: Part, bias: Tensor, nodes: Tensor) -> None:
+    def save(self, row: int, packed: PackedRows, bias: Tensor, nodes: Tensor) -> None:
         """Write the rows of these nodes, the first of which is `row`."""
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(part, name))) for name in _ARRAYS}
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(packed, name))) for name in _ARRAYS}
         tensors |= {"bias": bias.cpu(), "nodes": nodes.cpu()}
-        metadata = self._place(row, tensors)
+        metadata = self._metadata(row, tensors)
         replace_file("attribute", self._path(row), lambda file: write_tensors(file, tensors, metadata))
 
-    def _place(self, row: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-        """Metadata of a file: its run, its first row, the digest of its tensors."""
+    def _metadata(self, row: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        """Return the metadata of a file: its run, its first row, the digest of its tensors."""
         bits = digest([tensors[name] for name in (*_ARRAYS, "bias", "nodes")])
         return {"run": self.digest, "row": str(row), "digest": bits}
 
-    def load(self, row: int, nodes: Tensor) -> tuple[Part, Tensor] | None:
-        """The rows from this one on that an earlier run found: (part, bias). nodes: those that may follow."""
+    def load(self, row: int, nodes: Tensor) -> tuple[PackedRows, Tensor] | None:
+        """Return (rows, biases) of the file that begins at `row`, None without one. nodes: of this run's next rows."""
         path = self._path(row)
         if not path.exists():
             return None
@@ -170,7 +172,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"attribute: checkpoint must hold whole files, got {path}: {error}; delete it"
             ) from None
-        expected = self._place(row, tensors)
+        expected = self._metadata(row, tensors)
         differing = [name for name in expected if metadata.get(name) != expected[name]]
         if differing:
             raise CheckpointError(
@@ -182,4 +184,4 @@ class Checkpoint:
                 f"attribute: checkpoint must hold rows of the features that this run comes to, got {path} with others; "
                 "delete it and those after it"
             )
-        return Part(*(tensors[name].numpy() for name in _ARRAYS)), tensors["bias"].clone()
+        return PackedRows(*(tensors[name].numpy() for name in _ARRAYS)), tensors["bias"].clone()

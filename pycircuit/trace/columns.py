@@ -1,4 +1,4 @@
-"""Where sources lie in an edge row, and which of them a target can see."""
+"""Columns of an edge row: one for each source node, and which of them a target can see."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pycircuit.model.replacement import LocalReplacement
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """Features layer by layer and there by position, errors layer by layer, tokens.
+    """Columns of an edge row: features by layer and position, then errors by layer and position, then tokens.
 
-    before: [layers, positions + 1], how many features of a layer lie at earlier positions.
+    before: [layers, positions + 1], features of a layer at earlier positions.
     """
 
     before: np.ndarray
@@ -33,7 +33,7 @@ class Columns:
 
     @property
     def feature_start(self) -> list[int]:
-        """[layers + 1]"""
+        """First column of each layer's features, and their end: [layers + 1]."""
         return list(accumulate(self.before[:, -1].tolist(), initial=0))
 
     @property
@@ -42,7 +42,7 @@ class Columns:
 
     @property
     def busiest(self) -> int:
-        """The most features of a layer."""
+        """Features of the layer that has the most."""
         return int(self.before[:, -1].max())
 
     @property
@@ -62,16 +62,22 @@ class Columns:
         return self.of_errors(self.layers)
 
     def cone(self, layer: int, position: int) -> list[tuple[int, int]]:
-        """[begin, end) of every run of columns that a target reading at (layer, position) can see, ascending."""
+        """Return [begin, end) of every run of columns that a target reading at (layer, position) can see, ascending."""
         seen = self.before[:layer, position + 1].tolist()
         features = [(s, s + n) for s, n in zip(self.feature_start, seen, strict=False) if n]
-        first, wide = self.features, position + 1
-        errors = [(first + at * self.positions, first + at * self.positions + wide) for at in range(layer)]
+        first, visible = self.features, position + 1
+        errors = [(first + lower * self.positions, first + lower * self.positions + visible) for lower in range(layer)]
         tokens = first + self.layers * self.positions
-        return [*features, *errors, (tokens, tokens + wide)]
+        return [*features, *errors, (tokens, tokens + visible)]
+
+    def feature_positions(self) -> tuple[Tensor, Tensor]:
+        """Return (layer, position) of every feature: [features] each."""
+        counts = np.diff(self.before, axis=1)
+        layer, position = (numbers.ravel() for numbers in np.indices(counts.shape))
+        return torch.from_numpy(layer.repeat(counts.ravel())), torch.from_numpy(position.repeat(counts.ravel()))
 
     def cone_sizes(self, layer: Tensor, position: Tensor) -> Tensor:
-        """How many columns each target can see: [targets]."""
+        """Return the number of columns that each target can see: [targets]."""
         seen = np.concatenate([np.zeros((1, self.positions), np.int64), self.before[:, 1:].cumsum(0)])
-        wide = position.cpu() + 1
-        return torch.from_numpy(seen)[layer.cpu(), position.cpu()] + (layer.cpu() + 1) * wide
+        visible = position.cpu() + 1
+        return torch.from_numpy(seen)[layer.cpu(), position.cpu()] + (layer.cpu() + 1) * visible

@@ -1,4 +1,4 @@
-"""Edge rows packed, cut and ranked by a device, which the host would keep waiting at every row."""
+"""Packing, cutting and ranking of edge rows on a device, in a few launches for many rows."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .columns import Columns
 from .memory_model import DEVICE_BLOCK
+from .row_store import StoreSize
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceRows:
-    """CSR of some rows, on their device. lengths: [rows] int64; column: [entries] int32; weight: [entries].
+    """Edge rows as CSR, on their device. lengths: [rows] int64; column: [entries] int32; weight: [entries].
 
     dropped, mass: [rows] float64, the sum of the entries left out and of their absolute values, None where nothing was;
-    magnitude: [rows] float64, the sum of the absolute values of all entries, None of rows that nothing is ranked by.
+    magnitude: [rows] float64, the sum of the absolute values of all entries, None where rows are not ranked.
     """
 
     lengths: Tensor
@@ -30,29 +32,29 @@ class DeviceRows:
 
 
 def packed(rows: Tensor, keep: int | None, ranked: bool = False) -> Iterator[DeviceRows]:
-    """[rows, columns] some rows at a time: all entries but zeros, or the `keep` largest of each row."""
-    together = DEVICE_BLOCK if keep is None else DEVICE_BLOCK // 2  # to cut takes twice the memory
-    for block in rows.split(max(1, together // max(1, rows.shape[1]))):
+    """Yield the nonzero entries of rows [rows, columns], or the `keep` largest of each row, many rows at a time."""
+    numbers = DEVICE_BLOCK if keep is None else DEVICE_BLOCK // 2  # cutting takes twice the memory
+    for block in rows.split(max(1, numbers // max(1, rows.shape[1]))):
         magnitude = _magnitude(block) if ranked else None
         yield pack(block, magnitude) if keep is None else cut(block, keep, magnitude)
 
 
 def pack(block: Tensor, magnitude: Tensor | None) -> DeviceRows:
-    """Every entry of [rows, columns] but zeros."""
+    """Return every nonzero entry of block [rows, columns]."""
     return DeviceRows(block.count_nonzero(1), *_entries(block, block), magnitude=magnitude)
 
 
 def cut(block: Tensor, keep: int, magnitude: Tensor | None) -> DeviceRows:
-    """The `keep` largest entries of each of [rows, columns]; of equal ones those in lower columns."""
+    """Return the `keep` largest entries of each row of block [rows, columns]; of equal ones those in lower columns."""
     chosen = _largest(block.abs(), keep)
-    left = block.masked_fill(chosen, 0)
-    dropped, mass = left.sum(1, dtype=torch.float64), _magnitude(left)
-    del left
+    dropped_entries = block.masked_fill(chosen, 0)
+    dropped, mass = dropped_entries.sum(1, dtype=torch.float64), _magnitude(dropped_entries)
+    del dropped_entries
     return DeviceRows(chosen.sum(1), *_entries(block, chosen), dropped, mass, magnitude)
 
 
 def _largest(size: Tensor, keep: int) -> Tensor:
-    """Where the `keep` largest of each row are, zeros left out: [rows, columns] bool; lower columns among equals."""
+    """Return a mask of the `keep` largest of each row, no zeros: [rows, columns] bool; lower columns of equals."""
     cutoff = size.topk(min(max(keep, 1), size.shape[1]), sorted=False).values.amin(1, keepdim=True)
     above, equal = size > cutoff, (size == cutoff) & (size > 0)
     missing = keep - above.sum(1, keepdim=True)
@@ -60,29 +62,31 @@ def _largest(size: Tensor, keep: int) -> Tensor:
 
 
 def _entries(block: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """(column, weight) of entries of [rows, columns] where `chosen` is not zero. The host waits for their number."""
-    place = chosen.reshape(-1).nonzero()[:, 0]
-    weight = block.reshape(-1).index_select(0, place)
-    return place.remainder_(block.shape[1]).to(torch.int32), weight
+    """Return (column, weight) of the entries of block where `chosen` is not zero. The host waits for their number."""
+    index = chosen.reshape(-1).nonzero()[:, 0]
+    weight = block.reshape(-1).index_select(0, index)
+    return index.remainder_(block.shape[1]).to(torch.int32), weight
 
 
 def _magnitude(block: Tensor) -> Tensor:
-    """Float64 sums of absolute values: [rows]."""
+    """Return float64 sums of absolute values: [rows]."""
     return torch.linalg.vector_norm(block, 1, dim=1, dtype=torch.float64)
 
 
 class RankedRows:
-    """Packed rows that a device keeps in order to rank features by them.
+    """Packed rows that stay on a device, which ranks features by them.
 
-    starts: [layers + 1], where the features of each layer begin among the columns.
+    starts: [layers], where the features of each layer begin among the columns.
     """
 
-    def __init__(self, like: Tensor, rows: int, entries: int, starts: list[int], columns: int) -> None:
-        """Of so many rows and entries together, at the most."""
-        self.columns, self.starts = columns, torch.tensor(starts[:-1], device=like.device)
-        self.column, self.weight = like.new_empty(entries, dtype=torch.int32), like.new_empty(entries)
-        self.lengths = like.new_empty(rows, dtype=torch.int64)
-        self.magnitude = like.new_empty(rows, dtype=torch.float64)
+    def __init__(self, like: Tensor, size: StoreSize, columns: Columns) -> None:
+        """like: a tensor of the edges' type, on their device."""
+        self.columns = columns.count
+        self.starts = torch.tensor(columns.feature_start[:-1], device=like.device)
+        self.column = like.new_empty(size.entries, dtype=torch.int32)
+        self.weight = like.new_empty(size.entries)
+        self.lengths = like.new_empty(size.rows, dtype=torch.int64)
+        self.magnitude = like.new_empty(size.rows, dtype=torch.float64)
         self.count = self.entries = 0
 
     def append(self, rows: DeviceRows) -> None:
@@ -95,9 +99,9 @@ class RankedRows:
         self.count, self.entries = count, entries
 
     def influence(self, order: Tensor, node: Tensor, weight: Tensor) -> Tensor:
-        """Of every column, through the rows in `order` (outputs, then layers from the top): [columns] float64.
+        """Return the influence of every column: [columns] float64. Arguments as `RowStore.influence` takes them.
 
-        What was cut off takes its share and hands nothing on.
+        Entries that were cut off take their share and hand nothing on.
         """
         layer = torch.bucketize(node, self.starts, right=True)  # 0 of an output, whose node is -1
         numbers = torch.cat([order, layer, self.lengths[: self.count]]).cpu().numpy()
@@ -116,11 +120,11 @@ class RankedRows:
 
 
 def runs(
-    order: np.ndarray, layer: np.ndarray, lengths: np.ndarray, most: int = DEVICE_BLOCK
+    order: np.ndarray, layer: np.ndarray, lengths: np.ndarray, max_entries: int = DEVICE_BLOCK
 ) -> Iterator[tuple[int, int, int, int]]:
-    """(begin, end, first, last): order[begin:end] are rows of one layer, stored as entries first .. last of all rows.
+    """Yield (begin, end, first, last): order[begin:end] are rows of one layer, stored as entries first .. last.
 
-    Rows of one layer hand nothing to one another. most: how many entries, unless a single row has more.
+    Rows of one layer hand nothing to one another. max_entries: of a run, unless a single row has more.
     """
     ends = lengths.cumsum()
     breaks = np.flatnonzero((np.diff(order) != 1) | (np.diff(layer) != 0)) + 1
@@ -128,7 +132,7 @@ def runs(
         while begin < end:
             row = order[begin]
             first = ends[row] - lengths[row]
-            together = np.searchsorted(ends[row : row + end - begin], first + most, side="right")
-            stop = begin + max(1, int(together))
+            count = np.searchsorted(ends[row : row + end - begin], first + max_entries, side="right")
+            stop = begin + max(1, int(count))
             yield begin, stop, int(first), int(ends[row + stop - begin - 1])
             begin = stop

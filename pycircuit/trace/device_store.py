@@ -1,4 +1,4 @@
-"""The edge rows of a trace on a GPU: packed, cut and ranked there, and brought to the host while it sweeps."""
+"""Edge rows of a trace on a GPU: packed, cut and ranked there, and brought to the host during the sweep."""
 
 from __future__ import annotations
 
@@ -13,78 +13,71 @@ from . import device_rows
 from .columns import Columns
 from .device_export import Exporter
 from .device_rows import DeviceRows, RankedRows
-from .row_store import Growing, Part, Store
+from .row_store import GrowableArray, PackedRows, RowStore, StoreSize
 
 
-class DeviceStore(Store):
-    """Dense rows stay on the device and are packed on a stream of their own, others come to the host tile by tile.
+class DeviceStore(RowStore):
+    """A row store on a GPU. Dense rows stay there and are packed on their own stream; others come to the host at once.
 
-    ranked: the device keeps packed rows too, so that it ranks features by them; otherwise the host does.
+    ranked: the GPU keeps packed rows too and ranks features by them; otherwise the host does.
     """
 
-    def __init__(
-        self,
-        columns: Columns,
-        like: Tensor,
-        rows: int,
-        dense: bool,
-        keep: int | None,
-        entries: int = 0,
-        targets: int = 0,
-        ranked: bool = False,
-    ) -> None:
-        super().__init__(columns, like, rows, dense, keep, entries, targets)
+    def __init__(self, columns: Columns, like: Tensor, size: StoreSize, ranked: bool = False) -> None:
+        super().__init__(columns, like, size)
         self._exporter = Exporter(like.device)
-        starts = columns.feature_start
-        self._ranked = RankedRows(like, rows, entries, starts, columns.count) if ranked else None
-        # Where dense rows are packed, before what else is launched; and when those that are settled were written.
-        self._side = (
-            (torch.cuda.Stream(like.device, priority=-1), torch.cuda.Event()) if dense and like.is_cuda else None
-        )
-        self._exported = 0, [0] * len(self._arrays())  # dense rows, and how long they have made the arrays
+        self._ranked = RankedRows(like, size, columns) if ranked else None
+        self._packing: torch.cuda.Stream | None = None  # of dense rows, ahead of what is launched later
+        self._written: torch.cuda.Event | None = None  # after the last committed row
+        if size.dense and like.is_cuda:
+            self._packing = torch.cuda.Stream(like.device, priority=-1)
+            self._written = torch.cuda.Event()
+        # Dense rows, and the sizes of the arrays then: one binding, as an interrupt may come between two.
+        self._exported = (0, [0] * len(self._arrays()))
 
     @property
     def _cut(self) -> int | None:
-        """How many entries of a row stay, None where none can be too many."""
+        """Entries of a row that stay, None where no row can have more."""
         return None if self.keep is None or self.keep >= self.columns.count else self.keep
 
-    def pack(self, filled: Tensor, layer: Sequence[int], position: Sequence[int]) -> Part:
-        """The entries of rows, on the host: what lies outside of a target's cone is zero."""
-        store = DeviceStore(self.columns, self.like, len(filled), False, self.keep)
+    def pack(self, block: Tensor, layer: Sequence[int], position: Sequence[int]) -> PackedRows:
+        """Pack the rows of a block on the device, for the host; entries outside a target's cone are zero."""
+        store = DeviceStore(self.columns, self.like, StoreSize(len(block), False, self.keep))
         store._exporter = self._exporter
-        store.add(filled, layer, position)
+        store.add(block, layer, position)
         return store.finish()
 
-    def add(self, filled: Tensor, layer: Sequence[int], position: Sequence[int], part: Part | None = None) -> None:
+    def add(
+        self, block: Tensor, layer: Sequence[int], position: Sequence[int], packed: PackedRows | None = None
+    ) -> None:
         if self.dense:
-            self.settle(layer, position)
+            self.commit(layer, position)
         else:
-            self._add_packed(filled)
+            self._add_packed(block)
 
-    def _add_packed(self, filled: Tensor) -> None:
-        for rows in device_rows.packed(filled, self._cut, self._ranked is not None):
+    def _add_packed(self, block: Tensor) -> None:
+        for rows in device_rows.packed(block, self._cut, self._ranked is not None):
             self._export(rows)
             if self._ranked is not None:
                 self._ranked.append(rows)
-        self.count += len(filled)
+        self.count += len(block)
 
-    def settle(self, layer: Sequence[int], position: Sequence[int]) -> None:
-        super().settle(layer, position)
-        if self._side is not None:
-            self._side[1].record()
+    def commit(self, layer: Sequence[int], position: Sequence[int]) -> None:
+        super().commit(layer, position)
+        if self._written is not None:
+            self._written.record()
 
-    def export_settled(self) -> None:
+    def export_committed(self) -> None:
         if self.block is None:
             return
-        if self._side is not None:
-            self._side[0].wait_event(self._side[1])
-        with nullcontext() if self._side is None else torch.cuda.stream(self._side[0]):
+        if self._packing is not None and self._written is not None:
+            self._packing.wait_event(self._written)
+        with nullcontext() if self._packing is None else torch.cuda.stream(self._packing):
             for rows in device_rows.packed(self.block[self._exported[0] : self.count], self._cut):
                 self._export(rows)
                 done = self._exported[0] + len(rows.lengths)
-                self._exported = done, [array.size for array in self._arrays()]
+                self._exported = (done, [array.size for array in self._arrays()])
 
-    def _arrays(self) -> tuple[Growing, ...]:
+    def _arrays(self) -> tuple[GrowableArray, ...]:
         return self._column, self._weight, self._lengths, self._dropped, self._mass
 
     def _export(self, rows: DeviceRows) -> None:
@@ -96,11 +89,10 @@ class DeviceStore(Store):
             else:
                 self._exporter.append(sums, array)
 
-    def take(self, part: Part) -> None:
-        """Keep packed rows of the host."""
-        super().take(part)
+    def append(self, packed: PackedRows) -> None:
+        super().append(packed)
         if self._ranked is not None:
-            arrays = part.lengths, part.column, part.weight, part.rows().masses() + part.mass
+            arrays = packed.lengths, packed.column, packed.weight, packed.to_rows().masses() + packed.mass
             lengths, column, weight, magnitude = (torch.from_numpy(a).to(self.like.device) for a in arrays)
             self._ranked.append(DeviceRows(lengths, column, weight, magnitude=magnitude))
 
@@ -110,11 +102,11 @@ class DeviceStore(Store):
         self._exporter.finish()
         return super().influence(order, node, weight)
 
-    def finish(self) -> Part:
+    def finish(self) -> PackedRows:
         if self.block is not None:
             for array, size in zip(self._arrays(), self._exported[1], strict=True):
-                array.size = size  # without what an interrupted export left behind it
-            self.export_settled()
+                array.size = size  # without the rows of an interrupted export
+            self.export_committed()
             self.block, self.dense = None, False
         self._exporter.finish()
         self._ranked = None

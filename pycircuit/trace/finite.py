@@ -1,4 +1,4 @@
-"""NaN and infinity, found before they spread through a sweep and named by where they come from."""
+"""Checks for NaN and infinity, with errors that name the weights they come from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pycircuit.model.replacement import LocalReplacement
 from pycircuit.ops import FileRows, SparseFeatures
 
 if TYPE_CHECKING:
-    from .collect import Found
+    from .collect import RowCollector
 
 
 def check_active(local: LocalReplacement) -> None:
@@ -19,8 +19,8 @@ def check_active(local: LocalReplacement) -> None:
 
     An MLP's error is its output minus all that features, bias and skip write, so it is finite exactly if they are.
     """
-    parts = [*(f.value for f in local.features), *local.errors]
-    if bool(torch.stack([t.isfinite().all() for t in parts]).all()):
+    tensors = [*(f.value for f in local.features), *local.errors]
+    if bool(torch.stack([t.isfinite().all() for t in tensors]).all()):
         return
     for layer, features in enumerate(local.features):
         wrong = (~features.value.isfinite()).nonzero()[:, 0]
@@ -40,7 +40,7 @@ def _refuse(name: str, got: str, local: LocalReplacement) -> None:
 
 
 def _writer(local: LocalReplacement, layer: int) -> str:
-    """The weights that write NaN or infinity to a layer, in words."""
+    """Return the words for the weights that write NaN or infinity to a layer."""
     transcoders, dtype = local.transcoders, local.model.dtype
     for source in transcoders.sources(layer):
         features = local.features[source]
@@ -56,13 +56,13 @@ def _writer(local: LocalReplacement, layer: int) -> str:
 
 
 def _largest(decoder: Tensor | FileRows, features: SparseFeatures, dtype: torch.dtype) -> Tensor:
-    """The largest entry that each active feature writes: [active]."""
+    """Return the largest entry that each active feature writes: [active]."""
     used, row = features.index.unique(sorted=True, return_inverse=True)
     rows = decoder.gather(features)[1] if isinstance(decoder, FileRows) else decoder[used]
     return rows.to(dtype).abs().amax(1)[row] * features.value.abs()
 
 
-def check_rows(found: Found, edges: Tensor, bias: Tensor) -> None:
+def check_rows(collector: RowCollector, edges: Tensor, bias: Tensor) -> None:
     """Refuse a tile with an edge or a bias that is NaN or infinite: ValueError with its target and its source.
 
     edges: [rows, columns]; bias: [rows].
@@ -73,25 +73,25 @@ def check_rows(found: Found, edges: Tensor, bias: Tensor) -> None:
     for row in rows:
         wrong = (~edges[row].isfinite()).nonzero()[:, 0]
         if len(wrong):
-            got = f"{float(edges[row, wrong[0]])} from {_source(found, int(wrong[0]))}"
+            got = f"{float(edges[row, wrong[0]])} from {_source(collector, int(wrong[0]))}"
         elif not bool(bias[row].isfinite()):
             got = f"{float(bias[row])} from the biases"
         else:
             continue  # finite numbers whose sum overflows
-        _refuse(f"the edges to {_reader(found, found.store.count + row)}", got, found.local)
+        _refuse(f"the edges to {_reader(collector, collector.store.count + row)}", got, collector.local)
 
 
-def _source(found: Found, column: int) -> str:
-    columns = found.sweep.columns
+def _source(collector: RowCollector, column: int) -> str:
+    columns = collector.sweep.columns
     if column < columns.features:
-        layer, position, feature = (int(t[column]) for t in (found.layer, found.position, found.index))
+        layer, position, feature = (int(t[column]) for t in (collector.layer, collector.position, collector.index))
         return f"layer {layer} feature {feature} at position {position}"
     layer, position = divmod(column - columns.features, columns.positions)
     return f"the token at position {position}" if layer == columns.layers else f"layer {layer}'s error at {position}"
 
 
-def _reader(found: Found, row: int) -> str:
-    outputs = len(found.targets)
+def _reader(collector: RowCollector, row: int) -> str:
+    outputs = len(collector.targets)
     if row < outputs:
-        return f"target {found.targets[found.order[row]].label!r}"
-    return _source(found, int(found.row_features()[row - outputs]))
+        return f"target {collector.targets[collector.order[row]].label!r}"
+    return _source(collector, int(collector.row_features()[row - outputs]))

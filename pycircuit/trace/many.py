@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,18 +17,26 @@ from pycircuit.progress import Progress, Report
 
 from .attribute import attribute
 from .memory_plan import Bound
-from .precision import arithmetic_of
+from .precision import Precision, arithmetic_of
+from .targets import TargetList
 
 
 def attribute_many(
     model: ReplacementModel,
     prompts: Sequence[str | Sequence[int] | Tensor],
-    workers: int | None = None,
+    *,
+    targets: TargetList = None,
+    max_features: int | None = None,
+    position: int | Sequence[int] = -1,
+    probability: float = 0.95,
+    max_targets: int = 10,
+    precision: Precision = "float32",
     memory: str | int | None = None,
+    workers: int | None = None,
     progress: bool | Report = True,
-    **options: Any,
+    round_size: int | None = None,
 ) -> Iterator[Graph]:
-    """The graph of each prompt, in their order, as they are done; options as `attribute` takes them.
+    """Yield the graph of each prompt, in their order, as they are done. Arguments as `attribute` takes them.
 
     Every prompt is checked before the first one runs. workers: prompts traced at a time, each on its share of the
     cores and of `memory`; None: one to a core on the CPU (short prompts leave cores idle otherwise), one on a GPU.
@@ -38,11 +45,9 @@ def attribute_many(
     check_model("attribute_many", model)
     if isinstance(prompts, str | Tensor):
         raise TypeError(f"attribute_many: prompts must be a list of prompts, got one {type(prompts).__name__}")
-    if "checkpoint" in options:
-        raise ValueError("attribute_many: checkpoint must be given to attribute, prompt by prompt")
     if workers is not None and (not is_int(workers) or workers < 1):
         raise ValueError(f"attribute_many: workers must be an int of at least 1, got {workers!r}")
-    arithmetic_of("attribute_many", options.get("precision", "float32"), model.device, model.dtype)
+    arithmetic_of("attribute_many", precision, model.device, model.dtype)
     ids = []
     for i, prompt in enumerate(prompts):
         try:
@@ -54,44 +59,53 @@ def attribute_many(
     count = max(1, min(count, len(ids)))
     ahead = count + (count > 1)  # prompts under way, and graphs that wait for their reader
     share = max(1, Bound.of(memory, model.device).bytes // ahead)
-    return _graphs(model, ids, count, ahead, threads, share, Progress(progress), options)
+
+    def trace(prompt: Tensor) -> Graph:
+        return attribute(
+            model,
+            prompt,
+            targets=targets,
+            max_features=max_features,
+            position=position,
+            probability=probability,
+            max_targets=max_targets,
+            precision=precision,
+            memory=share,
+            progress=False,
+            round_size=round_size,
+        )
+
+    return _graphs(trace, ids, count, threads, ahead, Progress(progress))
 
 
 def _graphs(
-    model: ReplacementModel,
-    ids: list[Tensor],
-    workers: int,
-    ahead: int,
-    threads: int,
-    share: int,
-    show: Progress,
-    options: Any,
+    trace: Callable[[Tensor], Graph], ids: list[Tensor], workers: int, threads: int, ahead: int, progress: Progress
 ) -> Iterator[Graph]:
-    """A generator: no more than `ahead` prompts are under way or wait for the reader, each within its share."""
+    """Yield the graphs of prompts; no more than `ahead` of them are under way or wait for the reader."""
 
-    def one(prompt: Tensor) -> Graph:
+    def trace_on_share(prompt: Tensor) -> Graph:
         torch.set_num_threads(max(1, threads // workers))  # of this worker's own products
-        return attribute(model, prompt, memory=share, progress=False, **options)
+        return trace(prompt)
 
     waiting = iter(ids)
-    show.step("prompts", 0, len(ids), "prompts")
+    progress.step("prompts", 0, len(ids), "prompts")
     with ThreadPoolExecutor(workers, thread_name_prefix="pycircuit") as pool:
         running: list[Future[Graph]] = []
 
         def submit() -> None:
             for prompt in islice(waiting, ahead - len(running)):
-                running.append(pool.submit(copy_context().run, one, prompt))
+                running.append(pool.submit(copy_context().run, trace_on_share, prompt))
 
         try:
             submit()
             for done in range(len(ids)):
                 graph = running.pop(0).result()
                 submit()
-                show.step("prompts", done + 1, len(ids), "prompts")
+                progress.step("prompts", done + 1, len(ids), "prompts")
                 yield graph
         finally:
             for future in running:
                 future.cancel()
             pool.shutdown(wait=True)
             torch.set_num_threads(threads)
-            show.close()
+            progress.close()

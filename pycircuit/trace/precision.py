@@ -1,4 +1,4 @@
-"""Precision of the sweep's dense products: its names, what the law keeps to under each, and the arithmetic.
+"""Precision of the sweep's dense products: names, tolerances of the law, and arithmetic.
 
 A float32 number is the sum of three bfloat16 numbers, its parts, of eight bits each. A product of two numbers is the
 sum of products of their parts, and the six largest of these are as good as float32. Tensor cores multiply bfloat16
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,10 +28,10 @@ _TF32_SPLIT = 2.0**13 + 1  # Veltkamp's constant: a float32 has 24 bits, a tf32 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Arithmetic of a product of matrices whose sums are float32, or float64 in a float64 model.
+    """Arithmetic of a matrix product whose sums are float32, or float64 in a float64 model.
 
-    tolerance: of the law, the largest certificate of a right graph. parts: how many numbers of type `dtype` stand for
-    each factor; 0: factors are of this type themselves.
+    tolerance: of the law, the largest certificate of a right graph. parts: numbers of type `dtype` that each factor is
+    split into; 0: factors are of this type themselves.
     """
 
     name: str
@@ -41,16 +41,16 @@ class Arithmetic:
 
     @property
     def meetings(self) -> list[tuple[int, int]]:
-        """Parts of a row and of a weight that are multiplied, the smallest products first."""
+        """Pairs of a part of a row and a part of a weight that are multiplied, the smallest products first."""
         return [(k, n - k) for n in reversed(range(self.parts)) for k in range(n + 1)]
 
     def weight_bytes(self, on_gpu: bool) -> int:
-        """Bytes of the parts of a number of a weight, as they are kept."""
+        """Return the bytes of a weight's number in split form."""
         return len(self.meetings) * (self.dtype.itemsize if on_gpu else 4)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a number of the rows while it is multiplied: its parts, and where no kernel splits it their copy."""
+        """Bytes of a row's number while it is multiplied: its parts, and their copy where no kernel splits it."""
         return len(self.meetings) * (self.dtype.itemsize + 4)
 
 
@@ -64,8 +64,8 @@ FLOAT32 = replace(PRECISIONS["float32"], dtype=torch.float32, parts=0)
 FLOAT64 = Arithmetic("float64", 1e-10, torch.float64, 0)
 
 
-def arithmetic_of(op: str, precision: Any, device: torch.device, dtype: torch.dtype) -> Arithmetic:
-    """The arithmetic of a precision for a model on this device, of this type; errors name the function `op`."""
+def arithmetic_of(op: str, precision: str, device: torch.device, dtype: torch.dtype) -> Arithmetic:
+    """Return the arithmetic of a precision for a model of this device and type; errors name the function `op`."""
     if not isinstance(precision, str):
         raise TypeError(f"{op}: precision must be a string, got {type(precision).__name__}; leave it out for 'float32'")
     if precision not in PRECISIONS:
@@ -91,14 +91,14 @@ def arithmetic_of(op: str, precision: Any, device: torch.device, dtype: torch.dt
 
 
 class Products:
-    """Products of rows and weights. A weight is split into parts when it first comes, and its parts stay."""
+    """Products of rows and weights. A weight is split at its first product; its parts are stored."""
 
     def __init__(self, arithmetic: Arithmetic) -> None:
         self.arithmetic = arithmetic
         self._parts: dict[Tensor, Tensor] = {}  # of every weight: [meetings * inner, columns]
 
     def project(self, rows: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-        """rows @ weight: [n, columns]. rows: [n, inner]; weight: [inner, columns], the same tensor in every call."""
+        """Return rows @ weight: [n, columns]. rows: [n, inner]; weight: [inner, columns], one tensor in every call."""
         if not self.arithmetic.parts:
             return torch.mm(rows, weight.to(rows.dtype), out=out)
         if out is None:
@@ -107,7 +107,7 @@ class Products:
         return out
 
     def add(self, state: Tensor, rows: Tensor, weight: Tensor) -> None:
-        """state += rows @ weight, shapes as in `project`."""
+        """Add rows @ weight to state; shapes as in `project`."""
         if self.arithmetic.parts:
             _multiply(self.split(rows), self._weight(weight), state, 1)
         else:
@@ -118,37 +118,37 @@ class Products:
         self._parts.clear()
 
     def split(self, rows: Tensor) -> Tensor:
-        """The parts of each row side by side, as they meet a weight's: [n, meetings * inner]."""
+        """Return the parts of each row side by side, as they meet a weight's: [n, meetings * inner]."""
         if rows.is_cuda and self.arithmetic.dtype == torch.bfloat16 and machine().triton is None:
             return import_module("pycircuit.kernels.split").split(rows, self.arithmetic.parts)
         parts = self._parts_of(rows)
         return torch.cat([parts[k] for k, _ in self.arithmetic.meetings], 1)
 
     def _weight(self, weight: Tensor) -> Tensor:
-        """The parts of a weight one above another, as they meet those of rows: [meetings * inner, columns]."""
+        """Return the parts of a weight one above another, as they meet those of rows: [meetings * inner, columns]."""
         if weight not in self._parts:
             parts = self._parts_of(weight.float())
             self._parts[weight] = torch.cat([parts[n] for _, n in self.arithmetic.meetings])
         return self._parts[weight]
 
     def _parts_of(self, numbers: Tensor) -> list[Tensor]:
-        """Ever smaller numbers whose sum they are; on a CPU in float32, whose products are exact as they have few bits.
+        """Split numbers into ever smaller terms; on a CPU in float32, where their products are exact.
 
-        Where the type of a part is float32, there is one: the number rounded to tf32.
+        Where the type of a term is float32, there is one: the number rounded to tf32.
         """
         if self.arithmetic.dtype == torch.float32:
             high = numbers * _TF32_SPLIT
             return [high - (high - numbers)]
         parts = []
         for _ in range(self.arithmetic.parts):
-            part = numbers.to(self.arithmetic.dtype)
-            parts.append(part if part.is_cuda else part.float())
-            numbers = numbers - part
+            term = numbers.to(self.arithmetic.dtype)
+            parts.append(term if term.is_cuda else term.float())
+            numbers = numbers - term
         return parts
 
 
 def _multiply(left: Tensor, right: Tensor, out: Tensor, beta: int) -> None:
-    """out = beta * out + left @ right, of parts, in float32 sums."""
+    """Compute out = beta * out + left @ right from parts, with float32 sums."""
     if not out.is_cuda:
         out.addmm_(left, right, beta=beta)
     elif left.dtype == torch.float32:

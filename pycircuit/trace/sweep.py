@@ -1,8 +1,9 @@
-"""The backward sweep: edge rows of many targets through the frozen model, without a tape.
+"""Backward sweep: edge rows of many targets through the frozen model, without autograd.
 
-State is the gradient of every target with respect to the stream, ragged: target t owns the positions it can
-see, rows ends[t] .. ends[t + 1]. Targets come sorted from the highest layer down, so at every layer the ones
-under way are the first m, and their rows the first ends[m]. A target joins by its first attention (see hop.py).
+The state is the gradient of every target with respect to the residual stream, ragged: target t owns the positions that
+it can see, rows ends[t] .. ends[t + 1]. Targets are sorted from the highest layer down, so at every layer the first m
+of them are under way, in the first ends[m] rows. A target enters the state at its first attention
+(first_attention.py).
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from pycircuit.ops.cross_layer import CrossLayerFeatures, cross_layer_features
 from pycircuit.transcoders import CrossLayerTranscoder
 
 from .columns import Columns
-from .first_attention import Hop, TargetRows, hop, land
-from .memory_model import has_kernel, tile_cost
+from .first_attention import FirstAttention, TargetRows, first_attention, token_edges
+from .memory_model import has_kernel
 from .memory_plan import tile_bytes
 from .precision import Arithmetic, Products, arithmetic_of
+from .tile_cost import tile_cost
 
 
 class Tile:
-    """Targets swept together, in this order, and what the sweep knows of each.
+    """Targets that are swept together, in this order.
 
-    own: [targets, width], the one row of those that have met no attention yet.
-    state: [rows, width], the rows of the first `entered` targets, `hopped` of them past their first attention; no
-    target that reads at layer 0 ever enters it.
-    constants: [targets, positions], what each one's rows found in what no node adds.
+    own: [targets, width], the one row of each target that has met no attention yet. The state [rows, width] has the
+    rows of the first `entered` targets, of which `attended` are past their first attention; no target that reads at
+    layer 0 ever enters it. constants: [targets, positions], products of each target's rows with what biases add.
     """
 
     def __init__(
@@ -45,47 +46,49 @@ class Tile:
     ) -> None:
         self.layer, self.own, self.out, self.bias, self.constants = layer, own, out, bias, constants
         self.position = torch.tensor(position, device=own.device)
-        self.offsets = np.concatenate([[0], np.add.accumulate(np.array(position[: self.reading(1)], np.int64) + 1)])
+        self.offsets = np.concatenate(
+            [[0], np.add.accumulate(np.array(position[: self.count_reading(1)], np.int64) + 1)]
+        )
         self.ends = self.offsets.tolist()
         self.prefix_ptr = torch.from_numpy(self.offsets).to(own.device)
         start = self.prefix_ptr[:-1].repeat_interleave(self.prefix_ptr.diff(), output_size=self.ends[-1])
-        self.where = torch.arange(self.ends[-1], device=own.device) - start
+        self.row_position = torch.arange(self.ends[-1], device=own.device) - start
         targets = torch.arange(len(self.ends) - 1, device=own.device)
-        self.target = targets.repeat_interleave(self.prefix_ptr.diff(), output_size=self.ends[-1])
+        self.row_target = targets.repeat_interleave(self.prefix_ptr.diff(), output_size=self.ends[-1])
         self.last = self.prefix_ptr[1:] - 1
         self.positions = position
         self._prefixes: dict[int, Tensor] = {}
         self._rows: dict[tuple[int, int], TargetRows] = {}
-        self.entered = self.hopped = 0
+        self.entered = self.attended = 0
 
     def __len__(self) -> int:
         return len(self.layer)
 
-    def reading(self, at: int) -> int:
-        """How many targets read at this layer or above."""
-        return bisect_right(self.layer, -at, key=neg)
+    def count_reading(self, layer: int) -> int:
+        """Return the number of targets that read at this layer or above."""
+        return bisect_right(self.layer, -layer, key=neg)
 
     def prefix(self, count: int) -> Tensor:
-        """Where the rows of the first `count` targets begin and end: [count + 1]."""
+        """Return where the rows of the first `count` targets begin and end: [count + 1]."""
         if count not in self._prefixes:
             self._prefixes[count] = checks.known_offsets(self.prefix_ptr[: count + 1], self.offsets[: count + 1])
         return self._prefixes[count]
 
     def rows(self, begin: int, end: int) -> TargetRows:
-        """Where the rows of targets begin .. end lie."""
+        """Return the rows of targets begin .. end."""
         if (begin, end) not in self._rows:
             start, stop = self.ends[begin], self.ends[end]
-            target, position = self.target[start:stop] - begin, self.where[start:stop]
+            target, position = self.row_target[start:stop] - begin, self.row_position[start:stop]
             offsets = self.offsets[begin : end + 1] - start
             self._rows[begin, end] = TargetRows(offsets, target, position, self.last[begin:end] - start)
         return self._rows[begin, end]
 
     def longest(self, begin: int, end: int) -> int:
-        """Positions that the farthest of targets begin .. end sees."""
+        """Return the positions that the farthest of targets begin .. end sees."""
         return max(self.positions[begin:end]) + 1
 
     def enter(self, count: int, state: Tensor) -> None:
-        """Give the first `count` targets their rows: zero up to their own."""
+        """Write the rows of the first `count` targets to the state: zero except at their own position."""
         if count > self.entered:
             state[self.ends[self.entered] : self.ends[count]] = 0
             state[self.last[self.entered : count]] = self.own[self.entered : count]
@@ -93,14 +96,14 @@ class Tile:
 
 
 def _nonzero(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """None for those of zeros only; all are looked at together, which a GPU waits for once."""
+    """Replace tensors of zeros by None; the host waits for a GPU once."""
     flags = [t.any() for t in tensors if t is not None]
-    filled = iter(torch.stack(flags).tolist() if flags else [])
-    return [t if t is not None and next(filled) else None for t in tensors]
+    nonzero = iter(torch.stack(flags).tolist() if flags else [])
+    return [t if t is not None and next(nonzero) else None for t in tensors]
 
 
-def _one_each(rows: Tensor) -> SparseFeatures:
-    """One source a position, its vector row p of `rows`."""
+def _identity(rows: Tensor) -> SparseFeatures:
+    """Return one source of value 1 at each position, whose vector is that position's row of `rows`."""
     count = rows.shape[0]
     return SparseFeatures(
         torch.arange(count + 1, device=rows.device), torch.arange(count, device=rows.device), rows.new_ones(count)
@@ -108,7 +111,7 @@ def _one_each(rows: Tensor) -> SparseFeatures:
 
 
 class Sweep:
-    """Edges of any targets of one frozen prompt. Buffers live as long as this."""
+    """Edges of any targets of one frozen prompt, in buffers that are reused from tile to tile."""
 
     def __init__(self, local: LocalReplacement, arithmetic: Arithmetic | None = None) -> None:
         self.local, self.frozen, self.transcoders = local, local.model, local.transcoders
@@ -116,14 +119,14 @@ class Sweep:
         layers = range(self.columns.layers)
         constants = _nonzero([self._attention_constant(i) for i in layers] + [self._mlp_constant(i) for i in layers])
         self._attention, self._mlp_writes = constants[: len(layers)], constants[len(layers) :]
-        self._each = _one_each(self.frozen.embeddings)
-        self._cross_layer = self._all_layers()
+        self._identity = _identity(self.frozen.embeddings)
+        self._cross_layer = self._cross_layer_features()
         self._skips = [None if skip is None else skip.T for skip in local.transcoders.w_skip]
         if arithmetic is None:
             arithmetic = arithmetic_of("attribute", "float32", self.frozen.device, self.frozen.dtype)
         self.products = Products(arithmetic)
         self._buffers: dict[str, Tensor] = {}
-        self._most_rows = self._most_targets = 0
+        self._max_rows = self._max_targets = 0
         stored = isinstance(self.frozen.layers[0].attention, StoredAttention)
         kernel = has_kernel("attend_back", self.frozen.device, self.frozen.dtype)
         size = self.frozen.dtype.itemsize
@@ -136,57 +139,56 @@ class Sweep:
         self._values = self.frozen.embeddings @ back_v.T
         self._position_values = None if part is None else part @ back_v.T
 
-    def _all_layers(self) -> CrossLayerFeatures | None:
-        """The features of a cross-layer transcoder for one launch a layer, where a kernel takes them so."""
+    def _cross_layer_features(self) -> CrossLayerFeatures | None:
+        """Return the features of a cross-layer transcoder for one launch a layer, where there is a kernel for that."""
         on_gpu = self.frozen.device.type == "cuda" and has_kernel("edge_scores", self.frozen.device, self.frozen.dtype)
         if not on_gpu or not isinstance(self.transcoders, CrossLayerTranscoder):
             return None
         return cross_layer_features(self.transcoders.w_dec, self.local.features)
 
-    def _attention_constant(self, at: int) -> Tensor | None:
-        """What attention adds to an empty stream: [positions, width]."""
-        layer = self.frozen.layers[at]
-        norms = (layer.attention_norm, layer.post_attention_norm)
-        biases = [layer.b_v, layer.b_o, *(n.bias for n in norms if n is not None)]
+    def _attention_constant(self, layer: int) -> Tensor | None:
+        """Return attention's output for an empty stream: [positions, width]; None without biases."""
+        block = self.frozen.layers[layer]
+        norms = (block.attention_norm, block.post_attention_norm)
+        biases = [block.b_v, block.b_o, *(n.bias for n in norms if n is not None)]
         if all(b is None for b in biases):
             return None
-        return layer.attention_out(torch.zeros_like(self.frozen.embeddings))
+        return block.attention_out(torch.zeros_like(self.frozen.embeddings))
 
-    def _mlp_constant(self, at: int) -> Tensor | None:
-        """What the replaced MLP adds with no feature and no error: [positions, width]."""
-        frozen, transcoders = self.frozen.layers[at], self.transcoders
+    def _mlp_constant(self, layer: int) -> Tensor | None:
+        """Return the replaced MLP's output without features and errors: [positions, width]."""
+        block, transcoders = self.frozen.layers[layer], self.transcoders
         out = torch.zeros_like(self.frozen.embeddings)
-        bias, skip = transcoders.bias(at), transcoders.w_skip[at]
+        bias, skip = transcoders.bias(layer), transcoders.w_skip[layer]
         if bias is not None:
             out[self.local.ignore_positions :] += bias.to(out.dtype)
-        norm = frozen.read_norm(transcoders.reads)
+        norm = block.read_norm(transcoders.reads)
         if skip is not None and norm is not None:
             out += norm.forward(torch.zeros_like(out)) @ skip.to(out.dtype)
-        write = frozen.write_norm(transcoders.writes)
+        write = block.write_norm(transcoders.writes)
         return out if write is None else write.forward(out)
 
     def read(self, layer: Sequence[int], position: Sequence[int], vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Encoder (or unembedding) rows through the transpose of their read.
+        """Return the gradients of targets with respect to the stream, and their constants: [targets, width], [targets].
 
         layer, position: [targets], from the highest layer down; the model's depth stands for the end of the stream.
-        vectors: [targets, width].
-        Returns gradients with respect to the stream, and each read's constant: [targets, width], [targets].
+        vectors: [targets, width], encoder or unembedding rows, which pass back through the norm that they read after.
         """
         gradient, constant = vectors.clone(), vectors.new_zeros(len(vectors))
         positions, begin = torch.tensor(position, device=vectors.device), 0
         for depth, targets in groupby(layer):
-            mine = slice(begin, begin := begin + len(list(targets)))
+            group = slice(begin, begin := begin + len(list(targets)))
             end = depth == self.columns.layers
             norm = self.frozen.final_norm if end else self.frozen.layers[depth].read_norm(self.transcoders.reads)
             if norm is None:
                 continue
             if norm.bias is not None:
-                constant[mine] = vectors[mine] @ norm.bias
-            gradient[mine] = norm.back(vectors[mine], positions[mine])
+                constant[group] = vectors[group] @ norm.bias
+            gradient[group] = norm.back(vectors[group], positions[group])
         return gradient, constant
 
     def rows(self, layer: Sequence[int], position: Sequence[int], vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """(edges [targets, columns], bias [targets]) of targets in any order; arguments as `read` takes them.
+        """Return (edges [targets, columns], bias [targets]) of targets in any order; arguments as `read` takes them.
 
         Edges plus bias are the target's pre-activation without its own bias.
         """
@@ -203,154 +205,156 @@ class Sweep:
         return out, bias
 
     def fitting(self, layer: Sequence[int], position: Sequence[int], tile_bytes: int, target_bytes: int = 0) -> int:
-        """How many of these targets, sorted from the highest layer down, make a tile: one at the least.
+        """Return how many of these targets, sorted from the highest layer down, make a tile: at least one.
 
         tile_bytes bounds what the tile takes at its peak, with target_bytes for the edges of each target.
         """
-        seen, targets = np.array(position, np.int64) + 1, np.arange(1, len(position) + 1)
-        rows = np.add.accumulate(np.where(np.array(layer) > 0, seen, 0))
-        costs = self._cost.of(rows, targets, np.maximum.accumulate(seen), target_bytes)
+        visible, targets = np.array(position, np.int64) + 1, np.arange(1, len(position) + 1)
+        rows = np.add.accumulate(np.where(np.array(layer) > 0, visible, 0))
+        costs = self._cost.of(rows, targets, np.maximum.accumulate(visible), target_bytes)
         return max(1, int(np.searchsorted(costs, tile_bytes, side="right")))
 
     def reserve(self, tile_bytes: int, targets: int, target_bytes: int = 0) -> None:
-        """Make room once for the largest tile of up to `targets`: a buffer that grows leaves holes where it was."""
-        self._most_targets = min(targets, tile_bytes // max(1, self._cost.target + target_bytes))
-        self._most_rows = min(tile_bytes // self._cost.row, targets * self.columns.positions)
+        """Size the buffers for the largest tile of up to `targets`: a buffer that grows leaves a hole in memory."""
+        self._max_targets = min(targets, tile_bytes // max(1, self._cost.target + target_bytes))
+        self._max_rows = min(tile_bytes // self._cost.row, targets * self.columns.positions)
 
     def release(self) -> None:
-        """Give the buffers back."""
+        """Free the buffers."""
         self._buffers.clear()
         self.products.release()
 
-    def _buffer(self, name: str, count: int, *shape: int, most: int = 0) -> Tensor:
-        """[count, *shape], kept from one tile to the next; memory holds what was written."""
+    def _buffer(self, name: str, count: int, *shape: int, capacity: int = 0) -> Tensor:
+        """Return a buffer [count, *shape] that is reused from tile to tile. capacity: the count to reserve."""
         size = prod(shape)
         if name not in self._buffers or self._buffers[name].numel() < count * size:
             self._buffers.pop(name, None)
-            self._buffers[name] = self.frozen.embeddings.new_empty(max(count, most) * size)
+            self._buffers[name] = self.frozen.embeddings.new_empty(max(count, capacity) * size)
         return self._buffers[name][: count * size].view(count, *shape)
 
-    def tile(self, layer: Sequence[int], position: Sequence[int], vectors: Tensor, out: Tensor) -> Tensor:
-        """Adds the edges of targets sorted from the highest layer down to out [targets, columns]; returns the biases.
+    def tile(self, layers: Sequence[int], positions: Sequence[int], vectors: Tensor, out: Tensor) -> Tensor:
+        """Add the edges of targets sorted from the highest layer down to out [targets, columns]; return the biases.
 
         vectors: [targets, width] read there, as for `read`.
         """
-        gradient, bias = self.read(layer, position, vectors)
-        constants = self._buffer("constants", len(layer), self.columns.positions, most=self._most_targets).zero_()
-        tile, fresh = Tile(layer, position, gradient, out, bias, constants), None
-        state = self._buffer("state", tile.ends[-1], self.frozen.width, most=self._most_rows)
-        for at in reversed(range(min(layer[0] + 1, self.columns.layers))):
-            above, parallel = tile.reading(at + 1), self.frozen.layers[at].parallel
+        gradient, bias = self.read(layers, positions, vectors)
+        constants = self._buffer("constants", len(layers), self.columns.positions, capacity=self._max_targets).zero_()
+        tile, joined = Tile(layers, positions, gradient, out, bias, constants), None
+        state = self._buffer("state", tile.ends[-1], self.frozen.width, capacity=self._max_rows)
+        for layer in reversed(range(min(layers[0] + 1, self.columns.layers))):
+            above, parallel = tile.count_reading(layer + 1), self.frozen.layers[layer].parallel
             tile.enter(above, state)
-            skipped = self._mlp(at, above, tile, state) if above else None
+            skipped = self._score_layer(layer, above, tile, state) if above else None
             if skipped is not None and not parallel:
-                self._add(skipped, tile, state)
-            reach = above if parallel else len(tile) if at == 0 else tile.reading(at)
-            self._attend(at, fresh, tile, state)
-            fresh = self._join(at, reach, tile, state)
+                self._add_skipped(skipped, tile, state)
+            reach = above if parallel else len(tile) if layer == 0 else tile.count_reading(layer)
+            self._attend(layer, joined, tile, state)
+            joined = self._join(layer, reach, tile, state)
             if skipped is not None and parallel:
-                self._add(skipped, tile, state)
-        self._tokens(tile, state)
+                self._add_skipped(skipped, tile, state)
+        self._add_token_edges(tile, state)
         bias += constants.sum(1)
         return bias
 
-    def _add(self, skipped: Tensor, tile: Tile, state: Tensor) -> None:
-        """What a skip hands on, to the rows and to the single rows of targets that have nothing else."""
+    def _add_skipped(self, skipped: Tensor, tile: Tile, state: Tensor) -> None:
+        """Add the gradients through a skip to the state, and to the one row of targets before their first attention."""
         state[: len(skipped)] += skipped
-        tile.own[tile.hopped : tile.entered] = state[tile.last[tile.hopped : tile.entered]]
+        tile.own[tile.attended : tile.entered] = state[tile.last[tile.attended : tile.entered]]
 
-    def _tokens(self, tile: Tile, state: Tensor) -> None:
-        """What the stream itself carries down to the embeddings."""
-        rows, ptr = state[: tile.ends[tile.hopped]], tile.prefix(tile.hopped)
+    def _add_token_edges(self, tile: Tile, state: Tensor) -> None:
+        """Add the edges of tokens through the residual stream alone."""
+        rows, ptr = state[: tile.ends[tile.attended]], tile.prefix(tile.attended)
         tokens = tile.out[:, self.columns.of_tokens]
-        ops.edge_scores(rows, ptr, self._each, self.frozen.embeddings, tokens[: tile.hopped])
-        self._constants(self.frozen.position_part, ptr, rows, tile)
-        own, position = tile.own[tile.hopped :], tile.position[tile.hopped :]
-        at = torch.arange(tile.hopped, len(tile), device=position.device)
-        tokens[at, position] += (own * self.frozen.embeddings[position]).sum(1)
-        self._own_constants(self.frozen.position_part, tile, tile.hopped, len(tile))
+        ops.edge_scores(rows, ptr, self._identity, self.frozen.embeddings, tokens[: tile.attended])
+        self._add_constants(self.frozen.position_part, ptr, rows, tile)
+        own, position = tile.own[tile.attended :], tile.position[tile.attended :]
+        index = torch.arange(tile.attended, len(tile), device=position.device)
+        tokens[index, position] += (own * self.frozen.embeddings[position]).sum(1)
+        self._add_own_constants(self.frozen.position_part, tile, tile.attended, len(tile))
 
-    def _own_constants(self, constant: Tensor | None, tile: Tile, begin: int, end: int) -> None:
+    def _add_own_constants(self, constant: Tensor | None, tile: Tile, begin: int, end: int) -> None:
         if constant is not None:
             tile.bias[begin:end].add_((tile.own[begin:end] * constant[tile.position[begin:end]]).sum(1))
 
-    def _constants(self, constant: Tensor | None, ptr: Tensor, rows: Tensor, tile: Tile) -> None:
-        """constants[t] += rows . constant, position by position."""
+    def _add_constants(self, constant: Tensor | None, ptr: Tensor, rows: Tensor, tile: Tile) -> None:
+        """Add rows . constant to the tile's constants, position by position."""
         if constant is not None and len(ptr) > 1:
-            ops.edge_scores(rows, ptr, self._each, constant, tile.constants[: len(ptr) - 1])
+            ops.edge_scores(rows, ptr, self._identity, constant, tile.constants[: len(ptr) - 1])
 
-    def _mlp(self, at: int, count: int, tile: Tile, state: Tensor) -> Tensor | None:
-        """Scores at the write point of a layer, for the targets reading above; returns what a skip hands on."""
-        rows, ptr, where = state[: tile.ends[count]], tile.prefix(count), tile.where[: tile.ends[count]]
-        layer, out = self.frozen.layers[at], tile.out[:count]
-        self._constants(self._mlp_writes[at], ptr, rows, tile)
-        write = layer.write_norm(self.transcoders.writes)
-        written = rows if write is None else write.back(rows, where)
-        self._features(at, written, ptr, out)
-        ops.edge_scores(written, ptr, self._each, self.local.errors[at], out[:, self.columns.of_errors(at)])
-        skip, norm = self._skips[at], layer.read_norm(self.transcoders.reads)
+    def _score_layer(self, layer: int, count: int, tile: Tile, state: Tensor) -> Tensor | None:
+        """Score a layer's features and errors for the targets that read above; return gradients through its skip."""
+        rows, ptr, position = state[: tile.ends[count]], tile.prefix(count), tile.row_position[: tile.ends[count]]
+        block, out = self.frozen.layers[layer], tile.out[:count]
+        self._add_constants(self._mlp_writes[layer], ptr, rows, tile)
+        write = block.write_norm(self.transcoders.writes)
+        written = rows if write is None else write.back(rows, position)
+        self._score_features(layer, written, ptr, out)
+        ops.edge_scores(written, ptr, self._identity, self.local.errors[layer], out[:, self.columns.of_errors(layer)])
+        skip, norm = self._skips[layer], block.read_norm(self.transcoders.reads)
         if skip is None:
             return None
         back = self.products.project(written, skip)
-        return back if norm is None else norm.back(back, where)
+        return back if norm is None else norm.back(back, position)
 
-    def _features(self, at: int, written: Tensor, ptr: Tensor, out: Tensor) -> None:
-        """Scores of the features that write to a layer; written: the gradients of what is written there."""
+    def _score_features(self, layer: int, written: Tensor, ptr: Tensor, out: Tensor) -> None:
+        """Score the features that write to a layer. written: [rows, width], the gradients of what is written there."""
         if self._cross_layer is not None:
-            import_module("pycircuit.kernels.edge_scores").cross_layer_scores(self._cross_layer, at, written, ptr, out)
+            import_module("pycircuit.kernels.edge_scores").cross_layer_scores(
+                self._cross_layer, layer, written, ptr, out
+            )
             return
-        for source in self.transcoders.sources(at):
+        for source in self.transcoders.sources(layer):
             features = self.local.features[source]
             if features.count:
                 columns = self.columns.of_features(source)
-                ops.edge_scores(written, ptr, features, self.transcoders.decoder(source, at), out[:, columns])
+                ops.edge_scores(written, ptr, features, self.transcoders.decoder(source, layer), out[:, columns])
 
-    def _attend(self, at: int, fresh: Hop | None, tile: Tile, state: Tensor) -> None:
-        """G += norm^T W_V^T A^T W_O^T post-norm^T G for targets past their first attention.
+    def _attend(self, layer: int, joined: FirstAttention | None, tile: Tile, state: Tensor) -> None:
+        """Apply G += norm^T W_V^T A^T W_O^T post-norm^T G to targets past their first attention.
 
-        fresh: the state of the last of them, as long as it is no more than what their first attention left.
+        joined: the state of the last of them in factors, if nothing was added since their first attention.
         """
-        if not tile.hopped:
+        if not tile.attended:
             return
-        layer, ptr = self.frozen.layers[at], tile.prefix(tile.hopped)
-        rows, where = state[: tile.ends[tile.hopped]], tile.where[: tile.ends[tile.hopped]]
-        self._constants(self._attention[at], ptr, rows, tile)
-        y = self._buffer("y", len(rows), layer.back_o.shape[1], most=self._most_rows)
-        first = tile.hopped - (0 if fresh is None else len(fresh.own))
-        mixed = tile.ends[first]
-        self.products.project(rows[:mixed], layer.back_o, y[:mixed])
-        if fresh is not None:
-            through = fresh.through(layer.back_o, self.products)
-            through.fill(y[mixed:], tile.rows(first, tile.hopped))
-        if layer.post_attention_norm is not None:
-            y /= layer.post_attention_norm.sigma[where, None]
-        z = self._buffer("z", len(rows), layer.kv_heads, layer.head_width, most=self._most_rows)
-        ops.attend_back(y.unflatten(1, (layer.heads, -1)), ptr, layer.attention, z)
-        flat = z.flatten(1)
-        if layer.attention_norm is not None:
-            flat /= layer.attention_norm.sigma[where, None]
-        if at:
-            self.products.add(rows, flat, layer.back_v)
-        else:  # nothing below but tokens: their values are few, the rows of the state many
-            ops.edge_scores(flat, ptr, self._each, self._values, tile.out[: tile.hopped, self.columns.of_tokens])
-            self._constants(self._position_values, ptr, flat, tile)
+        block, ptr = self.frozen.layers[layer], tile.prefix(tile.attended)
+        rows, position = state[: tile.ends[tile.attended]], tile.row_position[: tile.ends[tile.attended]]
+        self._add_constants(self._attention[layer], ptr, rows, tile)
+        head_gradients = self._buffer("y", len(rows), block.back_o.shape[1], capacity=self._max_rows)
+        first = tile.attended - (0 if joined is None else len(joined.own))
+        projected = tile.ends[first]
+        self.products.project(rows[:projected], block.back_o, head_gradients[:projected])
+        if joined is not None:
+            factors = joined.project(block.back_o, self.products)
+            factors.fill(head_gradients[projected:], tile.rows(first, tile.attended))
+        if block.post_attention_norm is not None:
+            head_gradients /= block.post_attention_norm.sigma[position, None]
+        value_gradients = self._buffer("z", len(rows), block.kv_heads, block.head_width, capacity=self._max_rows)
+        ops.attend_back(head_gradients.unflatten(1, (block.heads, -1)), ptr, block.attention, value_gradients)
+        flat = value_gradients.flatten(1)
+        if block.attention_norm is not None:
+            flat /= block.attention_norm.sigma[position, None]
+        if layer:
+            self.products.add(rows, flat, block.back_v)
+        else:  # only tokens are below: their values are few, the rows of the state many
+            ops.edge_scores(flat, ptr, self._identity, self._values, tile.out[: tile.attended, self.columns.of_tokens])
+            self._add_constants(self._position_values, ptr, flat, tile)
 
-    def _join(self, at: int, reach: int, tile: Tile, state: Tensor) -> Hop | None:
-        """The first attention of the targets up to `reach`; returns their state if the next attention may use it."""
-        begin, end = tile.hopped, reach
+    def _join(self, layer: int, reach: int, tile: Tile, state: Tensor) -> FirstAttention | None:
+        """Apply the first attention of targets up to `reach`; return its factors if the next layer can use them."""
+        begin, end = tile.attended, reach
         if begin == end:
             return None
-        layer, own, position = self.frozen.layers[at], tile.own[begin:end], tile.position[begin:end]
+        block, own, position = self.frozen.layers[layer], tile.own[begin:end], tile.position[begin:end]
         longest = tile.longest(begin, end)
-        self._own_constants(self._attention[at], tile, begin, end)
-        if at == 0:
+        self._add_own_constants(self._attention[layer], tile, begin, end)
+        if layer == 0:
             tokens = tile.out[begin:end, self.columns.of_tokens]
-            tokens[:, :longest] += land(layer, own, position, self._values[:longest], self.products)
+            tokens[:, :longest] += token_edges(block, own, position, self._values[:longest], self.products)
             if self._position_values is not None:
                 values = self._position_values[:longest]
-                tile.bias[begin:end] += land(layer, own, position, values, self.products).sum(1)
+                tile.bias[begin:end] += token_edges(block, own, position, values, self.products).sum(1)
             return None
-        joined = hop(layer, own, position, longest, self.products)
+        joined = first_attention(block, own, position, longest, self.products)
         joined.fill(state[tile.ends[begin] : tile.ends[end]], tile.rows(begin, end))
-        tile.hopped = tile.entered = end
+        tile.attended = tile.entered = end
         return joined if all(skip is None for skip in self._skips) else None

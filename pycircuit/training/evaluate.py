@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pycircuit import ops
-from pycircuit.files.atomic import picture, write_text
+from pycircuit.files.atomic import writable_svg, write_text
 from pycircuit.model import ReplacementModel
-from pycircuit.model.sites import hooked
+from pycircuit.model.transcoder_hooks import eager_transcoder_hooks
 from pycircuit.ops import FileRows, SparseFeatures
 from pycircuit.ops.torch_settings import without_autocast
 from pycircuit.trace.attribute import attribute
@@ -66,7 +66,9 @@ class Evaluation:
             for title, values in by_layer.items()
         ]
         write_text(
-            "plot", picture("plot", path), chart([*panels, Panel("features by density", density, "never", "0.1 to 1")])
+            "plot",
+            writable_svg("plot", path),
+            chart([*panels, Panel("features by density", density, "never", "0.1 to 1")]),
         )
 
     def __str__(self) -> str:
@@ -195,7 +197,9 @@ class _Sums:
     def _log_probabilities(self, ids: Tensor, kept: Tensor, write: Any, read: Any = lambda layer, x: None) -> Tensor:
         """[kept, vocabulary]."""
         source = self.source
-        with hooked(source.model, source.family, source.weights, source.reads, source.writes, read, write):
+        with eager_transcoder_hooks(
+            source.model, source.family, source.weights, source.reads, source.writes, read, write
+        ):
             logits = source.model(input_ids=ids, use_cache=False).logits[kept]
         return torch.log_softmax(logits.to(source.weights.dtype), -1)
 
@@ -223,7 +227,9 @@ class _Sums:
 def replaced_logits(model: ReplacementModel, ids: Tensor) -> Tensor:
     """Of the replacement model, errors left out. ids: [prompts, positions], of one length -> [.., vocabulary]."""
     found, t = _Replaced(model.transcoders, model.ignore_positions), model.transcoders
-    with hooked(model.hf_model, model.family, model.weights, t.reads, t.writes, found.read, found.write):
+    with eager_transcoder_hooks(
+        model.hf_model, model.family, model.weights, t.reads, t.writes, found.read, found.write
+    ):
         logits: Tensor = model.hf_model(input_ids=ids, use_cache=False).logits
     return logits
 

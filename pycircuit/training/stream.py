@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from pycircuit.model.families import Family
-from pycircuit.model.sites import hooked
-from pycircuit.model.weights import ModelWeights
+from pycircuit.model.transcoder_hooks import eager_transcoder_hooks
+from pycircuit.model.weights import HasWeights, ModelWeights
 
 from .recipe import Recipe
 
@@ -25,7 +25,7 @@ POSITIONS = 4096  # of sequences run together, padding included
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class Source(HasWeights):
     """A model and where in it to look. Positions before `ignore` are never looked at."""
 
     model: Any
@@ -34,22 +34,6 @@ class Source:
     reads: str
     writes: str
     ignore: int
-
-    @property
-    def depth(self) -> int:
-        return len(self.weights.layers)
-
-    @property
-    def width(self) -> int:
-        return self.weights.width
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weights.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.weights.device
 
     def activations(self, sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """What is read and written at the kept positions, one sequence after another: [layers, tokens, width] twice."""
@@ -70,7 +54,7 @@ class Source:
             def write(layer: int, y: Tensor, keep: Any = keep) -> None:
                 keep(both[1], layer, y)
 
-            with hooked(self.model, self.family, weights, self.reads, self.writes, read, write):
+            with eager_transcoder_hooks(self.model, self.family, weights, self.reads, self.writes, read, write):
                 self.model.base_model(input_ids=ids, use_cache=False)
         return both[0], both[1]
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pycircuit.files.atomic import picture, write_text
+from pycircuit.files.atomic import writable_svg, write_text
 from pycircuit.ops.torch_settings import without_autocast
 from pycircuit.progress import Progress, Report
 from pycircuit.trace.checkpoint import digest
@@ -58,7 +58,9 @@ class History:
         }
         end = str(len(self.loss))
         write_text(
-            "plot", picture("plot", path), chart([Panel(title, held, "step 1", end) for title, held in lines.items()])
+            "plot",
+            writable_svg("plot", path),
+            chart([Panel(title, held, "step 1", end) for title, held in lines.items()]),
         )
 
 

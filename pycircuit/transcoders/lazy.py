@@ -1,4 +1,4 @@
-"""Decoders left in their files: the rows of a prompt's active features are read once, and kept while it lives.
+"""Decoders left in their files: the rows of a prompt's active features are read once, and cached while it lives.
 
 Memory: the distinct active rows of the features in use, at most `cache` bytes of them; above, they are read again.
 """
@@ -20,19 +20,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pycircuit.files.reading import FileState, read_into
 from pycircuit.ops import FileRows, SparseFeatures
 from pycircuit.ops.file_rows import DTYPES
-
-from .resident_pages import State
 
 THREADS = 8  # readers of one file: a disk answers several questions at once
 _PARALLEL = 4 << 20  # bytes from which on threads are worth starting
 _VECTOR = 512  # rows in one call of the system, which takes at most 1,024
 _CHECKED = 1 << 18  # entries looked at together: they stay in the cache
-_EXPONENT = {  # all ones in what is NaN or infinite
-    torch.bfloat16: (torch.int16, 0x7F80), torch.float16: (torch.int16, 0x7C00),
-    torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000),
-}  # fmt: skip
+_EXPONENT = {  # bits that are all ones in NaN and infinity
+    torch.bfloat16: (torch.int16, 0x7F80),
+    torch.float16: (torch.int16, 0x7C00),
+    torch.float32: (torch.int32, 0x7F800000),
+    torch.float64: (torch.int64, 0x7FF0000000000000),
+}
 
 
 class Plane(Protocol):
@@ -51,54 +52,69 @@ class Plane(Protocol):
     @property
     def stride(self) -> int: ...
     @property
-    def state(self) -> State | None: ...
+    def state(self) -> FileState | None: ...
 
 
-class Cache:
-    """Rows that were read, by the features they were read for; the longest unused go first above `most` bytes."""
+@dataclass(frozen=True)
+class CacheEntry:
+    """Rows that were read, and the features and the decoder they belong to while those live."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.held = most, 0
+    index: weakref.ref[Tensor]
+    owner: weakref.ref[LazyRows]
+    compact: SparseFeatures
+    rows: Tensor
+    version: int
+
+
+class RowCache:
+    """Rows that were read, by the features they were read for; the longest unused go first above `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
         self._lock = RLock()
-        self._found: OrderedDict[tuple[int, int], tuple[Any, Any, SparseFeatures, Tensor, int]] = OrderedDict()
+        self._entries: OrderedDict[tuple[int, int], CacheEntry] = OrderedDict()
 
-    def __reduce__(self) -> tuple[type[Cache], tuple[int]]:
+    def __reduce__(self) -> tuple[type[RowCache], tuple[int]]:
         """Copies, also in other processes, begin empty."""
-        return Cache, (self.most,)
+        return RowCache, (self.limit,)
 
     def get(self, rows: LazyRows, features: SparseFeatures) -> tuple[SparseFeatures, Tensor] | None:
+        """Features numbered anew over their rows, and those rows, if they were read before."""
         with self._lock:
             key = (id(rows), id(features.index))
-            entry = self._found.get(key)
-            if entry is None or entry[0]() is not features.index or entry[1]() is not rows:
+            entry = self._entries.get(key)
+            if entry is None or entry.index() is not features.index or entry.owner() is not rows:
                 return None
-            if entry[4] != _version(features.index):
+            if entry.version != _version(features.index):
                 return None
-            self._found.move_to_end(key)
-            return SparseFeatures(features.row_ptr, entry[2].index, features.value), entry[3]
+            self._entries.move_to_end(key)
+            return SparseFeatures(features.row_ptr, entry.compact.index, features.value), entry.rows
 
     def put(self, rows: LazyRows, features: SparseFeatures, compact: SparseFeatures, read: Tensor) -> None:
-        size = read.numel() * read.element_size()
-        if size > self.most:
+        """Cache the rows that were read for these features."""
+        size = read.nbytes
+        if size > self.limit:
             return
         key = (id(rows), id(features.index))
         with self._lock:
             self._drop(key)
-            used, owner = (weakref.ref(of, lambda _: self._drop(key)) for of in (features.index, rows))
-            self._found[key] = (used, owner, compact, read, _version(features.index))
-            self.held += size
-            while self.held > self.most:
-                self._drop(next(iter(self._found)))
+            index = weakref.ref(features.index, lambda _: self._drop(key))
+            owner = weakref.ref(rows, lambda _: self._drop(key))
+            self._entries[key] = CacheEntry(index, owner, compact, read, _version(features.index))
+            self.size += size
+            while self.size > self.limit:
+                self._drop(next(iter(self._entries)))
 
     def _drop(self, key: tuple[int, int]) -> None:
         with self._lock:
-            entry = self._found.pop(key, None)
+            entry = self._entries.pop(key, None)
             if entry is not None:
-                self.held -= entry[3].numel() * entry[3].element_size()
+                self.size -= entry.rows.nbytes
 
 
 def _version(t: Tensor) -> int:
-    """How often it was written to; in inference mode nobody counts."""
+    """The number of writes to a tensor; in inference mode nobody counts."""
     return 0 if t.is_inference() else t._version
 
 
@@ -106,14 +122,14 @@ def _version(t: Tensor) -> int:
 class LazyRows(FileRows):
     """A decoder [features, width] or [features, slots, width] in one file, or slot by slot in several.
 
-    planes: the one place of it, or one [features, width] for each slot. wanted: the type of the rows that come out;
-    None: as ops take what is stored. cache: where rows that were read are kept. gain ([(slots,) width], or what
-    stretches to that) and share ([features]) multiply the rows, in float32 at the least.
+    planes: the complete decoder, or one [features, width] for each slot. wanted: the type of the rows that come out;
+    None: as ops take what is stored. cache: of rows that were read. gain ([(slots,) width], or what stretches to that)
+    and share ([features]) multiply the rows, in float32 at the least.
     """
 
     planes: tuple[Plane, ...] = ()
     wanted: torch.dtype | None = None
-    cache: Cache = field(default_factory=lambda: Cache(0))
+    cache: RowCache = field(default_factory=lambda: RowCache(0))
     gain: Tensor | None = None
     share: Tensor | None = None
 
@@ -121,10 +137,15 @@ class LazyRows(FileRows):
 
     @classmethod
     def of(
-        cls, planes: Sequence[Any], stacked: bool, wanted: torch.dtype | None, cache: Cache,
-        gain: Tensor | None = None, share: Tensor | None = None,
-    ) -> LazyRows:  # fmt: skip
-        """stacked: planes are slots, otherwise there is one, which holds them all."""
+        cls,
+        planes: Sequence[Any],
+        stacked: bool,
+        wanted: torch.dtype | None,
+        cache: RowCache,
+        gain: Tensor | None = None,
+        share: Tensor | None = None,
+    ) -> LazyRows:
+        """A decoder of these planes. stacked: planes are slots, otherwise there is one, which holds them all."""
         first = planes[0]
         shape = (first.shape[0], len(planes), *first.shape[1:]) if stacked else tuple(first.shape)
         return cls(first.path, first.offset, shape, first.dtype, tuple(planes), wanted, cache, gain, share)
@@ -152,19 +173,19 @@ class LazyRows(FileRows):
         scaled = self.gain is not None or self.share is not None
         return self.stored.itemsize + (8 if scaled else 0) if scaled or self.stored != self.dtype else 0
 
-    def to(self, *where: Any, **how: Any) -> LazyRows:
-        """As of a tensor: another type is given to rows as they are read; their place is that of who asks for them."""
-        return replace(self, wanted=torch.empty(0, dtype=self.dtype).to(*where, **how).dtype)
+    def to(self, *args: Any, **kwargs: Any) -> LazyRows:
+        """A copy whose rows are converted as they are read; they come out on the device of the features."""
+        return replace(self, wanted=torch.empty(0, dtype=self.dtype).to(*args, **kwargs).dtype)
 
-    def slot(self, at: int) -> Slot:
-        """[features, width] of one slot."""
-        return Slot(self.path, self.offset, (self.shape[0], self.shape[2]), self.stored, self, at)
+    def slot(self, slot: int) -> Slot:
+        """One slot: [features, width]."""
+        return Slot(self.path, self.offset, (self.shape[0], self.shape[2]), self.stored, self, slot)
 
     def gather(self, features: SparseFeatures) -> tuple[SparseFeatures, Tensor]:
-        """The same features numbered anew over the rows they use, and those rows: [distinct, (slots,) width]."""
-        held = self.cache.get(self, features)
-        if held is not None:
-            return held
+        """Features numbered anew over the rows they use, and those rows: [distinct, (slots,) width]."""
+        cached = self.cache.get(self, features)
+        if cached is not None:
+            return cached
         used, renumbered = features.index.unique(sorted=True, return_inverse=True)
         rows = self.placed(self.rows(used), features.index.device)
         compact = SparseFeatures(features.row_ptr, renumbered, features.value)
@@ -177,17 +198,17 @@ class LazyRows(FileRows):
         return self.placed(self.rows(used), index.device)[back]
 
     def placed(self, rows: Tensor, device: Any) -> Tensor:
-        """Rows in the type they come out in, on a device."""
-        return narrowed(f"{self.path}: {self.planes[0].name}", rows, self.dtype).to(device)
+        """Rows in the type of the decoder, on a device."""
+        return in_dtype(f"{self.path}: {self.planes[0].name}", rows, self.dtype).to(device)
 
     def rows(self, used: Tensor) -> Tensor:
         """Rows of these features, which rise: [distinct, (slots,) width], as stored where nothing multiplies them."""
-        used = used.cpu()  # where files are read, and where share lies
+        used = used.cpu()  # files are read there, and share lies there
         out = torch.empty(len(used), *self.shape[1:], dtype=self.stored)
-        whole = len(self.planes) == 1 and self.planes[0].shape == self.shape
-        parts = [out] if whole else [out[:, at] for at in range(len(self.planes))]
-        for plane, part in zip(self.planes, parts, strict=True):
-            _read(plane, used.tolist(), part)
+        single = len(self.planes) == 1 and self.planes[0].shape == self.shape
+        targets = [out] if single else [out[:, slot] for slot in range(len(self.planes))]
+        for plane, target in zip(self.planes, targets, strict=True):
+            _read(plane, used.tolist(), target)
         return self._multiplied(out, used)
 
     def _multiplied(self, rows: Tensor, used: Tensor) -> Tensor:
@@ -202,26 +223,26 @@ class Slot(FileRows):
     """One slot of a decoder in a file: rows are read for all slots at once, and shared."""
 
     owner: LazyRows
-    at: int
+    slot: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.at < self.owner.shape[1]:
-            raise ValueError(f"Slot: at must be one of {self.owner.shape[1]} slots, got {self.at}")
+        if not 0 <= self.slot < self.owner.shape[1]:
+            raise ValueError(f"Slot: slot must be one of {self.owner.shape[1]} slots, got {self.slot}")
 
     @property
     def dtype(self) -> torch.dtype:
         return self.owner.dtype
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        return self.owner[index][:, self.at]
+        return self.owner[index][:, self.slot]
 
     def gather(self, features: SparseFeatures) -> tuple[SparseFeatures, Tensor]:
         compact, rows = self.owner.gather(features)
-        return compact, rows[:, self.at]
+        return compact, rows[:, self.slot]
 
 
-def kept_bytes(decoders: Sequence[Any], features: Sequence[SparseFeatures], growth: float = 1.0) -> int:
-    """Bytes of decoder rows while features of each layer are in use, and of what reading the largest layer's takes.
+def cached_row_bytes(decoders: Sequence[Any], features: Sequence[SparseFeatures], growth: float = 1.0) -> int:
+    """Bytes of decoder rows while features of each layer are in use, and of reading the largest layer's.
 
     Above the cache's bound a layer's rows are read again each time, and are there beside what it holds. growth: how
     many times these features the prompt has.
@@ -232,12 +253,12 @@ def kept_bytes(decoders: Sequence[Any], features: Sequence[SparseFeatures], grow
     counts = [min(d.shape[0], ceil(growth * len(f.index.unique()))) for d, f in lazy]
     sizes = [count * prod(d.shape[1:]) * d.dtype.itemsize for (d, _), count in zip(lazy, counts, strict=True)]
     reading = max(size * d.reading / d.dtype.itemsize for (d, _), size in zip(lazy, sizes, strict=True))
-    most = sum({id(d.cache): d.cache.most for d, _ in lazy}.values())
-    return int(reading) + (sum(sizes) if sum(sizes) <= most else most + max(sizes))
+    limit = sum({id(d.cache): d.cache.limit for d, _ in lazy}.values())
+    return int(reading) + (sum(sizes) if sum(sizes) <= limit else limit + max(sizes))
 
 
 def _read(plane: Plane, used: list[int], out: Tensor) -> None:
-    """out: [len(used), ...], its rows contiguous each; several threads where there is much to read."""
+    """Fill out, [len(used), ...] with contiguous rows, by several threads where there is much to read."""
     size = prod(plane.shape[1:]) * plane.dtype.itemsize
     if not used or not size:
         return
@@ -250,12 +271,12 @@ def _read(plane: Plane, used: list[int], out: Tensor) -> None:
     try:
         if plane.state is not None:
             plane.state.check(plane.path, os.fstat(file))
-        work = [(file, plane, used[a:b], out[a:b], size) for a, b in pairwise(bounds) if a < b]
         if count == 1:
-            _read_part(work[0])
+            _read_rows(file, plane, used, out)
         else:
             with ThreadPoolExecutor(count) as pool:
-                list(pool.map(_read_part, work))
+                spans = [(begin, end) for begin, end in pairwise(bounds) if begin < end]
+                list(pool.map(lambda span: _read_rows(file, plane, used[slice(*span)], out[slice(*span)]), spans))
     except OSError as error:
         raise _unreadable(plane, error) from None
     finally:
@@ -266,48 +287,36 @@ def _unreadable(plane: Plane, error: OSError) -> OSError:
     return type(error)(f"load: {plane.path} must stay readable while in use, got {error.strerror or error}")
 
 
-def _read_part(work: tuple[int, Plane, list[int], Tensor, int]) -> None:
-    """Neighbouring rows in one read."""
-    file, plane, used, out, size = work
+def _read_rows(file: int, plane: Plane, used: list[int], out: Tensor) -> None:
+    """Fill out with rows of ascending features; neighbouring rows in one read."""
+    size = prod(plane.shape[1:]) * plane.dtype.itemsize
     stride = out.stride(0) * out.element_size()
     flat = out.as_strided((max(0, (len(used) - 1) * out.stride(0) + size // out.element_size()),), (1,))
-    into = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
-    close = plane.stride == size
-    breaks = [i for i, row in enumerate(used) if i == 0 or not close or row != used[i - 1] + 1]
+    buffer = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    adjacent = plane.stride == size
+    breaks = [i for i, row in enumerate(used) if i == 0 or not adjacent or row != used[i - 1] + 1]
     for first, last in pairwise([*breaks, len(used)]):
         for begin in range(first, last, _VECTOR):
             end = min(begin + _VECTOR, last)
             if stride == size:
-                buffers = [into[begin * size : end * size]]
+                buffers = [buffer[begin * size : end * size]]
             else:
-                buffers = [into[i * stride : i * stride + size] for i in range(begin, end)]
-            _fill(file, plane, buffers, plane.offset + used[begin] * plane.stride)
+                buffers = [buffer[i * stride : i * stride + size] for i in range(begin, end)]
+            read_into(file, buffers, plane.offset + used[begin] * plane.stride, plane.path)
     _check_finite(plane, used, out)  # while other threads wait for the disk
 
 
-def _fill(file: int, plane: Plane, buffers: list[memoryview], at: int) -> None:
-    while buffers:  # one read may stop short, and never passes 2 GB
-        count = os.preadv(file, buffers, at)
-        if count == 0:
-            raise ValueError(f"load: {plane.path} must not shrink while in use, got its end at byte {at}")
-        at += count
-        while buffers and count >= len(buffers[0]):
-            count -= len(buffers.pop(0))
-        if buffers:
-            buffers[0] = buffers[0][count:]
-
-
 def is_finite(t: Tensor) -> bool:
-    """Whether no entry is NaN or infinite, by the bits of exponents: no faster way over memory than reading it once."""
+    """True if no entry is NaN or infinite, by the bits of exponents: as fast as reading memory once."""
     kind, mask = _EXPONENT[t.dtype]
     bits = (t if t.ndim else t[None]).view(kind).numpy()
     step = max(1, _CHECKED // max(1, bits[:1].size))
-    parts = (bits[begin : begin + step] for begin in range(0, len(bits), step))
-    return all(not part.size or int((part & mask).max()) != mask for part in parts)
+    chunks = (bits[begin : begin + step] for begin in range(0, len(bits), step))
+    return all(not chunk.size or int((chunk & mask).max()) != mask for chunk in chunks)
 
 
-def narrowed(name: str, t: Tensor, dtype: torch.dtype) -> Tensor:
-    """In another type, whose range holds every number."""
+def in_dtype(name: str, t: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another type, whose range must hold every number."""
     out = t.to(dtype)
     if torch.finfo(dtype).max < torch.finfo(t.dtype).max and not is_finite(out):
         raise ValueError(

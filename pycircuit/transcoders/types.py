@@ -1,27 +1,30 @@
-"""Transcoders in memory: what they read, which features are active, and what those write."""
+"""Transcoders in memory: the stream they read, the features that are active, and what those write."""
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pycircuit import ops
+from pycircuit.files import memory_maps
 from pycircuit.ops import Activation, BatchTopK, FileRows, JumpReLU, ReLU, SparseFeatures, TopK
 from pycircuit.ops.torch_settings import without_autocast
 
-from . import resident_pages
 from .lazy import LazyRows
 
 READS = ("resid_mid", "mlp_normed", "mlp_in")
 WRITES = ("mlp_out", "mlp_raw")
 
 
-class Shape(Protocol):
-    """What a model must say of itself for transcoders to be checked against it."""
+class ModelShape(Protocol):
+    """Sizes, type and device of a model that transcoders are checked against."""
 
     @property
     def depth(self) -> int: ...
@@ -33,15 +36,15 @@ class Shape(Protocol):
     def device(self) -> torch.device: ...
 
 
-def _fixed(t: Any) -> Any:
-    """The same memory without a gradient: parameters of a module may be given as they are, and nothing is taped."""
+def _detached(t: Any) -> Any:
+    """A tensor's memory without a gradient: parameters of a module may be given as they are, and nothing is taped."""
     return t.detach() if isinstance(t, Tensor) and t.requires_grad else t
 
 
 def _entries(op: str, name: str, value: Any, count: int) -> list[Any]:
     if value is None:
         return [None] * count
-    entries = [_fixed(t) for t in value]
+    entries = [_detached(t) for t in value]
     if len(entries) != count:
         got = len(entries)
         raise ValueError(f"{op}: {name} must have one entry for each of the {count} layers of w_enc, got {got}")
@@ -72,13 +75,17 @@ class Transcoders(ABC):
     def __init__(
         self, w_enc: Any, b_enc: Any, w_dec: Any, b_dec: Any, activation: Any, w_skip: Any, reads: str, writes: str
     ) -> None:
-        op, self.w_enc = type(self).__name__, [_fixed(t) for t in w_enc]
+        op = type(self).__name__
+        self.w_enc = [_detached(t) for t in w_enc]
         count = len(self.w_enc)
-        self.b_enc, self.w_dec = _entries(op, "b_enc", b_enc, count), _entries(op, "w_dec", w_dec, count)
-        self.b_dec, self.w_skip = _entries(op, "b_dec", b_dec, count), _entries(op, "w_skip", w_skip, count)
+        self.b_enc = _entries(op, "b_enc", b_enc, count)
+        self.w_dec = _entries(op, "w_dec", w_dec, count)
+        self.b_dec = _entries(op, "b_dec", b_dec, count)
+        self.w_skip = _entries(op, "w_skip", w_skip, count)
         rules = _activations(op, activation, count)
-        self.activation = [JumpReLU(_fixed(r.theta)) if isinstance(r, JumpReLU) else r for r in rules]
-        self.reads, self.writes = reads, writes
+        self.activation = [JumpReLU(_detached(r.theta)) if isinstance(r, JumpReLU) else r for r in rules]
+        self.reads = reads
+        self.writes = writes
         for name, value, allowed in (("reads", reads, READS), ("writes", writes, WRITES)):
             if value not in allowed:
                 raise ValueError(f"{op}: {name} must be one of {', '.join(allowed)}, got {value!r}")
@@ -122,22 +129,22 @@ class Transcoders(ABC):
 
     @abstractmethod
     def decoder(self, source: int, target: int) -> Any:
-        """[features of source, width]: what they write to the target layer, where it lies (may be strided)."""
+        """Decoder of the source layer's features at the target layer: [features, width], a view that may be strided."""
 
     @abstractmethod
     def _add_features(self, out: Tensor, features: Sequence[SparseFeatures], sign: float) -> None:
-        """out: [layers, positions, width] += sign * everything the features write."""
+        """Add sign * everything the features write to out, [layers, positions, width]."""
 
     def writes_to(self, layer: int) -> bool:
-        """Whether any feature can write to this layer."""
+        """True if any feature can write to this layer."""
         return any(self.w_enc[s] is not None for s in self.sources(layer))
 
     def bias(self, layer: int) -> Tensor | None:
         """b_dec of a layer some feature can write to: [width]."""
         return self.b_dec[layer] if self.writes_to(layer) else None
 
-    def check(self, model: Shape) -> None:
-        """Layers, widths, types and device against a model's."""
+    def check(self, model: ModelShape) -> None:
+        """Raise an error unless layers, widths, types and device are the model's."""
         op, width = type(self).__name__, model.width
         if self.depth != model.depth:
             raise ValueError(
@@ -163,7 +170,7 @@ class Transcoders(ABC):
             _matches(op, layer, "w_skip", self.w_skip[layer], (width, width), why)
 
     @staticmethod
-    def _check_kind(op: str, layer: int, name: str, t: Any, model: Shape) -> None:
+    def _check_kind(op: str, layer: int, name: str, t: Any, model: ModelShape) -> None:
         if (t.dtype == torch.float64) != (model.dtype == torch.float64):
             got = f"{t.dtype} against the model's {model.dtype}"
             rule = "must be float64 exactly if the model is"
@@ -183,16 +190,16 @@ class Transcoders(ABC):
         if self.w_enc[layer] is None:
             row_ptr = torch.zeros(x.shape[0] + 1, dtype=torch.int64, device=x.device)
             return SparseFeatures(row_ptr, row_ptr.new_empty(0), x.new_empty(0))
-        resident_pages.check(self.w_enc[layer])
+        memory_maps.check_unchanged(self.w_enc[layer])
         try:
-            found = ops.encode(x, self.w_enc[layer], self.b_enc[layer], self.activation[layer], ignore)
+            features = ops.encode(x, self.w_enc[layer], self.b_enc[layer], self.activation[layer], ignore)
         except ValueError as error:
             raise ValueError(f"encode: layer {layer}: {str(error).removeprefix('encode: ')}") from None
-        resident_pages.let_go(self.w_enc[layer])
-        return found
+        memory_maps.drop_resident_pages(self.w_enc[layer])
+        return features
 
     def reconstruct(self, features: Sequence[SparseFeatures], x: Tensor | None = None, ignore: int = 0) -> Tensor:
-        """What takes the place of the MLP outputs: [layers, positions, width].
+        """Reconstruction of the MLP outputs: [layers, positions, width].
 
         features: one entry a layer; x: [layers, positions, width], what is read, needed for a skip. Features and
         b_dec write past the first `ignore` positions only; the skip, which is no node, everywhere.
@@ -206,7 +213,7 @@ class Transcoders(ABC):
     def add_to(
         self, out: Tensor, features: Sequence[SparseFeatures], x: Tensor | None, ignore: int = 0, sign: float = 1.0
     ) -> None:
-        """out: [layers, positions, width] += sign * the reconstruction, in place."""
+        """Add sign * the reconstruction to out, [layers, positions, width], in place."""
         if len(features) != self.depth:
             raise ValueError(
                 f"reconstruct: features must have one entry for each of {self.depth} layers, got {len(features)}"
@@ -221,16 +228,24 @@ class Transcoders(ABC):
                     raise ValueError(f"reconstruct: x must be given, layer {layer} has a skip, got None")
                 out[layer].addmm_(x[layer], skip.to(out.dtype), alpha=sign)
 
-    def to(self, *where: Any, **how: Any) -> Transcoders:
-        """A copy on another device or in another float type; a decoder left in a file stays there, and is converted
-        as it is read."""
+    def to(self, *args: Any, **kwargs: Any) -> Transcoders:
+        """A copy on another device or in another float type, by the arguments of `Tensor.to`.
+
+        A decoder left in a file stays there, and is converted as it is read.
+        """
 
         def moved(entries: list[Any]) -> list[Any]:
-            return [t.to(*where, **how) if isinstance(t, Tensor | LazyRows) else t for t in entries]
+            return [t.to(*args, **kwargs) if isinstance(t, Tensor | LazyRows) else t for t in entries]
 
         rules = [JumpReLU(*moved([r.theta])) if isinstance(r, JumpReLU) else r for r in self.activation]
         w_enc, b_enc, w_dec, b_dec = (moved(t) for t in (self.w_enc, self.b_enc, self.w_dec, self.b_dec))
         return type(self)(w_enc, b_enc, w_dec, b_dec, rules, moved(self.w_skip), self.reads, self.writes)
+
+    def save(self, path: str | os.PathLike[str], model: str | None = None, scan: str | None = None) -> Path:
+        """Write a new folder, as `pycircuit.transcoders.save` does."""
+        io = import_module("pycircuit.transcoders.io")  # resolved late: that module imports this one
+        folder: Path = io.save(self, path, model, scan)
+        return folder
 
     def _width(self) -> int:
         known = [*self.w_dec, *self.b_dec, *self.w_skip]
@@ -276,9 +291,9 @@ class PerLayerTranscoders(Transcoders):
         return self.w_dec[source]
 
     def _add_features(self, out: Tensor, features: Sequence[SparseFeatures], sign: float) -> None:
-        for layer, found in enumerate(features):
-            if found.count:
-                out[layer].add_(ops.decode(found, self.w_dec[layer]), alpha=sign)
+        for layer, active in enumerate(features):
+            if active.count:
+                out[layer].add_(ops.decode(active, self.w_dec[layer]), alpha=sign)
 
 
 class CrossLayerTranscoder(Transcoders):
@@ -319,6 +334,6 @@ class CrossLayerTranscoder(Transcoders):
         return w_dec[:, target - source]
 
     def _add_features(self, out: Tensor, features: Sequence[SparseFeatures], sign: float) -> None:
-        for source, found in enumerate(features):
-            if found.count:
-                out[source:].add_(ops.decode(found, self.w_dec[source]), alpha=sign)
+        for source, active in enumerate(features):
+            if active.count:
+                out[source:].add_(ops.decode(active, self.w_dec[source]), alpha=sign)

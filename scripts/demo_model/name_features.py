@@ -11,14 +11,14 @@ from pycircuit import ReplacementModel
 from pycircuit.demo.demo_model import KINDS, load_model, save_labels, write_checksums
 from pycircuit.demo.facts import Facts
 from pycircuit.demo.feature_names import feature_names
-from pycircuit.transcoders import formats
+from pycircuit.transcoders import load as load_transcoders
 
 
 def main(folder: Path) -> None:
     model, tokenizer = load_model(folder)
     names = {}
     for kind in KINDS:
-        transcoders = formats.load(folder / kind, dtype=torch.float32, lazy=False)
+        transcoders = load_transcoders(folder / kind, dtype=torch.float32, lazy=False)
         replacement = ReplacementModel(model, transcoders, tokenizer)
         names[kind] = feature_names(replacement, Facts.load(folder / "facts.json"))
         total = sum(map(replacement.transcoders.size, range(replacement.depth)))

@@ -11,7 +11,7 @@ import torch
 import pycircuit as pc
 from pycircuit.demo.demo_model import load_model
 from pycircuit.demo.facts import Facts
-from pycircuit.transcoders import formats
+from pycircuit.transcoders import load as load_transcoders
 
 # The first layer only looks tokens up: with few features a token, and rows that begin as tokens, it learns a feature
 # for each state. The later layers represent many things at once.
@@ -29,8 +29,8 @@ def main() -> None:
     trained = pc.train(model, prompts, kind=options.kind, steps=options.steps, **RECIPE)
     folder = options.folder / options.kind
     shutil.rmtree(folder, ignore_errors=True)
-    formats.save(trained.to(torch.bfloat16), folder, "pycircuit/demo")
-    saved = formats.load(folder, dtype=torch.float32, lazy=False)
+    trained.to(torch.bfloat16).save(folder, "pycircuit/demo")
+    saved = load_transcoders(folder, dtype=torch.float32, lazy=False)
     print(pc.evaluate(model, saved, prompts, context=16))
 
 

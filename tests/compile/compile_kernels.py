@@ -26,15 +26,31 @@ from triton.compiler import ASTSource
 
 # What launches pass at the standard shapes: widths and strides are multiples of 16, counts may be anything.
 FLOATS = (
-    "b", "threshold", "staged", "value", "out", "sample", "kth", "bias", "gradient", "y", "pattern", "normaliser", "z",
-    "rows", "weight", "entering", "row_sum", "scale",
-)  # fmt: skip
+    "b",
+    "threshold",
+    "staged",
+    "value",
+    "out",
+    "sample",
+    "kth",
+    "bias",
+    "gradient",
+    "y",
+    "pattern",
+    "normaliser",
+    "z",
+    "rows",
+    "weight",
+    "entering",
+    "row_sum",
+    "scale",
+)
 TYPES = {
     **dict.fromkeys(FLOATS, "*fp32"),
-    **dict.fromkeys(("packed", "counts", "kept", "wrong"), "*i32"),
+    **dict.fromkeys(("packed", "counts", "kept_counts", "wrong"), "*i32"),
     **dict.fromkeys(("cursor", "begins", "ends", "index", "column", "row_ptr", "prefix_ptr", "node", "order"), "*i64"),
     **dict.fromkeys(("floor", "softcap"), "fp32"),
-    "keep": "*i8",
+    "keep_mask": "*i8",
 }
 STRIDES = ("row_stride", "x_stride", "w_stride", "g_stride", "slot_stride", "stride")
 ALIGNED = ("width", "columns", "length", "qk_width", "pitch", *STRIDES)
@@ -80,11 +96,11 @@ def variants() -> Iterator[Row]:
     yield "split", "", split.split_kernel, split.BLOCK, {"COUNT": 3}, {"numbers": "*fp32", "parts": "*bf16"}
     yield from attentions()
     for ordered in (False, True):
-        how, name, own = {"HAS_ORDER": ordered}, "ordered" * ordered, {"scale": "*fp32"}
-        yield "influence.sum", name, influence.sum_kernel, influence.ROWS, how, {}
-        yield "influence.solve", name, influence.solve_kernel, influence.ROWS, how, own
+        constants, name, own = {"HAS_ORDER": ordered}, "ordered" * ordered, {"scale": "*fp32"}
+        yield "influence.sum", name, influence.sum_kernel, influence.ROWS, constants, {}
+        yield "influence.solve", name, influence.solve_kernel, influence.ROWS, constants, own
         for shape, c in influence.HOPPER.items():
-            yield "influence.total", f"{shape} {name}".strip(), influence.total_kernel, c, how, own
+            yield "influence.total", f"{shape} {name}".strip(), influence.total_kernel, c, constants, own
 
 
 def attentions() -> Iterator[Row]:
@@ -102,9 +118,9 @@ def compiled(kernel: Any, c: Config, constants: dict[str, Any], own: dict[str, s
     constants = {**dict(c.blocks), **constants}
     types = {n: "constexpr" if n in constants else own.get(n) or TYPES.get(n, "i32") for n in kernel.arg_names}
     attributes = {
-        (at,): [["tt.divisibility", 16]]
-        for at, (name, type_) in enumerate(types.items())
-        if (type_.startswith("*") or (type_ == "i32" and name in ALIGNED)) and _specialised(kernel.params[at])
+        (index,): [["tt.divisibility", 16]]
+        for index, (name, type_) in enumerate(types.items())
+        if (type_.startswith("*") or (type_ == "i32" and name in ALIGNED)) and _specialised(kernel.params[index])
     }
     values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     options = {k: v for k, v in c.launch().items() if k.islower()}
@@ -125,10 +141,10 @@ def inspect(binary: Any) -> dict[str, int]:
             subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
             for flag in ("-res-usage", "-sass")
         )
-    found = {name: int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL")}
+    usage_counts = {name: int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL")}
     return {
-        "registers": found["REG"],
-        "spilled": found["STACK"] + found["LOCAL"] + len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        "registers": usage_counts["REG"],
+        "spilled": usage_counts["STACK"] + usage_counts["LOCAL"] + len(re.findall(r"\b(?:LDL|STL)\b", code)),
         "shared": binary.metadata.shared,
         "wgmma": len(re.findall(r"\bHGMMA\b", code)),
         "mma": len(re.findall(r"\bHMMA\b", code)),

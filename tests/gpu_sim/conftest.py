@@ -15,6 +15,6 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def counts() -> Counts:
-    """What happens on the device in a test, from zero."""
+    """Counts of launches and synchronisations in a test, from zero."""
     COUNTS.clear()
     return COUNTS

@@ -1,4 +1,4 @@
-"""What a whole trace of the gemma2b shape costs the host: its layers, heads, prompt and rows, narrow.
+"""Synchronisations and launches of a trace of the gemma2b shape: its layers, heads, prompt and rows, narrow.
 
 Tiles are cut as gemma2b's width has them, so launches and synchronisations are those of the real shape.
 """
@@ -11,20 +11,20 @@ from types import SimpleNamespace
 import builders
 import pytest
 import torch
+from gpu_models import call_sites
 from pretended_cuda import Counts
-from test_gpu_budgets import shown
 
 import pycircuit as pc
 from pycircuit.bench import models
 from pycircuit.bench.shapes import SHAPES
 from pycircuit.trace import memory_plan
-from pycircuit.trace.memory_model import TileCost, tile_cost
 from pycircuit.trace.precision import PRECISIONS
 from pycircuit.trace.sweep import Sweep
+from pycircuit.trace.tile_cost import TileCost, tile_cost
 
 WIDE = SHAPES["gemma2b"]
 NARROW = replace(WIDE, width=32, head_width=4, features=64, active=3)
-LAUNCHES, SYNCHRONISATIONS = 15_000, 150  # launches: a goal of 12,000 needs kernels for what elementwise calls do now
+LAUNCHES, SYNCHRONISATIONS = 15_000, 150  # 12,000 launches would need kernels in place of elementwise calls
 CHANGES = {
     "hidden_size": NARROW.width, "num_hidden_layers": NARROW.layers, "num_attention_heads": NARROW.heads,
     "num_key_value_heads": NARROW.kv_heads, "head_dim": NARROW.head_width, "layer_types": ["full_attention"] * 26,
@@ -55,11 +55,11 @@ def test_a_trace_of_gemma2b(counts: Counts, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Sweep, "fitting", wide_fitting)
     prompt = models.prompt(WIDE.positions) % 50
-    pc.attribute(model, prompt[:4], max_features=4, progress=False)  # what is looked at once a model
+    pc.attribute(model, prompt[:4], max_features=4, progress=False)  # checks that a model needs once
     tiles.clear()
     counts.clear()
     graph = pc.attribute(model, prompt, max_features=WIDE.targets, progress=False)
     synchronisations, launches = counts.totals()
     assert graph.certificate < 1e-5
-    assert synchronisations < SYNCHRONISATIONS, shown(counts.synchronisations)
-    assert launches < LAUNCHES, shown(counts.launches)
+    assert synchronisations < SYNCHRONISATIONS, call_sites(counts.synchronisations)
+    assert launches < LAUNCHES, call_sites(counts.launches)

@@ -1,4 +1,4 @@
-"""Memory of the pretended device: what is free, which plan it gets, and what happens when it runs out."""
+"""Memory of the pretended device: free memory, plans, and a tile that runs out of memory."""
 
 from __future__ import annotations
 
@@ -9,35 +9,36 @@ from typing import Any
 import builders
 import pytest
 import torch
+from builders import transcoders
+from gpu_models import compare, language_model, replacement_model
 from pretended_cuda import FREE_BYTES, Counts
-from test_gpu_traces import compare, language_model, model, transcoders
 
 import pycircuit as pc
 from pycircuit.ops import checks
 from pycircuit.trace import memory_plan
-from pycircuit.trace.collect import Found
-from pycircuit.trace.memory_model import Work
+from pycircuit.trace.collect import RowCollector
+from pycircuit.trace.memory_model import TraceSize
 from pycircuit.trace.memory_plan import Bound, MemoryBoundError
-from pycircuit.trace.row_store import Store
+from pycircuit.trace.row_store import RowStore
 from pycircuit.trace.sweep import Sweep
 
 GIB = 1 << 30
 PROMPT = builders.prompt(9)
 OPTIONS: dict[str, Any] = {"max_targets": 2, "max_features": 20, "progress": False}
 # 6 GB of dense rows; packed, as half of the entries, about as much.
-WORK = Work(
+SIZE = TraceSize(
     positions=128, features=200_000, rows=7_500, entries=750_000_000, layers=3, ranked=True, batch=900, busiest=80_000
 )
 
 
-def test_what_torch_holds_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_torch_reserves_but_does_not_use_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device=None: 7 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device=None: 2 * GIB)
     assert memory_plan.free_bytes(torch.device("cuda", 0)) == FREE_BYTES + 5 * GIB
 
 
 @pytest.mark.parametrize(
-    ("device_bytes", "host_bytes", "entries", "dense", "ranked_on_device", "whole_rows"),
+    ("device_bytes", "host_bytes", "entries", "dense", "ranked_on_device", "all_entries"),
     [
         (9, 64, 750, True, False, True),
         (3, 64, 750, False, False, True),
@@ -48,24 +49,24 @@ def test_what_torch_holds_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> Non
     ids=["dense", "ranked by the host", "packed on both", "cut for the host", "cut for the host, which ranks"],
 )
 def test_host_and_device_have_a_bound_each(
-    device_bytes: int, host_bytes: int, entries: int, dense: bool, ranked_on_device: bool, whole_rows: bool
+    device_bytes: int, host_bytes: int, entries: int, dense: bool, ranked_on_device: bool, all_entries: bool
 ) -> None:
     """entries: of all rows, in millions."""
-    work, bound = replace(WORK, entries=entries * 1_000_000), Bound(device_bytes * GIB, False, host_bytes * GIB)
-    chosen = memory_plan.decide(model("llama", "plt", "cuda"), work, bound)
-    assert (chosen.dense, chosen.ranked_on_device, chosen.keep is None) == (dense, ranked_on_device, whole_rows)
+    trace, bound = replace(SIZE, entries=entries * 1_000_000), Bound(device_bytes * GIB, False, host_bytes * GIB)
+    chosen = memory_plan.plan_memory(replacement_model("llama", "plt", "cuda"), trace, bound)
+    assert (chosen.dense, chosen.ranked_on_device, chosen.keep is None) == (dense, ranked_on_device, all_entries)
 
 
 def test_a_host_that_is_too_small_is_named() -> None:
     with pytest.raises(MemoryBoundError, match=r"16\.0 MiB of the host must hold 7500 packed rows"):
-        memory_plan.decide(model("llama", "plt", "cuda"), WORK, Bound(40 * GIB, False, 1 << 24))
+        memory_plan.plan_memory(replacement_model("llama", "plt", "cuda"), SIZE, Bound(40 * GIB, False, 1 << 24))
 
 
-IN_TILE, BEFORE_IT = (Sweep, "tile"), (Store, "room")
+IN_TILE, BEFORE_IT = (Sweep, "tile"), (RowStore, "next_block")
 
 
 @pytest.mark.parametrize(
-    ("message", "place"),
+    ("message", "method"),
     [
         ("Triton Error [CUDA]: out of memory", IN_TILE),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", IN_TILE),
@@ -74,13 +75,14 @@ IN_TILE, BEFORE_IT = (Sweep, "tile"), (Store, "room")
     ],
     ids=["triton", "cublas", "cublas at first", "torch, before the tile"],
 )
-def test_out_of_memory_halves_the_tile(message: str, place: tuple[type, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what the failed tile worked with is gone by then."""
-    truth, there = pc.attribute(model("llama", "plt", "cpu"), PROMPT, **OPTIONS), model("llama", "plt", "cuda")
-    working, alive, shrink, run = [], [], Found._shrink, getattr(*place)
+def test_out_of_memory_halves_the_tile(message: str, method: tuple[type, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tensors of the failed tile are freed by then."""
+    truth = pc.attribute(replacement_model("llama", "plt", "cpu"), PROMPT, **OPTIONS)
+    gpu_model = replacement_model("llama", "plt", "cuda")
+    working, alive, shrink, run = [], [], RowCollector._shrink, getattr(*method)
 
     def scarce(*args: Any) -> Any:
-        count = args[1] if place[1] == "room" else len(args[1])
+        count = args[1] if method[1] == "next_block" else len(args[1])
         state = torch.ones(8, device="cuda")
         working.append(weakref.ref(state))
         if count > 4:
@@ -88,14 +90,14 @@ def test_out_of_memory_halves_the_tile(message: str, place: tuple[type, str], mo
         return run(*args)
 
     def shrunk(*args: Any) -> None:
-        monkeypatch.setattr(*place, run)
+        monkeypatch.setattr(*method, run)
         alive.append(working[-1]() is not None)
         shrink(*args)
-        monkeypatch.setattr(*place, scarce)
+        monkeypatch.setattr(*method, scarce)
 
-    monkeypatch.setattr(Found, "_shrink", shrunk)
-    monkeypatch.setattr(*place, scarce)
-    compare(pc.attribute(there, PROMPT, **OPTIONS), truth)
+    monkeypatch.setattr(RowCollector, "_shrink", shrunk)
+    monkeypatch.setattr(*method, scarce)
+    compare(pc.attribute(gpu_model, PROMPT, **OPTIONS), truth)
     assert alive and not any(alive)
 
 

@@ -1,4 +1,4 @@
-"""Rows packed, cut, ranked and brought to the host by the pretended device, and the few times the host waits for it."""
+"""Rows packed, cut, ranked and exported by the pretended device, and how often the host waits for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from device_row_cases import (
     check_packing,
     check_restored,
     check_store,
-    filled,
+    filled_store,
     small_trace,
 )
 from pretended_cuda import Counts
@@ -55,9 +55,9 @@ def test_export(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("keep", [None, 5])
 def test_waits(keep: int | None, counts: Counts) -> None:
-    """Once a tile for the number of its entries, once a ranking, and once for all that is exported."""
+    """The host waits once a tile for the number of its entries, once a ranking, and once for all exports."""
     trace = small_trace(torch.float32)
-    store = filled(DeviceStore, trace, "cuda", False, keep, True)
+    store = filled_store(DeviceStore, trace, "cuda", False, keep, True)
     assert counts.totals()[0] == 4
     arguments = [t.to("cuda") for t in trace.arguments]
     for waits in (5, 6):

@@ -1,4 +1,4 @@
-"""What else runs on the pretended device: targets of all kinds, checkpoints, interventions, generation, training."""
+"""Targets of all kinds, checkpoints, interventions, generation and training on the pretended device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import builders
 import pytest
 import torch
 from backward_pass import backward
-from test_gpu_traces import compare, model
+from gpu_models import compare, replacement_model
 
 import pycircuit as pc
 from pycircuit.training import Recipe, Trainer
@@ -18,67 +18,67 @@ PROMPT = builders.prompt(9)
 OPTIONS: dict[str, Any] = {"max_targets": 2, "max_features": 10, "progress": False}
 
 
-def some_feature(local: Any, layer: int) -> pc.Feature:
+def first_feature(local: Any, layer: int) -> pc.Feature:
     active = local.features[layer]
     return pc.Feature(layer, int(active.position()[0]), int(active.index[0]))
 
 
 @pytest.fixture
-def here() -> pc.ReplacementModel:
-    return model("llama", "plt", "cpu")
+def cpu_model() -> pc.ReplacementModel:
+    return replacement_model("llama", "plt", "cpu")
 
 
 @pytest.fixture
-def there() -> pc.ReplacementModel:
-    return model("llama", "plt", "cuda")
+def gpu_model() -> pc.ReplacementModel:
+    return replacement_model("llama", "plt", "cuda")
 
 
-def test_targets(here: pc.ReplacementModel, there: pc.ReplacementModel) -> None:
+def test_targets(cpu_model: pc.ReplacementModel, gpu_model: pc.ReplacementModel) -> None:
     direction = ("a direction", 1.0, torch.randn(builders.WIDTH, generator=torch.Generator().manual_seed(4)))
-    targets = [3, direction, some_feature(here.freeze(PROMPT), 2)]
-    truth = pc.attribute(here, PROMPT, targets=targets, position=-1, max_features=10, progress=False)
-    compare(pc.attribute(there, PROMPT, targets=targets, position=-1, max_features=10, progress=False), truth)
+    targets = [3, direction, first_feature(cpu_model.freeze(PROMPT), 2)]
+    truth = pc.attribute(cpu_model, PROMPT, targets=targets, position=-1, max_features=10, progress=False)
+    compare(pc.attribute(gpu_model, PROMPT, targets=targets, position=-1, max_features=10, progress=False), truth)
 
 
 def test_checkpoint_goes_on_with_its_rows(
-    here: pc.ReplacementModel, there: pc.ReplacementModel, tmp_path: Path
+    cpu_model: pc.ReplacementModel, gpu_model: pc.ReplacementModel, tmp_path: Path
 ) -> None:
-    truth = pc.attribute(here, PROMPT, **OPTIONS)
+    truth = pc.attribute(cpu_model, PROMPT, **OPTIONS)
     for _ in range(2):
-        compare(pc.attribute(there, PROMPT, checkpoint=tmp_path, **OPTIONS), truth)
+        compare(pc.attribute(gpu_model, PROMPT, checkpoint=tmp_path, **OPTIONS), truth)
 
 
-def test_estimate_and_many(here: pc.ReplacementModel, there: pc.ReplacementModel) -> None:
+def test_estimate_and_many(cpu_model: pc.ReplacementModel, gpu_model: pc.ReplacementModel) -> None:
     prompts = [PROMPT, PROMPT[:5]]
-    truths = list(pc.attribute_many(here, prompts, **OPTIONS))
-    assert pc.estimate(there, PROMPT, max_features=10).rows > 10
-    assert [len(found) for found in there.activations(prompts)] == [builders.LAYERS] * 2
-    graphs = list(pc.attribute_many(there, prompts, **OPTIONS))
+    truths = list(pc.attribute_many(cpu_model, prompts, **OPTIONS))
+    assert pc.estimate(gpu_model, PROMPT, max_features=10).rows > 10
+    assert [len(features) for features in gpu_model.activations(prompts)] == [builders.LAYERS] * 2
+    graphs = list(pc.attribute_many(gpu_model, prompts, **OPTIONS))
     for graph, truth in zip(graphs, truths, strict=True):
         compare(graph, truth)
 
 
 @pytest.mark.parametrize("freeze", ["all", "patterns", "attention", "none"])
-def test_intervene(freeze: str, here: pc.ReplacementModel, there: pc.ReplacementModel) -> None:
-    feature = some_feature(here.freeze(PROMPT), 1)
+def test_intervene(freeze: str, cpu_model: pc.ReplacementModel, gpu_model: pc.ReplacementModel) -> None:
+    feature = first_feature(cpu_model.freeze(PROMPT), 1)
     change = pc.Intervention(feature.layer, feature.position, feature.feature, 2.5)
-    truth = pc.intervene(here, PROMPT, [change], freeze=freeze)
-    changed = pc.intervene(there, PROMPT, [change], freeze=freeze)
+    truth = pc.intervene(cpu_model, PROMPT, [change], freeze=freeze)
+    changed = pc.intervene(gpu_model, PROMPT, [change], freeze=freeze)
     logits = changed.logits.cpu(), changed.logits_before.cpu()
     torch.testing.assert_close(logits, (truth.logits, truth.logits_before), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(*logits)
 
 
-def test_generate(here: pc.ReplacementModel, there: pc.ReplacementModel) -> None:
-    steer = [pc.Intervention(1, slice(2, None), some_feature(here.freeze(PROMPT), 1).index, 3.0)]
+def test_generate(cpu_model: pc.ReplacementModel, gpu_model: pc.ReplacementModel) -> None:
+    steer = [pc.Intervention(1, slice(2, None), first_feature(cpu_model.freeze(PROMPT), 1).feature, 3.0)]
     for options in ({}, {"steer": steer}, {"steer": steer, "temperature": 0.7, "top_k": 20, "top_p": 0.9, "seed": 1}):
-        expected = pc.generate(here, [PROMPT.tolist()], max_new_tokens=3, **options)
-        assert pc.generate(there, [PROMPT.tolist()], max_new_tokens=3, **options) == expected
+        expected = pc.generate(cpu_model, [PROMPT.tolist()], max_new_tokens=3, **options)
+        assert pc.generate(gpu_model, [PROMPT.tolist()], max_new_tokens=3, **options) == expected
 
 
-def test_validate(here: pc.ReplacementModel, there: pc.ReplacementModel) -> None:
-    truth = pc.validate(here, pc.attribute(here, PROMPT, **OPTIONS), samples=4)
-    report = pc.validate(there, pc.attribute(there, PROMPT, **OPTIONS), samples=4)
+def test_validate(cpu_model: pc.ReplacementModel, gpu_model: pc.ReplacementModel) -> None:
+    truth = pc.validate(cpu_model, pc.attribute(cpu_model, PROMPT, **OPTIONS), samples=4)
+    report = pc.validate(gpu_model, pc.attribute(gpu_model, PROMPT, **OPTIONS), samples=4)
     assert report.nodes == truth.nodes
     assert report.overall("all").error < 1e-4
 

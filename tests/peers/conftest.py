@@ -1,4 +1,4 @@
-"""What every comparison with a peer shares."""
+"""Fixtures of all comparisons with other libraries."""
 
 from __future__ import annotations
 

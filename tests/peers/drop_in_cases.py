@@ -11,7 +11,7 @@ from typing import Any
 import pair
 import pytest
 import torch
-from circuit_tracer import attribute as peer_attribute
+from circuit_tracer import attribute as circuit_tracer_attribute
 from circuit_tracer.graph import Graph
 from torch import Tensor
 
@@ -47,19 +47,21 @@ ROW = 1e-4
 ACTIVE, POSITIONS, MOST = 6, 13, 60
 
 
-SOME = {"batch_size": 8, "update_interval": 2, "max_feature_nodes": MOST}
+SETTINGS = {"batch_size": 8, "update_interval": 2, "max_feature_nodes": MOST}
 
 
 def made(where: str, kind: str, files: Path | None = None, lazy: str = "", dtype: torch.dtype = torch.float32) -> Any:
     backend, family = where.split()
     size = SIZES.get(family, SIZE)
-    held = pair.peer_transcoders(KINDS[kind], pair.transcoder_weights(KINDS[kind], size, dtype, ACTIVE), size, dtype)
+    transcoders = pair.circuit_tracer_transcoders(
+        KINDS[kind], pair.transcoder_weights(KINDS[kind], size, dtype, ACTIVE), size, dtype
+    )
     if files is not None and LAZY[lazy] is not None:
-        held = pair.lazy_transcoders(held, files / f"{where} {kind} {lazy}", *LAZY[lazy])
+        transcoders = pair.lazy_transcoders(transcoders, files / f"{where} {kind} {lazy}", *LAZY[lazy])
     language = pair.language_model(family, size, dtype)
     if backend == "nnsight":
-        return pair.nnsight_of(language, held, size)
-    return pair.lens_of(family, language, held, size, dtype)
+        return pair.nnsight_of(language, transcoders, size)
+    return pair.lens_of(family, language, transcoders, size, dtype)
 
 
 @cache
@@ -75,11 +77,11 @@ def ids() -> Tensor:
 def both(where: str, kind: str = "plt") -> tuple[Graph, Graph]:
     """Theirs and ours, of 60 features."""
     model = plain(where, kind)
-    return pair.trace_peer(model, ids(), **SOME), pair.by(attribute, model, ids(), **SOME)
+    return pair.trace_circuit_tracer(model, ids(), **SETTINGS), pair.by(attribute, model, ids(), **SETTINGS)
 
 
 def off(ours: Tensor, theirs: Tensor) -> float:
-    """The largest distance of two rows over the norm of the peer's; rows without edges must be zero in both."""
+    """The largest distance of two rows over the norm of circuit-tracer's; rows without edges must be zero in both."""
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
     norm = theirs.norm(dim=1)
     assert not ours[norm == 0].any()
@@ -100,7 +102,7 @@ def same(ours: Graph, theirs: Graph, close: float = ROW) -> None:
     assert off(ours.adjacency_matrix, theirs.adjacency_matrix) < close
 
 
-def peer(model: Any, prompt: Tensor | None = None, **how: Any) -> Graph:
+def trace_by_circuit_tracer(model: Any, prompt: Tensor | None = None, **options: Any) -> Graph:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Full backward hook is firing")
-        return peer_attribute(ids() if prompt is None else prompt, model, **how)
+        return circuit_tracer_attribute(ids() if prompt is None else prompt, model, **options)

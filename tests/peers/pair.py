@@ -1,4 +1,4 @@
-"""The same weights in a transformers model with pycircuit's transcoders and in circuit-tracer's replacement model."""
+"""Pairs of models with equal weights: pycircuit's and circuit-tracer's replacement models."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import transformers
-from circuit_tracer import attribute as peer_attribute
-from circuit_tracer.graph import Graph as PeerGraph
+from circuit_tracer import attribute as circuit_tracer_attribute
+from circuit_tracer.graph import Graph as CircuitTracerGraph
 from circuit_tracer.replacement_model.replacement_model_transformerlens import TransformerLensReplacementModel
 from circuit_tracer.transcoder import SingleLayerTranscoder, TranscoderSet
-from circuit_tracer.transcoder.activation_functions import JumpReLU as PeerJumpReLU
-from circuit_tracer.transcoder.activation_functions import TopK as PeerTopK
-from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder as PeerCrossLayer
+from circuit_tracer.transcoder.activation_functions import JumpReLU as CircuitTracerJumpReLU
+from circuit_tracer.transcoder.activation_functions import TopK as CircuitTracerTopK
+from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder as CircuitTracerCrossLayer
 from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
 from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
 from torch import Tensor
@@ -31,7 +31,7 @@ import pycircuit as pc
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.trace import trace_frozen
 
-# ours -> (where the peer hooks in); what transcoders read and write under either name.
+# ours -> (where circuit-tracer hooks in); what transcoders read and write under either name.
 READS = {"resid_mid": "hook_resid_mid", "mlp_normed": "ln2.hook_normalized", "mlp_in": "mlp.hook_in"}
 WRITES = {"mlp_out": "hook_mlp_out", "mlp_raw": "mlp.hook_out"}
 
@@ -61,7 +61,7 @@ class Kind:
 
 
 class Tokenizer:
-    """What the peer asks of one, without files: token 0 opens the prompt, a token's text is its number."""
+    """Tokenizer without files for circuit-tracer: token 0 opens a prompt, a token's text is its number."""
 
     bos_token_id = pad_token_id = eos_token_id = 0
     padding_side = "right"
@@ -77,7 +77,7 @@ class Tokenizer:
 
 
 def _shape(size: Size) -> dict[str, int]:
-    """What every config says in the same words."""
+    """Fields that every config has under these names."""
     return {
         "vocab_size": size.vocabulary, "hidden_size": size.width, "intermediate_size": size.mlp,
         "num_hidden_layers": size.layers, "num_attention_heads": size.heads, "num_key_value_heads": size.kv_heads,
@@ -106,7 +106,7 @@ def _gemma3(size: Size) -> Any:
 
 
 def _gemma3_vision(size: Size) -> Any:
-    """The same text model beside a vision tower, as the models of 4B and more come."""
+    """Gemma 3's text model beside a vision tower, as in the models of 4B and more."""
     tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
              "image_size": 16, "patch_size": 8}  # fmt: skip
     text = _gemma3(size).to_dict()
@@ -132,10 +132,10 @@ def _gpt2(size: Size) -> Any:
 
 
 def _windows(layers: int, even: str, odd: str) -> list[str]:
-    return [odd if at % 2 else even for at in range(layers)]
+    return [odd if layer % 2 else even for layer in range(layers)]
 
 
-def _peer_config(family: str, size: Size, dtype: torch.dtype) -> HookedTransformerConfig:
+def _lens_config(family: str, size: Size, dtype: torch.dtype) -> HookedTransformerConfig:
     rotary = {
         "positional_embedding_type": "rotary", "rotary_dim": size.head_width, "normalization_type": "RMS",
         "gated_mlp": True, "final_rms": True, "n_key_value_heads": size.kv_heads,
@@ -176,7 +176,7 @@ def language_model(family: str, size: Size, dtype: torch.dtype, seed: int = 0) -
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=g)
             if parameter.ndim > 1:
-                embedding = any(part in name for part in ("wte", "wpe", "embed"))
+                embedding = any(marker in name for marker in ("wte", "wpe", "embed"))
                 parameter.copy_(noise if embedding else 1.5 * noise / size.width**0.5)
             else:
                 gain = float(name.endswith("weight") and not family.startswith("gemma"))
@@ -188,19 +188,24 @@ def transcoder_weights(kind: Kind, size: Size, dtype: torch.dtype, active: int, 
     """w_enc, b_enc, w_dec, b_dec, w_skip (lists, one entry a layer) as pycircuit takes them, and theta or k."""
     g = torch.Generator().manual_seed(seed)
 
-    def each(*shape: int, scale: float = 1.0) -> list[Tensor]:
+    def random_tensors(*shape: int, scale: float = 1.0) -> list[Tensor]:
         return [(scale * torch.randn(*shape, generator=g)).to(dtype) for _ in range(size.layers)]
 
     written = 1 / math.sqrt(size.width * active)
-    w_enc, w_dec = each(size.features, size.width, scale=size.width**-0.5), each(size.features, size.width)
+    w_enc = random_tensors(size.features, size.width, scale=size.width**-0.5)
+    w_dec = random_tensors(size.features, size.width)
     if kind.cross:
         w_dec = [torch.randn(size.features, size.layers - n, size.width, generator=g) for n in range(size.layers)]
     threshold = -math.sqrt(2) * float(torch.erfinv(torch.tensor(2 * active / size.features - 1)))
     return {
-        "w_enc": w_enc, "w_dec": [(w * written).to(dtype) for w in w_dec], "b_enc": each(size.features, scale=0.1),
-        "b_dec": each(size.width, scale=0.1), "w_skip": each(size.width, size.width, scale=size.width**-0.5),
-        "theta": torch.full((size.features,), threshold, dtype=dtype), "k": active,
-    }  # fmt: skip
+        "w_enc": w_enc,
+        "w_dec": [(w * written).to(dtype) for w in w_dec],
+        "b_enc": random_tensors(size.features, scale=0.1),
+        "b_dec": random_tensors(size.width, scale=0.1),
+        "w_skip": random_tensors(size.width, size.width, scale=size.width**-0.5),
+        "theta": torch.full((size.features,), threshold, dtype=dtype),
+        "k": active,
+    }
 
 
 def our_transcoders(kind: Kind, w: dict[str, Any]) -> Any:
@@ -216,28 +221,33 @@ def _set(module: torch.nn.Module, **values: Tensor) -> None:
             getattr(module, name).copy_(value)
 
 
-def peer_transcoders(kind: Kind, w: dict[str, Any], size: Size, dtype: torch.dtype) -> Any:
+def circuit_tracer_transcoders(kind: Kind, w: dict[str, Any], size: Size, dtype: torch.dtype) -> Any:
     where = {"feature_input_hook": READS[kind.reads], "feature_output_hook": WRITES[kind.writes]}
     if kind.cross:
         rule = {"jumprelu": "jump_relu", "relu": "relu"}[kind.rule]
-        whole = PeerCrossLayer(size.layers, size.features, size.width, rule, kind.skip, False, dtype=dtype, **where)
-        _set(whole, W_enc=torch.stack(w["w_enc"]), b_enc=torch.stack(w["b_enc"]), b_dec=torch.stack(w["b_dec"]))
-        for at, decoder in enumerate(w["w_dec"]):
-            whole.W_dec[at].data.copy_(decoder)
+        clt = CircuitTracerCrossLayer(
+            size.layers, size.features, size.width, rule, kind.skip, False, dtype=dtype, **where
+        )
+        _set(clt, W_enc=torch.stack(w["w_enc"]), b_enc=torch.stack(w["b_enc"]), b_dec=torch.stack(w["b_dec"]))
+        for layer, decoder in enumerate(w["w_dec"]):
+            clt.W_dec[layer].data.copy_(decoder)
         if kind.rule == "jumprelu":
-            whole.activation_function.threshold.data.copy_(w["theta"])
+            clt.activation_function.threshold.data.copy_(w["theta"])
         if kind.skip:
-            _set(whole, W_skip=torch.stack(w["w_skip"]))
-        return whole
-    found = {}
-    for at in range(size.layers):
-        rules = {"jumprelu": lambda: PeerJumpReLU(w["theta"].clone(), 0.1), "topk": lambda: PeerTopK(w["k"])}
-        one = SingleLayerTranscoder(size.width, size.features, rules[kind.rule](), at, kind.skip, dtype=dtype)
-        _set(one, **{name: w[name.lower()][at] for name in ("W_enc", "b_enc", "W_dec", "b_dec")})
+            _set(clt, W_skip=torch.stack(w["w_skip"]))
+        return clt
+    by_layer = {}
+    for layer in range(size.layers):
+        rules = {
+            "jumprelu": lambda: CircuitTracerJumpReLU(w["theta"].clone(), 0.1),
+            "topk": lambda: CircuitTracerTopK(w["k"]),
+        }
+        transcoder = SingleLayerTranscoder(size.width, size.features, rules[kind.rule](), layer, kind.skip, dtype=dtype)
+        _set(transcoder, **{name: w[name.lower()][layer] for name in ("W_enc", "b_enc", "W_dec", "b_dec")})
         if kind.skip:
-            _set(one, W_skip=w["w_skip"][at].T)  # the peer's per-layer skip multiplies by the transpose
-        found[at] = one
-    return TranscoderSet(found, **where)
+            _set(transcoder, W_skip=w["w_skip"][layer].T)  # circuit-tracer's per-layer skip multiplies by the transpose
+        by_layer[layer] = transcoder
+    return TranscoderSet(by_layer, **where)
 
 
 def our_model(family: str, kind: Kind, size: Size, dtype: torch.dtype, active: int) -> pc.ReplacementModel:
@@ -245,26 +255,26 @@ def our_model(family: str, kind: Kind, size: Size, dtype: torch.dtype, active: i
     return pc.ReplacementModel(language_model(family, size, dtype), transcoders, Tokenizer(size.vocabulary))
 
 
-def peer_model(family: str, kind: Kind, size: Size, dtype: torch.dtype, active: int) -> Any:
+def circuit_tracer_model(family: str, kind: Kind, size: Size, dtype: torch.dtype, active: int) -> Any:
     weights = transcoder_weights(kind, size, dtype, active)
-    return peer_of(family, language_model(family, size, dtype), kind, weights, size, dtype)
+    return circuit_tracer_of(family, language_model(family, size, dtype), kind, weights, size, dtype)
 
 
-def lazy_transcoders(whole: Any, folder: Path, encoder: bool, decoder: bool) -> Any:
-    """The peer's transcoders saved by the peer, and loaded again with the weights asked for left in their files."""
-    whole.to_safetensors(str(folder))
-    where = {name: getattr(whole, name) for name in ("feature_input_hook", "feature_output_hook")}
-    how = {"dtype": whole.b_dec.dtype if hasattr(whole, "b_dec") else whole[0].dtype}
-    how |= {"lazy_encoder": encoder, "lazy_decoder": decoder, "scan": "tiny"}
-    if isinstance(whole, PeerCrossLayer):
-        return load_clt(str(folder), **where, **how)
+def lazy_transcoders(transcoders: Any, folder: Path, encoder: bool, decoder: bool) -> Any:
+    """Save circuit-tracer's transcoders and load them again, with encoders or decoders left in their files."""
+    transcoders.to_safetensors(str(folder))
+    where = {name: getattr(transcoders, name) for name in ("feature_input_hook", "feature_output_hook")}
+    options = {"dtype": transcoders.b_dec.dtype if hasattr(transcoders, "b_dec") else transcoders[0].dtype}
+    options |= {"lazy_encoder": encoder, "lazy_decoder": decoder, "scan": "tiny"}
+    if isinstance(transcoders, CircuitTracerCrossLayer):
+        return load_clt(str(folder), **where, **options)
     return load_transcoder_set(
-        {at: str(folder / f"layer_{at}.safetensors") for at in range(len(whole))}, **where, **how
+        {layer: str(folder / f"layer_{layer}.safetensors") for layer in range(len(transcoders))}, **where, **options
     )
 
 
 def nnsight_of(model: Any, transcoders: Any, size: Size) -> Any:
-    """The peer's replacement model around a transformers model, by its other backend."""
+    """circuit-tracer's replacement model around a transformers model, by its other backend."""
     from circuit_tracer.replacement_model.replacement_model_nnsight import NNSightReplacementModel
 
     model.config.architectures = [type(model).__name__]
@@ -274,14 +284,19 @@ def nnsight_of(model: Any, transcoders: Any, size: Size) -> Any:
     return out
 
 
-def peer_of(family: str, model: Any, kind: Kind, weights: dict[str, Any], size: Size, dtype: torch.dtype) -> Any:
-    """The peer's replacement model with the weights of a transformers model and of our transcoders."""
-    return lens_of(family, model, peer_transcoders(kind, weights, size, dtype), size, dtype)
+def circuit_tracer_of(
+    family: str, model: Any, kind: Kind, weights: dict[str, Any], size: Size, dtype: torch.dtype
+) -> Any:
+    """circuit-tracer's replacement model with the weights of a transformers model and of our transcoders."""
+    return lens_of(family, model, circuit_tracer_transcoders(kind, weights, size, dtype), size, dtype)
 
 
 def lens_of(family: str, model: Any, transcoders: Any, size: Size, dtype: torch.dtype, fold: bool = False) -> Any:
-    """The same with the peer's own transcoders. fold: gains and biases of norms into the weights they feed."""
-    config = _peer_config(family, size, dtype)
+    """TransformerLens replacement model with circuit-tracer's transcoders.
+
+    fold: fold gains and biases of norms into the weights they feed.
+    """
+    config = _lens_config(family, size, dtype)
     out = TransformerLensReplacementModel(config)
     with torch.no_grad():
         state = CONVERT[family](model, config)
@@ -300,36 +315,36 @@ def prompt(positions: int, vocabulary: int, seed: int = 2) -> Tensor:
 
 
 def without_first_errors(local: LocalReplacement) -> LocalReplacement:
-    """Errors at the ignored positions gone, as the peer drops them; our own keep them, so that the law holds."""
+    """Errors at the ignored positions gone, as circuit-tracer drops them; our own keep them, so that the law holds."""
     errors = local.errors.clone()
     errors[:, : local.ignore_positions] = 0
     return replace(local, errors=errors)
 
 
-def trace_ours(model: Any, ids: Tensor, **how: Any) -> pc.Graph:
-    """A graph with the peer's error columns."""
-    return trace_frozen(model, without_first_errors(model.freeze(ids)), **how)
+def trace_ours(model: Any, ids: Tensor, **options: Any) -> pc.Graph:
+    """A graph with circuit-tracer's error columns."""
+    return trace_frozen(model, without_first_errors(model.freeze(ids)), **options)
 
 
-def trace_peer(model: Any, ids: Tensor, **how: Any) -> PeerGraph:
-    """In the model's own type: the peer's edge matrix takes torch's default. Its hooks make torch warn."""
-    return by(peer_attribute, model, ids, **how)
+def trace_circuit_tracer(model: Any, ids: Tensor, **options: Any) -> CircuitTracerGraph:
+    """In the model's own type: circuit-tracer's edge matrix takes torch's default. Its hooks make torch warn."""
+    return by(circuit_tracer_attribute, model, ids, **options)
 
 
-def by(attribute: Callable[..., PeerGraph], model: Any, ids: Any, **how: Any) -> PeerGraph:
-    """The same by any function of that signature."""
+def by(attribute: Callable[..., CircuitTracerGraph], model: Any, ids: Any, **options: Any) -> CircuitTracerGraph:
+    """Trace by any function with the signature of circuit-tracer's `attribute`."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(model.unembed_proj.dtype)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Full backward hook is firing")
-            return attribute(ids, model, **how)
+            return attribute(ids, model, **options)
     finally:
         torch.set_default_dtype(before)
 
 
 def selected(graph: pc.Graph) -> pc.Graph:
-    """The graph of the expanded features alone, as the peer keeps it."""
+    """The graph of the expanded features alone, as circuit-tracer keeps it."""
     mask = torch.ones(graph.nodes, dtype=torch.bool)
     mask[: graph.first_error] = False
     mask[graph.row_node] = True

@@ -41,9 +41,9 @@ def filled(module: Any, seed: int = 0) -> Any:
 
 def transcoder(kind: str, dtype: str = "float64", **more: Any) -> Any:
     theirs = pytest.importorskip("sae_lens.saes.transcoder", reason="sae-lens is not installed")
-    said = {"d_in": WIDTH, "d_sae": SIZE, "d_out": WIDTH if "Skip" in kind else WRITTEN, "dtype": dtype,
+    settings = {"d_in": WIDTH, "d_sae": SIZE, "d_out": WIDTH if "Skip" in kind else WRITTEN, "dtype": dtype,
             "apply_b_dec_to_input": False, **more}  # fmt: skip
-    return filled(getattr(theirs, kind)(getattr(theirs, f"{kind}Config").from_dict(said)))
+    return filled(getattr(theirs, kind)(getattr(theirs, f"{kind}Config").from_dict(settings)))
 
 
 def autoencoder(case: str, dtype: str = "float64", **more: Any) -> Any:
@@ -53,9 +53,9 @@ def autoencoder(case: str, dtype: str = "float64", **more: Any) -> Any:
     return filled(getattr(theirs, name)(getattr(theirs, f"{name}Config")(**settings)))
 
 
-def coder(dtype: torch.dtype = torch.float64, **said: Any) -> Any:
+def coder(dtype: torch.dtype = torch.float64, **settings: Any) -> Any:
     theirs = pytest.importorskip("sparsify", reason="eai-sparsify is not installed")
-    return filled(theirs.SparseCoder(WIDTH, theirs.SparseCoderConfig(num_latents=SIZE, k=K, **said), dtype=dtype))
+    return filled(theirs.SparseCoder(WIDTH, theirs.SparseCoderConfig(num_latents=SIZE, k=K, **settings), dtype=dtype))
 
 
 def streams(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 9) -> Tensor:
@@ -69,13 +69,13 @@ def weighed(out: Tensor, seed: int) -> Tensor:
 
 
 def results(module: Any, run: Callable[[Any, Tensor], tuple[Tensor, ...]], x: Tensor) -> dict[str, Tensor | None]:
-    """What comes out, and the gradients of the input and of every parameter."""
+    """Outputs, and the gradients of the input and of every parameter."""
     x = x.clone().requires_grad_()
     module.zero_grad(set_to_none=True)
     outs = run(module, x)
     sum((weighed(out, n) for n, out in enumerate(outs)), torch.zeros(())).backward()
-    found: dict[str, Tensor | None] = {f"out {n}": out.detach() for n, out in enumerate(outs)}
-    return {**found, "x": x.grad, **{name: p.grad for name, p in module.named_parameters()}}
+    values: dict[str, Tensor | None] = {f"out {n}": out.detach() for n, out in enumerate(outs)}
+    return {**values, "x": x.grad, **{name: p.grad for name, p in module.named_parameters()}}
 
 
 def same(got: dict[str, Tensor | None], expected: dict[str, Tensor | None], tolerance: float = 1e-10) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import circuit_tracer
 import pytest
 import torch
-from circuit_tracer import attribute as peer_attribute
-from drop_in_cases import SOME, ids, plain
+from circuit_tracer import attribute as circuit_tracer_attribute
+from drop_in_cases import SETTINGS, ids, plain
 
 from pycircuit.integrations import circuit_tracer as drop_in
 from pycircuit.integrations.circuit_tracer import (
@@ -35,16 +35,16 @@ def test_accelerate_replaces_every_name_and_gives_it_back(script: types.ModuleTy
     theirs = sys.modules["circuit_tracer.attribution.attribute"]
     with accelerate():
         ours = circuit_tracer.attribute
-        assert ours is theirs.attribute is script.attribute is script.run is not peer_attribute_of(script)
-        assert globals()["peer_attribute"] is ours  # this module's name, too
-        graph = script.run(ids(), plain("lens llama"), **SOME)
+        assert ours is theirs.attribute is script.attribute is script.run is not circuit_tracer_attribute_of(script)
+        assert globals()["circuit_tracer_attribute"] is ours  # this module's name, too
+        graph = script.run(ids(), plain("lens llama"), **SETTINGS)
         exec("from circuit_tracer import attribute as late", script.__dict__)
     assert circuit_tracer.attribute is theirs.attribute is script.attribute is script.run is script.late
-    assert script.attribute is peer_attribute and theirs.attribute.__module__ == theirs.__name__
-    assert torch.equal(graph.adjacency_matrix, attribute(ids(), plain("lens llama"), **SOME).adjacency_matrix)
+    assert script.attribute is circuit_tracer_attribute and theirs.attribute.__module__ == theirs.__name__
+    assert torch.equal(graph.adjacency_matrix, attribute(ids(), plain("lens llama"), **SETTINGS).adjacency_matrix)
 
 
-def peer_attribute_of(script: types.ModuleType) -> Any:
+def circuit_tracer_attribute_of(script: types.ModuleType) -> Any:
     """circuit-tracer's own, whatever names are bound to."""
     return script.attribute.__wrapped__
 

@@ -26,7 +26,7 @@ KINDS = {
     "clt_relu_skip": pair.Kind(cross=True, reads="resid_mid", rule="relu", skip=True),
 }
 TYPES = {"float32": torch.float32, "float64": torch.float64}
-# transformers rounds a float64 Llama's norms to float32, the peer Gemma's gains: exact for GPT-2 alone.
+# transformers rounds a float64 Llama's norms to float32, circuit-tracer Gemma's gains: exact for GPT-2 alone.
 CLOSE = {("gpt2", "float64"): 1e-10}
 ROW = 1e-4
 ACTIVE, POSITIONS = 6, 13
@@ -34,8 +34,8 @@ ACTIVE, POSITIONS = 6, 13
 
 @cache
 def models(family: str, kind: str, dtype: str) -> tuple[Any, Any]:
-    given = (family, KINDS[kind], SIZES[family], TYPES[dtype], ACTIVE)
-    return pair.our_model(*given), pair.peer_model(*given)
+    arguments = (family, KINDS[kind], SIZES[family], TYPES[dtype], ACTIVE)
+    return pair.our_model(*arguments), pair.circuit_tracer_model(*arguments)
 
 
 def ids() -> Tensor:
@@ -43,13 +43,13 @@ def ids() -> Tensor:
 
 
 @cache
-def whole(family: str, kind: str, dtype: str) -> tuple[pc.Graph, Any]:
+def full_graphs(family: str, kind: str, dtype: str) -> tuple[pc.Graph, Any]:
     ours, theirs = models(family, kind, dtype)
-    return pair.trace_ours(ours, ids()), pair.trace_peer(theirs, ids(), batch_size=16)
+    return pair.trace_ours(ours, ids()), pair.trace_circuit_tracer(theirs, ids(), batch_size=16)
 
 
 def off(ours: Tensor, theirs: Tensor) -> float:
-    """The largest distance of two rows over the norm of the peer's; rows without edges must be zero in both."""
+    """The largest distance of two rows over the norm of circuit-tracer's; rows without edges must be zero in both."""
     norm = theirs.norm(dim=1)
     assert not ours[norm == 0].any()
     return float(((ours - theirs).norm(dim=1)[norm > 0] / norm[norm > 0]).max())
@@ -63,7 +63,7 @@ EXACT = pytest.mark.parametrize(("family", "kind"), [(f, k) for f in pair.CONFIG
 
 @EVERY
 def test_the_same_features_and_targets(family: str, kind: str, dtype: str) -> None:
-    ours, theirs = whole(family, kind, dtype)
+    ours, theirs = full_graphs(family, kind, dtype)
     assert len(ours.features) > 100
     assert torch.equal(ours.features, theirs.active_features)
     assert torch.allclose(ours.values, theirs.activation_values, rtol=1e-4, atol=1e-5)
@@ -73,7 +73,7 @@ def test_the_same_features_and_targets(family: str, kind: str, dtype: str) -> No
 
 @EVERY
 def test_every_edge(family: str, kind: str, dtype: str) -> None:
-    ours, theirs = whole(family, kind, dtype)
+    ours, theirs = full_graphs(family, kind, dtype)
     dense = ours.dense()
     assert dense.dtype == TYPES[dtype] == theirs.adjacency_matrix.dtype
     assert off(dense, theirs.adjacency_matrix) < CLOSE.get((family, dtype), ROW)
@@ -85,16 +85,16 @@ def test_the_same_rows_are_chosen(family: str, kind: str, dtype: str, batch: int
     ours, theirs = models(family, kind, dtype)
     graph = pair.trace_ours(ours, ids(), max_features=most, round_size=batch * interval)
     settings = {"batch_size": batch, "update_interval": interval, "max_feature_nodes": most}
-    peer = pair.trace_peer(theirs, ids(), **settings)
-    kept = pair.selected(graph)
-    assert len(kept.features) == most < len(graph.features)
-    assert torch.equal(kept.features, peer.active_features[peer.selected_features])
-    assert off(kept.dense(), peer.adjacency_matrix) < CLOSE.get((family, dtype), ROW)
+    their_graph = pair.trace_circuit_tracer(theirs, ids(), **settings)
+    remaining = pair.selected(graph)
+    assert len(remaining.features) == most < len(graph.features)
+    assert torch.equal(remaining.features, their_graph.active_features[their_graph.selected_features])
+    assert off(remaining.dense(), their_graph.adjacency_matrix) < CLOSE.get((family, dtype), ROW)
 
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """The peer's pruning makes its vectors in torch's default type."""
+    """circuit-tracer's pruning makes its vectors in torch's default type."""
     torch.set_default_dtype(torch.float64)
     try:
         yield
@@ -103,17 +103,17 @@ def in_float64() -> Iterator[None]:
 
 
 def chosen(family: str, kind: str) -> tuple[pc.Graph, Any]:
-    """A graph of 60 features. The peer prunes the very edges that we have: its own differ by rounding."""
+    """A graph of 60 features. circuit-tracer prunes the very edges that we have: its own differ by rounding."""
     ours, theirs = models(family, kind, "float64")
     graph = pair.selected(pair.trace_ours(ours, ids(), max_features=60, round_size=16))
-    peer = pair.trace_peer(theirs, ids(), batch_size=16, update_interval=1, max_feature_nodes=60)
-    assert off(graph.dense(), peer.adjacency_matrix) < ROW
-    peer.adjacency_matrix, peer.logit_probabilities = graph.dense(), graph.targets.weights
-    return graph, peer
+    their_graph = pair.trace_circuit_tracer(theirs, ids(), batch_size=16, update_interval=1, max_feature_nodes=60)
+    assert off(graph.dense(), their_graph.adjacency_matrix) < ROW
+    their_graph.adjacency_matrix, their_graph.logit_probabilities = graph.dense(), graph.targets.weights
+    return graph, their_graph
 
 
 def edges(graph: pc.Graph, mask: Tensor) -> Tensor:
-    """A mask of entries as the peer has it: [nodes, nodes]."""
+    """A mask of entries as circuit-tracer has it: [nodes, nodes]."""
     out = torch.zeros(graph.nodes, graph.nodes, dtype=torch.bool)
     row = graph.row_node.repeat_interleave(graph.rows.row_ptr.diff().long())
     out[row[mask], graph.rows.column[mask].long()] = True
@@ -125,10 +125,10 @@ def edges(graph: pc.Graph, mask: Tensor) -> Tensor:
     ("node", "edge"), [(0.99, 0.98), (0.8, 0.98), (0.5, 0.9), (0.95, 0.999), (0.6, 0.8), (0.8, 0.7)]
 )
 def test_the_same_nodes_and_edges_are_kept(family: str, kind: str, node: float, edge: float) -> None:
-    graph, peer = chosen(family, kind)
+    graph, their_graph = chosen(family, kind)
     ours = graph.prune(node, edge)
     with in_float64():
-        theirs = prune_graph(peer, node, edge)
+        theirs = prune_graph(their_graph, node, edge)
     assert torch.equal(ours.node_mask, theirs.node_mask)
     assert torch.equal(edges(graph, ours.edge_mask), theirs.edge_mask)
     assert ours.node_mask[: graph.first_token].any() and not ours.node_mask[: graph.first_token].all()
@@ -140,9 +140,9 @@ def test_the_same_nodes_and_edges_are_kept(family: str, kind: str, node: float, 
 
 @EXACT
 def test_the_same_scores(family: str, kind: str) -> None:
-    graph, peer = chosen(family, kind)
+    graph, their_graph = chosen(family, kind)
     with in_float64():
-        replacement, completeness = compute_graph_scores(peer)
+        replacement, completeness = compute_graph_scores(their_graph)
     assert 0 < replacement < 1 and 0 < completeness < 1
     assert tuple(graph.scores()) == pytest.approx((replacement, completeness), rel=1e-9)
 
@@ -151,11 +151,11 @@ def test_the_same_scores(family: str, kind: str) -> None:
 def test_the_error_they_drop_is_all_that_breaks_their_law(family: str, kind: str) -> None:
     """Their rows do not add up to the pre-activation; with the first position's errors, which we keep, they do."""
     honest = pc.attribute(models(family, kind, "float64")[0], ids())
-    bare, peer = whole(family, kind, "float64")
+    bare, their_graph = full_graphs(family, kind, "float64")
     first = honest.first_error + torch.arange(SIZE.layers) * POSITIONS
     dropped = honest.dense()[:, first]
     assert honest.certificate < 1e-10 < 1e-3 < bare.certificate
-    rows = torch.cat([peer.adjacency_matrix[honest.row_node].sum(1, keepdim=True), dropped[honest.row_node]], 1)
+    rows = torch.cat([their_graph.adjacency_matrix[honest.row_node].sum(1, keepdim=True), dropped[honest.row_node]], 1)
     expected = (honest.preactivation - honest.bias).to(rows)
-    scale = expected.abs() + peer.adjacency_matrix[honest.row_node].abs().sum(1)
+    scale = expected.abs() + their_graph.adjacency_matrix[honest.row_node].abs().sum(1)
     assert float(((rows.sum(1) - expected).abs() / scale).max()) < 1e-6

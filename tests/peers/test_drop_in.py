@@ -16,16 +16,16 @@ from drop_in_cases import (
     LAZY,
     MOST,
     POSITIONS,
+    SETTINGS,
     SIZE,
     SIZES,
-    SOME,
     both,
     ids,
     made,
     off,
-    peer,
     plain,
     same,
+    trace_by_circuit_tracer,
 )
 
 from pycircuit.integrations.circuit_tracer import (
@@ -53,13 +53,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @EVERY
 def test_the_same_graph(where: str, kind: str, lazy: str, folder: Path) -> None:
-    """Of all features, and of the most influential in rounds."""
+    """Graphs of all features, and of the most influential in rounds, are equal."""
     model = made(where, kind, folder, lazy)
-    for settings in ({"batch_size": 16}, SOME):
-        theirs = pair.trace_peer(model, ids(), **settings)
+    for settings in ({"batch_size": 16}, SETTINGS):
+        theirs = pair.trace_circuit_tracer(model, ids(), **settings)
         ours = pair.by(attribute, model, ids(), **settings)
         assert len(theirs.active_features) > 100
-        assert (len(theirs.selected_features) == MOST) == (settings is SOME)
+        assert (len(theirs.selected_features) == MOST) == (settings is SETTINGS)
         same(ours, theirs)
 
 
@@ -69,13 +69,13 @@ def test_the_same_with_patterns_recomputed(where: str, kind: str, monkeypatch: p
     theirs, stored = both(where, kind)
     recomputed, layers = transformer_lens._recomputed, set()
 
-    def counted(model: Any, at: int, held: Any) -> Any:
-        layers.add(at)
-        return recomputed(model, at, held)
+    def counted(model: Any, layer: int, recorded: Any) -> Any:
+        layers.add(layer)
+        return recomputed(model, layer, recorded)
 
     monkeypatch.setattr(transformer_lens, "PATTERN_BYTES", 0)
     monkeypatch.setattr(transformer_lens, "_recomputed", counted)
-    ours = pair.by(attribute, plain(where, kind), ids(), **SOME)
+    ours = pair.by(attribute, plain(where, kind), ids(), **SETTINGS)
     assert layers == set(range(SIZE.layers))
     same(ours, stored, 1e-5)
     same(ours, theirs)
@@ -84,10 +84,14 @@ def test_the_same_with_patterns_recomputed(where: str, kind: str, monkeypatch: p
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_same_with_norms_folded_into_weights(family: str) -> None:
     size, kind = SIZES.get(family, SIZE), KINDS["plt"]
-    held = pair.peer_transcoders(kind, pair.transcoder_weights(kind, size, torch.float32, ACTIVE), size, torch.float32)
-    model = pair.lens_of(family, pair.language_model(family, size, torch.float32), held, size, torch.float32, fold=True)
+    transcoders = pair.circuit_tracer_transcoders(
+        kind, pair.transcoder_weights(kind, size, torch.float32, ACTIVE), size, torch.float32
+    )
+    model = pair.lens_of(
+        family, pair.language_model(family, size, torch.float32), transcoders, size, torch.float32, fold=True
+    )
     assert type(model.ln_final).__name__.endswith("Pre") and not hasattr(model.blocks[0].ln1, "w")
-    same(pair.by(attribute, model, ids(), **SOME), pair.trace_peer(model, ids(), **SOME))
+    same(pair.by(attribute, model, ids(), **SETTINGS), pair.trace_circuit_tracer(model, ids(), **SETTINGS))
 
 
 def test_the_same_where_several_positions_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,43 +99,47 @@ def test_the_same_where_several_positions_are_ignored(monkeypatch: pytest.Monkey
     for where in ("lens llama", "nnsight llama"):
         model = made(where, "plt")
         model.zero_positions = slice(0, 4)
-        theirs = pair.trace_peer(model, ids(), **SOME)
+        theirs = pair.trace_circuit_tracer(model, ids(), **SETTINGS)
         assert int(theirs.active_features[:, 1].min()) == 4
-        same(pair.by(attribute, model, ids(), **SOME), theirs)
+        same(pair.by(attribute, model, ids(), **SETTINGS), theirs)
 
 
 @FEW
 def test_the_same_for_any_opening_positions(where: str) -> None:
     """None of them, all of them, and more than there are."""
     model = made(where, "plt")
-    for asked, prompt in (
+    for zero_positions, prompt in (
         (slice(0, 0), ids()),
         (slice(None, 2), ids()),
         (slice(0, None), ids()),
         (slice(0, 4), [0, 5]),
     ):
-        model.zero_positions = asked
-        same(pair.by(attribute, model, prompt, **SOME), pair.trace_peer(model, prompt, **SOME))
-    for asked in (slice(1, 3), slice(0, 4, 2)):
-        model.zero_positions = asked
+        model.zero_positions = zero_positions
+        same(pair.by(attribute, model, prompt, **SETTINGS), pair.trace_circuit_tracer(model, prompt, **SETTINGS))
+    for zero_positions in (slice(1, 3), slice(0, 4, 2)):
+        model.zero_positions = zero_positions
         with pytest.raises(ValueError, match=r"zero_positions must be the first ones, slice\(0, n\), got slice"):
-            attribute(ids(), model, **SOME)
+            attribute(ids(), model, **SETTINGS)
 
 
 @FEW
 def test_the_same_beyond_the_positions_a_config_names(where: str) -> None:
     longer = torch.cat([ids(), pair.prompt(SIZE.longest, SIZE.vocabulary)[1:]])
-    how = {**SOME, "max_feature_nodes": 10}
-    same(pair.by(attribute, plain(where), longer, **how), pair.trace_peer(plain(where), longer, **how))
+    options = {**SETTINGS, "max_feature_nodes": 10}
+    same(
+        pair.by(attribute, plain(where), longer, **options), pair.trace_circuit_tracer(plain(where), longer, **options)
+    )
 
 
 @pytest.mark.parametrize("kind", ["plt_topk_skip", "clt"])
 def test_in_float64_the_same_to_rounding(kind: str) -> None:
     model = made("lens gpt2", kind, dtype=torch.float64)
-    ours, theirs = pair.by(attribute, model, ids(), **SOME), pair.trace_peer(model, ids(), **SOME)
+    ours, theirs = pair.by(attribute, model, ids(), **SETTINGS), pair.trace_circuit_tracer(model, ids(), **SETTINGS)
     assert theirs.adjacency_matrix.dtype == torch.float64
     same(ours, theirs, 1e-10)
-    assert attribute(ids(), model, **SOME).adjacency_matrix.dtype == torch.float32  # theirs takes torch's default too
+    assert (
+        attribute(ids(), model, **SETTINGS).adjacency_matrix.dtype == torch.float32
+    )  # theirs takes torch's default too
 
 
 @FEW
@@ -139,18 +147,22 @@ def test_half_precision_is_traced_as_closely_as_theirs(where: str) -> None:
     """Against a float32 model of the same rounded weights, on what is active in all three: patterns in half precision
     move the edges of both by a few percent."""
     exact, half = made(where, "plt"), made(where, "plt", dtype=torch.bfloat16)
-    held = getattr(exact.transcoders, "_module", exact.transcoders)
+    transcoders = getattr(exact.transcoders, "_module", exact.transcoders)
     with torch.no_grad():
-        for parameter in (*getattr(exact, "_module", exact).parameters(), *held.parameters()):
+        for parameter in (*getattr(exact, "_module", exact).parameters(), *transcoders.parameters()):
             parameter.copy_(parameter.to(torch.bfloat16))
-    how = {"batch_size": 16, "attribution_targets": torch.tensor([7, 3])}
-    graphs = attribute(ids(), exact, **how), attribute(ids(), half, **how), peer(half, **how)
+    options = {"batch_size": 16, "attribution_targets": torch.tensor([7, 3])}
+    graphs = (
+        attribute(ids(), exact, **options),
+        attribute(ids(), half, **options),
+        trace_by_circuit_tracer(half, **options),
+    )
     assert graphs[1].activation_values.dtype == graphs[2].activation_values.dtype == torch.bfloat16
     assert graphs[1].adjacency_matrix.dtype == graphs[2].adjacency_matrix.dtype == torch.float32
-    at = [{tuple(f): i for i, f in enumerate(graph.active_features.tolist())} for graph in graphs]
-    common = sorted(set(at[0]) & set(at[1]) & set(at[2]))
-    assert len(common) > 0.9 * len(at[0])
-    edges = [graph.adjacency_matrix[-2:, [of[f] for f in common]] for graph, of in zip(graphs, at, strict=True)]
+    indices = [{tuple(f): i for i, f in enumerate(graph.active_features.tolist())} for graph in graphs]
+    common = sorted(set(indices[0]) & set(indices[1]) & set(indices[2]))
+    assert len(common) > 0.9 * len(indices[0])
+    edges = [graph.adjacency_matrix[-2:, [of[f] for f in common]] for graph, of in zip(graphs, indices, strict=True)]
     assert off(edges[1], edges[0]) < 0.06 and off(edges[2], edges[0]) < 0.06
 
 
@@ -159,7 +171,7 @@ def test_half_precision_is_traced_as_closely_as_theirs(where: str) -> None:
 def test_in_half_precision_the_same_targets(where: str, kind: str, dtype: torch.dtype) -> None:
     """Logits that half precision cannot tell apart come in its order, and their probabilities in its type."""
     model = made(where, kind, dtype=dtype)
-    ours, theirs = attribute(ids(), model, **SOME), peer(model, **SOME)
+    ours, theirs = attribute(ids(), model, **SETTINGS), trace_by_circuit_tracer(model, **SETTINGS)
     assert ours.logit_targets == theirs.logit_targets and len(theirs.logit_targets) == 10
     for name in ("logit_probabilities", "activation_values", "adjacency_matrix"):
         assert getattr(ours, name).dtype == getattr(theirs, name).dtype
@@ -184,8 +196,8 @@ def test_in_half_precision_the_same_features(where: str, kind: str, dtype: torch
     model = made(where, kind, dtype=dtype)
     for seed in range(4):
         prompt = pair.prompt(32, SIZE.vocabulary, seed)
-        how = {**SOME, "max_feature_nodes": 4}
-        ours, theirs = attribute(prompt, model, **how), peer(model, prompt, **how)
+        options = {**SETTINGS, "max_feature_nodes": 4}
+        ours, theirs = attribute(prompt, model, **options), trace_by_circuit_tracer(model, prompt, **options)
         assert len(theirs.active_features) > 300
         assert torch.equal(ours.active_features, theirs.active_features)
         assert torch.equal(ours.activation_values, theirs.activation_values)
@@ -195,7 +207,7 @@ def test_in_half_precision_the_same_features(where: str, kind: str, dtype: torch
 def test_in_float64_on_nnsight_the_model_keeps_its_own_norms(kind: str) -> None:
     """They go through float32, and activations follow."""
     model = made("nnsight gpt_oss", kind, dtype=torch.float64)
-    ours, theirs = pair.by(attribute, model, ids(), **SOME), pair.trace_peer(model, ids(), **SOME)
+    ours, theirs = pair.by(attribute, model, ids(), **SETTINGS), pair.trace_circuit_tracer(model, ids(), **SETTINGS)
     same(ours, theirs, 1e-6)
     assert torch.allclose(ours.activation_values, theirs.activation_values, rtol=1e-12, atol=1e-12)
 
@@ -214,23 +226,25 @@ def test_in_float64_on_nnsight_the_model_keeps_its_own_norms(kind: str) -> None:
 )
 @FEW
 def test_the_same_for_targets_of_any_form(where: str, targets: Any) -> None:
-    settings = {**SOME, "attribution_targets": targets}
-    same(pair.by(attribute, plain(where), ids(), **settings), pair.trace_peer(plain(where), ids(), **settings))
+    settings = {**SETTINGS, "attribution_targets": targets}
+    same(
+        pair.by(attribute, plain(where), ids(), **settings), pair.trace_circuit_tracer(plain(where), ids(), **settings)
+    )
 
 
 @pytest.mark.parametrize("prompt", [ids(), ids()[None], ids().tolist(), [0, 5]], ids=["1d", "2d", "list", "two"])
 def test_the_same_for_any_share_of_probability_and_any_prompt(prompt: Any) -> None:
     for settings in ({"max_n_logits": 3, "desired_logit_prob": 0.99}, {"desired_logit_prob": 0.3}):
-        ours = pair.by(attribute, plain("lens llama"), prompt, **SOME, **settings)
-        same(ours, pair.trace_peer(plain("lens llama"), prompt, **SOME, **settings))
+        ours = pair.by(attribute, plain("lens llama"), prompt, **SETTINGS, **settings)
+        same(ours, pair.trace_circuit_tracer(plain("lens llama"), prompt, **SETTINGS, **settings))
 
 
 def test_the_same_without_any_feature() -> None:
     model = made("lens llama", "plt")
     with torch.no_grad():
-        for one in model.transcoders:
-            one.activation_function.threshold.fill_(1e6)
-    ours, theirs = pair.by(attribute, model, ids()), pair.trace_peer(model, ids(), batch_size=8)
+        for transcoder in model.transcoders:
+            transcoder.activation_function.threshold.fill_(1e6)
+    ours, theirs = pair.by(attribute, model, ids()), pair.trace_circuit_tracer(model, ids(), batch_size=8)
     assert not len(theirs.active_features)
     same(ours, theirs)
 
@@ -239,9 +253,9 @@ def test_a_zero_activation_is_no_feature() -> None:
     """Theirs goes through a sparse tensor: a TopK's entry of exactly zero is not there."""
     model = made("lens llama", "plt_topk_skip")
     with torch.no_grad():
-        for one in model.transcoders:
-            one.W_enc[::2], one.b_enc[::2] = 0, 0
-            one.activation_function.k = 20
-    theirs, ours = pair.trace_peer(model, ids(), **SOME), pair.by(attribute, model, ids(), **SOME)
+        for transcoder in model.transcoders:
+            transcoder.W_enc[::2], transcoder.b_enc[::2] = 0, 0
+            transcoder.activation_function.k = 20
+    theirs, ours = pair.trace_circuit_tracer(model, ids(), **SETTINGS), pair.by(attribute, model, ids(), **SETTINGS)
     assert len(theirs.active_features) < 20 * SIZE.layers * (POSITIONS - 1)
     same(ours, theirs)

@@ -7,7 +7,7 @@ from typing import Any
 import pair
 import pytest
 import torch
-from drop_in_cases import ACTIVE, SOME, ids, made, plain, same
+from drop_in_cases import ACTIVE, SETTINGS, ids, made, plain, same
 from torch import Tensor
 
 from pycircuit.integrations import circuit_tracer as drop_in
@@ -78,10 +78,10 @@ def test_an_activation_is_not_known_by_its_name() -> None:
 def test_a_threshold_of_any_shape() -> None:
     model = made("lens llama", "plt")
     with torch.no_grad():
-        for one, shape in zip(model.transcoders, ((-1,), (1, -1), (-1,)), strict=True):
-            rule = one.activation_function
+        for transcoder, shape in zip(model.transcoders, ((-1,), (1, -1), (-1,)), strict=True):
+            rule = transcoder.activation_function
             rule.threshold = torch.nn.Parameter(rule.threshold.reshape(shape))
-    same(pair.by(attribute, model, ids(), **SOME), pair.trace_peer(model, ids(), **SOME))
+    same(pair.by(attribute, model, ids(), **SETTINGS), pair.trace_circuit_tracer(model, ids(), **SETTINGS))
 
 
 def test_their_matrix_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pair
 import pytest
 import torch
-from circuit_tracer import attribute as peer_attribute
+from circuit_tracer import attribute as circuit_tracer_attribute
 from circuit_tracer.graph import Graph, compute_graph_scores, prune_graph
 from circuit_tracer.utils import create_graph_files
 from drop_in_cases import FEW, SIZE, both, ids, plain, same
@@ -27,10 +27,10 @@ from pycircuit.integrations.circuit_tracer import (
 def test_the_same_nodes_edges_and_scores(where: str) -> None:
     theirs, ours = both(where)
     for node, edge in ((0.8, 0.98), (0.95, 0.99)):
-        kept = prune_graph(ours, node, edge), prune_graph(theirs, node, edge)
-        assert torch.equal(kept[0].node_mask, kept[1].node_mask) and kept[0].node_mask.any()
-        assert torch.equal(kept[0].edge_mask, kept[1].edge_mask)
-        assert torch.allclose(kept[0].cumulative_scores, kept[1].cumulative_scores, atol=1e-5)
+        pruned = prune_graph(ours, node, edge), prune_graph(theirs, node, edge)
+        assert torch.equal(pruned[0].node_mask, pruned[1].node_mask) and pruned[0].node_mask.any()
+        assert torch.equal(pruned[0].edge_mask, pruned[1].edge_mask)
+        assert torch.allclose(pruned[0].cumulative_scores, pruned[1].cumulative_scores, atol=1e-5)
     assert compute_graph_scores(ours) == pytest.approx(compute_graph_scores(theirs), rel=1e-5)
 
 
@@ -71,9 +71,9 @@ def test_the_same_files(where: str, tmp_path: Path) -> None:
     theirs, ours = both(where)
     files = written(ours, tmp_path / "ours"), written(theirs, tmp_path / "theirs")
     assert len(files[1]["nodes"]) > 30 and len(files[1]["links"]) > 100
-    for whole in files:  # those below a digit's noise may change places
-        whole["nodes"].sort(key=lambda n: n["node_id"] + n["feature_type"])
-        whole["links"].sort(key=lambda e: (e["source"], e["target"], e["weight"]))
+    for content in files:  # those below a digit's noise may change places
+        content["nodes"].sort(key=lambda n: n["node_id"] + n["feature_type"])
+        content["links"].sort(key=lambda e: (e["source"], e["target"], e["weight"]))
     alike(*files)
 
 
@@ -109,18 +109,18 @@ scores = compute_graph_scores(graph)
 @FEW
 @pytest.mark.usefixtures("local_tokenizer")
 def test_their_tutorial_by_one_changed_line(where: str, tmp_path: Path) -> None:
-    found = []
-    for at, line in enumerate(
+    namespaces = []
+    for index, line in enumerate(
         ("from circuit_tracer import attribute", "from pycircuit.integrations.circuit_tracer import attribute")
     ):
-        names: dict[str, Any] = {"prompt": ids(), "model": plain(where), "folder": str(tmp_path / str(at))}
+        names: dict[str, Any] = {"prompt": ids(), "model": plain(where), "folder": str(tmp_path / str(index))}
         Path(names["folder"]).mkdir()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Full backward hook is firing")
             exec(compile(line + TUTORIAL, "tutorial", "exec"), names)
-        found.append(names)
-    theirs, ours = found
-    assert ours["attribute"] is attribute and theirs["attribute"] is peer_attribute
+        namespaces.append(names)
+    theirs, ours = namespaces
+    assert ours["attribute"] is attribute and theirs["attribute"] is circuit_tracer_attribute
     assert [ours[n] for n in ("layer", "position", "feature")] == [theirs[n] for n in ("layer", "position", "feature")]
     assert torch.equal(ours["kept"].node_mask, theirs["kept"].node_mask)
     assert ours["scores"] == pytest.approx(theirs["scores"], rel=1e-5)
@@ -129,7 +129,7 @@ def test_their_tutorial_by_one_changed_line(where: str, tmp_path: Path) -> None:
 
 
 def test_the_same_arguments_and_defaults() -> None:
-    parameters = [inspect.signature(f).parameters.values() for f in (attribute, peer_attribute)]
+    parameters = [inspect.signature(f).parameters.values() for f in (attribute, circuit_tracer_attribute)]
     assert [(p.name, p.kind, p.default) for p in parameters[0]] == [(p.name, p.kind, p.default) for p in parameters[1]]
 
 

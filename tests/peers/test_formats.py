@@ -11,14 +11,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from circuit_tracer.transcoder import SingleLayerTranscoder, TranscoderSet
-from circuit_tracer.transcoder.activation_functions import JumpReLU as PeerJumpReLU
-from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder as PeerCrossLayer
+from circuit_tracer.transcoder.activation_functions import JumpReLU as CircuitTracerJumpReLU
+from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder as CircuitTracerCrossLayer
 from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
 from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
 from torch import Tensor
 
 import pycircuit as pc
-from pycircuit.transcoders import formats
 
 LAYERS, WIDTH, SIZE, POSITIONS = 3, 16, 40, 7
 CPU = torch.device("cpu")
@@ -38,20 +37,20 @@ def streams() -> Tensor:
     return torch.randn(LAYERS, POSITIONS, WIDTH, generator=torch.Generator().manual_seed(9))
 
 
-def dense(found: pc.SparseFeatures, size: int = SIZE) -> Tensor:
-    out = torch.zeros(found.positions, size)
-    out[found.position(), found.index] = found.value
+def dense(result: pc.SparseFeatures, size: int = SIZE) -> Tensor:
+    out = torch.zeros(result.positions, size)
+    out[result.position(), result.index] = result.value
     return out
 
 
 def agree(ours: Any, acts: Tensor, written: Tensor) -> None:
     """acts: [layers, positions, features]; written: [layers, positions, width]; as the owner computes them."""
     x = streams()
-    found = [ours.encode(at, x[at]) for at in range(LAYERS)]
-    assert sum(f.count for f in found) > 20
-    for at in range(LAYERS):
-        torch.testing.assert_close(dense(found[at]), acts[at], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.reconstruct(found, x), written, rtol=1e-5, atol=1e-4)
+    result = [ours.encode(index, x[index]) for index in range(LAYERS)]
+    assert sum(f.count for f in result) > 20
+    for index in range(LAYERS):
+        torch.testing.assert_close(dense(result[index]), acts[index], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.reconstruct(result, x), written, rtol=1e-5, atol=1e-4)
 
 
 def config(folder: Path, kind: str) -> None:
@@ -63,39 +62,41 @@ def config(folder: Path, kind: str) -> None:
 @pytest.mark.parametrize("jumps", [False, True])
 @torch.no_grad()
 def test_circuit_tracer_per_layer(tmp_path: Path, jumps: bool, skip: bool) -> None:
-    found = {}
-    for at in range(LAYERS):
-        rule = PeerJumpReLU(torch.zeros(SIZE), 0.1) if jumps else torch.nn.functional.relu
-        one = SingleLayerTranscoder(WIDTH, SIZE, rule, at, skip, device=CPU, dtype=torch.float32)
-        found[at] = filled(one, at)
-    theirs = TranscoderSet(found, "hook_resid_mid", "hook_mlp_out")
+    result = {}
+    for index in range(LAYERS):
+        rule = CircuitTracerJumpReLU(torch.zeros(SIZE), 0.1) if jumps else torch.nn.functional.relu
+        item = SingleLayerTranscoder(WIDTH, SIZE, rule, index, skip, device=CPU, dtype=torch.float32)
+        result[index] = filled(item, index)
+    theirs = TranscoderSet(result, "hook_resid_mid", "hook_mlp_out")
     theirs.to_safetensors(str(tmp_path))
     config(tmp_path, "transcoder_set")
     acts = theirs.encode(streams())
-    agree(formats.load(tmp_path), acts, theirs.decode(acts, streams()))
+    agree(pc.transcoders.load(tmp_path), acts, theirs.decode(acts, streams()))
 
 
 @pytest.mark.parametrize("rule", ["relu", "jump_relu"])
 @torch.no_grad()
 def test_circuit_tracer_cross_layer(tmp_path: Path, rule: str) -> None:
     """0.5.0 writes no skip."""
-    theirs = PeerCrossLayer(LAYERS, SIZE, WIDTH, rule, False, False, device=CPU, dtype=torch.float32)
+    theirs = CircuitTracerCrossLayer(LAYERS, SIZE, WIDTH, rule, False, False, device=CPU, dtype=torch.float32)
     filled(theirs, 0).to_safetensors(str(tmp_path))
     config(tmp_path, "cross_layer_transcoder")
     acts = theirs.encode(streams())
-    agree(formats.load(tmp_path), acts, theirs.decode(acts, streams()))
+    agree(pc.transcoders.load(tmp_path), acts, theirs.decode(acts, streams()))
 
 
 def ours(cross: bool, rule: Any, skip: bool) -> Any:
     g = torch.Generator().manual_seed(4)
 
-    def each(*shape: int) -> list[Tensor]:
+    def random_tensors(*shape: int) -> list[Tensor]:
         return [torch.randn(*shape, generator=g) / 3 for _ in range(LAYERS)]
 
     w_dec = [torch.randn(SIZE, *[LAYERS - n] * cross, WIDTH, generator=g) / 3 for n in range(LAYERS)]
     made = pc.CrossLayerTranscoder if cross else pc.PerLayerTranscoders
-    w_skip = each(WIDTH, WIDTH) if skip else None
-    return made(each(SIZE, WIDTH), each(SIZE), w_dec, each(WIDTH), rule, w_skip, reads="resid_mid")
+    w_skip = random_tensors(WIDTH, WIDTH) if skip else None
+    return made(
+        random_tensors(SIZE, WIDTH), random_tensors(SIZE), w_dec, random_tensors(WIDTH), rule, w_skip, reads="resid_mid"
+    )
 
 
 RULES = {"relu": pc.ReLU(), "jumprelu": pc.JumpReLU(torch.linspace(0.1, 1, SIZE)), "batchtopk": pc.BatchTopK(0.7)}
@@ -107,13 +108,13 @@ RULES = {"relu": pc.ReLU(), "jumprelu": pc.JumpReLU(torch.linspace(0.1, 1, SIZE)
 @torch.no_grad()
 def test_ours_in_circuit_tracer(tmp_path: Path, cross: bool, rule: str, lazy: bool) -> None:
     t = ours(cross, RULES[rule], skip=not cross)
-    folder = formats.save(t, tmp_path / "set", model="tiny")
-    how = {"device": CPU, "dtype": torch.float32, "lazy_decoder": lazy, "lazy_encoder": lazy}
+    folder = pc.transcoders.save(t, tmp_path / "set", model="tiny")
+    options = {"device": CPU, "dtype": torch.float32, "lazy_decoder": lazy, "lazy_encoder": lazy}
     if cross:
-        theirs = load_clt(str(folder), **how)
+        theirs = load_clt(str(folder), **options)
     else:
-        files = {at: str(folder / f"layer_{at}.safetensors") for at in range(LAYERS)}
-        theirs = load_transcoder_set(files, "scan", "hook_resid_mid", "hook_mlp_out", **how)
+        files = {index: str(folder / f"layer_{index}.safetensors") for index in range(LAYERS)}
+        theirs = load_transcoder_set(files, "scan", "hook_resid_mid", "hook_mlp_out", **options)
     acts = theirs.encode(streams())
     agree(t, acts, theirs.decode(acts, streams()))
 
@@ -124,22 +125,22 @@ def test_saelens(tmp_path: Path, name: str) -> None:
     """Theirs loaded by us, and what we make of it loaded by them."""
     transcoder = pytest.importorskip("sae_lens.saes.transcoder", reason="sae-lens is not installed")
     made = []
-    for at in range(LAYERS):
-        hooks = {"hook_name": f"blocks.{at}.hook_resid_mid", "hook_name_out": f"blocks.{at}.hook_mlp_out"}
-        said = {"d_in": WIDTH, "d_sae": SIZE, "d_out": WIDTH, "apply_b_dec_to_input": False, "metadata": hooks}
+    for index in range(LAYERS):
+        hooks = {"hook_name": f"blocks.{index}.hook_resid_mid", "hook_name_out": f"blocks.{index}.hook_mlp_out"}
+        settings = {"d_in": WIDTH, "d_sae": SIZE, "d_out": WIDTH, "apply_b_dec_to_input": False, "metadata": hooks}
         kind = getattr(transcoder, name)
-        one = filled(kind(getattr(transcoder, f"{name}Config").from_dict(said)), at)
-        one.save_model(tmp_path / "set" / f"any{at}")
-        made.append(one.eval())
+        item = filled(kind(getattr(transcoder, f"{name}Config").from_dict(settings)), index)
+        item.save_model(tmp_path / "set" / f"any{index}")
+        made.append(item.eval())
     x = streams()
-    acts = torch.stack([one.encode(x[at]) for at, one in enumerate(made)])
-    written = torch.stack([one(x[at]) for at, one in enumerate(made)])
-    agree(formats.load(tmp_path / "set"), acts, written)
-    formats.convert(tmp_path / "set", tmp_path / "back", "saelens")
-    for at, one in enumerate(made):
-        again = type(one).load_from_disk(tmp_path / "back" / f"layer_{at}")
-        assert type(again) is type(one)
-        torch.testing.assert_close(again(x[at]), written[at])
+    acts = torch.stack([item.encode(x[index]) for index, item in enumerate(made)])
+    written = torch.stack([item(x[index]) for index, item in enumerate(made)])
+    agree(pc.transcoders.load(tmp_path / "set"), acts, written)
+    pc.transcoders.convert(tmp_path / "set", tmp_path / "back", "saelens")
+    for index, item in enumerate(made):
+        again = type(item).load_from_disk(tmp_path / "back" / f"layer_{index}")
+        assert type(again) is type(item)
+        torch.testing.assert_close(again(x[index]), written[index])
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -147,15 +148,15 @@ def test_saelens(tmp_path: Path, name: str) -> None:
 def test_sparsify(tmp_path: Path, skip: bool) -> None:
     sparsify = pytest.importorskip("sparsify", reason="eai-sparsify is not installed")
     x, acts, written = streams(), torch.zeros(LAYERS, POSITIONS, SIZE), torch.zeros(LAYERS, POSITIONS, WIDTH)
-    for at in range(LAYERS):
-        said = sparsify.SparseCoderConfig(num_latents=SIZE, k=5, transcode=True, skip_connection=skip)
-        one = filled(sparsify.SparseCoder(WIDTH, said, dtype=torch.float32), at)
-        one.save_to_disk(tmp_path / f"layers.{at}.mlp")
-        pre = torch.relu(one.encoder(x[at]))
+    for i in range(LAYERS):
+        settings = sparsify.SparseCoderConfig(num_latents=SIZE, k=5, transcode=True, skip_connection=skip)
+        item = filled(sparsify.SparseCoder(WIDTH, settings, dtype=torch.float32), i)
+        item.save_to_disk(tmp_path / f"layers.{i}.mlp")
+        pre = torch.relu(item.encoder(x[i]))
         top, index = pre.topk(5, dim=-1)
-        acts[at].scatter_(1, index, top)
-        written[at] = one.decode(top, index) + (x[at] @ one.W_skip.mT if skip else 0.0)
-    agree(formats.load(tmp_path), acts, written)
+        acts[i].scatter_(1, index, top)
+        written[i] = item.decode(top, index) + (x[i] @ item.W_skip.mT if skip else 0.0)
+    agree(pc.transcoders.load(tmp_path), acts, written)
 
 
 def scopium_settings(rule: str, by_norm: bool, norm: str) -> dict[str, Any]:
@@ -163,15 +164,15 @@ def scopium_settings(rule: str, by_norm: bool, norm: str) -> dict[str, Any]:
             "sparsity_include_decoder_norm": by_norm}  # fmt: skip
 
 
-def saved(one: Any, folder: Path, norms: dict[str, float]) -> None:
-    one.set_dataset_average_activation_norm(norms)
-    one.save_pretrained(folder)
-    one.cfg.save_hyperparameters(folder)
+def saved(item: Any, folder: Path, norms: dict[str, float]) -> None:
+    item.set_dataset_average_activation_norm(norms)
+    item.save_pretrained(folder)
+    item.cfg.save_hyperparameters(folder)
 
 
-def scaled(one: Any, x: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What its hook points are multiplied by."""
-    return one.normalize_activations(x, return_scale_factor=True)[1]
+def scaled(item: Any, x: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Factors of its hook points."""
+    return item.normalize_activations(x, return_scale_factor=True)[1]
 
 
 @pytest.mark.parametrize("norm", ["inference", "dataset-wise"])
@@ -181,18 +182,18 @@ def scaled(one: Any, x: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_llamascopium_per_layer(tmp_path: Path, rule: str, by_norm: bool, norm: str) -> None:
     sae = pytest.importorskip("llamascopium.models.sae", reason="llamascopium is not installed")
     x, written, acts = streams(), torch.zeros(LAYERS, POSITIONS, WIDTH), torch.zeros(LAYERS, POSITIONS, SIZE)
-    for at in range(LAYERS):
-        hooks = [f"blocks.{at}.ln2.hook_normalized", f"blocks.{at}.hook_mlp_out"]
-        said = scopium_settings(rule, by_norm, norm)
-        one = sae.SparseAutoEncoder(sae.SAEConfig(hook_point_in=hooks[0], hook_point_out=hooks[1], **said))
-        one = filled(one, at).eval()
-        saved(one, tmp_path / f"layer{at}_transcoder", dict(zip(hooks, (3.0, 7.0), strict=True)))
-        by = scaled(one, {hooks[0]: x[at], hooks[1]: x[at]})
-        acts[at] = one.encode(x[at] * by[hooks[0]])
-        written[at] = one.decode(acts[at]) / by[hooks[1]]
+    for index in range(LAYERS):
+        hooks = [f"blocks.{index}.ln2.hook_normalized", f"blocks.{index}.hook_mlp_out"]
+        settings = scopium_settings(rule, by_norm, norm)
+        item = sae.SparseAutoEncoder(sae.SAEConfig(hook_point_in=hooks[0], hook_point_out=hooks[1], **settings))
+        item = filled(item, index).eval()
+        saved(item, tmp_path / f"layer{index}_transcoder", dict(zip(hooks, (3.0, 7.0), strict=True)))
+        by = scaled(item, {hooks[0]: x[index], hooks[1]: x[index]})
+        acts[index] = item.encode(x[index] * by[hooks[0]])
+        written[index] = item.decode(acts[index]) / by[hooks[1]]
         if by_norm and rule == "topk":
-            acts[at] *= one.decoder_norm()
-    ours = formats.load(tmp_path)
+            acts[index] *= item.decoder_norm()
+    ours = pc.transcoders.load(tmp_path)
     assert (ours.reads, ours.writes) == ("mlp_normed", "mlp_out")
     agree(ours, acts, written)
 
@@ -205,17 +206,17 @@ def test_llamascopium_cross_layer(tmp_path: Path, rule: str, by_norm: bool, norm
     clt = pytest.importorskip("llamascopium.models.clt", reason="llamascopium is not installed")
     x, hooks = (
         streams(),
-        [[f"blocks.{at}.{name}" for at in range(LAYERS)] for name in ("hook_resid_mid", "hook_mlp_out")],
+        [[f"blocks.{index}.{name}" for index in range(LAYERS)] for name in ("hook_resid_mid", "hook_mlp_out")],
     )
-    said = scopium_settings(rule, by_norm, norm)
-    one = clt.CrossLayerTranscoder(clt.CLTConfig(hook_points_in=hooks[0], hook_points_out=hooks[1], **said))
-    one = filled(one, 0).eval()
-    saved(one, tmp_path, dict(zip([*hooks[0], *hooks[1]], (3.0, 5.0, 2.0, 7.0, 0.5, 4.0), strict=True)))
-    by = scaled(one, {name: x[0] for side in hooks for name in side})
+    settings = scopium_settings(rule, by_norm, norm)
+    item = clt.CrossLayerTranscoder(clt.CLTConfig(hook_points_in=hooks[0], hook_points_out=hooks[1], **settings))
+    item = filled(item, 0).eval()
+    saved(item, tmp_path, dict(zip([*hooks[0], *hooks[1]], (3.0, 5.0, 2.0, 7.0, 0.5, 4.0), strict=True)))
+    by = scaled(item, {name: x[0] for side in hooks for name in side})
     gains = [torch.stack([by[name].reshape(()) for name in side])[:, None, None] for side in hooks]
-    acts = one.encode((x * gains[0]).transpose(0, 1))
-    written = one.decode(acts) / gains[1]
+    acts = item.encode((x * gains[0]).transpose(0, 1))
+    written = item.decode(acts) / gains[1]
     values = acts.transpose(0, 1)
     if by_norm and rule == "topk":
-        values = values * one.decoder_norm_per_feature()[:, None]
-    agree(formats.load(tmp_path), values, written)
+        values = values * item.decoder_norm_per_feature()[:, None]
+    agree(pc.transcoders.load(tmp_path), values, written)

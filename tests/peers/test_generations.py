@@ -86,7 +86,7 @@ class View:
 
 def model(backend: str) -> Any:
     weights = pair.transcoder_weights(KIND, SIZE, torch.float32, 6)
-    transcoders = pair.peer_transcoders(KIND, weights, SIZE, torch.float32)
+    transcoders = pair.circuit_tracer_transcoders(KIND, weights, SIZE, torch.float32)
     language = pair.language_model("llama", SIZE, torch.float32)
     if backend == "nnsight":
         return pair.nnsight_of(language, transcoders, SIZE)
@@ -164,7 +164,7 @@ def test_an_unknown_generation_is_refused_by_name(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_argument_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of `attribute` itself: later it would be a TypeError in somebody's call."""
+    """An unknown argument of `attribute` itself would be a TypeError in a user's call."""
 
     def newer(prompt: Any, model: Any, *, rounds: int = 4) -> None: ...
 

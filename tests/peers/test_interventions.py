@@ -38,8 +38,8 @@ CASES = [(family, kind) for family in pair.CONFIGS for kind in KINDS]
 
 @cache
 def models(family: str, kind: str) -> tuple[Any, Any]:
-    given = (family, KINDS[kind], SIZES[family], torch.float32, ACTIVE)
-    return pair.our_model(*given), pair.peer_model(*given)
+    arguments = (family, KINDS[kind], SIZES[family], torch.float32, ACTIVE)
+    return pair.our_model(*arguments), pair.circuit_tracer_model(*arguments)
 
 
 def ids() -> Tensor:
@@ -52,25 +52,28 @@ def off(ours: Tensor, theirs: Tensor) -> float:
 
 def chosen(model: pc.ReplacementModel, layers: range) -> list[pc.Intervention]:
     """Ablated, enlarged, reversed, and set where silent: several in a layer, at one position and at many."""
-    found: list[pc.Intervention] = []
+    result: list[pc.Intervention] = []
     for layer, features in enumerate(model.activations([ids()])[0]):
         if layer in layers:
             places = list(
                 zip(features.position().tolist(), features.index.tolist(), features.value.tolist(), strict=True)
             )
             for i, (p, f, value) in enumerate(places[3 :: len(places) // 4][:4]):
-                found.append(pc.Intervention(layer, p, f, (0.0, 3 * value, -value, 2.0)[i]))
-            found += [pc.Intervention(layer, slice(4, None), 5 + layer, 1.5), pc.Intervention(layer, slice(2, 9), 3, 0)]
-    return found
+                result.append(pc.Intervention(layer, p, f, (0.0, 3 * value, -value, 2.0)[i]))
+            result += [
+                pc.Intervention(layer, slice(4, None), 5 + layer, 1.5),
+                pc.Intervention(layer, slice(2, 9), 3, 0),
+            ]
+    return result
 
 
 def as_tuples(interventions: list[pc.Intervention]) -> list[tuple[Any, ...]]:
-    return [(one.layer, one.position, one.feature, one.value) for one in interventions]
+    return [(item.layer, item.position, item.feature, item.value) for item in interventions]
 
 
 @contextmanager
 def quiet(model: Any) -> Iterator[None]:
-    """Hooks of an intervention are the peer's own to remove."""
+    """Hooks of an intervention are circuit-tracer's own to remove."""
     try:
         yield
     finally:
@@ -88,12 +91,12 @@ def test_the_same_logits_and_activations(family: str, kind: str, mode: str) -> N
         logits, activations = theirs.feature_intervention(ids(), as_tuples(steer), **their_way)
     result = pc.intervene(ours, ids(), steer, **our_way)
     assert off(result.logits, logits[0]) < CLOSE
-    found = torch.stack([f.dense(SIZE.features) for f in result.features])
+    results = torch.stack([f.dense(SIZE.features) for f in result.features])
     if KINDS[kind].rule == "topk":  # which features are among the largest may turn on the last bit
-        far = (found - activations).abs() > CLOSE * activations.abs().max()
+        far = (results - activations).abs() > CLOSE * activations.abs().max()
         assert float(far.double().mean()) < 1e-3
     else:
-        assert off(found, activations) < CLOSE
+        assert off(results, activations) < CLOSE
     assert off(result.logits, result.logits_before) > 1e-2
 
 
@@ -103,13 +106,13 @@ def test_the_same_change_of_preactivations(family: str, kind: str, mode: str) ->
     """One feature doubled: what every other reads before its activation function."""
     ours, theirs = models(family, kind)
     our_way, their_way = MODES[mode]
-    one = chosen(ours, range(1))[1]
-    how = {"apply_activation_function": False, **their_way}
+    item = chosen(ours, range(1))[1]
+    options = {"apply_activation_function": False, **their_way}
     with quiet(theirs):
-        _, after = theirs.feature_intervention(ids(), as_tuples([one]), **how)
+        _, after = theirs.feature_intervention(ids(), as_tuples([item]), **options)
         before = theirs.get_activations(ids(), apply_activation_function=False)[1]
     wanted = [(layer, p, f) for layer in range(SIZE.layers) for p in range(1, POSITIONS) for f in range(SIZE.features)]
-    moved = pc.intervene(ours, ids(), [one], **our_way).effect(wanted, preactivation=True)
+    moved = pc.intervene(ours, ids(), [item], **our_way).effect(wanted, preactivation=True)
     assert off(moved, (after - before)[:, 1:].flatten()) < CLOSE
 
 
@@ -118,7 +121,7 @@ def test_the_same_steered_text_and_logits(family: str, kind: str, monkeypatch: p
     """Greedy, eight tokens, open-ended steering going on over them."""
     ours, theirs = models(family, kind)
     inner = theirs.generate  # takes a batch of prompts only, what is around it one prompt only
-    monkeypatch.setattr(theirs, "generate", lambda ids, **how: inner(ids[None], **how))
+    monkeypatch.setattr(theirs, "generate", lambda ids, **options: inner(ids[None], **options))
     steer, count = chosen(ours, range(SIZE.layers)), 8
     with quiet(theirs):
         _, logits, _ = theirs.feature_intervention_generate(
@@ -126,7 +129,7 @@ def test_the_same_steered_text_and_logits(family: str, kind: str, monkeypatch: p
             verbose=False,
         )  # fmt: skip
     ours.hf_model.generation_config.eos_token_id = None
-    found = pc.generate(ours, ids(), steer, max_new_tokens=count)
-    assert logits.argmax(-1).tolist() == found
-    result = pc.intervene(ours, [*ids().tolist(), *found[:-1]], steer, freeze="none")
+    results = pc.generate(ours, ids(), steer, max_new_tokens=count)
+    assert logits.argmax(-1).tolist() == results
+    result = pc.intervene(ours, [*ids().tolist(), *results[:-1]], steer, freeze="none")
     assert off(result.logits[POSITIONS - 1 :], logits) < CLOSE

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from drop_in_cases import SOME, ids, made
+from drop_in_cases import SETTINGS, ids, made
 
 from pycircuit.integrations.circuit_tracer import attribute
 
@@ -37,12 +37,12 @@ def test_a_forward_in_another_thread(where: str) -> None:
             out = inner(ids()[None, :5])
         seen.append(getattr(out, "logits", out))
 
-    quiet = attribute(ids(), model, **SOME).adjacency_matrix
+    quiet = attribute(ids(), model, **SETTINGS).adjacency_matrix
     alone = Thread(target=forward)  # a thread too: one more than this module's may be at its products
     alone.start()
     alone.join()
     handle = meanwhile(layers[1], forward)
-    graph = attribute(ids(), model, **SOME).adjacency_matrix
+    graph = attribute(ids(), model, **SETTINGS).adjacency_matrix
     handle.remove()
     assert len(seen) > 1 and all(torch.equal(out, seen[0]) for out in seen)
     assert torch.equal(graph, quiet)
@@ -62,7 +62,7 @@ def test_nnsights_forwards_stay_in_other_threads() -> None:
     layer.__nnsight_forward__ = noted
     x = torch.zeros(1, 2, model._module.config.hidden_size)
     handle = meanwhile(model._module.model.layers[1], lambda: layer(x))
-    attribute(ids(), model, **SOME)
+    attribute(ids(), model, **SETTINGS)
     handle.remove()
     assert calls and thread not in calls
     assert vars(layer)["forward"] is before

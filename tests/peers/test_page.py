@@ -18,14 +18,14 @@ import pair
 import pytest
 import torch
 from circuit_tracer.frontend import feature_models, graph_models
-from circuit_tracer.utils import create_graph_files as peer_files
+from circuit_tracer.utils import create_graph_files as circuit_tracer_files
 from circuit_tracer.utils.decode_url_features import decode_url_features
 from graphs import random_graph
 
 import pycircuit as pc
 
 SIZE = pair.Size()
-GIVEN = ("llama", pair.Kind(), SIZE, torch.float32, 6)
+MODEL = ("llama", pair.Kind(), SIZE, torch.float32, 6)
 NODE, EDGE = 0.97, 0.99  # of a graph this small the usual thresholds leave no feature
 MODULES = Path(".venv-peers/browser/node_modules")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -39,10 +39,10 @@ threading.Event().wait()
 
 @pytest.fixture(scope="module")
 def graphs() -> tuple[pc.Graph, Any]:
-    """Ours and the peer's of the same features."""
+    """Ours and circuit-tracer's of the same features."""
     ids = pair.prompt(13, SIZE.vocabulary)
-    ours = pair.trace_ours(pair.our_model(*GIVEN), ids, max_features=60, round_size=64)
-    theirs = pair.trace_peer(pair.peer_model(*GIVEN), ids, batch_size=16, max_feature_nodes=60)
+    ours = pair.trace_ours(pair.our_model(*MODEL), ids, max_features=60, round_size=64)
+    theirs = pair.trace_circuit_tracer(pair.circuit_tracer_model(*MODEL), ids, batch_size=16, max_feature_nodes=60)
     return pair.selected(ours), theirs
 
 
@@ -86,9 +86,9 @@ def counts(graph: pc.Graph) -> tuple[int, int]:
 
 def test_their_server_hands_out_our_graph(graphs: tuple[pc.Graph, Any], address: str) -> None:
     status, body = fetch(f"{address}/graph_data/tiny.json")
-    whole = json.loads(body)
-    assert status == 200 and (len(whole["nodes"]), len(whole["links"])) == counts(graphs[0])
-    assert len(whole["links"]) > 100
+    full = json.loads(body)
+    assert status == 200 and (len(full["nodes"]), len(full["links"])) == counts(graphs[0])
+    assert len(full["links"]) > 100
     status, body = fetch(f"{address}/data/graph-metadata.json")
     assert status == 200 and [entry["slug"] for entry in json.loads(body)["graphs"]] == ["tiny"]
     status, body = fetch(f"{address}/index.html")
@@ -96,7 +96,7 @@ def test_their_server_hands_out_our_graph(graphs: tuple[pc.Graph, Any], address:
 
 
 def opened(url: str) -> dict[str, Any]:
-    """What a real browser shows."""
+    """Contents of the page in a real browser."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None or not MODULES.is_dir():
         pytest.skip("needs npm, and chromium or Chrome")
@@ -107,18 +107,18 @@ def opened(url: str) -> dict[str, Any]:
 
 
 def test_their_page_draws_our_graph(folder: Path, address: str) -> None:
-    """The page leaves out nodes beyond the threshold, as of the peer's own files."""
-    drawn, whole = opened(f"{address}/index.html?slug=tiny"), json.loads((folder / "tiny.json").read_text())
-    within = {n["node_id"] for n in whole["nodes"] if n["influence"] is None or n["influence"] <= NODE}
-    within |= {n["node_id"] for n in whole["nodes"] if n["feature_type"] == "embedding"}
+    """The page leaves out nodes beyond the threshold, as of circuit-tracer's own files."""
+    drawn, full = opened(f"{address}/index.html?slug=tiny"), json.loads((folder / "tiny.json").read_text())
+    within = {n["node_id"] for n in full["nodes"] if n["influence"] is None or n["influence"] <= NODE}
+    within |= {n["node_id"] for n in full["nodes"] if n["feature_type"] == "embedding"}
     assert drawn["errors"] == [] and set(drawn["nodes"]) == within and len(drawn["nodes"]) == len(within)
-    assert drawn["links"] == sum({e["source"], e["target"]} <= within for e in whole["links"]) > 100
+    assert drawn["links"] == sum({e["source"], e["target"]} <= within for e in full["links"]) > 100
 
 
 def shown(folder: Path, address: str, graph: pc.Graph, scan: str, texts: list[list[int]], rank: int) -> Any:
     """(our file of a feature of the graph, what the page shows of it); rank: among those active least to most often."""
     made = pc.write_examples(
-        pair.our_model(*GIVEN), texts, folder, scan, top=3, groups=2, per_group=2, logits=4, progress=False
+        pair.our_model(*MODEL), texts, folder, scan, top=3, groups=2, per_group=2, logits=4, progress=False
     )
     graph.to_json(folder / f"{scan}.json", scan=f"./data/features/{scan}", node_threshold=1, edge_threshold=1)
     nodes = json.loads((folder / f"{scan}.json").read_text())["nodes"]
@@ -133,10 +133,10 @@ def shown(folder: Path, address: str, graph: pc.Graph, scan: str, texts: list[li
 
 def test_their_page_shows_our_examples(graphs: tuple[pc.Graph, Any], folder: Path, address: str) -> None:
     texts = [pair.prompt(length, SIZE.vocabulary).tolist() for length in (5, 13, 9, 13, 21)]
-    found, groups = shown(folder, address, graphs[0], "often", texts, -1)
+    result, groups = shown(folder, address, graphs[0], "often", texts, -1)
     assert [group["name"] for group in groups] == ["Top activations", "Quantile 50% to 100%", "Quantile 0% to 50%"]
-    assert len(found["examples_quantiles"]) == len(groups)
-    for group, expected in zip(groups, found["examples_quantiles"], strict=True):
+    assert len(result["examples_quantiles"]) == len(groups)
+    for group, expected in zip(groups, result["examples_quantiles"], strict=True):
         assert group["name"] == expected["quantile_name"]
         for drawn, example in zip(group["examples"], expected["examples"], strict=True):
             assert drawn["text"] == "".join(example["tokens"])
@@ -145,27 +145,27 @@ def test_their_page_shows_our_examples(graphs: tuple[pc.Graph, Any], folder: Pat
 
 
 def test_their_page_shows_a_silent_feature(graphs: tuple[pc.Graph, Any], folder: Path, address: str) -> None:
-    found, groups = shown(folder, address, graphs[0], "silent", [[3, 4, 5]], 0)
-    assert found["activation_frequency"] == 0 and groups == []
+    result, groups = shown(folder, address, graphs[0], "silent", [[3, 4, 5]], 0)
+    assert result["activation_frequency"] == 0 and groups == []
 
 
 def test_their_schema_takes_our_examples(folder: Path) -> None:
     files = list((folder / "features" / "often").iterdir())
     assert len(files) == SIZE.layers * SIZE.features
     for path in files:
-        whole = json.loads(path.read_text())
-        read = feature_models.Model.model_validate(whole, strict=True).model_dump()
-        assert read == {name: value for name, value in whole.items() if name != "label"}
+        full = json.loads(path.read_text())
+        read = feature_models.Model.model_validate(full, strict=True).model_dump()
+        assert read == {name: value for name, value in full.items() if name != "label"}
 
 
 def test_their_page_can_save_into_our_file(folder: Path, address: str) -> None:
-    whole = json.loads((folder / "tiny.json").read_text())
-    pinned = [whole["nodes"][0]["node_id"]]
-    body = json.dumps({"qParams": {**whole["qParams"], "pinnedIds": pinned}}).encode()
+    full = json.loads((folder / "tiny.json").read_text())
+    pinned = [full["nodes"][0]["node_id"]]
+    body = json.dumps({"qParams": {**full["qParams"], "pinnedIds": pinned}}).encode()
     with urllib.request.urlopen(f"{address}/save_graph/tiny", data=body, timeout=30) as answer:
         assert answer.status == 200
     saved = json.loads((folder / "tiny.json").read_text())
-    assert saved["qParams"]["pinnedIds"] == pinned and saved["links"] == whole["links"]
+    assert saved["qParams"]["pinnedIds"] == pinned and saved["links"] == full["links"]
 
 
 def test_their_parser_of_addresses_takes_our_supernodes(tmp_path: Path) -> None:
@@ -185,12 +185,12 @@ def test_their_parser_of_addresses_takes_our_supernodes(tmp_path: Path) -> None:
 
 
 def test_their_schema_takes_our_file_and_loses_nothing(folder: Path) -> None:
-    whole = json.loads((folder / "tiny.json").read_text())
-    read = graph_models.Model.model_validate(whole, strict=True).model_dump()
-    assert read["nodes"] == whole["nodes"] and read["qParams"] == whole["qParams"]
-    links = [graph_models.Link.model_validate(link, strict=True).model_dump() for link in whole["links"]]
-    assert links == whole["links"] == read["links"]
-    assert read["metadata"].items() <= whole["metadata"].items()
+    full = json.loads((folder / "tiny.json").read_text())
+    read = graph_models.Model.model_validate(full, strict=True).model_dump()
+    assert read["nodes"] == full["nodes"] and read["qParams"] == full["qParams"]
+    links = [graph_models.Link.model_validate(link, strict=True).model_dump() for link in full["links"]]
+    assert links == full["links"] == read["links"]
+    assert read["metadata"].items() <= full["metadata"].items()
 
 
 def _their_file(theirs: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -199,9 +199,9 @@ def _their_file(theirs: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
         def from_pretrained(_: Any) -> pair.Tokenizer:
             return pair.Tokenizer(SIZE.vocabulary)
 
-    module = sys.modules[peer_files.__module__]
+    module = sys.modules[circuit_tracer_files.__module__]
     monkeypatch.setattr(module, "AutoTokenizer", Local)
-    peer_files(theirs, "tiny", str(path), scan="tiny-scan", node_threshold=NODE, edge_threshold=EDGE)
+    circuit_tracer_files(theirs, "tiny", str(path), scan="tiny-scan", node_threshold=NODE, edge_threshold=EDGE)
     return json.loads((path / "tiny.json").read_text())
 
 
@@ -217,7 +217,7 @@ def test_the_same_file_as_theirs(
     graphs: tuple[pc.Graph, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine, theirs = json.loads((folder / "tiny.json").read_text()), _their_file(graphs[1], tmp_path, monkeypatch)
-    nodes = [{n["node_id"]: n for n in whole["nodes"]} for whole in (mine, theirs)]
+    nodes = [{n["node_id"]: n for n in full["nodes"]} for full in (mine, theirs)]
     nodes[1] = {_ours(key, n["feature_type"]): n for key, n in nodes[1].items()}
     assert nodes[0].keys() == nodes[1].keys()
     for key, node in nodes[0].items():

@@ -49,7 +49,7 @@ def built(folder: Path, shape: str, seed: int = 0) -> Any:
 
 
 def outcome(call: Callable[[], Any]) -> Any:
-    """What a call comes to, errors too."""
+    """Result of a call, or its error."""
     try:
         return call()
     except Exception as error:
@@ -70,7 +70,7 @@ def same(ours: Any, theirs: Any) -> None:
 
 
 def results(graph: Any, shares: tuple[float, float], folder: Path) -> Iterator[Any]:
-    """What every replaced function comes to, and the bytes of the files."""
+    """Results of every replaced function, and the bytes of the files."""
     weights = torch.zeros(len(graph.adjacency_matrix))
     weights[-len(graph.logit_targets) :] = graph.logit_probabilities.detach()
     yield outcome(lambda: tuple(GRAPHS.prune_graph(graph, *shares)))
@@ -150,7 +150,7 @@ UNUSUAL: dict[str, Callable[[Any], None]] = {
 
 @pytest.mark.parametrize("unusual", UNUSUAL)
 def test_an_unusual_graph_comes_to_what_circuit_tracer_makes_of_it(unusual: str, tmp_path: Path) -> None:
-    """The same numbers or the same error: what ours does not know it leaves to circuit-tracer's own function."""
+    """Numbers and errors are equal: graphs that are not plain go to circuit-tracer's own function."""
     graph = built(tmp_path, "many")
     UNUSUAL[unusual](graph)
     if unusual in ("gradient", "no_data"):  # of which circuit-tracer writes no file
@@ -161,9 +161,11 @@ def test_an_unusual_graph_comes_to_what_circuit_tracer_makes_of_it(unusual: str,
         compared(graph, SHARES[0], tmp_path)
 
 
-@pytest.mark.parametrize("given", [(-0.1, 0.98), (0.8, 1.5), (float("nan"), 0.98)], ids=str)
-def test_thresholds_that_are_no_shares_are_circuit_tracers_to_judge(given: tuple[float, float], tmp_path: Path) -> None:
-    compared(built(tmp_path, "many"), given, tmp_path)
+@pytest.mark.parametrize("arguments", [(-0.1, 0.98), (0.8, 1.5), (float("nan"), 0.98)], ids=str)
+def test_thresholds_that_are_no_shares_are_circuit_tracers_to_judge(
+    arguments: tuple[float, float], tmp_path: Path
+) -> None:
+    compared(built(tmp_path, "many"), arguments, tmp_path)
 
 
 def test_files_refuse_what_circuit_tracer_refuses(tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_files_of_a_path_and_of_several_scans(tmp_path: Path) -> None:
 
 
 class Sorts(TorchDispatchMode):
-    """How many numbers the longest sort has."""
+    """Mode that records the length of the longest sort."""
 
     longest = 0
 

@@ -72,12 +72,12 @@ def test_saelens_hooks_run(names: tuple[str, ...]) -> None:
     with sae_lens.accelerate(t):
         for way, value in expected.items():
             same(results(t, WAYS[way], x), value)
-        written, held = t.run_with_cache(x)
+        written, stored = t.run_with_cache(x)
     theirs, expected = t.run_with_cache(x)
     torch.testing.assert_close(written, theirs)
-    assert held.keys() == expected.keys()
+    assert stored.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(held[name], value)
+        torch.testing.assert_close(stored[name], value)
 
 
 def test_saelens_inside_a_model() -> None:

@@ -52,9 +52,9 @@ def test_saelens_weights_that_are_no_parameters() -> None:
     """As some tools leave them, to put other tensors in their place."""
     t, x = transcoder("JumpReLUSkipTranscoder"), streams(5)
     for name in ("W_skip", "threshold"):
-        held = getattr(t, name).detach()
+        tensor = getattr(t, name).detach()
         delattr(t, name)
-        setattr(t, name, held)
+        setattr(t, name, tensor)
     expected = t(x)
     with sae_lens.accelerate(t):
         torch.testing.assert_close(t(x), expected)
@@ -130,9 +130,9 @@ def test_saelens_compiled() -> None:
         compiled = torch.compile(t, backend="eager")
         same(results(t, lambda _, x: (compiled(x),), x), expected)
         assert pc.last_run() is not None
-        whole = torch.compile(t, backend="eager", fullgraph=True)
+        compiled_in_full = torch.compile(t, backend="eager", fullgraph=True)
         with pytest.raises(torch._dynamo.exc.Unsupported):
-            whole(x)
+            compiled_in_full(x)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own, by jvp

@@ -8,7 +8,7 @@ from pathlib import Path
 import transformers
 from transformers import LlamaConfig
 
-from pycircuit.model.portable import make_portable
+from pycircuit.model.portable_folder import make_portable
 
 
 def test_the_rotary_base_of_version_5_is_found(tmp_path: Path) -> None:

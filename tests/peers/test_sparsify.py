@@ -31,10 +31,14 @@ def trained(c: Any, x: Tensor) -> tuple[Tensor, ...]:
 
 
 def encoded(c: Any, x: Tensor) -> tuple[Tensor, ...]:
-    """The same latents in one order."""
-    found = c.encode(x)
-    index, order = found.top_indices.sort(-1)
-    return found.top_acts.gather(-1, order), index.double() + 0 * found.top_acts, found.pre_acts.detach() + 0 * x.sum()
+    """Encode, with latents in ascending order."""
+    output = c.encode(x)
+    index, order = output.top_indices.sort(-1)
+    return (
+        output.top_acts.gather(-1, order),
+        index.double() + 0 * output.top_acts,
+        output.pre_acts.detach() + 0 * x.sum(),
+    )
 
 
 CODER_WAYS: dict[str, Callable[[Any, Tensor], tuple[Tensor, ...]]] = {
@@ -91,11 +95,11 @@ def test_sparsify_indices_may_be_written_to_before_backward() -> None:
     c, x = coder(transcode=True), streams(5).requires_grad_()
     grads = []
     for change in (False, True):
-        found = sparsify.encode(c, x)
-        index = found.top_indices.clone()
-        out = weighed(sparsify.decode(c, found.top_acts, index), 1)
+        output = sparsify.encode(c, x)
+        index = output.top_indices.clone()
+        out = weighed(sparsify.decode(c, output.top_acts, index), 1)
         if change:
-            found.top_indices.zero_()
+            output.top_indices.zero_()
             index.zero_()
         grads.append(torch.autograd.grad(out, [x, c.W_dec, c.encoder.weight]))
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True)) and grads[0][0].any()
@@ -121,7 +125,7 @@ def test_sparsify_in_inference_mode() -> None:
 
 
 def test_sparsify_is_pickled_as_ever(tmp_path: Path) -> None:
-    """What comes back runs its own methods, and can be accelerated."""
+    """An unpickled coder runs its own methods, and can be accelerated."""
     c, x = coder(transcode=True), streams(5)
     expected = c(x).sae_out
     with sparsify.accelerate(c):

@@ -42,11 +42,14 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast.save_pretrained(folder / "model")
     for name, kind in KINDS.items():
         weights = pair.transcoder_weights(kind, SIZE, torch.float32, ACTIVE)
-        held, place = pair.peer_transcoders(kind, weights, SIZE, torch.float32), folder / "cache" / f"{SET}-{name}"
-        held.to_safetensors(str(place))
+        stored, place = (
+            pair.circuit_tracer_transcoders(kind, weights, SIZE, torch.float32),
+            folder / "cache" / f"{SET}-{name}",
+        )
+        stored.to_safetensors(str(place))
         model_kind = "cross_layer_transcoder" if kind.cross else "transcoder_set"
         about = {"model_kind": model_kind, "scan": SET, "model_name": str(folder / "model")}
-        about |= {"feature_input_hook": held.feature_input_hook, "feature_output_hook": held.feature_output_hook}
+        about |= {"feature_input_hook": stored.feature_input_hook, "feature_output_hook": stored.feature_output_hook}
         (place / "config.yaml").write_text(yaml.safe_dump(about))
     return folder
 
@@ -102,9 +105,9 @@ def test_text_of_any_kind(prompt: str, disk: Path) -> None:
     """With its opening token and without, one word, none. Theirs has no graph of the opening token alone."""
     from circuit_tracer.utils.hf_utils import load_transcoder_from_hub
 
-    held, about = load_transcoder_from_hub(f"{SET}-set", lazy_encoder=True)
+    stored, about = load_transcoder_from_hub(f"{SET}-set", lazy_encoder=True)
     model = circuit_tracer.ReplacementModel.from_pretrained_and_transcoders(
-        about["model_name"], held, backend="nnsight", device=torch.device("cpu")
+        about["model_name"], stored, backend="nnsight", device=torch.device("cpu")
     )
     if not prompt:
         for function in (attribute, circuit_tracer.attribute):

@@ -69,27 +69,28 @@ def windows(tokenizer: Any) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def streams(hf_model: Any, windows: torch.Tensor, figure: Callable[[str], None]) -> tuple[Streams, Streams]:
-    """What every MLP reads and writes: on text to train on, and on other text."""
+    """Inputs and outputs of every MLP: on text to train on, and on other text."""
     begin = time.perf_counter()
-    found = harvest(hf_model, windows[: TRAINED + UNSEEN])
+    both = harvest(hf_model, windows[: TRAINED + UNSEEN])
     figure(f"harvest: {(TRAINED + UNSEEN) * WINDOW} tokens in {time.perf_counter() - begin:.0f} s")
-    return found.split(TRAINED * (WINDOW - 1))
+    return both.split(TRAINED * (WINDOW - 1))
 
 
 @pytest.fixture(scope="session")
 def trained(streams: tuple[Streams, Streams], figure: Callable[[str], None]) -> pc.PerLayerTranscoders:
     begin = time.perf_counter()
-    made = fit(streams[0])
-    took = time.perf_counter() - begin
-    figure(f"training: {made.depth} layers of {made.size(0)} features, {made.activation[0]}, in {took:.0f} s")
-    return made
+    transcoders = fit(streams[0])
+    seconds = time.perf_counter() - begin
+    size, activation = transcoders.size(0), transcoders.activation[0]
+    figure(f"training: {transcoders.depth} layers of {size} features, {activation}, in {seconds:.0f} s")
+    return transcoders
 
 
 @pytest.fixture(scope="session")
 def texts(windows: torch.Tensor) -> dict[int, list[int]]:
     """Prompts of text that no transcoder has seen, by their length."""
-    rest = windows[TRAINED + UNSEEN :].flatten().tolist()
-    return {positions: rest[:positions] for positions in (64, 512)}
+    unused = windows[TRAINED + UNSEEN :].flatten().tolist()
+    return {positions: unused[:positions] for positions in (64, 512)}
 
 
 @pytest.fixture(scope="session")
@@ -102,8 +103,8 @@ def at_random(hf_model: Any, texts: dict[int, list[int]]) -> Callable[[int], pc.
         read = harvest(hf_model, torch.tensor([texts[positions]])).read
         w_enc = torch.randn(LAYERS, size, width, generator=g) / width**0.5
         w_dec = torch.randn(LAYERS, size, width, generator=g) / (width * active) ** 0.5
-        every = active * read.shape[1]
-        theta = torch.stack([(read[n] @ w_enc[n].T).flatten().topk(every).values[-1:] for n in range(LAYERS)])
+        count = active * read.shape[1]
+        theta = torch.stack([(read[n] @ w_enc[n].T).flatten().topk(count).values[-1:] for n in range(LAYERS)])
         rules = pc.JumpReLU(theta.expand(-1, size).contiguous())
         return pc.PerLayerTranscoders(w_enc, torch.zeros(LAYERS, size), w_dec, activation=rules)
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_interventions import worst_deviation
+from deviation import worst_deviation
 from training import LAYERS, Streams, explained
 
 import pycircuit as pc
-from pycircuit.model.capture import STREAMS, capture, relative
+from pycircuit.model.agreement import relative_error
+from pycircuit.model.capture import STREAMS, capture
 
 DALLAS = "The city of Dallas is in the state of"
 ANSWERS = {  # prompt -> the likeliest next token and its probability
@@ -35,7 +36,7 @@ def model(hf_model: Any, trained: pc.PerLayerTranscoders, tokenizer: Any) -> pc.
 
 
 def eager_logits(hf_model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """[positions, vocabulary]"""
+    """Logits of the transformers model: [positions, vocabulary]."""
     with torch.no_grad():
         return hf_model(ids[None], use_cache=False).logits[0]
 
@@ -47,11 +48,11 @@ def test_logits_and_streams_equal_the_models(
     """Frozen, the model is itself: its logits, and its last stream from embeddings, attention and MLP outputs alone."""
     ids = torch.tensor(texts[positions])
     captured = capture(model.hf_model, model.family, model.weights, ids, STREAMS, stored=positions == 64)
-    off = relative(captured.model.logits(), eager_logits(model.hf_model, ids))
+    logit_error = relative_error(captured.model.logits(), eager_logits(model.hf_model, ids))
     *_, (last, _, _) = captured.model.streams(captured.streams["mlp_raw"])
-    apart = relative(last, captured.model.final_stream)
-    figure(f"P {positions}: logits {off:.1e}, last stream {apart:.1e} off (of the largest)")
-    assert off < 1e-4 and apart < 1e-5
+    stream_error = relative_error(last, captured.model.final_stream)
+    figure(f"P {positions}: logits {logit_error:.1e}, last stream {stream_error:.1e} off (of the largest)")
+    assert logit_error < 1e-4 and stream_error < 1e-5
 
 
 def test_transformers_4_and_5_find_the_rotary_base_and_a_tokenizer_they_have(folder: Path) -> None:
@@ -129,24 +130,29 @@ def double(load: Callable[[torch.dtype], Any], trained: pc.PerLayerTranscoders, 
     return pc.ReplacementModel(load(torch.float64), trained.to(torch.float64), tokenizer)
 
 
-def test_interventions(double: pc.ReplacementModel, figure: Figure) -> None:
+def test_doubled_sources_change_targets_by_their_edges(double: pc.ReplacementModel, figure: Figure) -> None:
     """Doubling sources in the real model, in float64: the strongest features, some errors, every token."""
     graph = pc.attribute(double, DALLAS, max_features=24, max_targets=3, progress=False)
     features = graph.influence()[: len(graph.features)].topk(16).indices.tolist()
     errors = [graph.error_node(layer, p) for layer in (0, 14, 29) for p in (0, 3, graph.positions - 1)]
     nodes = features + errors + list(range(graph.first_token, graph.first_target))
     begin = time.perf_counter()
-    off, apart = worst_deviation(graph, double, nodes)
+    preactivation_error, edge_error = worst_deviation(graph, double, nodes)
     took = time.perf_counter() - begin
-    figure(f"interventions: {len(nodes)} sources x {graph.rows.count} rows, {apart:.1e} of a row's norm, {took:.0f} s")
-    assert off < 1e-10 and apart < 1e-10 and graph.certificate < 1e-10
+    figure(
+        f"interventions: {len(nodes)} sources x {graph.rows.count} rows, {edge_error:.1e} of a row's norm, {took:.0f} s"
+    )
+    assert max(preactivation_error, edge_error) < 1e-10 and graph.certificate < 1e-10
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_half_precision(
-    load: Callable[[torch.dtype], Any], trained: pc.PerLayerTranscoders, tokenizer: Any, dtype: torch.dtype,
+    load: Callable[[torch.dtype], Any],
+    trained: pc.PerLayerTranscoders,
+    tokenizer: Any,
+    dtype: torch.dtype,
     figure: Figure,
-) -> None:  # fmt: skip
+) -> None:
     """The law holds to float32: patterns and MLP outputs are the half-precision run's, the rest is added up again.
 
     Logits differ from the model's by its own rounding: every layer rounds the stream, thirty times over.
@@ -156,11 +162,11 @@ def test_half_precision(
     ids = model.tokens(DALLAS)
     theirs = eager_logits(model.hf_model, ids)[-1].float()
     ours = model.freeze(ids).model.logits()[-1].float()
-    off = relative(ours, theirs)
+    error = relative_error(ours, theirs)
     share = [float(x.softmax(-1).max()) for x in (ours, theirs)]
     figure(
-        f"{dtype}: certificate {graph.certificate:.1e}, logits {off:.1e} off, p {share[0]:.3f} against {share[1]:.3f}"
+        f"{dtype}: certificate {graph.certificate:.1e}, logits {error:.1e} off, p {share[0]:.3f} against {share[1]:.3f}"
     )
     assert model.dtype == torch.float32 and graph.certificate < 1e-5
     assert graph.targets.labels[0] == " Texas" and int(theirs.argmax()) == int(graph.targets.ids[0])
-    assert off < {torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]
+    assert error < {torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]

@@ -1,4 +1,4 @@
-"""Transcoders trained in a minute: TopK, one a layer, plain Adam. Good enough to be real, not to be used."""
+"""Transcoders trained in a minute: TopK, one a layer, plain Adam. Good enough for tests on real weights, no more."""
 
 from __future__ import annotations
 
@@ -15,28 +15,33 @@ LAYERS, FEATURES, ACTIVE, STEPS, BATCH, RATE = 30, 1024, 32, 100, 256, 1e-3
 
 @dataclass(frozen=True)
 class Streams:
-    """What the MLPs read and write, opening positions left out: [layers, tokens, width] each."""
+    """Inputs and outputs of the MLPs, opening positions left out: [layers, tokens, width] each."""
 
     read: Tensor
     written: Tensor
 
-    def split(self, at: int) -> tuple[Streams, Streams]:
-        return Streams(self.read[:, :at], self.written[:, :at]), Streams(self.read[:, at:], self.written[:, at:])
+    def split(self, token: int) -> tuple[Streams, Streams]:
+        return Streams(self.read[:, :token], self.written[:, :token]), Streams(
+            self.read[:, token:], self.written[:, token:]
+        )
 
 
 def harvest(model: Any, windows: Tensor) -> Streams:
-    """windows: [windows, tokens]."""
+    """Run windows of text and return the MLPs' streams.
+
+    windows: [windows, tokens].
+    """
     read: list[list[Tensor]] = [[] for _ in range(LAYERS)]
     written: list[list[Tensor]] = [[] for _ in range(LAYERS)]
 
-    def keep(at: int) -> Any:
-        def act(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-            read[at].append(args[0][:, 1:].flatten(0, 1))
-            written[at].append(out[:, 1:].flatten(0, 1))
+    def record(layer: int) -> Any:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            read[layer].append(args[0][:, 1:].flatten(0, 1))
+            written[layer].append(out[:, 1:].flatten(0, 1))
 
-        return act
+        return hook
 
-    handles = [layer.mlp.register_forward_hook(keep(at)) for at, layer in enumerate(model.model.layers)]
+    handles = [layer.mlp.register_forward_hook(record(i)) for i, layer in enumerate(model.model.layers)]
     try:
         with torch.no_grad():
             for batch in windows.split(4):
@@ -44,17 +49,20 @@ def harvest(model: Any, windows: Tensor) -> Streams:
     finally:
         for handle in handles:
             handle.remove()
-    return Streams(*(torch.stack([torch.cat(parts) for parts in side]) for side in (read, written)))
+    return Streams(*(torch.stack([torch.cat(batches) for batches in layers]) for layers in (read, written)))
 
 
 def fit(streams: Streams) -> pc.PerLayerTranscoders:
-    layers = [_fit_layer(x, y, at) for at, (x, y) in enumerate(zip(streams.read, streams.written, strict=True))]
+    layers = [_fit_layer(x, y, i) for i, (x, y) in enumerate(zip(streams.read, streams.written, strict=True))]
     w_enc, b_enc, w_dec, b_dec = zip(*layers, strict=True)
     return pc.PerLayerTranscoders(w_enc, b_enc, w_dec, b_dec, activation=pc.TopK(ACTIVE))
 
 
 def _fit_layer(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, ...]:
-    """w_enc, b_enc, w_dec, b_dec. Trained on centred streams of unit length; scales and means are folded in after."""
+    """One layer's w_enc, b_enc, w_dec and b_dec.
+
+    Trained on centred streams of unit length; scales and means are folded in after.
+    """
     g, width = torch.Generator().manual_seed(seed), x.shape[1]
     x_mean, y_mean = x.mean(0), y.mean(0)
     x_scale = (x - x_mean).square().mean().sqrt()
@@ -81,7 +89,7 @@ def _fit_layer(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, ...]:
 
 def explained(transcoders: pc.PerLayerTranscoders, streams: Streams) -> Tensor:
     """Share of the variance of what each MLP writes that its transcoder explains: [layers]; 0 is the mean's."""
-    found = [transcoders.encode(layer, x) for layer, x in enumerate(streams.read)]
-    missed = (streams.written - transcoders.reconstruct(found)).square().sum((1, 2))
+    features = [transcoders.encode(layer, x) for layer, x in enumerate(streams.read)]
+    missed = (streams.written - transcoders.reconstruct(features)).square().sum((1, 2))
     spread = (streams.written - streams.written.mean(1, keepdim=True)).square().sum((1, 2))
     return 1 - missed / spread

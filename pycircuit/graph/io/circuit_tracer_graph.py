@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pycircuit.files.atomic import replace_file, writable
 from pycircuit.graph.csr import Rows
+from pycircuit.graph.endpoints import Targets, Tokens
 from pycircuit.ops import checks
 
 from .graph_file import GraphFileError
@@ -76,8 +77,6 @@ def _tensor(
 
 def _graph(graph_type: type[Graph], archive: Archive, content: dict[str, Any], tokenizer: Any) -> Graph:
     """Make the graph, with copies of the file's tensors."""
-    from pycircuit.graph.graph import Targets, Tokens
-
     tensor = partial(_tensor, archive, content)
     features = tensor("active_features", _INTS, 2).to(torch.int64, copy=True).contiguous()
     values = tensor("activation_values", _FLOATS, 1)

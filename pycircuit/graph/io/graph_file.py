@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pycircuit.files.atomic import replace_file, writable
-from pycircuit.files.safetensors import write_tensors
+from pycircuit.files.safetensors import tensor_entries, write_tensors
 from pycircuit.graph.csr import Rows
+from pycircuit.graph.endpoints import Targets, Tokens
 
 if TYPE_CHECKING:
     from pycircuit.graph.graph import Graph
@@ -66,8 +67,6 @@ def load(graph_type: type[Graph], path: str | os.PathLike[str]) -> Graph:
     """Read a graph from a safetensors file."""
     path = Path(path)
     metadata, tensors = _read(path)
-    from pycircuit.graph.graph import Targets, Tokens
-
     arrays = ("features", "values", "row_node", "bias", "preactivation", "dropped", "dropped_mass", "product_norm")
     plain = ("layers", "prompt", "vocab_size", "timings", "provenance")
     fields: dict[str, Any] = {name: tensors.get(name) for name in arrays} | {name: metadata[name] for name in plain}
@@ -113,11 +112,13 @@ def _empty_tensor(path: Path, name: str, stored: Any) -> Tensor:
 
 def _read_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Read tensors of a file whose header is sound; a mapped file would occupy memory beside the copies."""
+    try:
+        entries = tensor_entries(path, "Graph.load")
+    except ValueError as error:
+        raise GraphFileError(str(error)) from None
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
         for name, t in tensors.items():
-            file.seek(8 + length + header[name]["data_offsets"][0])
+            file.seek(entries[name].offset)
             if file.readinto(t.numpy().reshape(-1).view(np.uint8).data) != t.nbytes:
                 raise OSError(f"{name} ends early")
 

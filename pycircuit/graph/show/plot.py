@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from pycircuit.files.atomic import picture, write_text
+from pycircuit.files.atomic import writable_svg, write_text
 from pycircuit.graph.supernodes import key
 from pycircuit.ops import checks
 
@@ -36,7 +36,7 @@ def plot(
     group: bool,
 ) -> None:
     """Draw a graph and write the picture."""
-    svg_path = picture("plot", path)
+    svg_path = writable_svg("plot", path)
     checks.whole("plot", "max_nodes", max_nodes, 1)
     if not isinstance(group, bool):
         raise TypeError(f"plot: group must be True or False, got {type(group).__name__}")

@@ -12,12 +12,13 @@ from torch import Tensor
 from pycircuit import ops
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.progress import Progress
-from pycircuit.trace.collect import Found
-from pycircuit.trace.memory_plan import TILE_TARGETS, MemoryBoundError, Plan, free_bytes, readable, tile_bytes
-from pycircuit.trace.row_store import Part, Store
+from pycircuit.trace.collect import RowCollector
+from pycircuit.trace.columns import Columns
+from pycircuit.trace.memory_plan import TILE_TARGETS, MemoryBoundError, MemoryPlan, free_bytes, readable, tile_bytes
+from pycircuit.trace.row_store import PackedRows, RowStore, StoreSize
 from pycircuit.trace.targets import Target
 
-_ROWS_AT_ONCE = 256
+_ROWS_AT_ONCE = 256  # rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,19 +36,19 @@ class Adjacency:
     matrix: Tensor
 
 
-class _DenseStore(Store):
+class _DenseStore(RowStore):
     """Store of unpacked rows, which are ranked later, or written at once into a matrix: [nodes, nodes]."""
 
     def __init__(self, collector: _Rows, rows: int, into: Tensor | None) -> None:
-        super().__init__(collector.sweep.columns, collector.value, rows, dense=into is None, keep=None)
+        super().__init__(collector.sweep.columns, collector.value, StoreSize(rows, dense=into is None, keep=None))
         self.collector, self.into = collector, into
 
-    def pack(self, filled: Tensor, layer: Sequence[int], position: Sequence[int]) -> Part:
+    def pack(self, filled: Tensor, layer: Sequence[int], position: Sequence[int]) -> PackedRows:
         if self.into is not None:
             nodes = self.collector.nodes_at(self.count, self.count + len(filled))
             self.into[nodes, : filled.shape[1]] = filled.to(self.into)
         none = np.empty(0, np.float32)
-        return Part(np.zeros(len(filled), np.int64), none.astype(np.int32), none)
+        return PackedRows(np.zeros(len(filled), np.int64), none.astype(np.int32), none)
 
     def influence(self, order: Tensor, node: Tensor, weight: Tensor) -> Tensor:
         """Influence of the ranked rows for weights of any sign, in which influence is linear."""
@@ -56,12 +57,18 @@ class _DenseStore(Store):
         return total - ops.influence(self.block, node, -weight.clamp_max(0), order) if (weight < 0).any() else total
 
 
-class _Rows(Found):
+class _Rows(RowCollector):
     """Rows of a trace, dense."""
 
-    def begin(self, rows: int, into: Tensor | None, show: Progress) -> None:
-        plan = Plan(memory=0, stored=True, dense=into is None, keep=None, tile_bytes=_tile_size(self.local))
-        self.start(plan, show, None, rows, _DenseStore(self, rows, into))
+    def __init__(
+        self, local: LocalReplacement, targets: Sequence[Target], rows: int, into: Tensor | None, progress: Progress
+    ) -> None:
+        self.into = into
+        plan = MemoryPlan(memory=0, stored=True, dense=into is None, keep=None, tile_bytes=_tile_size(local))
+        super().__init__(local, targets, plan, progress, rows)
+
+    def _new_store(self) -> RowStore:
+        return _DenseStore(self, self.total, self.into)
 
     def nodes_at(self, begin: int, end: int) -> Tensor:
         """Nodes of rows begin to end, on the CPU, if every feature has a row; some rows may not be written yet."""
@@ -80,14 +87,13 @@ def adjacency(
 
     max_feature_nodes: number of features with rows and columns, by influence, round_size at a time; None or 0: all.
     """
-    collector = _Rows(local, targets)
-    total, outputs = len(collector.layer), len(targets)
+    columns, outputs = Columns.of(local), len(targets)
+    total = columns.features
     chosen_features = min(max_feature_nodes or total, total)
-    columns = collector.sweep.columns
     nodes = columns.count - total + chosen_features + outputs
     _require_memory(local, nodes, 0 if chosen_features == total else (chosen_features + outputs) * columns.count)
     matrix = torch.zeros(nodes, nodes)
-    collector.begin(chosen_features + outputs, matrix if chosen_features == total else None, progress)
+    collector = _Rows(local, targets, chosen_features + outputs, matrix if chosen_features == total else None, progress)
     collector.add_targets()
     every = torch.arange(total, device=collector.layer.device)
     while (missing := chosen_features - collector.expanded) > 0:

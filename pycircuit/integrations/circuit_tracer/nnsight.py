@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycircuit.model.capture import read_batch
 from pycircuit.model.hooks import Hooks
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel
+from pycircuit.model.transcoder_hooks import read_batch
 from pycircuit.ops import SparseFeatures
 
 from .probe_cache import probe_once, wiring
@@ -68,7 +68,7 @@ def _without_wrappers(model: Any) -> Iterator[Hooks]:
         with Hooks() as hooks:
             for module in model.modules():
                 if {"__nnsight_forward__", "forward"} <= vars(module).keys():
-                    hooks.instead(module, "forward", partial(type(module).forward, module))
+                    hooks.replace_call(module, "forward", partial(type(module).forward, module))
             yield hooks
     finally:
         for module in training:

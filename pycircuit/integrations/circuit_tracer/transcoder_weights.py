@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from pycircuit.ops import Activation, FileRows, JumpReLU, ReLU, SparseFeatures, TopK
 from pycircuit.transcoders import CrossLayerTranscoder, PerLayerTranscoders
-from pycircuit.transcoders.formats.files import Stored, open_tensors
 from pycircuit.transcoders.formats.hooks import READ_NAMES, WRITE_NAMES
-from pycircuit.transcoders.lazy import Cache, LazyRows
+from pycircuit.transcoders.formats.stored_tensors import StoredTensor, open_tensors
+from pycircuit.transcoders.lazy import LazyRows, RowCache
 from pycircuit.transcoders.types import Transcoders
 
 from .generations import library
@@ -67,7 +67,7 @@ def activation(rule: Any, layer: int) -> Activation:
 
 
 def _per_layer(transcoders: list[Any], reads: str, writes: str) -> Transcoders:
-    cache = Cache(CACHE)
+    cache = RowCache(CACHE)
     w_enc, w_dec = [], []
     for transcoder in transcoders:
         lazy = transcoder.lazy_encoder or transcoder.lazy_decoder
@@ -90,9 +90,9 @@ def _per_layer(transcoders: list[Any], reads: str, writes: str) -> Transcoders:
 
 
 def _cross_layer(transcoder: Any, reads: str, writes: str) -> Transcoders:
-    cache, layers = Cache(CACHE), range(transcoder.n_layers)
+    cache, layers = RowCache(CACHE), range(transcoder.n_layers)
 
-    def stored(kind: str, layer: int) -> Stored:
+    def stored(kind: str, layer: int) -> StoredTensor:
         name = f"{kind}_{layer}"
         return open_tensors(Path(transcoder.clt_path) / f"{name}.safetensors")[name]
 
@@ -120,14 +120,14 @@ def _cross_layer(transcoder: Any, reads: str, writes: str) -> Transcoders:
     )
 
 
-def _mapped(stored: Stored, owner: Any) -> Tensor:
+def _mapped(stored: StoredTensor, owner: Any) -> Tensor:
     """Map an encoder from its file, unless the owner's dtype cannot represent the stored one."""
     mapped = stored.mapped()
     exact = torch.promote_types(mapped.dtype, owner.dtype) == owner.dtype != torch.float64
     return mapped.to(device=owner.device, dtype=mapped.dtype if exact else owner.dtype)
 
 
-def _rows(stored: Stored, owner: Any, cache: Cache) -> FileRows:
+def _rows(stored: StoredTensor, owner: Any, cache: RowCache) -> FileRows:
     return LazyRows.of([stored], False, owner.dtype, cache)
 
 

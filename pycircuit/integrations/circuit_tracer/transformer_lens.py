@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pycircuit.model.capture import Captured, attend, disagreement, relative
+from pycircuit.model.agreement import disagreement, relative_error
+from pycircuit.model.capture import Captured
+from pycircuit.model.causal_attention import attend
 from pycircuit.model.families import FamilyError
 from pycircuit.model.frozen import FrozenLayer, FrozenModel, FrozenNorm
 from pycircuit.model.hooks import Hooks
@@ -298,7 +300,7 @@ def _probe(model: Any, lens: LensWeights, ids: Tensor, stored: bool) -> None:
     parts, logits = _TOLERANCE.get(model.W_E.dtype, _TOLERANCE_HALF)
     captured, expected = capture(model, lens, ids, CHECKED, stored, full_model=True)
     differences = {name: (worst, parts) for name, worst in disagreement(captured).items()}
-    differences["logits"] = (relative(captured.model.logits(), expected), logits)
+    differences["logits"] = (relative_error(captured.model.logits(), expected), logits)
     wrong = [f"{name} {worst:.2g} off" for name, (worst, tolerance) in differences.items() if not worst <= tolerance]
     if wrong:
         raise FamilyError(

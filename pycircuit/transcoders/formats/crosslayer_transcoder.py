@@ -15,69 +15,76 @@ from torch import Tensor
 
 from pycircuit.ops import Activation, BatchTopK, ReLU, TopK
 
-from .files import Stored, open_tensors, read_yaml
-from .llamascopium import by_target
-from .parts import Asked, Contents, Fold, Layer, finite, flag, take, whole
+from .config_files import flag, read_yaml, whole_number
+from .contents import Contents, Fold, Layer, require_tensors
+from .llamascopium import layer_by_target
+from .reader import require_finite
+from .select import Overrides
+from .stored_tensors import StoredTensor, open_tensors
 
 _FILE = "checkpoint.safetensors"
 _THETA, _THRESHOLD, _BANDWIDTH = (f"nonlinearity.{name}" for name in ("theta", "threshold", "bandwidth"))
-_IDENTITY = ("Standardizer",)
-_AFFINE = tuple(f"{how}{side}Standardizer" for how in ("Dimensionwise", "Layerwise") for side in ("Input", "Output"))
+_IDENTITY = "Standardizer"
+_AFFINE = tuple(f"{axis}{side}Standardizer" for axis in ("Dimensionwise", "Layerwise") for side in ("Input", "Output"))
+_STATISTICS = tuple(f"{side}_standardizer.{name}" for side in ("input", "output") for name in ("mean", "std"))
 
 
-def sees(folder: Path) -> str | None:
+def detect(folder: Path) -> str | None:
     config = folder / "config.yaml"
-    there = any((folder / (_FILE + end)).is_file() for end in ("", ".index.json"))
-    if there and config.is_file() and isinstance(read_yaml(config).get("model"), dict):
+    present = any((folder / (_FILE + end)).is_file() for end in ("", ".index.json"))
+    if present and config.is_file() and isinstance(read_yaml(config).get("model"), dict):
         return f"{_FILE} and config.yaml of a model with its class"
     return None
 
 
-def read(folder: Path, asked: Asked) -> Contents:
-    said_by, config = folder / "config.yaml", read_yaml(folder / "config.yaml")
-    for name, value in (("reads", asked.reads), ("writes", asked.writes)):
+def read(folder: Path, overrides: Overrides) -> Contents:
+    config_path = folder / "config.yaml"
+    config = read_yaml(config_path)
+    model = config["model"]
+    for name, value in (("reads", overrides.reads), ("writes", overrides.writes)):
         if value is None:
             raise ValueError(f"load: {name} must be given for {folder}, whose files do not say it, got None")
-    parts = _parts(said_by, config["model"])
+    classes = _class_names(config_path, model)
     tensors = open_tensors(folder / _FILE)
-    cross = parts["decoder"] != "Decoder"
+    cross = classes["decoder"] != "Decoder"
     depth = _depth(tensors, folder / _FILE)
-    decoders = [f"decoder.W_{at}" for at in range(depth)] + ["decoder.b"] if cross else ["decoder.W"]
-    optional = (_THETA, _THRESHOLD, _BANDWIDTH, *(f"{side}_standardizer.{n}" for side in ("input", "output")
-                for n in ("mean", "std")))  # fmt: skip
-    take(folder / _FILE, tensors, ("encoder.W", "encoder.b", *decoders), optional)
-    rules, theta = _rules(said_by, config["model"], parts["nonlinearity"], tensors, depth)
-    standards = _standards(said_by, parts, tensors, depth, flag(said_by, config["model"], "is_folded", False))
+    decoders = [f"decoder.W_{layer}" for layer in range(depth)] + ["decoder.b"] if cross else ["decoder.W"]
+    optional = (_THETA, _THRESHOLD, _BANDWIDTH, *_STATISTICS)
+    require_tensors(folder / _FILE, tensors, ("encoder.W", "encoder.b", *decoders), optional)
+    rules, theta = _rules(config_path, model, classes["nonlinearity"], tensors, depth)
+    folded = flag(config_path, model, "is_folded", False)
+    standardizers = {} if folded else _standardizers(config_path, classes, tensors, depth)
     layers = []
-    for at in range(depth):
-        made = _layer(tensors, at, depth, cross, rules[at], _fold(standards, at, depth, cross))
-        theta_at = None if theta is None else theta.entry(0).entry(at)
-        layers.append(replace(made, theta=theta_at, log_theta=False, positive=True))
-    return Contents(folder, layers, cross, str(asked.reads), str(asked.writes), config=config["model"])
+    for layer in range(depth):
+        fold = _fold(standardizers, layer, depth, cross)
+        contents = _read_layer(tensors, layer, depth, cross, rules[layer], fold)
+        layer_theta = None if theta is None else theta.entry(0).entry(layer)
+        layers.append(replace(contents, theta=layer_theta, log_theta=False, positive=True))
+    return Contents(folder, layers, cross, str(overrides.reads), str(overrides.writes), config=model)
 
 
-def _parts(said_by: Path, model: dict[str, Any]) -> dict[str, str]:
-    """The class of each part, without its module."""
+def _class_names(config_path: Path, model: dict[str, Any]) -> dict[str, str]:
+    """The class of each component, without its module."""
     args = model.get("init_args")
     if not isinstance(args, dict):
-        raise ValueError(f"load: {said_by}: model.init_args must be names and values, got {args!r}")
-    found = {}
+        raise ValueError(f"load: {config_path}: model.init_args must be names and values, got {args!r}")
+    classes = {}
     for name in ("nonlinearity", "decoder", "input_standardizer", "output_standardizer"):
-        part = args.get(name)
-        if part is None and name.endswith("standardizer"):
-            found[name] = "Standardizer"
+        entry = args.get(name)
+        if entry is None and name.endswith("standardizer"):
+            classes[name] = _IDENTITY
             continue
-        path = part.get("class_path") if isinstance(part, dict) else None
+        path = entry.get("class_path") if isinstance(entry, dict) else None
         if not isinstance(path, str):
-            raise ValueError(f"load: {said_by}: model.init_args.{name} must have a class_path, got {part!r}")
-        found[name] = path.rsplit(".", 1)[-1]
-    if found["decoder"] not in ("CrosslayerDecoder", "Decoder"):
-        got = found["decoder"]
-        raise ValueError(f"load: {said_by}: decoder must be CrosslayerDecoder or Decoder, got {got}")
-    return found
+            raise ValueError(f"load: {config_path}: model.init_args.{name} must have a class_path, got {entry!r}")
+        classes[name] = path.rsplit(".", 1)[-1]
+    if classes["decoder"] not in ("CrosslayerDecoder", "Decoder"):
+        got = classes["decoder"]
+        raise ValueError(f"load: {config_path}: decoder must be CrosslayerDecoder or Decoder, got {got}")
+    return classes
 
 
-def _depth(tensors: dict[str, Stored], path: Path) -> int:
+def _depth(tensors: dict[str, StoredTensor], path: Path) -> int:
     w_enc = tensors.get("encoder.W")
     if w_enc is None or len(w_enc.shape) != 3 or not all(w_enc.shape):
         got = None if w_enc is None else list(w_enc.shape)
@@ -86,12 +93,12 @@ def _depth(tensors: dict[str, Stored], path: Path) -> int:
 
 
 def _rules(
-    said_by: Path, model: dict[str, Any], kind: str, tensors: dict[str, Stored], depth: int
-) -> tuple[list[Activation], Stored | None]:
-    """(the rule of every layer, thresholds [1, L, F])."""
+    config_path: Path, model: dict[str, Any], kind: str, tensors: dict[str, StoredTensor], depth: int
+) -> tuple[list[Activation], StoredTensor | None]:
+    """The rule of every layer, and thresholds [1, L, F]."""
     theta, threshold = tensors.get(_THETA), tensors.get(_THRESHOLD)
     if (theta is not None) != (kind == "JumpReLU") or (threshold is not None) != kind.endswith("BatchTopK"):
-        raise ValueError(f"load: {said_by} says {kind}, which must go with the tensors, got {sorted(tensors)[-4:]}")
+        raise ValueError(f"load: {config_path} says {kind}, which must go with the tensors, got {sorted(tensors)[-4:]}")
     if theta is not None and tuple(theta.shape[:2]) != (1, depth):
         raise ValueError(f"load: {theta} must have shape [1, {depth}, features], got {list(theta.shape)}")
     if kind in ("ReLU", "JumpReLU"):
@@ -99,61 +106,67 @@ def _rules(
     if kind == "PerLayerTopK":
         args = model["init_args"]["nonlinearity"].get("init_args") or {}
         if not isinstance(args, dict):
-            raise ValueError(f"load: {said_by}: nonlinearity.init_args must be names and values, got {args!r}")
-        return [TopK(whole(said_by, "nonlinearity.k", args.get("k"), 1))] * depth, None
+            raise ValueError(f"load: {config_path}: nonlinearity.init_args must be names and values, got {args!r}")
+        return [TopK(whole_number(config_path, "nonlinearity.k", args.get("k"), 1))] * depth, None
     if threshold is not None:
-        values = finite(threshold, threshold.read()).flatten().tolist()
+        values = require_finite(threshold, threshold.read()).flatten().tolist()
         if len(values) not in (1, depth):
             raise ValueError(f"load: {threshold} must have 1 or {depth} entries, got {len(values)}")
         return [BatchTopK(v) for v in (values if len(values) == depth else values * depth)], None
     known = "ReLU, JumpReLU, PerLayerTopK, BatchTopK or PerLayerBatchTopK"
-    raise ValueError(f"load: {said_by}: nonlinearity must be {known}, got {kind}")
+    raise ValueError(f"load: {config_path}: nonlinearity must be {known}, got {kind}")
 
 
-def _standards(
-    said_by: Path, parts: dict[str, str], tensors: dict[str, Stored], depth: int, folded: bool
+def _standardizers(
+    config_path: Path, classes: dict[str, str], tensors: dict[str, StoredTensor], depth: int
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """side -> (mean, std), each [L, d] or [L, 1]; nothing where streams are taken as they are."""
-    found = {}
+    """Mean and standard deviation by side, each [L, d] or [L, 1]; {} where streams are read as they are."""
+    standardizers = {}
     for side in ("input", "output"):
-        kind = parts[f"{side}_standardizer"]
-        if folded or kind in _IDENTITY:
+        kind = classes[f"{side}_standardizer"]
+        if kind == _IDENTITY:
             continue
         if kind not in _AFFINE:
-            raise ValueError(f"load: {said_by}: {side}_standardizer must be one of {', '.join(_AFFINE)}, got {kind}")
-        pair = []
+            raise ValueError(
+                f"load: {config_path}: {side}_standardizer must be one of {', '.join(_AFFINE)}, got {kind}"
+            )
+        mean_and_std = []
         for name in ("mean", "std"):
             stored = tensors.get(f"{side}_standardizer.{name}")
             if stored is None or not stored.shape or stored.shape[0] != depth:
                 got = None if stored is None else list(stored.shape)
                 raise ValueError(
-                    f"load: {said_by.parent / _FILE}: {side}_standardizer.{name} of {depth} layers, got {got}"
+                    f"load: {config_path.parent / _FILE}: {side}_standardizer.{name} of {depth} layers, got {got}"
                 )
-            pair.append(finite(stored, stored.read()).double().view(depth, -1))
-        if not bool((pair[1] > 0).all()):
-            raise ValueError(f"load: {said_by.parent / _FILE}: {side}_standardizer.std must be positive, got some at 0")
-        found[side] = (pair[0], pair[1])
-    return found
+            mean_and_std.append(require_finite(stored, stored.read()).double().view(depth, -1))
+        if not bool((mean_and_std[1] > 0).all()):
+            raise ValueError(
+                f"load: {config_path.parent / _FILE}: {side}_standardizer.std must be positive, got some at 0"
+            )
+        standardizers[side] = (mean_and_std[0], mean_and_std[1])
+    return standardizers
 
 
-def _fold(standards: dict[str, tuple[Tensor, Tensor]], at: int, depth: int, cross: bool) -> Fold:
+def _fold(standardizers: dict[str, tuple[Tensor, Tensor]], layer: int, depth: int, cross: bool) -> Fold:
     gain_in = shift_in = gain_out = bias_gain = bias_shift = None
-    if "input" in standards:
-        mean, std = standards["input"]
-        gain_in, shift_in = 1 / std[at], -mean[at] / std[at]
-    if "output" in standards:
-        mean, std = standards["output"]
-        gain_out, bias_gain, bias_shift = std[at:depth] if cross else std[at], std[at], mean[at]
+    if "input" in standardizers:
+        mean, std = standardizers["input"]
+        gain_in, shift_in = 1 / std[layer], -mean[layer] / std[layer]
+    if "output" in standardizers:
+        mean, std = standardizers["output"]
+        gain_out, bias_gain, bias_shift = std[layer:depth] if cross else std[layer], std[layer], mean[layer]
     return Fold(gain_in, shift_in, gain_out, bias_gain, bias_shift)
 
 
-def _layer(tensors: dict[str, Stored], at: int, depth: int, cross: bool, rule: Activation, fold: Fold) -> Layer:
+def _read_layer(
+    tensors: dict[str, StoredTensor], layer: int, depth: int, cross: bool, rule: Activation, fold: Fold
+) -> Layer:
     if cross:
-        made = by_target(tensors, at, depth, ("encoder.W", "encoder.b", "decoder.W_{}", ""), rule, fold)
-        return replace(made, b_dec=tensors["decoder.b"].entry(at))
+        contents = layer_by_target(tensors, layer, depth, ("encoder.W", "encoder.b", "decoder.W_{}", ""), rule, fold)
+        return replace(contents, b_dec=tensors["decoder.b"].entry(layer))
     w_dec, b_enc = tensors["decoder.W"], tensors["encoder.b"]
     for stored in (w_dec, b_enc):
         if not stored.shape or stored.shape[0] != depth:
             raise ValueError(f"load: {stored} must have {depth} layers, got shape {list(stored.shape)}")
-    w_enc = tensors["encoder.W"].entry(at)
-    return Layer(w_enc, b_enc.entry(at), w_dec.entry(at), rule=rule, transposed=True, fold=fold)
+    w_enc = tensors["encoder.W"].entry(layer)
+    return Layer(w_enc, b_enc.entry(layer), w_dec.entry(layer), rule=rule, transposed=True, fold=fold)

@@ -9,28 +9,31 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from .contents import Contents, Layer, require_tensors
 from .npz import open_npz
-from .parts import Asked, Contents, Layer, take
-from .variants import in_order, one_each, tree
+from .select import Overrides, file_per_layer, find_files, read_layers
 
 NEEDED = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
 _FILE = re.compile(r"(?:.*/)?layer_(\d+)/(?:.*/)?params\.npz")
 
 
-def sees(folder: Path) -> str | None:
-    found = [name for name in tree(folder, "params.npz") if _FILE.fullmatch(name)]
-    return f"{len(found)} files layer_*/.../params.npz" if found else None
+def detect(folder: Path) -> str | None:
+    names = _names(folder)
+    return f"{len(names)} files layer_*/.../params.npz" if names else None
 
 
-def read(folder: Path, asked: Asked) -> Contents:
-    names = [name for name in tree(folder, "params.npz") if _FILE.fullmatch(name)]
-    chosen = one_each(folder, names, _FILE, asked)
-    layers = in_order(folder, chosen, lambda at: layer(folder / chosen[at]), asked)
-    return Contents(folder, layers, False, asked.reads or "mlp_normed", asked.writes or "mlp_out")
+def _names(folder: Path) -> list[str]:
+    return [name for name in find_files(folder, "params.npz") if _FILE.fullmatch(name)]
 
 
-def layer(path: Path) -> Layer:
+def read(folder: Path, overrides: Overrides) -> Contents:
+    files = file_per_layer(folder, _names(folder), _FILE, overrides)
+    layers = read_layers(folder, files, lambda layer: read_layer(folder / files[layer]), overrides)
+    return Contents(folder, layers, False, overrides.reads or "mlp_normed", overrides.writes or "mlp_out")
+
+
+def read_layer(path: Path) -> Layer:
     tensors = open_npz(path)
-    take(path, tensors, NEEDED)
+    require_tensors(path, tensors, NEEDED)
     w_enc, w_dec, b_enc, b_dec, theta = (tensors[name] for name in NEEDED)
     return Layer(w_enc, b_enc, w_dec, b_dec, theta, transposed=True, positive=True)

@@ -10,60 +10,67 @@ from pathlib import Path
 from typing import Any
 
 from . import hooks
-from .files import open_tensors, read_json
-from .parts import Asked, Contents, Layer, alike, same_everywhere, take
-from .variants import in_order, one_each, tree
+from .config_files import read_json, same_in_every_layer
+from .contents import Contents, Layer, require_same_tensors, require_tensors
+from .select import Overrides, file_per_layer, find_files, read_layers
+from .stored_tensors import open_tensors
 
 NEEDED = ("w_enc", "w_dec", "b_enc", "b_dec", "threshold")
 SKIP = "affine_skip_connection"
 _FILE = re.compile(r"(?:.*/)?layer_(\d+)_width_[^/]+/params\.safetensors")
 
 
-def sees(folder: Path) -> str | None:
-    found = _names(folder)
-    return f"{len(found)} folders layer_*_width_* with params.safetensors" if found else None
+def detect(folder: Path) -> str | None:
+    names = _names(folder)
+    return f"{len(names)} folders layer_*_width_* with params.safetensors" if names else None
 
 
 def _names(folder: Path) -> list[str]:
-    return [name for name in tree(folder, "params.safetensors") if _FILE.fullmatch(name)]
+    return [name for name in find_files(folder, "params.safetensors") if _FILE.fullmatch(name)]
 
 
-def read(folder: Path, asked: Asked) -> Contents:
-    chosen = one_each(folder, _names(folder), _FILE, asked)
-    configs = {at: (folder / name).with_name("config.json") for at, name in chosen.items()}
-    said = {path: read_json(path) for path in configs.values() if path.is_file()}
-    for at, path in configs.items():
+def read(folder: Path, overrides: Overrides) -> Contents:
+    files = file_per_layer(folder, _names(folder), _FILE, overrides)
+    config_paths = {layer: (folder / name).with_name("config.json") for layer, name in files.items()}
+    configs = {path: read_json(path) for path in config_paths.values() if path.is_file()}
+    for layer, path in config_paths.items():
         for key in ("hf_hook_point_in", "hf_hook_point_out"):
-            hooks.same_layer(path, key, said.get(path, {}).get(key), at)
-    layers = in_order(folder, chosen, lambda at: layer(folder / chosen[at], said.get(configs[at], {})), asked)
-    reads, writes = where(said, asked)
-    alike(layers, "w_skip")
-    model = next((c["model_name"] for c in said.values() if isinstance(c.get("model_name"), str)), None)
-    return Contents(folder, layers, False, reads, writes, model, next(iter(said.values()), {}))
+            hooks.require_layer(path, key, configs.get(path, {}).get(key), layer)
+
+    def read_one(layer: int) -> Layer:
+        return read_layer(folder / files[layer], configs.get(config_paths[layer], {}))
+
+    layers = read_layers(folder, files, read_one, overrides)
+    reads, writes = hook_points(configs, overrides)
+    require_same_tensors(layers, "w_skip")
+    config: dict[str, Any] = next(iter(configs.values()), {})
+    return Contents(folder, layers, False, reads, writes, hooks.model_name(configs.values()), config)
 
 
-def where(said: dict[Path, dict[str, Any]], asked: Asked) -> tuple[str, str]:
-    """Where every layer reads and writes; GemmaScope 2's own places where no configuration says it."""
-    read = {path: hooks.reads(path, "hf_hook_point_in", c["hf_hook_point_in"]) for path, c in said.items()
-            if not asked.reads and "hf_hook_point_in" in c}  # fmt: skip
-    write = {path: hooks.writes(path, "hf_hook_point_out", c["hf_hook_point_out"]) for path, c in said.items()
-             if not asked.writes and "hf_hook_point_out" in c}  # fmt: skip
-    return (
-        asked.reads or same_everywhere("reads", read) or "mlp_in",
-        asked.writes or same_everywhere("writes", write) or "mlp_out",
-    )
+def hook_points(configs: dict[Path, dict[str, Any]], overrides: Overrides) -> tuple[str, str]:
+    """Hook points that every layer reads and writes; GemmaScope 2's own where no configuration says it."""
+    reads, writes = overrides.reads, overrides.writes
+    key_in, key_out = "hf_hook_point_in", "hf_hook_point_out"
+    if not reads:
+        ins = {path: hooks.reads(path, key_in, c[key_in]) for path, c in configs.items() if key_in in c}
+        reads = same_in_every_layer("reads", ins)
+    if not writes:
+        outs = {path: hooks.writes(path, key_out, c[key_out]) for path, c in configs.items() if key_out in c}
+        writes = same_in_every_layer("writes", outs)
+    return reads or "mlp_in", writes or "mlp_out"
 
 
-def jumps(path: Path, config: dict[str, Any]) -> None:
+def require_jump_relu(path: Path, config: dict[str, Any]) -> None:
+    """Raise an error if a configuration names another architecture."""
     kind = config.get("architecture", "jump_relu")
     if kind != "jump_relu":
         raise ValueError(f"load: {path.with_name('config.json')}: architecture must be jump_relu, got {kind!r}")
 
 
-def layer(path: Path, config: dict[str, Any]) -> Layer:
+def read_layer(path: Path, config: dict[str, Any]) -> Layer:
     tensors = open_tensors(path)
-    take(path, tensors, NEEDED, (SKIP,))
-    jumps(path, config)
+    require_tensors(path, tensors, NEEDED, (SKIP,))
+    require_jump_relu(path, config)
     affine = config.get("affine_connection")
     if isinstance(affine, bool) and affine != (SKIP in tensors):
         raise ValueError(f"load: {path} must hold {SKIP} exactly if config.json says affine_connection, got {affine}")

@@ -1,8 +1,9 @@
-"""Where transcoders read and write, under the names of TransformerLens and of transformers' own modules."""
+"""Hook points that transcoders read and write, under the names of TransformerLens and of transformers' own modules."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +22,51 @@ WRITES = {
     "post_feedforward_layernorm.output": "mlp_out",
     "mlp.output": "mlp_raw",
 }
-# The names that saving gives them.
+# Names that saving uses.
 READ_NAMES = {"resid_mid": "hook_resid_mid", "mlp_normed": "ln2.hook_normalized", "mlp_in": "mlp.hook_in"}
 WRITE_NAMES = {"mlp_out": "hook_mlp_out", "mlp_raw": "mlp.hook_out"}
 _LAYER = re.compile(r"^(?:(?:model|language_model|transformer|gpt_neox)\.)*(?:blocks|layers|h)\.(\d+)\.")
 
 
 def layer_of(name: str) -> int | None:
-    """The layer a hook's full name starts with."""
-    found = _LAYER.match(name)
-    return None if found is None else int(found[1])
+    """The layer that a hook's full name starts with."""
+    match = _LAYER.match(name)
+    return None if match is None else int(match[1])
 
 
-def same_layer(said_by: Path, key: str, value: Any, at: int) -> None:
-    """A hook's full name must be of the layer it is said for; short ones are of any."""
-    found = layer_of(value) if isinstance(value, str) else None
-    if found not in (None, at):
-        raise ValueError(f"load: {said_by}: {key} must be of layer {at}, got {value!r}; are files mixed up?")
+def require_layer(config_path: Path, key: str, value: Any, layer: int) -> None:
+    """Raise an error if a hook's full name is of another layer; short names are of any."""
+    named = layer_of(value) if isinstance(value, str) else None
+    if named not in (None, layer):
+        raise ValueError(f"load: {config_path}: {key} must be of layer {layer}, got {value!r}; are files mixed up?")
 
 
-def short(name: Any) -> Any:
+def without_layer(name: Any) -> Any:
     """A hook's name without its layer."""
     return _LAYER.sub("", name) if isinstance(name, str) else name
 
 
-def _known(said_by: Path, key: str, value: Any, names: dict[str, str], argument: str) -> str:
-    known = short(value)
+def _known(config_path: Path, key: str, value: Any, names: dict[str, str], argument: str) -> str:
+    known = without_layer(value)
     if not isinstance(known, str) or known not in names:
         raise ValueError(
-            f"load: {said_by}: {key} must be one of {', '.join(names)}, got {value!r}; "
+            f"load: {config_path}: {key} must be one of {', '.join(names)}, got {value!r}; "
             f"say {argument}= where you know better"
         )
     return names[known]
 
 
-def reads(said_by: Path, key: str, value: Any) -> str:
-    return _known(said_by, key, value, READS, "reads")
+def reads(config_path: Path, key: str, value: Any) -> str:
+    """The stream that a configuration's hook reads."""
+    return _known(config_path, key, value, READS, "reads")
 
 
-def writes(said_by: Path, key: str, value: Any) -> str:
-    return _known(said_by, key, value, WRITES, "writes")
+def writes(config_path: Path, key: str, value: Any) -> str:
+    """The stream that a configuration's hook writes."""
+    return _known(config_path, key, value, WRITES, "writes")
+
+
+def model_name(configs: Iterable[dict[str, Any]]) -> str | None:
+    """The first name of a model among configurations."""
+    names = (config.get("model_name") for config in configs)
+    return next((name for name in names if isinstance(name, str)), None)

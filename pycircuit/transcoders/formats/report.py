@@ -1,4 +1,4 @@
-"""What a folder of transcoders holds, and what is wrong with it."""
+"""Report of a folder of transcoders: its contents, and warnings about them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import Stored
-from .parts import Contents, Layer, Reader, describe
+from .config_files import activation_config
+from .contents import Contents, Layer
+from .reader import LayerReader
+from .stored_tensors import StoredTensor
 
-_SHOWN = 5
+_SHOWN_NUMBERS = 5
 
 
 @dataclass(frozen=True)
 class Report:
-    """features: of each layer, None without a transcoder. bytes: of all tensors. warnings: one sentence each."""
+    """Contents of a folder of transcoders.
+
+    features: of each layer, None without a transcoder. bytes: of all tensors. warnings: one sentence each.
+    """
 
     path: str
     format: str
-    saw: str
+    evidence: str
     kind: str
     model: str | None
     reads: str
@@ -44,7 +49,7 @@ class Report:
         features = ", ".join(f"{count} x {size}" for size, count in sizes.items())
         rules = Counter(" ".join(str(v) for v in rule.values()) for rule in self.activation)
         lines = [
-            f"format      {self.format} ({self.saw})",
+            f"format      {self.format} ({self.evidence})",
             f"kind        {self.kind}{', with a skip' if self.skip else ''}",
             f"model       {self.model or 'not said'}",
             f"layers      {len(self.features)}{f', {absent} without a transcoder' if absent else ''}",
@@ -56,73 +61,78 @@ class Report:
         return "\n".join([*lines, *(f"warning     {text}" for text in self.warnings)])
 
 
-def report(format_name: str, saw: str, contents: Contents, weights: bool) -> Report:
-    """weights: read all of them and look for what is wrong."""
-    held = [layer.stored() for layer in contents.layers]
-    kinds = Counter(str(t.dtype).removeprefix("torch.") for one in held for t in one.values())
+def report(format_name: str, evidence: str, contents: Contents, weights: bool) -> Report:
+    """Report of these contents. weights: read all of them and look for damage."""
+    tensors = [t for layer in contents.layers for t in layer.stored().values()]
+    dtypes = Counter(str(t.dtype).removeprefix("torch.") for t in tensors)
     first = next(layer for layer in contents.layers if layer.w_enc is not None)
     assert first.w_enc is not None
-    rules = [{"activation": "jumprelu"} if one.theta is not None else describe(one.rule) for one in contents.layers]
+    rules = [
+        {"activation": "jumprelu"} if layer.theta is not None else activation_config(layer.rule)
+        for layer in contents.layers
+    ]
     return Report(
         path=str(contents.path),
         format=format_name,
-        saw=saw,
+        evidence=evidence,
         kind="cross-layer" if contents.cross else "per layer",
         model=contents.model,
         reads=contents.reads,
         writes=contents.writes,
-        features=[one.size for one in contents.layers],
+        features=[layer.size for layer in contents.layers],
         width=first.w_enc.shape[0 if first.transposed else 1],
-        activation=[rule for rule, one in zip(rules, contents.layers, strict=True) if one.w_enc is not None],
-        skip=any(one.w_skip is not None for one in contents.layers),
-        dtypes=dict(kinds),
-        bytes=sum(t.bytes for one in held for t in one.values()),
-        warnings=[w for at, one in enumerate(contents.layers) for w in _warnings(at, one)] if weights else [],
+        activation=[rule for rule, layer in zip(rules, contents.layers, strict=True) if layer.w_enc is not None],
+        skip=any(layer.w_skip is not None for layer in contents.layers),
+        dtypes=dict(dtypes),
+        bytes=sum(t.bytes for t in tensors),
+        warnings=[w for i, layer in enumerate(contents.layers) for w in _warnings(i, layer)] if weights else [],
     )
 
 
-def _warnings(at: int, layer: Layer) -> list[str]:
+def _warnings(index: int, layer: Layer) -> list[str]:
     if layer.w_enc is None:
         return []
-    found = [f"layer {at}: {said}" for t in layer.stored().values() for said in _damage(t)]
-    if found:
-        return found
-    reader = Reader(layer, None, None, True)
+    warnings = [f"layer {index}: {damage}" for t in layer.stored().values() for damage in _damage(t)]
+    if warnings:
+        return warnings
+    reader = LayerReader(layer, None, None, True)
     w_enc, b_enc, rule = reader.w_enc(), reader.b_enc(), reader.rule()
     assert w_enc is not None and b_enc is not None
-    silent = (w_enc == 0).all(1) & ~rule.active(b_enc.float()) if describe(rule)["activation"] != "topk" else None
+    silent = (
+        (w_enc == 0).all(1) & ~rule.active(b_enc.float()) if activation_config(rule)["activation"] != "topk" else None
+    )
     dead = _zero_rows(layer) if silent is None else _zero_rows(layer) | silent
     if bool(dead.any()):
-        found.append(f"layer {at}: {int(dead.sum())} features are dead: they are never active or write nothing")
-    twice = _twice(w_enc, b_enc)
-    if twice:
-        found.append(f"layer {at}: {len(twice)} features repeat another one's encoder, {_some(twice)}")
-    return found
+        warnings.append(f"layer {index}: {int(dead.sum())} features are dead: they are never active or write nothing")
+    repeated = _repeated(w_enc, b_enc)
+    if repeated:
+        warnings.append(f"layer {index}: {len(repeated)} features repeat another one's encoder, {_shown(repeated)}")
+    return warnings
 
 
-def _damage(stored: Stored) -> list[str]:
+def _damage(stored: StoredTensor) -> list[str]:
     bad = sum(int((~chunk.isfinite()).sum()) for chunk in stored.chunks()) if stored.shape else 0
     return [f"{stored} holds {bad} numbers that are NaN or infinite"] if bad else []
 
 
 def _zero_rows(layer: Layer) -> Tensor:
-    """Features that write nothing anywhere: [F]."""
+    """True for features that write nothing anywhere: [F]."""
     zero = [torch.cat([(chunk == 0).flatten(1).all(1) for chunk in plane.chunks()]) for plane in layer.planes()]
     return torch.stack(zero).all(0)
 
 
-def _twice(w_enc: Tensor, b_enc: Tensor) -> list[int]:
-    """Features whose encoder row and bias came before, bit by bit."""
+def _repeated(w_enc: Tensor, b_enc: Tensor) -> list[int]:
+    """Features whose encoder row and bias equal an earlier one's, bit by bit."""
     seen: set[bytes] = set()
-    twice = []
-    for at in range(len(w_enc)):
-        row = torch.cat([w_enc[at], b_enc[at : at + 1]]).view(torch.uint8).numpy().tobytes()
+    repeated = []
+    for feature in range(len(w_enc)):
+        row = torch.cat([w_enc[feature], b_enc[feature : feature + 1]]).view(torch.uint8).numpy().tobytes()
         key = hashlib.blake2b(row, digest_size=16).digest()
         if key in seen:
-            twice.append(at)
+            repeated.append(feature)
         seen.add(key)
-    return twice
+    return repeated
 
 
-def _some(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:_SHOWN])) + (", ..." if len(numbers) > _SHOWN else "")
+def _shown(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:_SHOWN_NUMBERS])) + (", ..." if len(numbers) > _SHOWN_NUMBERS else "")

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from . import hooks
-from .files import open_tensors, read_json
-from .parts import Asked, Contents, Layer, same_everywhere, take
-from .variants import beside, chosen, in_order, tree
+from .config_files import read_json, same_in_every_layer
+from .contents import Contents, Layer, require_tensors
+from .select import Overrides, find_files, matching, read_layers, require_configs
+from .stored_tensors import open_tensors
 
 NEEDED = ("W_enc", "W_dec", "b_enc", "b_dec")
 KINDS = {  # architecture -> (JumpReLU, skip)
@@ -21,69 +22,84 @@ KINDS = {  # architecture -> (JumpReLU, skip)
     "jumprelu_transcoder": (True, False),
     "jumprelu_skip_transcoder": (True, True),
 }
+_PLAIN = {  # settings that must be off -> values that mean so
+    "normalize_activations": ("none", None),
+    "apply_b_dec_to_input": (False, None),
+    "reshape_activations": ("none", None),
+}
 
 
-def sees(folder: Path) -> str | None:
-    found = _names(folder)
-    return f"{len(found)} files sae_weights.safetensors, each with cfg.json" if found else None
+def detect(folder: Path) -> str | None:
+    names = _names(folder)
+    return f"{len(names)} files sae_weights.safetensors, each with cfg.json" if names else None
 
 
 def _names(folder: Path) -> list[str]:
-    return [name for name in tree(folder, "sae_weights.safetensors") if (folder / name).with_name("cfg.json").is_file()]
+    names = find_files(folder, "sae_weights.safetensors")
+    return [name for name in names if (folder / name).with_name("cfg.json").is_file()]
 
 
-def read(folder: Path, asked: Asked) -> Contents:
-    beside(folder, tree(folder, "sae_weights.safetensors"), asked, "cfg.json")
-    found: dict[int, Path] = {}
-    said: dict[Path, dict[str, Any]] = {}
-    for name in chosen(_names(folder), asked.variant):
+def read(folder: Path, overrides: Overrides) -> Contents:
+    require_configs(folder, find_files(folder, "sae_weights.safetensors"), overrides, "cfg.json")
+    paths: dict[int, Path] = {}
+    configs: dict[Path, dict[str, Any]] = {}
+    for name in matching(_names(folder), overrides.variant):
         path = folder / name
-        config, said_by = read_json(path.with_name("cfg.json")), path.with_name("cfg.json")
-        at = hooks.layer_of(str(_meta(said_by, config).get("hook_name")))
-        if at is None:
-            got = _meta(said_by, config).get("hook_name")
-            raise ValueError(f"load: {said_by}: metadata.hook_name must name a layer such as blocks.3., got {got!r}")
-        if at in found:
-            raise ValueError(f"load: variant must leave one file for layer {at}, got {found[at]} and {path}")
-        hooks.same_layer(said_by, "metadata.hook_name_out", _meta(said_by, config).get("hook_name_out"), at)
-        found[at], said[said_by] = path, config
-    if not found:
-        raise ValueError(f"load: variant must leave some folders of {folder}, got {asked.variant!r}")
-    layers = in_order(folder, found, lambda at: layer(found[at]), asked)
-    metas = {path: _meta(path, config) for path, config in said.items()}
-    read = {p: hooks.reads(p, "metadata.hook_name", m.get("hook_name")) for p, m in metas.items() if not asked.reads}
-    write = {
-        p: hooks.writes(p, "metadata.hook_name_out", m.get("hook_name_out"))
-        for p, m in metas.items()
-        if not asked.writes
-    }
-    model = next((m["model_name"] for m in metas.values() if isinstance(m.get("model_name"), str)), None)
-    places = (asked.reads or same_everywhere("reads", read), asked.writes or same_everywhere("writes", write))
-    return Contents(folder, layers, False, str(places[0]), str(places[1]), model, next(iter(said.values())))
+        config_path = path.with_name("cfg.json")
+        config = read_json(config_path)
+        metadata = _metadata(config_path, config)
+        layer = hooks.layer_of(str(metadata.get("hook_name")))
+        if layer is None:
+            got = metadata.get("hook_name")
+            raise ValueError(
+                f"load: {config_path}: metadata.hook_name must name a layer such as blocks.3., got {got!r}"
+            )
+        if layer in paths:
+            raise ValueError(f"load: variant must leave one file for layer {layer}, got {paths[layer]} and {path}")
+        hooks.require_layer(config_path, "metadata.hook_name_out", metadata.get("hook_name_out"), layer)
+        paths[layer], configs[config_path] = path, config
+    if not paths:
+        raise ValueError(f"load: variant must leave some folders of {folder}, got {overrides.variant!r}")
+    layers = read_layers(folder, paths, lambda layer: read_layer(paths[layer]), overrides)
+    metadata_by_path = {path: _metadata(path, config) for path, config in configs.items()}
+    reads, writes = _hook_points(metadata_by_path, overrides)
+    model = hooks.model_name(metadata_by_path.values())
+    return Contents(folder, layers, False, reads, writes, model, next(iter(configs.values())))
 
 
-def _meta(said_by: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The metadata; before version 6 they stood among the rest."""
-    meta = config.get("metadata", config)
-    if not isinstance(meta, dict):
-        raise ValueError(f"load: {said_by}: metadata must be names and values, got {meta!r}")
-    return meta
+def _hook_points(metadata: dict[Path, dict[str, Any]], overrides: Overrides) -> tuple[str, str]:
+    """Hook points that every layer reads and writes."""
+    reads, writes = overrides.reads, overrides.writes
+    if not reads:
+        ins = {p: hooks.reads(p, "metadata.hook_name", m.get("hook_name")) for p, m in metadata.items()}
+        reads = same_in_every_layer("reads", ins)
+    if not writes:
+        outs = {p: hooks.writes(p, "metadata.hook_name_out", m.get("hook_name_out")) for p, m in metadata.items()}
+        writes = same_in_every_layer("writes", outs)
+    return str(reads), str(writes)
 
 
-def layer(path: Path) -> Layer:
-    said_by = path.with_name("cfg.json")
-    config, tensors = read_json(said_by), open_tensors(path)
+def _metadata(config_path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The metadata; before version 6 they stood among the other entries."""
+    metadata = config.get("metadata", config)
+    if not isinstance(metadata, dict):
+        raise ValueError(f"load: {config_path}: metadata must be names and values, got {metadata!r}")
+    return metadata
+
+
+def read_layer(path: Path) -> Layer:
+    config_path = path.with_name("cfg.json")
+    config, tensors = read_json(config_path), open_tensors(path)
     kind = config.get("architecture")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"load: {said_by}: architecture must be one of {', '.join(KINDS)}, got {kind!r}")
-    for name, plain in (("normalize_activations", ("none", None)), ("apply_b_dec_to_input", (False, None)),
-                        ("reshape_activations", ("none", None))):  # fmt: skip
+        raise ValueError(f"load: {config_path}: architecture must be one of {', '.join(KINDS)}, got {kind!r}")
+    for name, plain in _PLAIN.items():
         if config.get(name) not in plain:
-            raise ValueError(f"load: {said_by}: {name} must be {plain[0]!r}, got {config[name]!r}; fold it in first")
+            raise ValueError(
+                f"load: {config_path}: {name} must be {plain[0]!r}, got {config[name]!r}; fold it in first"
+            )
     jumps, skips = KINDS[kind]
-    take(path, tensors, (*NEEDED, *(["threshold"] * jumps), *(["W_skip"] * skips)))
+    require_tensors(path, tensors, (*NEEDED, *(["threshold"] * jumps), *(["W_skip"] * skips)))
     w_enc, w_dec, b_enc, b_dec = (tensors[name] for name in NEEDED)
-    return Layer(
-        w_enc, b_enc, w_dec, b_dec, tensors.get("threshold"), tensors.get("W_skip"), transposed=True, skip_back=True,
-        positive=True,
-    )  # fmt: skip
+    theta, w_skip = tensors.get("threshold"), tensors.get("W_skip")
+    return Layer(w_enc, b_enc, w_dec, b_dec, theta, w_skip, transposed=True, skip_transposed=True, positive=True)

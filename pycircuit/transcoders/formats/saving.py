@@ -11,15 +11,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pycircuit.files.atomic_folder import write_folder
 from pycircuit.ops import Activation, BatchTopK, JumpReLU, TopK
 from pycircuit.transcoders.types import CrossLayerTranscoder, Transcoders
 
 from . import hooks
-from .parts import Contents, Reader, describe
-from .writing import write_folder
+from .config_files import activation_config
+from .contents import Contents
+from .reader import LayerReader
 
 LAYOUTS = ("circuit-tracer", "pycircuit", "saelens")
-_SAELENS = "6.0.0"  # whose configuration it is; without it they take it for an older one
+_SAELENS = "6.0.0"  # version of the configuration; without it SAELens takes it for an older one
+
+Files = dict[str, dict[str, Any]]  # tensors by file and by name
 
 
 class Weights(NamedTuple):
@@ -34,163 +38,208 @@ class Weights(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A set to be written. sizes: features of each layer, None without a transcoder; layer: its weights, when asked."""
+class TranscoderSet:
+    """A set to be written. sizes: features of each layer, None without a transcoder; weights(layer): read on demand."""
 
     cross: bool
     reads: str
     writes: str
     sizes: list[int | None]
     rules: list[Activation]
-    layer: Callable[[int], Weights]
+    weights: Callable[[int], Weights]
 
 
-def of_memory(t: Transcoders) -> Whole:
-    def layer(at: int) -> Weights:
-        return Weights(t.w_enc[at], t.b_enc[at], t.w_dec[at], t.b_dec[at], t.activation[at], t.w_skip[at])
+def set_in_memory(t: Transcoders) -> TranscoderSet:
+    """The set of transcoders in memory."""
+
+    def weights(layer: int) -> Weights:
+        return Weights(
+            t.w_enc[layer], t.b_enc[layer], t.w_dec[layer], t.b_dec[layer], t.activation[layer], t.w_skip[layer]
+        )
 
     sizes = [None if w is None else w.shape[0] for w in t.w_enc]
-    return Whole(isinstance(t, CrossLayerTranscoder), t.reads, t.writes, sizes, t.activation, layer)
+    return TranscoderSet(isinstance(t, CrossLayerTranscoder), t.reads, t.writes, sizes, t.activation, weights)
 
 
-def of_files(contents: Contents, dtype: torch.dtype | None) -> Whole:
-    """Each layer is read when it is written."""
+def set_in_files(contents: Contents, dtype: torch.dtype | None) -> TranscoderSet:
+    """The set of transcoders in files; each layer is read when it is written."""
 
-    def layer(at: int) -> Weights:
-        r = Reader(contents.layers[at], None, dtype, True)
-        return Weights(r.w_enc(), r.b_enc(), r.w_dec(), r.b_dec(), r.rule(), r.w_skip())
+    def weights(layer: int) -> Weights:
+        reader = LayerReader(contents.layers[layer], None, dtype, True)
+        return Weights(reader.w_enc(), reader.b_enc(), reader.w_dec(), reader.b_dec(), reader.rule(), reader.w_skip())
 
-    sizes = [one.size for one in contents.layers]
-    rules = [one.rule if one.theta is None else JumpReLU(0.0) for one in contents.layers]
-    return Whole(contents.cross, contents.reads, contents.writes, sizes, rules, layer)
+    sizes = [layer.size for layer in contents.layers]
+    rules = [layer.rule if layer.theta is None else JumpReLU(0.0) for layer in contents.layers]
+    return TranscoderSet(contents.cross, contents.reads, contents.writes, sizes, rules, weights)
 
 
 def write(
-    op: str, whole: Whole, target: Path, to: str, model: str | None, scan: str | None, key: dict[str, Any] | None
+    op: str,
+    transcoders: TranscoderSet,
+    folder: Path,
+    to: str,
+    model: str | None,
+    scan: str | None,
+    key: dict[str, Any] | None,
 ) -> None:
-    """The folder `target`, which is not there yet. key: what it is made of, to go on after a broken run."""
+    """Write a new folder. key: what it is made of, to go on after a broken run."""
+    texts: dict[str, str] = {}
     if to == "saelens":
-        _check_saelens(whole)
-    texts: dict[str, str] = {} if to == "saelens" else {"config.yaml": _config(whole, target, model, scan)}
-    write_folder(op, target, _files(whole, to, model, texts), texts, key)
+        _check_saelens(transcoders)
+    else:
+        texts["config.yaml"] = _config(transcoders, folder, model, scan)
+    write_folder(op, folder, _files(transcoders, to, model, texts), texts, key)
 
 
-def _files(whole: Whole, to: str, model: str | None, texts: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, tensors) of every file; what else a layer needs is added to texts."""
-    for at in range(len(whole.sizes)):
-        one = whole.layer(at)
+def _files(
+    transcoders: TranscoderSet, to: str, model: str | None, texts: dict[str, str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and tensors of every file; configurations of a layer are added to texts."""
+    for layer in range(len(transcoders.sizes)):
+        weights = transcoders.weights(layer)
         if to == "saelens":
-            held, config = _saelens(one, at, whole, model)
+            files, config = _saelens_files(weights, layer, transcoders, model)
             if config is not None:
-                texts[f"layer_{at}/cfg.json"] = json.dumps(config, indent=1)
+                texts[f"layer_{layer}/cfg.json"] = json.dumps(config, indent=1)
+        elif transcoders.cross:
+            files = _cross_layer_files(weights, layer)
         else:
-            held = (_cross if whole.cross else _single)(one, at)
-        yield from held.items()
+            files = _per_layer_files(weights, layer)
+        yield from files.items()
 
 
-def _named(**tensors: Any) -> dict[str, Any]:
+def _present(**tensors: Any) -> dict[str, Any]:
     return {name: t for name, t in tensors.items() if t is not None}
 
 
-def _turned(t: Tensor | None) -> Tensor | None:
+def _transposed(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.T
 
 
-def _single(one: Weights, at: int) -> dict[str, dict[str, Any]]:
-    held = _named(W_enc=one.w_enc, W_dec=one.w_dec, b_enc=one.b_enc, b_dec=_bias(one), W_skip=_turned(one.w_skip))
-    theta = thresholds(one)
+def _per_layer_files(weights: Weights, layer: int) -> Files:
+    tensors = _present(
+        W_enc=weights.w_enc,
+        W_dec=weights.w_dec,
+        b_enc=weights.b_enc,
+        b_dec=_bias(weights),
+        W_skip=_transposed(weights.w_skip),
+    )
+    theta = _thresholds(weights)
     if theta is not None:
-        held["activation_function.threshold"] = theta
-    return {f"layer_{at}.safetensors": held} if held else {}
+        tensors["activation_function.threshold"] = theta
+    return {f"layer_{layer}.safetensors": tensors} if tensors else {}
 
 
-def _cross(one: Weights, at: int) -> dict[str, dict[str, Any]]:
-    held = _named(W_enc=one.w_enc, b_enc=one.b_enc, b_dec=_bias(one), threshold=thresholds(one), W_skip=one.w_skip)
-    found = {f"W_enc_{at}.safetensors": {f"{name}_{at}": t for name, t in held.items()}} if held else {}
-    if one.w_dec is not None:
-        found[f"W_dec_{at}.safetensors"] = {f"W_dec_{at}": one.w_dec}
-    return found
+def _cross_layer_files(weights: Weights, layer: int) -> Files:
+    tensors = _present(
+        W_enc=weights.w_enc,
+        b_enc=weights.b_enc,
+        b_dec=_bias(weights),
+        threshold=_thresholds(weights),
+        W_skip=weights.w_skip,
+    )
+    files: Files = {}
+    if tensors:
+        files[f"W_enc_{layer}.safetensors"] = {f"{name}_{layer}": t for name, t in tensors.items()}
+    if weights.w_dec is not None:
+        files[f"W_dec_{layer}.safetensors"] = {f"W_dec_{layer}": weights.w_dec}
+    return files
 
 
-def _bias(one: Weights) -> Tensor | None:
-    """The others want a b_dec for every encoder."""
-    if one.b_dec is None and one.w_enc is not None:
-        return one.w_enc.new_zeros(one.w_enc.shape[1])
-    return one.b_dec
+def _bias(weights: Weights) -> Tensor | None:
+    """b_dec, or zeros for an encoder without one: other libraries want it."""
+    if weights.b_dec is None and weights.w_enc is not None:
+        return weights.w_enc.new_zeros(weights.w_enc.shape[1])
+    return weights.b_dec
 
 
-def thresholds(one: Weights) -> Tensor | None:
+def _thresholds(weights: Weights) -> Tensor | None:
     """[F], where the rule has any; a BatchTopK is a JumpReLU with one threshold for all."""
-    if one.w_enc is None or not isinstance(one.rule, JumpReLU | BatchTopK):
+    rule = weights.rule
+    if weights.w_enc is None or not isinstance(rule, JumpReLU | BatchTopK):
         return None
-    wide = torch.float64 if one.w_enc.dtype == torch.float64 else torch.float32
-    theta = one.rule.theta if isinstance(one.rule, JumpReLU) else max(one.rule.threshold, 0.0)
+    wide = torch.float64 if weights.w_enc.dtype == torch.float64 else torch.float32
+    theta = rule.theta if isinstance(rule, JumpReLU) else max(rule.threshold, 0.0)
     if not isinstance(theta, Tensor):
         theta = torch.tensor(float(theta), dtype=wide)
-    return theta.expand(one.w_enc.shape[0]) if theta.numel() == 1 else theta
+    return theta.expand(weights.w_enc.shape[0]) if theta.numel() == 1 else theta
 
 
-def _config(whole: Whole, target: Path, model: str | None, scan: str | None) -> str:
-    """config.yaml, with what only we read under our own name."""
+def _config(transcoders: TranscoderSet, folder: Path, model: str | None, scan: str | None) -> str:
+    """Text of config.yaml, with what only we read under our own name."""
     import yaml
 
-    rules = [describe(rule) for rule in whole.rules]
+    rules = [activation_config(rule) for rule in transcoders.rules]
     own = {
-        "layers": len(whole.sizes),
-        "features": whole.sizes,
-        "reads": whole.reads,
-        "writes": whole.writes,
+        "layers": len(transcoders.sizes),
+        "features": transcoders.sizes,
+        "reads": transcoders.reads,
+        "writes": transcoders.writes,
         "activation": rules[0] if all(r == rules[0] for r in rules) else rules,
     }
     config = {
         "model_name": model,
-        "model_kind": "cross_layer_transcoder" if whole.cross else "transcoder_set",
-        "feature_input_hook": hooks.READ_NAMES[whole.reads],
-        "feature_output_hook": hooks.WRITE_NAMES[whole.writes],
-        "scan": target.name if scan is None else scan,
-        **_everywhere(whole),
+        "model_kind": "cross_layer_transcoder" if transcoders.cross else "transcoder_set",
+        "feature_input_hook": hooks.READ_NAMES[transcoders.reads],
+        "feature_output_hook": hooks.WRITE_NAMES[transcoders.writes],
+        "scan": folder.name if scan is None else scan,
+        **_common_top_k(transcoders),
         "pycircuit": own,
     }
     return yaml.safe_dump({name: value for name, value in config.items() if value is not None}, sort_keys=False)
 
 
-def _everywhere(whole: Whole) -> dict[str, Any]:
-    """A TopK as others say it, where all layers have the same one."""
-    rules = [rule for size, rule in zip(whole.sizes, whole.rules, strict=True) if size is not None]
+def _common_top_k(transcoders: TranscoderSet) -> dict[str, Any]:
+    """Entries of a TopK as circuit-tracer reads them, where all layers have the same one."""
+    sized = zip(transcoders.sizes, transcoders.rules, strict=True)
+    rules = [rule for size, rule in sized if size is not None]
     first = rules[0] if rules else None
     return {"activation": "topk", "k": first.k} if isinstance(first, TopK) and all(r == first for r in rules) else {}
 
 
-def _check_saelens(whole: Whole) -> None:
-    if whole.cross:
+def _check_saelens(transcoders: TranscoderSet) -> None:
+    if transcoders.cross:
         raise ValueError("convert: to must be circuit-tracer or pycircuit for a cross-layer transcoder, got saelens")
-    if any(isinstance(rule, TopK) for rule in whole.rules):
+    if any(isinstance(rule, TopK) for rule in transcoders.rules):
         raise ValueError(
             "convert: to must be circuit-tracer or pycircuit for a TopK, which SAELens has none, got saelens"
         )
 
 
-def _saelens(
-    one: Weights, at: int, whole: Whole, model: str | None
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
-    """({file: tensors}, cfg.json)."""
-    if one.w_enc is None:
+def _saelens_files(
+    weights: Weights, layer: int, transcoders: TranscoderSet, model: str | None
+) -> tuple[Files, dict[str, Any] | None]:
+    """Files of a layer, and its cfg.json; {} and None without a transcoder."""
+    if weights.w_enc is None:
         return {}, None
-    theta = thresholds(one)
+    theta = _thresholds(weights)
     if theta is not None and bool((theta < 0).any()):
-        raise ValueError(f"convert: thresholds must not be negative for saelens, got some in layer {at}")
-    held = _named(W_enc=_turned(one.w_enc), W_dec=one.w_dec, b_enc=one.b_enc, b_dec=_bias(one), threshold=theta,
-                  W_skip=_turned(one.w_skip))  # fmt: skip
-    size, width = one.w_enc.shape
-    read, write = hooks.READ_NAMES[whole.reads], hooks.WRITE_NAMES[whole.writes]
+        raise ValueError(f"convert: thresholds must not be negative for saelens, got some in layer {layer}")
+    tensors = _present(
+        W_enc=_transposed(weights.w_enc),
+        W_dec=weights.w_dec,
+        b_enc=weights.b_enc,
+        b_dec=_bias(weights),
+        threshold=theta,
+        W_skip=_transposed(weights.w_skip),
+    )
+    size, width = weights.w_enc.shape
+    hook_in, hook_out = hooks.READ_NAMES[transcoders.reads], hooks.WRITE_NAMES[transcoders.writes]
     config = {
-        "architecture": "jumprelu_" * (theta is not None) + "skip_" * (one.w_skip is not None) + "transcoder",
-        "d_in": width, "d_sae": size, "d_out": width, "dtype": str(one.w_enc.dtype).removeprefix("torch."),
-        "device": "cpu", "apply_b_dec_to_input": False, "normalize_activations": "none",
+        "architecture": "jumprelu_" * (theta is not None) + "skip_" * (weights.w_skip is not None) + "transcoder",
+        "d_in": width,
+        "d_sae": size,
+        "d_out": width,
+        "dtype": str(weights.w_enc.dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {
-            "model_name": model, "hook_name": f"blocks.{at}.{read}", "hook_name_out": f"blocks.{at}.{write}",
+            "model_name": model,
+            "hook_name": f"blocks.{layer}.{hook_in}",
+            "hook_name_out": f"blocks.{layer}.{hook_out}",
             "sae_lens_version": _SAELENS,
         },
-    }  # fmt: skip
-    return {f"layer_{at}/sae_weights.safetensors": held}, config
+    }
+    return {f"layer_{layer}/sae_weights.safetensors": tensors}, config

@@ -1,6 +1,6 @@
 """A `config.yaml` that lists a file for each layer: `hf://org/repo/path?revision=`, or a path inside its folder.
 
-What circuit-tracer publishes for sets whose files are elsewhere. Each file is one of circuit-tracer's, GemmaScope's or
+circuit-tracer publishes it for sets whose files are elsewhere. Each file is one of circuit-tracer's, GemmaScope's or
 GemmaScope 2's; null, or a layer left out of a mapping, is a layer without a transcoder.
 """
 
@@ -9,59 +9,70 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from . import circuit_tracer, gemma_scope, gemma_scope_2, gemma_scope_2_cross
+from . import circuit_tracer, gemma_scope, gemma_scope_2, gemma_scope_2_cross, hooks
 from .circuit_tracer_cross import KIND as CROSS
-from .files import inside, open_tensors, read_yaml
+from .config_files import path_inside, read_yaml
+from .contents import MOST_LAYERS, Contents, Layer, require_same_tensors
 from .hub import fetched_file
-from .parts import MOST_LAYERS, Asked, Contents, Layer, alike
+from .select import Overrides
+from .stored_tensors import open_tensors
 
 
-def sees(folder: Path) -> str | None:
+def detect(folder: Path) -> str | None:
     path = folder / "config.yaml"
-    said = read_yaml(path).get("transcoders") if path.is_file() else None
-    return None if said is None else f"config.yaml that lists {len(said) if hasattr(said, '__len__') else 0} files"
+    listed = read_yaml(path).get("transcoders") if path.is_file() else None
+    if listed is None:
+        return None
+    return f"config.yaml that lists {len(listed) if hasattr(listed, '__len__') else 0} files"
 
 
-def read(folder: Path, asked: Asked) -> Contents:
-    said_by, config = folder / "config.yaml", read_yaml(folder / "config.yaml")
+def read(folder: Path, overrides: Overrides) -> Contents:
+    config_path = folder / "config.yaml"
+    config = read_yaml(config_path)
     kind = config.get("model_kind", circuit_tracer.KIND)
     if kind not in (circuit_tracer.KIND, CROSS):
-        raise ValueError(f"load: {said_by}: model_kind must be {circuit_tracer.KIND} or {CROSS}, got {kind!r}")
-    named = _entries(said_by, config["transcoders"])
-    count = max(named) + 1 if asked.layers is None else asked.layers
-    if max(named) >= count:
-        raise ValueError(f"load: layers must be at least {max(named) + 1}, as {said_by} lists, got {count}")
-    paths = {at: _local(said_by, name) for at, name in named.items() if name is not None}
-    layers = [_layer(paths[at], at, said_by, config, kind == CROSS) if at in paths else Layer() for at in range(count)]
-    alike(layers, "theta")
-    places = circuit_tracer.where(said_by, config, asked)
-    return Contents(folder, layers, kind == CROSS, *places, circuit_tracer.model_name(config), config)
+        raise ValueError(f"load: {config_path}: model_kind must be {circuit_tracer.KIND} or {CROSS}, got {kind!r}")
+    locations = _locations(config_path, config["transcoders"])
+    last = max(locations)
+    count = last + 1 if overrides.layers is None else overrides.layers
+    if last >= count:
+        raise ValueError(f"load: layers must be at least {last + 1}, as {config_path} lists, got {count}")
+    paths = {layer: _local_path(config_path, name) for layer, name in locations.items() if name is not None}
+
+    def read_one(layer: int) -> Layer:
+        return _read_layer(paths[layer], layer, config_path, config, kind == CROSS) if layer in paths else Layer()
+
+    layers = [read_one(layer) for layer in range(count)]
+    require_same_tensors(layers, "theta")
+    reads, writes = circuit_tracer.hook_points(config_path, config, overrides)
+    return Contents(folder, layers, kind == CROSS, reads, writes, hooks.model_name([config]), config)
 
 
-def _entries(said_by: Path, listed: Any) -> dict[int, str | None]:
-    named = dict(enumerate(listed)) if isinstance(listed, list) else listed
-    if not isinstance(named, dict) or not named:
-        raise ValueError(f"load: {said_by}: transcoders must list a file for each layer, got {listed!r}")
-    for at, name in named.items():
-        if type(at) is not int or not 0 <= at < MOST_LAYERS:
-            raise ValueError(f"load: {said_by}: transcoders must be listed by layer, got {at!r}")
+def _locations(config_path: Path, listed: Any) -> dict[int, str | None]:
+    """The location of each layer's file."""
+    locations = dict(enumerate(listed)) if isinstance(listed, list) else listed
+    if not isinstance(locations, dict) or not locations:
+        raise ValueError(f"load: {config_path}: transcoders must list a file for each layer, got {listed!r}")
+    for layer, name in locations.items():
+        if type(layer) is not int or not 0 <= layer < MOST_LAYERS:
+            raise ValueError(f"load: {config_path}: transcoders must be listed by layer, got {layer!r}")
         if name is not None and not isinstance(name, str):
-            raise ValueError(f"load: {said_by}: transcoders must be locations, got {name!r} for layer {at}")
-    return named
+            raise ValueError(f"load: {config_path}: transcoders must be locations, got {name!r} for layer {layer}")
+    return locations
 
 
-def _local(said_by: Path, name: str) -> Path:
-    return fetched_file(name) if name.startswith("hf://") else inside(said_by.parent, name, said_by)
+def _local_path(config_path: Path, name: str) -> Path:
+    return fetched_file(name) if name.startswith("hf://") else path_inside(config_path.parent, name, config_path)
 
 
-def _layer(path: Path, at: int, said_by: Path, config: dict[str, Any], cross: bool) -> Layer:
-    """By the file: an archive is GemmaScope's; a lower-case w_enc is GemmaScope 2's."""
+def _read_layer(path: Path, layer: int, config_path: Path, config: dict[str, Any], cross: bool) -> Layer:
+    """The layer of a file: an archive is GemmaScope's; a lower-case w_enc is GemmaScope 2's."""
     if path.suffix == ".npz":
         if cross:
             raise ValueError(f"load: {path} must be a safetensors file of a cross-layer transcoder, got an archive")
-        return gemma_scope.layer(path)
+        return gemma_scope.read_layer(path)
     if cross:
-        return gemma_scope_2_cross.layer(path, at)
+        return gemma_scope_2_cross.read_layer(path, layer)
     if "w_enc" in open_tensors(path):
-        return gemma_scope_2.layer(path, {})
-    return circuit_tracer.layer(path, said_by, config, at)
+        return gemma_scope_2.read_layer(path, {})
+    return circuit_tracer.read_layer(path, config_path, config, layer)

@@ -17,11 +17,10 @@ from typing import Any
 import pytest
 import torch
 from format_files import ROWS, write
-from test_formats import dense
 from torch import Tensor
+from transcoder_checks import dense
 
 import pycircuit as pc
-from pycircuit.transcoders import formats
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,7 +35,7 @@ Mutation = Callable[[random.Random, bytes], bytes]
 
 
 def numbers(t: Any) -> list[Tensor]:
-    """Everything that was read, flat."""
+    """Every tensor that was read, flat."""
     every = [*t.w_enc, *t.b_enc, *[None if w is None else dense(w) for w in t.w_dec], *t.b_dec, *t.w_skip]
     every += [r.theta for r in t.activation if isinstance(r, pc.JumpReLU)]
     every += [torch.tensor([r.threshold]) for r in t.activation if isinstance(r, pc.BatchTopK)]
@@ -44,7 +43,7 @@ def numbers(t: Any) -> list[Tensor]:
 
 
 def changed(a: list[Tensor], b: list[Tensor]) -> int:
-    """How many numbers differ."""
+    """The number of differing entries; -1 for other shapes."""
     if [len(x) for x in a] != [len(x) for x in b]:
         return -1
     return sum(int((x != y).sum()) for x, y in zip(a, b, strict=True))
@@ -52,8 +51,8 @@ def changed(a: list[Tensor], b: list[Tensor]) -> int:
 
 def flipped(rng: random.Random, data: bytes, begin: int, end: int, count: int) -> bytes:
     out = bytearray(data)
-    for at in rng.sample(range(begin, end), min(count, end - begin)):
-        out[at] ^= rng.randrange(1, 256)
+    for index in rng.sample(range(begin, end), min(count, end - begin)):
+        out[index] ^= rng.randrange(1, 256)
     return bytes(out)
 
 
@@ -66,7 +65,7 @@ def longer(rng: random.Random, data: bytes) -> bytes:
 
 
 def body_of(data: bytes) -> int:
-    """Where the tensors of a safetensors file begin."""
+    """The offset of a safetensors file's tensors."""
     return 8 + int(struct.unpack("<Q", data[:8])[0])
 
 
@@ -93,10 +92,10 @@ RECORDS = {
 def zipped(rng: random.Random, data: bytes) -> bytes:
     """One field of one record replaced, so that an archive's directory and its members tell different stories."""
     mark = rng.choice(sorted(RECORDS))
-    at = rng.choice([n for n in range(len(data)) if data.startswith(mark, n)]) + rng.choice(RECORDS[mark])
+    offset = rng.choice([n for n in range(len(data)) if data.startswith(mark, n)]) + rng.choice(RECORDS[mark])
     size = rng.choice((2, 4))
     new = rng.choice((rng.randbytes(size), bytes(size), b"\xff" * size, bytes([rng.randrange(20)]) + bytes(size - 1)))
-    return (data[:at] + new + data[at + size :])[: len(data)]
+    return (data[:offset] + new + data[offset + size :])[: len(data)]
 
 
 VALUES: list[Any] = [None, True, -1, 0, 2**31, 2**63, 1e308, "", "x", "../x", "I8", "F64", [], [0], [2**40] * 2, {}]
@@ -104,22 +103,22 @@ VALUES: list[Any] = [None, True, -1, 0, 2**31, 2**63, 1e308, "", "x", "../x", "I
 
 def entry(rng: random.Random, data: bytes) -> bytes:
     """One field of one tensor's entry, or its name, replaced; offsets and lengths stay consistent JSON."""
-    at = body_of(data)
-    said = json.loads(data[8:at])
-    name = rng.choice(sorted(said))
-    what = rng.choice(("dtype", "shape", "data_offsets", "name", "gone", "added", "reshaped"))
-    if what == "name":
-        said[name + rng.choice(("_", "\x00", "é"))] = said.pop(name)
-    elif what == "gone":
-        del said[name]
-    elif what == "added":
-        said["more"] = {"dtype": "F32", "shape": [0], "data_offsets": [len(data) - at] * 2}
-    elif what == "reshaped":
-        said[name]["shape"] = [*said[name]["shape"], 1]
+    offset = body_of(data)
+    entries = json.loads(data[8:offset])
+    name = rng.choice(sorted(entries))
+    field = rng.choice(("dtype", "shape", "data_offsets", "name", "gone", "added", "reshaped"))
+    if field == "name":
+        entries[name + rng.choice(("_", "\x00", "é"))] = entries.pop(name)
+    elif field == "gone":
+        del entries[name]
+    elif field == "added":
+        entries["more"] = {"dtype": "F32", "shape": [0], "data_offsets": [len(data) - offset] * 2}
+    elif field == "reshaped":
+        entries[name]["shape"] = [*entries[name]["shape"], 1]
     else:
-        said[name][what] = rng.choice(VALUES)
-    text = json.dumps(said).encode()
-    return struct.pack("<Q", len(text)) + text + data[at:]
+        entries[name][field] = rng.choice(VALUES)
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", len(text)) + text + data[offset:]
 
 
 def config(rng: random.Random, data: bytes) -> bytes:
@@ -128,21 +127,21 @@ def config(rng: random.Random, data: bytes) -> bytes:
         return rng.choice((anywhere, cut, longer))(rng, data)
     text = data.decode()
     try:
-        said = json.loads(text)
+        values = json.loads(text)
     except ValueError:
         lines = text.splitlines()
-        at = rng.randrange(len(lines))
-        lines[at] = lines[at].split(":")[0] + ": " + json.dumps(rng.choice(VALUES))
+        index = rng.randrange(len(lines))
+        lines[index] = lines[index].split(":")[0] + ": " + json.dumps(rng.choice(VALUES))
         return "\n".join(lines).encode()
-    where = said
+    parent = values
     while True:
-        key = rng.choice(list(where) if isinstance(where, dict) else range(len(where)))
-        inner = where[key]
+        key = rng.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
+        inner = parent[key]
         if isinstance(inner, dict | list) and inner and rng.random() < 0.8:
-            where = inner
+            parent = inner
             continue
-        where[key] = rng.choice(VALUES)
-        return json.dumps(said).encode()
+        parent[key] = rng.choice(VALUES)
+        return json.dumps(values).encode()
 
 
 # container -> its mutations, and how many numbers each may change without an error
@@ -152,10 +151,10 @@ def mutations(path: Path) -> list[Mutation]:
     return [anywhere, zipped, zipped, cut, longer] if path.suffix == ".npz" else [config]
 
 
-def outcome(folder: Path, told: dict[str, Any]) -> Any:
+def outcome(folder: Path, overrides: dict[str, Any]) -> Any:
     """Transcoders, or the error, whose text says what is wrong with what."""
     try:
-        return numbers(formats.load(folder, lazy=False, **told))
+        return numbers(pc.transcoders.load(folder, lazy=False, **overrides))
     except (ValueError, TypeError, OSError) as error:
         text = str(error)
         assert text.startswith(("load: ", "PerLayerTranscoders: ", "CrossLayerTranscoder: ")), repr(error)
@@ -164,27 +163,27 @@ def outcome(folder: Path, told: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_damaged_files_are_refused_or_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    folder, rng, told = tmp_path / "set", random.Random(name), ROWS[name].told
+    folder, rng, overrides = tmp_path / "set", random.Random(name), ROWS[name].overrides
     write(name, folder)
-    expected = numbers(formats.load(folder, lazy=False, **told))
+    expected = numbers(pc.transcoders.load(folder, lazy=False, **overrides))
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     refused = 0
     for _ in range(CASES):
         path = rng.choice(files)
-        whole = path.read_bytes()
+        original = path.read_bytes()
         change = rng.choice(mutations(path))
-        damaged = change(rng, whole)
+        damaged = change(rng, original)
         path.write_bytes(damaged)
         begin = time.perf_counter()
-        got = outcome(folder, told)
+        got = outcome(folder, overrides)
         assert time.perf_counter() - begin < LONGEST, (path, change)
-        path.write_bytes(whole)
+        path.write_bytes(original)
         refused += got is None
         if got is not None and change is not config:
-            flips = sum(a != b for a, b in zip(whole, damaged, strict=False)) if change is body else 0
+            flips = sum(a != b for a, b in zip(original, damaged, strict=False)) if change is body else 0
             assert 0 <= changed(got, expected) <= flips, (path.name, change.__name__)
     assert CASES // 3 < refused < CASES
-    assert changed(numbers(formats.load(folder, lazy=False, **told)), expected) == 0
+    assert changed(numbers(pc.transcoders.load(folder, lazy=False, **overrides)), expected) == 0

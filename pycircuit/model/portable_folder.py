@@ -1,4 +1,4 @@
-"""Folders of Llama-like models that transformers 4 and 5 read alike, whichever of them wrote the files.
+"""Saved Llama-like models that transformers 4 and 5 read alike, whichever of them wrote the files.
 
 Version 5 writes the rotary base under a name that version 4 passes over in silence, and a tokenizer class that version
 4 does not have; version 4 turns a GGUF file's byte-level tokenizer into one that opens every text with a token.
@@ -26,7 +26,7 @@ def make_portable(folder: Path) -> None:
 def save_byte_level_tokenizer(tokenizer: Any, folder: Path, names: dict[str, str]) -> None:
     """Save the vocabulary and merges of a byte-level tokenizer, without anything added to a text.
 
-    names: of its special tokens, by their role.
+    names: its special tokens, by their role.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
