@@ -6,6 +6,7 @@ SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt pyproject.toml constra
 MODULES := $(shell find pycircuit kernels -name '*.py' | sort)
 
 .PHONY: demo test test-peers test-real lint compile bench bench-lazy bench-peers bench-short demo-model gpu sanitize build clean
+.PHONY: docs package
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -74,12 +75,26 @@ compile: build build/triton-3.6/.done
 test-real: build .venv/.real
 	$(BIN)/pytest -q tests/real
 
+# The pages as a site in build/site; a broken link or an unknown name is an error.
+.venv/.docs: .venv/.tools
+	$(PIP) mkdocs mkdocs-material 'mkdocstrings[python]' ruff
+	@touch $@
+
+docs: build .venv/.docs
+	PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# The source distribution, installed and tried in an empty environment: make package [PYTHONS="python3.10 python3.12"]
+PYTHONS ?= $(PYTHON)
+package:
+	.ci/package $(PYTHONS)
+
 # The last line builds the core with -Wall -Wextra -Werror.
 lint: build .venv/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*.* csrc/*/*.*)
+	.ci/actionlint
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh .ci/native build-werror -DPYCIRCUIT_WERROR=ON
 
 # Threads stay on their cores: a thread that moves loses its cache in the middle of a sample.

@@ -1,5 +1,6 @@
 """pycircuit: a fast engine for attribution graphs of language models."""
 
+import os as _os
 from importlib.metadata import version as _version
 
 from . import command_interrupt as _command_interrupt  # noqa: F401 - first: it acts on Ctrl-C during the imports below
@@ -16,6 +17,8 @@ from .transcoders import CrossLayerTranscoder, PerLayerTranscoders
 from .transcoders.formats import register_format
 
 __version__ = _version("pycircuit")
+# An editable install also searches the repository, where kernels/ lies: `pycircuit.tests` would import.
+__path__ = [folder for folder in __path__ if folder != _os.path.dirname(_os.path.dirname(__file__))]
 __all__ = [
     "BatchTopK",
     "CheckpointError",

@@ -1,4 +1,6 @@
-"""The README's table of formats, measured by loading and converting; `python tests/formats_table.py` writes it.
+"""The table of formats in docs/transcoders.md, measured by loading and converting.
+
+`python tests/formats_table.py` writes it.
 
 Names and files come from the registry; a small set of each format shows the classes it loads as, where their weights
 lie, and the formats that a conversion leads to.
@@ -20,7 +22,7 @@ from pycircuit.transcoders import formats
 from pycircuit.transcoders.formats import cached_encoder, saving
 from pycircuit.transcoders.lazy import LazyRows
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "transcoders.md"
 BEGIN, END = "<!-- formats -->\n", "<!-- /formats -->\n"
 
 
@@ -70,12 +72,12 @@ def table(folder: Path) -> str:
 
 
 def on_the_page() -> str:
-    return README.read_text().split(BEGIN)[1].split(END)[0]
+    return PAGE.read_text().split(BEGIN)[1].split(END)[0]
 
 
 if __name__ == "__main__":
     cached_encoder.LEAST_BYTES = 0
     with tempfile.TemporaryDirectory() as place:
         os.environ["PYCIRCUIT_CACHE"] = str(Path(place) / "cache")
-        before, _, after = README.read_text().partition(BEGIN)
-        README.write_text(before + BEGIN + table(Path(place)) + END + after.partition(END)[2])
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(before + BEGIN + table(Path(place)) + END + rest.partition(END)[2])

@@ -1,12 +1,14 @@
-"""The wheel, in an environment with nothing but what it asks for: no triton, no GPU, no compiler."""
+"""Source distribution from a used tree, and its wheel in an environment without triton, GPU or compiler."""
 
 from __future__ import annotations
 
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from packaging.requirements import Requirement
 
 from pycircuit.ops.dispatch import native_isas
@@ -21,8 +24,26 @@ from pycircuit.ops.registry import OPS
 
 ROOT = Path(__file__).parents[1]
 NEEDS = ("torch", "numpy", "typer", "rich", "safetensors", "psutil", "pyyaml", "transformers")
-# What the tests have and a user may not: it must be missing in the environment for the tests to mean anything.
+# Packages that the tests have and a user may not: they must be missing in the environment.
 ABSENT = ("triton", "pytest", "hypothesis", "pybind11")
+
+# What a used working tree holds beside the sources.
+UNWANTED = (
+    ".venv-x/lib/pycircuit/module.py",
+    ".venv-x/lib/csrc/kernel.cpp",
+    "node_modules/pycircuit/index.js",
+    "docs/node_modules/left/index.js",
+    "build-x/pycircuit/module.py",
+    "build/pycircuit/module.py",
+    "benchmarks/results/new.json",
+    "kernels/__pycache__/module.pyc",
+    "pycircuit/_native.so",
+    "pycircuit/.mypy_cache/data.json",
+    "scratch.py",
+)
+IGNORED = (".git", ".venv*", ".*_cache", "__pycache__", "build", "build-*", "dist", "node_modules", "*.so")
+SOURCES = (".py", ".pyi", ".cpp", ".h", ".md", ".svg")
+SDIST_FOLDERS = ("csrc", "docs", "kernels", "pycircuit", "scripts", "tests")
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -35,45 +56,73 @@ def _run(*command: object, **kwargs: object) -> subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built without CUDA, in a build directory that is kept: the second time nothing is compiled."""
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution of a tree with an environment, npm's packages and build folders in it."""
+    folder = tmp_path_factory.mktemp("sdist")
+    tree = folder / "tree"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*IGNORED))
+    for name in UNWANTED:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text("unwanted")
+    code = "import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])"
+    _run(sys.executable, "-c", code, folder, cwd=tree)
+    (path,) = folder.glob("*.tar.gz")
+    return path
+
+
+def _contents(sdist: Path) -> dict[str, bytes]:
+    """The files of a source distribution, by their path below its top folder."""
+    with tarfile.open(sdist) as archive:
+        files = [member for member in archive.getmembers() if member.isfile()]
+        return {file.name.partition("/")[2]: archive.extractfile(file).read() for file in files}  # type: ignore[union-attr]
+
+
+def _unpack(contents: dict[str, bytes], folder: Path) -> None:
+    """Write what has changed: the compiler then compiles only that."""
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        if path.relative_to(folder).as_posix() not in contents:
+            path.unlink()
+    for name, data in contents.items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != data:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the source distribution, without CUDA. Its build folder stays, for the next run."""
     folder = tmp_path_factory.mktemp("wheel")
-    settings = ("-C", "build-dir=build/wheel-{wheel_tag}", "-C", "cmake.define.PYCIRCUIT_CUDA=OFF")
-    _run(
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        ROOT,
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        folder,
-        *settings,
-        cwd=ROOT,
-    )
-    (found,) = folder.glob("*.whl")
-    return found
+    build = ROOT / "build"
+    build.mkdir(exist_ok=True)
+    settings = ("-C", f"build-dir={build}/sdist-wheel-{{wheel_tag}}", "-C", "cmake.define.PYCIRCUIT_CUDA=OFF")
+    options = ("--no-deps", "--no-build-isolation", "-w", folder)
+    with FileLock(build / "sdist-wheel.lock"):  # workers of one run share the folder
+        source = build / "sdist-source"
+        _unpack(_contents(sdist), source)
+        _run(sys.executable, "-m", "pip", "wheel", source, *options, *settings, cwd=source)
+    (path,) = folder.glob("*.whl")
+    return path
 
 
 def _closure(names: tuple[str, ...]) -> set[str]:
-    """These distributions and what they require here, triton aside: a torch for GPUs asks for it."""
-    found: set[str] = set()
+    """These distributions and what they require here, without triton, which a torch for GPUs requires."""
+    closure: set[str] = set()
     pending = list(names)
     while pending:
         name = pending.pop()
-        if name in found or name in ABSENT:
+        if name in closure or name in ABSENT:
             continue
-        found.add(name)
+        closure.add(name)
         for text in distribution(name).requires or ():
             requirement = Requirement(text)
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 pending.append(requirement.name.lower().replace("_", "-"))
-    return found
+    return closure
 
 
 def _link(name: str, into: Path) -> None:
-    """The distribution's top-level files and folders, seen from another environment."""
+    """Link the distribution's top-level files and folders into another environment."""
     try:
         files = distribution(name).files or []
     except PackageNotFoundError:
@@ -86,7 +135,7 @@ def _link(name: str, into: Path) -> None:
 
 @pytest.fixture(scope="module")
 def inside(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs a program of the new environment, in an empty folder, with a PATH that holds the environment alone."""
+    """A function that runs a program of a new environment, in an empty folder, with no other program on PATH."""
     home = tmp_path_factory.mktemp("home")
     venv.create(home / "env", with_pip=False, symlinks=True)
     python = home / "env" / "bin" / "python"
@@ -94,13 +143,27 @@ def inside(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     for name in _closure(NEEDS):
         _link(name, site)
     _run(sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel)
-    kept = {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "LD_")) or k == "TMPDIR"}
-    environment = {**kept, "PATH": str(python.parent), "HOME": str(home), "CUDA_VISIBLE_DEVICES": ""}
+    inherited = {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "LD_")) or k == "TMPDIR"}
+    environment = {**inherited, "PATH": str(python.parent), "HOME": str(home), "CUDA_VISIBLE_DEVICES": ""}
 
     def run(program: str, *args: object) -> subprocess.CompletedProcess[str]:
         return _run(python.parent / program, *args, cwd=home, env=environment)
 
     return run
+
+
+def test_sdist_holds_the_sources_and_no_more(sdist: Path) -> None:
+    names = set(_contents(sdist))
+    assert names.isdisjoint(UNWANTED)
+    parts = {part for name in names for part in name.split("/")[:-1]}
+    assert not [part for part in parts if part.startswith((".", "build", "node_modules", "__pycache__"))]
+    sources = {"README.md", "LICENSE", "CMakeLists.txt", "pyproject.toml", "mkdocs.yml"}
+    for folder in SDIST_FOLDERS:
+        paths = [path for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES]
+        sources |= {path.relative_to(ROOT).as_posix() for path in paths}
+    assert sources <= names
+    assert {name.split("/")[0] for name in names if "/" in name} == set(SDIST_FOLDERS)
+    assert sdist.stat().st_size < 8e6
 
 
 def test_wheel_holds_the_package_and_no_more(wheel: Path) -> None:
@@ -138,15 +201,62 @@ print(pc.__file__)
     assert str(ROOT) not in inside("python", "-c", code).stdout
 
 
-def test_doctor_says_what_runs_and_why(inside: Run) -> None:
+NESTED = """
+from importlib.util import find_spec
+import pycircuit
+print([name for name in ("pycircuit", "kernels.kernels", "tests", "benchmarks") if find_spec(f"pycircuit.{name}")])
+"""
+
+
+def test_package_is_not_inside_itself(inside: Run) -> None:
+    """Neither in the editable install nor from the wheel."""
+    assert _run(sys.executable, "-c", NESTED).stdout.strip() == "[]"
+    assert inside("python", "-c", NESTED).stdout.strip() == "[]"
+
+
+USER_SCRIPT = """\
+import pycircuit as pc
+
+model = pc.load("demo")
+graph = pc.attribute(model, "the capital of Texas is", progress=False)
+result = pc.intervene(model, "the capital of Texas is", [pc.Intervention(0, 1, 2, value=0.0)])
+reveal_type(model)
+reveal_type(graph)
+reveal_type(graph.features)
+reveal_type(graph.prune())
+reveal_type(result.probabilities)
+pc.attribute(model, "the capital of Texas is", max_featurs=3)
+"""
+REVEALED = (
+    "pycircuit.model.replacement.ReplacementModel",
+    "pycircuit.graph.graph.Graph",
+    "torch._tensor.Tensor",
+    "pycircuit.graph.prune.Pruned",
+    "torch._tensor.Tensor",
+)
+
+
+def test_mypy_sees_the_types_of_an_installed_wheel(inside: Run, tmp_path: Path) -> None:
+    python = inside("python", "-c", "import sys; print(sys.executable)").stdout.strip()
+    (tmp_path / "script.py").write_text(USER_SCRIPT)
+    command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", python]
+    command += ["--cache-dir", str(ROOT / "build" / "mypy-of-a-user"), "script.py"]
+    checked = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    for line, revealed in enumerate(REVEALED, 6):
+        assert f'script.py:{line}: note: Revealed type is "{revealed}"' in checked.stdout, checked.stderr
+    (error,) = [line for line in checked.stdout.splitlines() if ": error: " in line]
+    assert error.startswith("script.py:11: ") and '"max_featurs"' in error
+
+
+def test_doctor_says_which_implementation_runs(inside: Run) -> None:
     printed = inside("pycircuit", "doctor").stdout
     assert "triton: triton is not installed" in printed
-    found = json.loads(inside("pycircuit", "doctor", "--json").stdout)
-    assert found["isas"] == dict(native_isas())
-    assert found["triton"] is None and found["gpus"] == [] and found["native"]["cuda"] is None
+    report = json.loads(inside("pycircuit", "doctor", "--json").stdout)
+    assert report["isas"] == dict(native_isas())
+    assert report["triton"] is None and report["gpus"] == [] and report["native"]["cuda"] is None
     best = [name for name, supported in native_isas() if supported][-1]
-    assert list(found["ops"]) == list(OPS)
-    for op in found["ops"].values():
+    assert list(report["ops"]) == list(OPS)
+    for op in report["ops"].values():
         assert (op["cpu"]["implementation"], op["cpu"]["isa"]) == ("native", best)
         assert op["cpu"]["others"]["triton"].startswith("triton is not installed")
 
@@ -165,7 +275,7 @@ def test_bench_from_the_wheel(inside: Run) -> None:
 
 @pytest.mark.parametrize("folder", ["pycircuit", "kernels", "benchmarks"])
 def test_syntax_of_the_oldest_python(folder: str) -> None:
-    """What the package says it needs is what its sources can be read by."""
+    """The oldest Python that the package names can parse its sources."""
     files = sorted((ROOT / folder).rglob("*.py"))
     assert files
     for path in files:
