@@ -93,6 +93,7 @@ lint: build .venv/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/house_rules.py
 	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*.* csrc/*/*.*)
 	.ci/actionlint
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh .ci/native build-werror -DPYCIRCUIT_WERROR=ON

@@ -6,14 +6,14 @@ from importlib.metadata import version as _version
 from . import command_interrupt as _command_interrupt  # noqa: F401 - first: it acts on Ctrl-C during the imports below
 from . import graph, ops
 from .examples import write_examples
-from .graph import Graph
+from .graph import Faithfulness, Graph, Path, Pruned, Scores
 from .interventions import Intervened, Intervention, generate, intervene, intervene_many, validate
 from .load import load
 from .model import Family, FamilyError, ReplacementModel, register_family
 from .ops import BatchTopK, ImplementationError, JumpReLU, ReLU, SparseFeatures, TopK, explain, last_run, use
 from .trace import CheckpointError, Estimate, Feature, MemoryBoundError, attribute, attribute_many, estimate
-from .training import Evaluation, evaluate, train
-from .transcoders import CrossLayerTranscoder, PerLayerTranscoders
+from .training import Evaluation, Recipe, evaluate, train
+from .transcoders import CrossLayerTranscoder, PerLayerTranscoders, Transcoders
 from .transcoders.formats import register_format
 
 __version__ = _version("pycircuit")
@@ -25,6 +25,7 @@ __all__ = [
     "CrossLayerTranscoder",
     "Estimate",
     "Evaluation",
+    "Faithfulness",
     "Family",
     "FamilyError",
     "Feature",
@@ -34,11 +35,16 @@ __all__ = [
     "Intervention",
     "JumpReLU",
     "MemoryBoundError",
+    "Path",
     "PerLayerTranscoders",
+    "Pruned",
     "ReLU",
+    "Recipe",
     "ReplacementModel",
+    "Scores",
     "SparseFeatures",
     "TopK",
+    "Transcoders",
     "attribute",
     "attribute_many",
     "estimate",

@@ -15,9 +15,9 @@ ARGUMENT = re.compile(r"\n(?=[a-z][\w, ]*: )")
 
 def markdown(docstring: str) -> str:
     """Markdown that shows a docstring as it is written; what stands between backticks stays code."""
-    parts = re.split(r"(`[^`]*`)", docstring)
-    parts[::2] = [re.sub(r"([\\\[\]*_<])", r"\\\1", part) for part in parts[::2]]
-    return ARGUMENT.sub("\n\n", "".join(parts))
+    texts = re.split(r"(`[^`]*`)", docstring)
+    texts[::2] = [re.sub(r"([\\\[\]*_<])", r"\\\1", text) for text in texts[::2]]
+    return ARGUMENT.sub("\n\n", "".join(texts))
 
 
 class PlainDocstrings(griffe.Extension):

@@ -67,7 +67,7 @@ def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **change
         for key, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=g, dtype=torch.float64)
             if parameter.ndim > 1 and "bias" not in key:
-                embedding = any(part in key for part in ("wte", "wpe", "embed"))
+                embedding = any(name in key for name in ("wte", "wpe", "embed"))
                 parameter.copy_(noise if embedding else 1.5 * noise / WIDTH**0.5)
             else:
                 gain = float("sinks" not in key and key.endswith("weight"))
@@ -100,16 +100,16 @@ def transcoders(kind: str, dtype: torch.dtype, size: int = 24, seed: int = 0) ->
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
 
-    def each(*shape: int) -> list[Tensor | None]:
+    def per_layer(*shape: int) -> list[Tensor | None]:
         return [None if n == options.get("hole") else normal(*shape) for n in range(layers)]
 
     activation = options.get("activation", pc.JumpReLU(torch.full((size,), 0.5, dtype=dtype)))
     where = {"activation": activation, "reads": options.get("reads", "mlp_in")}
     where["writes"] = options.get("writes", "mlp_out")
-    w_enc, b_enc, b_dec = each(size, width), each(size), [normal(width) for _ in range(layers)]
+    w_enc, b_enc, b_dec = per_layer(size, width), per_layer(size), [normal(width) for _ in range(layers)]
     w_enc = [None if w is None else w / width**0.5 for w in w_enc]
-    w_dec = [normal(size, layers - n, width) for n in range(layers)] if cross else each(size, width)
-    skip = each(width, width) if options.get("skip") else None
+    w_dec = [normal(size, layers - n, width) for n in range(layers)] if cross else per_layer(size, width)
+    skip = per_layer(width, width) if options.get("skip") else None
     made = pc.CrossLayerTranscoder if cross else pc.PerLayerTranscoders
     return made(w_enc, b_enc, w_dec, b_dec, w_skip=skip, **where)
 
@@ -120,7 +120,7 @@ def replacement(family: str, kind: str, dtype: torch.dtype) -> pc.ReplacementMod
 
 EVERY = [(family, kind) for family in CONFIGS for kind in KINDS]
 
-SOME = [  # every kind with one family, and every other family with one kind
+FAMILY_SAMPLE = [  # every kind with one family, and every other family with one kind
     (family, kind)
     for n, family in enumerate(CONFIGS)
     for k, kind in enumerate(KINDS)

@@ -79,5 +79,5 @@ if __name__ == "__main__":
     cached_encoder.LEAST_BYTES = 0
     with tempfile.TemporaryDirectory() as place:
         os.environ["PYCIRCUIT_CACHE"] = str(Path(place) / "cache")
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(before + BEGIN + table(Path(place)) + END + rest.partition(END)[2])
+        before, _, after = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(before + BEGIN + table(Path(place)) + END + after.partition(END)[2])

@@ -130,7 +130,7 @@ def functions_too_long(sources: list[Source]) -> list[str]:
 
 
 def shared_lines(sources: list[Source]) -> list[str]:
-    """Places that share ten lines or more: blank lines, imports, comments and docstrings aside."""
+    """Places that share ten lines or more: blank lines, imports, signatures, comments and docstrings aside."""
     windows: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for source in sources:
         skipped = set()
@@ -139,6 +139,8 @@ def shared_lines(sources: list[Source]) -> list[str]:
                 isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
             ):
                 skipped.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+            elif isinstance(node, ast.FunctionDef):  # signatures that say the same are meant to be alike
+                skipped.update(range(node.lineno, node.body[0].lineno))
         lines = [
             (number, line.strip())
             for number, line in enumerate(source.text.split("\n"), 1)

@@ -155,8 +155,8 @@ def inside(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_sdist_holds_the_sources_and_no_more(sdist: Path) -> None:
     names = set(_contents(sdist))
     assert names.isdisjoint(UNWANTED)
-    parts = {part for name in names for part in name.split("/")[:-1]}
-    assert not [part for part in parts if part.startswith((".", "build", "node_modules", "__pycache__"))]
+    folders = {folder for name in names for folder in name.split("/")[:-1]}
+    assert not [folder for folder in folders if folder.startswith((".", "build", "node_modules", "__pycache__"))]
     sources = {"README.md", "LICENSE", "CMakeLists.txt", "pyproject.toml", "mkdocs.yml"}
     for folder in SDIST_FOLDERS:
         paths = [path for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES]

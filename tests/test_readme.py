@@ -149,8 +149,8 @@ def test_what_has_run_on_a_gpu() -> None:
         for test, outcome in report["sections"]["tests"]["results"]["outcomes"].items()
     }
     assert set(outcomes.values()) == {"passed"}
-    assert not any(part in test for test in outcomes for part in ("train", "interven", "generate", "validate"))
-    assert all(f"| {part} | no |" in page for part in ("training and evaluation", "several GPUs"))
+    assert not any(subject in test for test in outcomes for subject in ("train", "interven", "generate", "validate"))
+    assert all(f"| {subject} | no |" in page for subject in ("training and evaluation", "several GPUs"))
     assert "| interventions, generation, validation | no |" in page
     cut_off = results("h200.json")["sections"]["tests"]["state"].startswith("cut off")
     assert cut_off == ("in the last run the section of tests was cut off" in page)

@@ -7,7 +7,7 @@ from typing import Any
 import builders
 import pytest
 import torch
-from builders import EVERY, KINDS, SOME, replacement, transcoders
+from builders import EVERY, FAMILY_SAMPLE, KINDS, replacement, transcoders
 from torch import Tensor
 
 import pycircuit as pc
@@ -32,7 +32,7 @@ def test_law(family: str, kind: str) -> None:
         assert graph.certificate < arithmetic.tolerance == graph.provenance["tolerance"]
 
 
-@pytest.mark.parametrize(("family", "kind"), SOME)
+@pytest.mark.parametrize(("family", "kind"), FAMILY_SAMPLE)
 def test_law_on_triton(family: str, kind: str) -> None:
     """Triton's interpreter is slow, so the prompt has three tokens and few features have rows."""
     model = replacement(family, kind, torch.float32)

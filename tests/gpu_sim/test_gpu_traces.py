@@ -7,7 +7,7 @@ from typing import Any
 
 import builders
 import pytest
-from builders import SOME
+from builders import FAMILY_SAMPLE
 from gpu_models import compare, replacement_model
 
 import pycircuit as pc
@@ -16,7 +16,7 @@ from pycircuit.trace.memory_plan import Bound, Fixed, MemoryPlan, plan_memory
 PROMPT = builders.prompt(9)
 
 
-@pytest.mark.parametrize(("family", "kind"), SOME)
+@pytest.mark.parametrize(("family", "kind"), FAMILY_SAMPLE)
 def test_family_and_kind(family: str, kind: str) -> None:
     options: dict[str, Any] = {"max_targets": 3, "max_features": 12, "progress": False}
     truth = pc.attribute(replacement_model(family, kind, "cpu"), PROMPT, **options)
