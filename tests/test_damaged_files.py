@@ -44,7 +44,7 @@ def replace(path: Path) -> None:
     path.with_name("other").replace(path)
 
 
-@pytest.mark.parametrize("happens", [truncate, overwrite, replace])
+@pytest.mark.parametrize("change_file", [truncate, overwrite, replace])
 def test_a_file_that_changes_in_use_is_an_error(tmp_path: Path, change_file: Callable[[Path], None]) -> None:
     """The error comes before pages are touched: those that a mapped file has lost end the process."""
     got, x = load_large_set(tmp_path / "set"), torch.ones(2, WIDTH)

@@ -217,9 +217,9 @@ class Sizes(TorchDispatchMode):
 @pytest.mark.parametrize("activation", [pc.JumpReLU(3.0), pc.TopK(8)], ids=["jumprelu", "topk"])
 def test_encode_never_makes_positions_by_features(activation: Any) -> None:
     g = cases.generator(7)
-    positions, features = 16, 8192
-    x, w = cases.normal(g, positions, 8), cases.normal(g, features, 8) / 8**0.5
+    positions, size = 16, 8192
+    x, w = cases.normal(g, positions, 8), cases.normal(g, size, 8) / 8**0.5
     with Sizes() as sizes:
-        features = encode_module.encode(x, w, torch.zeros(features), activation, 0)
+        features = encode_module.encode(x, w, torch.zeros(size), activation, 0)
     assert features.count > positions
-    assert 0 < max(sizes.made) < positions * features / 8
+    assert 0 < max(sizes.made) < positions * size / 8
