@@ -14,7 +14,7 @@ from pycircuit.ops.threads import check_threads
 from . import machine_rates, report
 from .catalog import ROWS, select
 from .report import Report
-from .runner import Options
+from .runner import Options, Result
 from .session import Session, plan
 
 
@@ -67,7 +67,7 @@ def run(
     return session.report()
 
 
-def _print(name: str, session: Session, result: report.Result) -> None:
+def _print(name: str, session: Session, result: Result) -> None:
     named = dict(zip(report.HEADER, report.cells(result), strict=True))
     if result.failed or result.skipped:
         print(f"{name}: {named['peers and targets']}", flush=True)

@@ -164,8 +164,8 @@ def _scratch(args: Arguments, options: Options) -> float | None:
     from pycircuit.ops import native
 
     workspaces: list[int] = []
-    module: Any = native._native
     ours: Any = native
+    module = ours._native
 
     class Spy:
         def __getattr__(self, name: str) -> Any:

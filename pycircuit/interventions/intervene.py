@@ -90,7 +90,8 @@ class Intervened:
     def _change(self, layer: int, reads: list[Tensor], index: Tensor, preactivation: bool) -> Tensor:
         transcoders = self.after.model.transcoders
         if preactivation:
-            return ((reads[0] - reads[1]) * transcoders.w_enc[layer][index].to(reads[0].dtype)).sum(1)
+            products: Tensor = (reads[0] - reads[1]) * transcoders.w_enc[layer][index].to(reads[0].dtype)
+            return products.sum(1)
         row, size = torch.arange(len(index), device=index.device), transcoders.size(layer)
         after, before = (activations_at(transcoders.encode(layer, x), row, index, size) for x in reads)
         return after - before

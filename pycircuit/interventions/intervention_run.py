@@ -196,7 +196,8 @@ class InterventionRun:
 def _mix_rows(attention: Attention, value: Tensor) -> Tensor:
     """Mix values of all rows by one pattern: [rows, kv_heads, positions, width] -> [rows, positions, heads, width]."""
     mixed = mix(attention, value.permute(1, 2, 0, 3).flatten(2))
-    return mixed.unflatten(2, (len(value), -1)).permute(2, 1, 0, 3)
+    by_row: Tensor = mixed.unflatten(2, (len(value), -1))
+    return by_row.permute(2, 1, 0, 3)
 
 
 def _call(layer: nn.Module, stream: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -205,4 +206,5 @@ def _call(layer: nn.Module, stream: Tensor, args: tuple[Any, ...], kwargs: dict[
         out = layer(stream.to(args[0].dtype), *args[1:], **kwargs)
     else:
         out = layer(**{**kwargs, "hidden_states": stream.to(kwargs["hidden_states"].dtype)})
-    return out[0] if isinstance(out, tuple) else out
+    stream_out: Tensor = out[0] if isinstance(out, tuple) else out
+    return stream_out

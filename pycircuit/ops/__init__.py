@@ -48,7 +48,8 @@ def encode(x: Any, w_enc: Any, b_enc: Any, activation: Activation, ignore_positi
     x: [positions, width]; w_enc: [features, width], rows may be strided; b_enc: [features].
     The first `ignore_positions` positions get no features. Sums are float32, or float64 if all is float64.
     """
-    return _run("encode", *arguments.encode(x, w_enc, b_enc, activation, ignore_positions))
+    features: SparseFeatures = _run("encode", *arguments.encode(x, w_enc, b_enc, activation, ignore_positions))
+    return features
 
 
 def decode(features: SparseFeatures, w_dec: Any, bias: Any = None) -> Tensor:
@@ -57,7 +58,8 @@ def decode(features: SparseFeatures, w_dec: Any, bias: Any = None) -> Tensor:
     w_dec: [features, width] or [features, slots, width], rows may be strided; a FileRows is read from its file,
     the active rows only. bias: [width] or [slots, width].
     """
-    return _run("decode", *arguments.decode(features, w_dec, bias))
+    decoded: Tensor = _run("decode", *arguments.decode(features, w_dec, bias))
+    return decoded
 
 
 def attend_back(y: Any, prefix_ptr: Any, attention: Attention, out: Any = None) -> Tensor:
@@ -67,7 +69,8 @@ def attend_back(y: Any, prefix_ptr: Any, attention: Attention, out: Any = None) 
     targets one after another; target t owns rows prefix_ptr[t] .. prefix_ptr[t + 1], its positions 0, 1, ... Heads that
     share a key are summed. out: the memory to write to, every element of it; without it every call allocates.
     """
-    return _run("attend_back", *arguments.attend_back(y, prefix_ptr, attention, out))
+    sent: Tensor = _run("attend_back", *arguments.attend_back(y, prefix_ptr, attention, out))
+    return sent
 
 
 def edge_scores(gradient: Any, prefix_ptr: Any, features: SparseFeatures, w_dec: Any, out: Any) -> Tensor:
@@ -77,7 +80,8 @@ def edge_scores(gradient: Any, prefix_ptr: Any, features: SparseFeatures, w_dec:
     attend_back. Entries at positions past a target's prefix stay as they are. w_dec: [features, width], read in place,
     or a FileRows.
     """
-    return _run("edge_scores", *arguments.edge_scores(gradient, prefix_ptr, features, w_dec, out))
+    scores: Tensor = _run("edge_scores", *arguments.edge_scores(gradient, prefix_ptr, features, w_dec, out))
+    return scores
 
 
 def influence(rows: Any, node: Any, weight: Any, order: Any = None) -> Tensor:
@@ -89,7 +93,8 @@ def influence(rows: Any, node: Any, weight: Any, order: Any = None) -> Tensor:
     order: [count], the index of the r-th row, where rows are stored in another order; the result is that of
     rows[order], without the copy. node and weight follow it; rows that it does not name are never read.
     """
-    return _run("influence", *arguments.influence(rows, node, weight, order))
+    result: Tensor = _run("influence", *arguments.influence(rows, node, weight, order))
+    return result
 
 
 def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
@@ -146,7 +151,7 @@ def _any_nan(features: SparseFeatures, is_nan: Tensor) -> bool:
     ).tolist()
     checks.known_offsets(features.row_ptr, ends)
     checks.known_bounds(features.index, smallest, largest)
-    return wrong > 0
+    return bool(wrong > 0)
 
 
 def _no_nan(features: SparseFeatures) -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 WIDE = (torch.float64, torch.float32)
@@ -73,7 +74,7 @@ def _from_numpy(op: str, name: str, value: Any) -> Tensor:
 
 def _from_dlpack(op: str, name: str, value: Any) -> Tensor:
     try:
-        return torch.from_dlpack(value)
+        return from_dlpack(value)
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
         kind = type(value).__name__
         raise TypeError(f"{op}: {name} must be a DLPack object torch can view, got {kind}: {error}") from None

@@ -65,7 +65,8 @@ class Learner:
 
         def unit(*shape: int) -> Tensor:
             rows = torch.randn(*shape, width, generator=generator)
-            return (rows / rows.norm(dim=-1, keepdim=True)).to(device, dtype)
+            rows /= rows.norm(dim=-1, keepdim=True)
+            return rows.to(device, dtype)
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)

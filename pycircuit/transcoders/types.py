@@ -249,7 +249,7 @@ class Transcoders(ABC):
 
     def _width(self) -> int:
         known = [*self.w_dec, *self.b_dec, *self.w_skip]
-        return next(t.shape[-1] for t in known if t is not None)
+        return int(next(t.shape[-1] for t in known if t is not None))
 
     @staticmethod
     def _like(features: Sequence[SparseFeatures], x: Tensor | None) -> Tensor:
