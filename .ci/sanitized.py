@@ -27,7 +27,7 @@ def overrun() -> None:
     import pycircuit as pc
     from pycircuit.ops import native
 
-    features = pc.Features(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1))
+    features = pc.SparseFeatures(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1))
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
     out = libc.malloc(ctypes.c_size_t(64 * 4 // 2))
