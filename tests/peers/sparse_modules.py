@@ -15,6 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import pycircuit as pc
+from pycircuit.integrations import sae_lens
+
 WIDTH, WRITTEN, SIZE, K = 12, 10, 40, 5
 
 
@@ -119,3 +122,17 @@ def strided(module: Any) -> Any:
     for p in module.parameters():
         p.data = p.data.T.contiguous().T if p.ndim == 2 else torch.stack([p.data, p.data], 1)[:, 0]
     return module
+
+
+def check_accelerated(module: Any, way: str) -> None:
+    """Assert that an accelerated SAELens module gives its own values and gradients, in training and at rest."""
+    for mode, shape in ((True, (7,)), (False, (2, 3)), (False, ())):
+        module.train(mode)
+        x = streams(*shape)
+        if way == "decode":
+            x = module.encode(x).detach()
+        expected = results(module, WAYS[way], x)
+        with sae_lens.accelerate(module):
+            accelerated = results(module, WAYS[way], x)
+            assert pc.last_run().op in ("encode", "decode", "edge_scores")
+        same(accelerated, expected)

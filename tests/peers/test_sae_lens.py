@@ -7,10 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from sparse_modules import KINDS, WAYS, WIDTH, no_further, results, same, streams, strided, transcoder
+from sparse_modules import (
+    KINDS,
+    WAYS,
+    WIDTH,
+    check_accelerated,
+    no_further,
+    results,
+    same,
+    streams,
+    strided,
+    transcoder,
+)
 from torch import Tensor
 
-import pycircuit as pc
 from pycircuit.integrations import sae_lens
 
 
@@ -18,16 +28,7 @@ from pycircuit.integrations import sae_lens
 @pytest.mark.parametrize("kind", KINDS)
 def test_saelens(kind: str, way: str) -> None:
     """decode: of activations that are an input themselves, with the gradient of those that are zero."""
-    for mode, shape in ((True, (7,)), (False, (2, 3)), (False, ())):
-        t = transcoder(kind).train(mode)
-        x = streams(*shape)
-        if way == "decode":
-            x = t.encode(x).detach()
-        expected = results(t, WAYS[way], x)
-        with sae_lens.accelerate(t):
-            got = results(t, WAYS[way], x)
-            assert pc.last_run().op in ("encode", "decode", "edge_scores")
-        same(got, expected)
+    check_accelerated(transcoder(kind), way)
 
 
 @pytest.mark.parametrize("norm", ["layer_norm", "constant_norm_rescale"])

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sparse_modules import AUTOENCODERS, SIZE, WAYS, WIDTH, autoencoder, no_further, results, same, streams
+from sparse_modules import (
+    AUTOENCODERS,
+    SIZE,
+    WAYS,
+    WIDTH,
+    autoencoder,
+    check_accelerated,
+    no_further,
+    results,
+    same,
+    streams,
+)
 from torch import Tensor
 
-import pycircuit as pc
 from pycircuit.integrations import sae_lens
 
 
 @pytest.mark.parametrize("way", ["encode", "forward", "through", "decode"])
 @pytest.mark.parametrize("case", AUTOENCODERS)
 def test_saelens_autoencoders(case: str, way: str) -> None:
-    for mode, shape in ((True, (7,)), (False, (2, 3)), (False, ())):
-        sae = autoencoder(case).train(mode)
-        x = streams(*shape)
-        if way == "decode":
-            x = sae.encode(x).detach()
-        expected = results(sae, WAYS[way], x)
-        with sae_lens.accelerate(sae):
-            got = results(sae, WAYS[way], x)
-            assert pc.last_run().op in ("encode", "decode", "edge_scores")
-        same(got, expected)
+    check_accelerated(autoencoder(case), way)
 
 
 @pytest.mark.parametrize("norm", ["layer_norm", "constant_norm_rescale"])
