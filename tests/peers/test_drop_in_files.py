@@ -95,9 +95,9 @@ graph = attribute(
 )
 graph.to_pt(folder + "/graph.pt")
 create_graph_files(folder + "/graph.pt", slug="tiny", scan="tiny", output_path=folder, node_threshold=0.97)
-kept = prune_graph(Graph.from_pt(folder + "/graph.pt"), node_threshold=0.97)
+pruned = prune_graph(Graph.from_pt(folder + "/graph.pt"), node_threshold=0.97)
 features = len(graph.selected_features)
-strongest = int(kept.cumulative_scores[:features].argmin())
+strongest = int(pruned.cumulative_scores[:features].argmin())
 layer, position, feature = graph.active_features[graph.selected_features[strongest]].tolist()
 value = graph.activation_values[graph.selected_features[strongest]]
 before, _ = model.get_activations(graph.input_tokens)
@@ -122,7 +122,7 @@ def test_their_tutorial_by_one_changed_line(where: str, tmp_path: Path) -> None:
     theirs, ours = namespaces
     assert ours["attribute"] is attribute and theirs["attribute"] is circuit_tracer_attribute
     assert [ours[n] for n in ("layer", "position", "feature")] == [theirs[n] for n in ("layer", "position", "feature")]
-    assert torch.equal(ours["kept"].node_mask, theirs["kept"].node_mask)
+    assert torch.equal(ours["pruned"].node_mask, theirs["pruned"].node_mask)
     assert ours["scores"] == pytest.approx(theirs["scores"], rel=1e-5)
     assert torch.allclose(ours["after"], theirs["after"], atol=1e-4)
     assert not torch.allclose(ours["after"], ours["before"], atol=1e-2)
