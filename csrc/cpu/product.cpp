@@ -15,7 +15,8 @@ namespace pycircuit::PYCIRCUIT_NAMESPACE {
 namespace {
 
 constexpr int64_t kStripSlack = 16;       // floats past the end of a strip that packing may write
-constexpr int64_t kGroupPanels = 4;       // packed together: whole cache lines of a row of b
+constexpr int64_t kGroupPanels = 8;       // packed together: neighbours in the rows of b
+constexpr int64_t kRowsAhead = 8;         // of b, which lie in other pages, where no prefetcher follows
 constexpr int64_t kSerialWork = 1 << 19;  // multiply-adds that are not worth another thread
 
 int64_t cache_bytes([[maybe_unused]] int name, int64_t otherwise) {
@@ -107,6 +108,7 @@ void pack_panels(const ProductInput& in, const Shape& shape, int64_t begin, int6
     const float* row = in.b + (k0 + k) * in.b_stride;
     float* to = out + k * kPanel;
     for (int64_t p = begin; p < end; ++p, to += shape.panel_size) {
+      if (k + kRowsAhead < depth) __builtin_prefetch(row + kRowsAhead * in.b_stride + p * kPanel);
       const int64_t count = in.columns - p * kPanel;
       if (count >= kPanel)
         std::memcpy(to, row + p * kPanel, sizeof(float) * kPanel);
@@ -146,6 +148,20 @@ void add_tile(const ProductInput& in, const Shape& shape, int64_t strip, int64_t
     }
 }
 
+// A block of out; packed memory begins with its first strip and panel.
+struct Range {
+  int64_t strip, strips_end, panel, panels_end;
+};
+
+void add_block(const ProductInput& in, const Shape& shape, const Range& range, bool fresh, int64_t depth,
+               const float* strips, const float* panels) {
+  for (int64_t p = range.panel; p < range.panels_end; ++p, panels += shape.panel_size) {
+    const float* strip = strips;
+    for (int64_t s = range.strip; s < range.strips_end; ++s, strip += shape.strip_size)
+      add_tile(in, shape, s, p, fresh, depth, strip, panels);
+  }
+}
+
 float* allocate(int64_t floats) {
   return static_cast<float*>(std::aligned_alloc(64, round_up(larger(1, floats) * sizeof(float), 64)));
 }
@@ -171,10 +187,7 @@ bool multiply_rows(const ProductInput& in, const Shape& shape, const Blocks& blo
           const int64_t s1 = smaller(s0 + blocks.strips, shape.strips);
           for (int64_t s = s0; s < s1; ++s)
             pack_strip(in, shape, s, k0, depth, strips + (s - s0) * shape.strip_size);
-          for (int64_t p = p0; p < p1; ++p)
-            for (int64_t s = s0; s < s1; ++s)
-              add_tile(in, shape, s, p, fresh, depth, strips + (s - s0) * shape.strip_size,
-                       memory + (p - p0) * shape.panel_size);
+          add_block(in, shape, {s0, s1, p0, p1}, fresh, depth, strips, memory);
         }
       }
   }
@@ -183,7 +196,7 @@ bool multiply_rows(const ProductInput& in, const Shape& shape, const Blocks& blo
 }
 
 // Few rows: all threads pack the strips; each then takes a group of panels at a time and packs it.
-bool multiply_columns(const ProductInput& in, const Shape& shape, int threads) {
+bool multiply_columns(const ProductInput& in, const Shape& shape, const Blocks& blocks, int threads) {
   const int64_t groups = round_up((shape.panels + kGroupPanels - 1) / kGroupPanels, threads);
   const int64_t all = round_up(shape.strips * shape.strip_size, 16), own = kGroupPanels * shape.panel_size;
   float* memory = allocate(all + threads * own);
@@ -201,10 +214,9 @@ bool multiply_columns(const ProductInput& in, const Shape& shape, int threads) {
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t p0 = g * shape.panels / groups, p1 = (g + 1) * shape.panels / groups;
         pack_panels(in, shape, p0, p1, k0, depth, panels);
-        for (int64_t s = 0; s < shape.strips; ++s)
-          for (int64_t p = p0; p < p1; ++p)
-            add_tile(in, shape, s, p, fresh, depth, memory + s * shape.strip_size,
-                     panels + (p - p0) * shape.panel_size);
+        for (int64_t s0 = 0; s0 < shape.strips; s0 += blocks.strips)
+          add_block(in, shape, {s0, smaller(s0 + blocks.strips, shape.strips), p0, p1}, fresh, depth,
+                    memory + s0 * shape.strip_size, panels);
       }
     }
   }
@@ -221,7 +233,7 @@ Status product(const ProductInput& in) {
   const int64_t work = in.rows * in.columns * larger(1, in.depth);
   const int threads = static_cast<int>(larger(1, smaller(in.threads, work / kSerialWork)));
   const bool tall = shape.strips >= 2 * threads * blocks.strips;
-  const bool ok = tall ? multiply_rows(in, shape, blocks, threads) : multiply_columns(in, shape, threads);
+  const bool ok = tall ? multiply_rows(in, shape, blocks, threads) : multiply_columns(in, shape, blocks, threads);
   return {ok ? Outcome::ok : Outcome::out_of_memory};
 }
 
