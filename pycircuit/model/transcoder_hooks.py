@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pycircuit.transcoders.types import Reads, Writes
+
 from .attention_choice import use_attention
 from .families import Family
 from .forward_lock import forward_lock
@@ -27,8 +29,8 @@ def transcoder_hooks(
     model: Any,
     family: Family,
     weights: ModelWeights,
-    reads: str,
-    writes: str,
+    reads: Reads,
+    writes: Writes,
     read: Read,
     write: Write,
     frozen_norms: FrozenNorms | None = None,
@@ -57,14 +59,14 @@ def transcoder_hooks(
 
 @contextmanager
 def eager_transcoder_hooks(
-    model: Any, family: Family, weights: ModelWeights, reads: str, writes: str, read: Read, write: Write
+    model: Any, family: Family, weights: ModelWeights, reads: Reads, writes: Writes, read: Read, write: Write
 ) -> Iterator[None]:
     """`transcoder_hooks` on the model as it is: nothing frozen, attention as its family means it."""
     with transcoder_hooks(model, family, weights, reads, writes, read, write), use_attention(model, "eager"):
         yield
 
 
-def read_batch(model: Any, family: Family, weights: ModelWeights, ids: Tensor, reads: str) -> Tensor:
+def read_batch(model: Any, family: Family, weights: ModelWeights, ids: Tensor, reads: Reads) -> Tensor:
     """Run prompts and return what transcoders read: ids [prompts, positions] -> [layers, prompts, positions, width].
 
     Prompts may be padded on the right: what comes later changes nothing in a causal model.
@@ -85,7 +87,7 @@ def _reader(
     layer: nn.Module,
     weights: LayerWeights,
     family: Family,
-    reads: str,
+    reads: Reads,
     dtype: torch.dtype,
     frozen_norm: FrozenNorm | None,
 ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
