@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from transcoder_checks import assert_same, assert_same_activity
 
 import pycircuit as pc
-from pycircuit.files import cache_folder, memory_maps
+from pycircuit.files import cache_folder
+from pycircuit.files.memory_maps import mapped_bytes
 from pycircuit.transcoders.formats import cached_encoder, npz, stored_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread", "own_cache")
@@ -199,7 +200,7 @@ def test_folded_encoders_are_kept(
         assert all(isinstance(rule, type(expected.activation[0])) for rule in got.activation)
         assert len(norms) == len(list((own_cache / "norms").iterdir())) == LAYERS
         assert len(list((own_cache / "encoders").iterdir())) == LAYERS
-        assert all(w in memory_maps._MAPPINGS for w in got.w_enc)
+        assert all(mapped_bytes(w) for w in got.w_enc)
     wide = pc.transcoders.load(tmp_path / "set", lazy=False, dtype=torch.float64)
     assert_same(pc.transcoders.load(tmp_path / "set", dtype=torch.float64), wide)
     path = next((tmp_path / "set").rglob("*.safetensors"))
@@ -231,7 +232,7 @@ def test_standardized_encoders_are_kept(
         assert_same(got, expected)
         assert_same_activity(got, expected)
         assert len(list((own_cache / "encoders").iterdir())) == LAYERS
-        assert all(w in memory_maps._MAPPINGS for w in got.w_enc)
+        assert all(mapped_bytes(w) for w in got.w_enc)
 
 
 def test_conversions_and_reports_cache_nothing(
