@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import importlib.util
 import os
-import shutil
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from .demo.demo_model import KINDS, load_demo, load_model
+from .files.atomic_folder import draft_folder
 from .files.cache_folder import cache_folder
 from .files.locks import exclusive
 from .model import ReplacementModel
@@ -188,7 +188,8 @@ def smollm2(cache: Path | None = None) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(folder.with_name(f".{folder.name}.lock")):
         if not folder.is_dir():  # no other thread or process was first
-            _dequantise(source, folder)
+            with draft_folder("load", folder, None) as draft:
+                _dequantise(source, draft)
     return folder
 
 
@@ -238,13 +239,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         del loaded.config.quantization_config
     plain = transformers.AutoModelForCausalLM.from_config(loaded.config)  # one that counts as quantised is not saved
     plain.load_state_dict(loaded.state_dict())
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
-    try:
-        plain.save_pretrained(draft)
-        make_portable(draft)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        save_byte_level_tokenizer(tokenizer, draft, SMOLLM2_SPECIAL)
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    plain.save_pretrained(folder)
+    make_portable(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    save_byte_level_tokenizer(tokenizer, folder, SMOLLM2_SPECIAL)
