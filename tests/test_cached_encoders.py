@@ -14,7 +14,7 @@ import pytest
 import torch
 from damage import change_json, count_calls, edit
 from disks import disk_full
-from format_files import ROWS, crosslayer, llamascopium, llamascopium_cross, write
+from format_files import ROWS, crosslayer, llamascopium_by_norms, write
 from random_transcoders import LAYERS, SIZE, WIDTH, random_set
 from safetensors.torch import load_file
 from transcoder_checks import assert_same, assert_same_activity
@@ -180,14 +180,7 @@ def test_folded_encoders_are_kept(
     """Encoders folded by a dataset's norm and the decoder's equal those in memory; norms are computed once."""
     monkeypatch.setattr(cached_encoder, "LEAST_BYTES", 1)
     monkeypatch.setattr(cached_encoder, "_STEP", 7 * WIDTH * 4)
-    t = random_set(cross, kind, skip=False, reads="resid_mid" if cross else "mlp_normed")
-    (tmp_path / "set").mkdir()
-    inner, outer = torch.tensor([3.0, 5.0, 2.0]), torch.tensor([7.0, 0.5, 4.0])
-    options = {"norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True}
-    if cross:
-        llamascopium_cross(tmp_path / "set", t, norms=torch.stack([inner, outer]), **options)
-    else:
-        llamascopium(tmp_path / "set", t, norms=[inner[0], outer[0]], **options)
+    llamascopium_by_norms(tmp_path / "set", cross, kind)
     expected, norms = (
         pc.transcoders.load(tmp_path / "set", lazy=False),
         count_calls(monkeypatch, cached_encoder, "_norms"),
