@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import pycircuit as pc
 
 from .bench import machine_rates
+from .ops import products
 from .ops.dispatch import ImplementationError, Request, native_isas, plan
 from .ops.registry import OPS
 
@@ -30,6 +32,7 @@ def examine() -> dict[str, Any]:
         "gpus": [_gpu(i) for i in range(torch.cuda.device_count())],
         "native": _native(),
         "isas": dict(native_isas()),
+        "products": _products(),
         "ops": {op: {where: _plan(op, where) for where in dict.fromkeys(("cpu", device))} for op in OPS},
     }
 
@@ -61,6 +64,12 @@ def _native() -> dict[str, Any] | None:
     return {"compiler": module.compiler, "cuda": versions}
 
 
+def _products() -> dict[str, Any]:
+    """Providers of dense products: those there are, the forced one, and how many shape classes each has won so far."""
+    won = Counter(products.fastest(rates) for rates in products.measured().values())
+    return {"available": list(products.available()), "forced": products.forced_provider(), "won": dict(won)}
+
+
 def _version(number: int) -> str | None:
     return f"{number // 1000}.{number % 1000 // 10}" if number else None
 
@@ -89,11 +98,21 @@ def lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("pycircuit", f"{report['pycircuit']}, Python {report['python']}, {report['system']}"),
         ("CPU", f"{report['cpu']}, {report['threads']} threads"),
         ("kernels", ", ".join(isas) + f"; {native['compiler']}" if native else "not built; reinstall with a compiler"),
+        ("products", _product_line(report["products"])),
         ("CUDA build", f"runtime {cuda['runtime']}, driver {cuda['driver'] or 'none'}" if cuda else "no"),
         ("GPU", "; ".join(gpus) or "none"),
         ("torch", report["torch"]),
         ("triton", report["triton"] or "not installed; pip install 'pycircuit[triton]' for GPUs"),
     ]
+
+
+def _product_line(report: dict[str, Any]) -> str:
+    forced, won = report["forced"], report["won"]
+    if forced:
+        return f"{forced}, forced by {products.ENVIRONMENT}"
+    counts = [f"{name} for {won[name]} shape classes" for name in report["available"] if name in won]
+    choice = ", ".join(counts) or "not measured yet; the first trace does"
+    return f"{choice} (of {', '.join(report['available'])}; {products.ENVIRONMENT} forces one)"
 
 
 def op_lines(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:

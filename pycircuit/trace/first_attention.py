@@ -93,9 +93,8 @@ def head_gradients(layer: FrozenLayer, gradient: Tensor, position: Tensor, produ
 
     gradient: [targets, width], one row a target; position: [targets].
     """
-    by_head = products.project(gradient, layer.back_o)
-    if layer.post_attention_norm is not None:
-        by_head /= layer.post_attention_norm.sigma[position, None]
+    norm = layer.post_attention_norm
+    by_head = products.project(gradient, layer.back_o, divisor=None if norm is None else norm.sigma[position])
     return by_head.unflatten(1, (layer.heads, -1)).transpose(0, 1)
 
 

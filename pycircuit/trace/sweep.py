@@ -321,21 +321,24 @@ class Sweep:
         self._add_constants(self._attention[layer], ptr, rows, tile)
         head_gradients = self._buffer("y", len(rows), block.back_o.shape[1], capacity=self._max_rows)
         first = tile.attended - (0 if joined is None else len(joined.own))
-        projected = tile.ends[first]
-        self.products.project(rows[:projected], block.back_o, head_gradients[:projected])
+        projected, norm = tile.ends[first], block.post_attention_norm
+        sigma = None if norm is None else norm.sigma[position]
+        divisor = None if sigma is None else sigma[:projected]
+        self.products.project(rows[:projected], block.back_o, head_gradients[:projected], divisor)
         if joined is not None:
             factors = joined.project(block.back_o, self.products)
             factors.fill(head_gradients[projected:], tile.rows(first, tile.attended))
-        if block.post_attention_norm is not None:
-            head_gradients /= block.post_attention_norm.sigma[position, None]
+            if sigma is not None:
+                head_gradients[projected:] /= sigma[projected:, None]
         value_gradients = self._buffer("z", len(rows), block.kv_heads, block.head_width, capacity=self._max_rows)
         ops.attend_back(head_gradients.unflatten(1, (block.heads, -1)), ptr, block.attention, value_gradients)
         flat = value_gradients.flatten(1)
-        if block.attention_norm is not None:
-            flat /= block.attention_norm.sigma[position, None]
+        sigma = None if block.attention_norm is None else block.attention_norm.sigma[position]
         if layer:
-            self.products.add(rows, flat, block.back_v)
+            self.products.add(rows, flat, block.back_v, sigma)
         else:  # only tokens are below: their values are few, the rows of the state many
+            if sigma is not None:
+                flat /= sigma[:, None]
             ops.edge_scores(flat, ptr, self._identity, self._values, tile.out[: tile.attended, self.columns.of_tokens])
             self._add_constants(self._position_values, ptr, flat, tile)
 
