@@ -176,6 +176,31 @@ void influence(int isa, uintptr_t rows, int64_t count, int64_t columns, int64_t 
   raise_on(status, "influence");
 }
 
+void product(int isa, uintptr_t a, int64_t rows, int64_t depth, int64_t a_stride, uintptr_t b, int64_t columns,
+             int64_t b_stride, bool b_transposed, uintptr_t divisor, uintptr_t out, int64_t out_stride, bool add,
+             int threads) {
+  const OpTable& ops = table(isa);
+  const ProductInput in{pointer<float>(a),
+                        rows,
+                        depth,
+                        a_stride,
+                        pointer<float>(b),
+                        columns,
+                        b_stride,
+                        b_transposed,
+                        pointer<float>(divisor),
+                        pointer<float>(out),
+                        out_stride,
+                        add,
+                        threads};
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = ops.product(in);
+  }
+  raise_on(status, "product");
+}
+
 py::list isas() {
   py::list names;
   for (int i = 0; i < isa_count(); ++i) {
@@ -216,4 +241,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("attend_back", &attend_back);
   m.def("edge_scores", &edge_scores);
   m.def("influence", &influence);
+  m.def("product", &product);
 }

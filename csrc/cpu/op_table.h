@@ -1,4 +1,5 @@
-// The five operations as one table of functions. Every ISA compiles its own table; select.cpp picks one.
+// The five operations and the matrix product as one table of functions. Every ISA compiles its own table;
+// select.cpp picks one.
 #pragma once
 #include <cstdint>
 
@@ -77,6 +78,19 @@ struct InfluenceInput {
   int threads;
 };
 
+struct ProductInput {
+  const float* a;  // [rows, depth], rows a_stride apart
+  int64_t rows, depth, a_stride;
+  const float* b;  // [depth, columns], or [columns, depth] when b_transposed; rows b_stride apart
+  int64_t columns, b_stride;
+  bool b_transposed;
+  const float* divisor;  // [rows], by which a is divided, or null
+  float* out;            // [rows, columns], rows out_stride apart
+  int64_t out_stride;
+  bool add;  // to out
+  int threads;
+};
+
 struct OpTable {
   const char* isa;
   EncodeResult (*encode)(const EncodeInput&);
@@ -85,6 +99,7 @@ struct OpTable {
   Status (*attend_back)(const AttendBackInput&);
   Status (*edge_scores)(const EdgeScoresInput&);
   Status (*influence)(const InfluenceInput&);
+  Status (*product)(const ProductInput&);
 };
 
 // ISAs of this binary, best last, and if this machine can run each (select.cpp).

@@ -1,4 +1,4 @@
-// The five entry points of one ISA, declared once: each <op>.cpp defines its own.
+// The entry points of one ISA, declared once: each <op>.cpp defines its own.
 #pragma once
 #include "cpu/isa.h"
 #include "cpu/op_table.h"
@@ -11,5 +11,6 @@ Status decode(const DecodeInput& in);
 Status attend_back(const AttendBackInput& in);
 Status edge_scores(const EdgeScoresInput& in);
 Status influence(const InfluenceInput& in);
+Status product(const ProductInput& in);
 
 }  // namespace pycircuit::PYCIRCUIT_NAMESPACE
