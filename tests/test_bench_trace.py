@@ -120,5 +120,5 @@ def test_writers_keep_each_others_sections(tmp_path: Path) -> None:
     assert sections.read(path) == {"ops": "# Results\n", "peers": "# Peers again\n"}
     text = path.read_text()
     assert text.index("# Results") < text.index("# Peers again") and "before" not in text
-    with pytest.raises(ValueError, match="section must be one of ops, trace, train, lazy, peers, gpu, got 'other'"):
+    with pytest.raises(ValueError, match="section must be one of ops, trace, growth, train, lazy, peers, gpu, got 'other'"):
         sections.put(path, "other", "")
