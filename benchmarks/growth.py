@@ -179,6 +179,7 @@ def _exponents(points: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 def markdown(results: dict[str, Any], svg: str) -> str:
     """Section of RESULTS.md. svg: address of the picture."""
     facts, where, points = results["machine"], results["conditions"], results["points"]
+    threads = f"{where['threads']} thread{'s' * (where['threads'] > 1)}"
     dropped = [f"{p['positions']:,}" for p in points if p["dropped"]]
     cut = f"entries were cut at {', '.join(dropped)} tokens" if dropped else "no entry was cut"
     lines = [
@@ -190,7 +191,7 @@ def markdown(results: dict[str, Any], svg: str) -> str:
         "median run, memory that of the first. An exponent is the slope of a line through the logarithms: at 1 a",
         "figure grows with the tokens, at 2 with their square. *load/others*: as above.",
         "",
-        f"- commit {where['commit'] or 'none'}, torch {facts['torch']}, {where['cpu']}, {where['threads']} thread{'s' * (where['threads'] > 1)}",
+        f"- commit {where['commit'] or 'none'}, torch {facts['torch']}, {where['cpu']}, {threads}",
         "",
         f"![Seconds by phase and peak memory over the number of tokens, both axes logarithmic]({svg})",
         "",

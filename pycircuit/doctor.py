@@ -15,9 +15,14 @@ from .bench import machine_rates
 from .ops.dispatch import ImplementationError, Request, native_isas, plan
 from .ops.registry import OPS
 
+_SECONDS = 0.1  # of each measurement of a rate
+BUSY = 0.3  # cores taken by other programs above which a timing is not trusted
+
 
 def examine() -> dict[str, Any]:
     """Return the report of `pycircuit doctor`, ready for JSON."""
+    others = machine_rates.Others()
+    rates = [machine_rates.as_json(machine_rates.measure(n, _SECONDS)) for n in _thread_counts()]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return {
         "pycircuit": pc.__version__,
@@ -30,8 +35,14 @@ def examine() -> dict[str, Any]:
         "gpus": [_gpu(i) for i in range(torch.cuda.device_count())],
         "native": _native(),
         "isas": dict(native_isas()),
+        "rates": rates,
+        "others": others.cores(),
         "ops": {op: {where: _plan(op, where) for where in dict.fromkeys(("cpu", device))} for op in OPS},
     }
+
+
+def _thread_counts() -> list[int]:
+    return list(dict.fromkeys((1, machine_rates.all_threads())))
 
 
 def _installed(package: str) -> str | None:
@@ -94,6 +105,27 @@ def lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("torch", report["torch"]),
         ("triton", report["triton"] or "not installed; pip install 'pycircuit[triton]' for GPUs"),
     ]
+
+
+def rate_lines(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Lines (threads, rate of, value) of a report: multiply-adds, every library's best product, the best, memory."""
+    rows = []
+    for entry in report["rates"]:
+        rates, threads = machine_rates.Rates(**entry), str(entry["threads"])
+        figures = {f"multiply-adds, {isa}": _gflops(rate) for isa, rate in rates.multiply_adds.items()}
+        for library, by_size in rates.products.items():
+            size = max(by_size, key=by_size.__getitem__)
+            figures[f"product, {library}"] = f"{_gflops(by_size[size])} at {size}"
+        of_peak = f", {100 * rates.float32 / rates.peak:.0f}% of multiply-adds" if rates.peak else ""
+        figures["best product"] = f"{_gflops(rates.float32)} by {rates.fastest}{of_peak}"
+        figures["bfloat16 product"] = _gflops(rates.bfloat16)
+        figures |= {"copy": f"{rates.copy / 1e9:.1f} GB/s", "read": f"{rates.read / 1e9:.1f} GB/s"}
+        rows += [(threads, name, value) for name, value in figures.items()]
+    return rows
+
+
+def _gflops(rate: float) -> str:
+    return f"{rate / 1e9:.0f} GFLOP/s"
 
 
 def op_lines(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
