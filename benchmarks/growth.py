@@ -4,7 +4,8 @@
 
 The model is that of the shape `long`; prompts of 64 to 8,192 tokens, 64 features expanded. Every prompt runs in a
 process of its own, and its figures are written as soon as it is done. What is there from an earlier run of this code,
-on this processor with this number of threads, is not measured again; --again measures it.
+on this processor with this number of threads, is not measured again unless other programs were busy meanwhile;
+--again measures it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ FOLDER = Path(__file__).parent
 POSITIONS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SHAPE, MEMORY = SHAPES["long"], "2.5GiB"
 WARM, MOST_SECONDS = 32, 10.0  # tokens of the untimed first trace; no further round is begun after so many seconds
+QUIET = 0.2  # cores taken by other programs, at most, for a point that is not measured again
 SPLIT = 1024  # tokens where the second fit begins and the first ends
 SOURCES = ("pycircuit", "kernels", "csrc", ":!pycircuit/bench", ":!pycircuit/cli")
 
@@ -98,6 +100,11 @@ def earlier_points(path: Path, now: dict[str, Any]) -> dict[int, dict[str, Any]]
         return {}
     document = json.loads(path.read_text())
     return {point["positions"]: point for point in document["points"]} if document["conditions"] == now else {}
+
+
+def stands(point: dict[str, Any]) -> bool:
+    """Return True for a point that was measured while other programs left the cores alone."""
+    return point["others"] is None or point["others"] <= QUIET
 
 
 # Report
@@ -220,7 +227,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     wanted = [int(name) for name in options.shape or map(str, POSITIONS)]
     for index, positions in enumerate(wanted, 1):
         state = f"{positions:,} tokens ({index} of {len(wanted)})"
-        if positions in points and not options.again:
+        if positions in points and stands(points[positions]) and not options.again:
             print(f"{state}: from the earlier run", file=sys.stderr, flush=True)
         else:
             print(f"{state} ...", file=sys.stderr, flush=True)

@@ -89,6 +89,11 @@ def test_points_of_the_same_conditions_stay(
     assert json.loads((tmp_path / "g.json").read_text()) == results
     growth.run(options(tmp_path, "64", again=True))
     assert measured == [64, 128, 256, 64]
+    document = json.loads((tmp_path / "g.json").read_text())
+    document["points"][1]["others"] = growth.QUIET + 0.1
+    (tmp_path / "g.json").write_text(json.dumps(document))
+    growth.run(options(tmp_path, "64", "128", "256"))
+    assert measured.pop() == 128  # other programs were busy
     monkeypatch.setattr(growth, "code_version", lambda: "def")
     assert [p["positions"] for p in growth.run(options(tmp_path, "64"))["points"]] == [64]
     for _ in range(2):
