@@ -17,8 +17,8 @@ import command_line
 import torch
 
 import pycircuit as pc
-from pycircuit.bench import machine_rates
 from pycircuit.integrations.circuit_tracer import attribute
+from pycircuit.ops.processor import processor_name
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "peers"))
 import pair
@@ -66,7 +66,7 @@ def main() -> int:
         "nnsight": lambda: pair.nnsight_of(model, transcoders, SIZE),
     }
     counts = f"{TOKENS} tokens, {FEATURES} features, {options.rounds} rounds"
-    print(f"{machine_rates.cpu_model()}, {options.threads} threads, {counts}")
+    print(f"{processor_name()}, {options.threads} threads, {counts}")
     missed = False
     for name, build in backends.items():
         drop_in, native, times = ratio(build(), ours, ids, options.rounds)

@@ -61,7 +61,7 @@ def product(
 
 def provider_of(a: Tensor, b: Tensor) -> Provider:
     """Return the provider of a product: the forced one, or the fastest of its shape class."""
-    if not (_plain(a) and _plain(b)) or (a.stride(1) != 1 and a.shape[1] > 1) or forced()[0] == "reference":
+    if not (_plain(a) and _plain(b) and a.stride(1) == 1 and 1 in b.stride()) or forced()[0] == "reference":
         return "torch"
     chosen = forced_provider()
     if chosen is not None:
