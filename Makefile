@@ -103,7 +103,7 @@ bench: build
 	OMP_PROC_BIND=true $(BIN)/pytest benchmarks -q --benchmark-enable --benchmark-disable-gc \
 	  --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
-# Time and memory from 64 to 8,192 tokens. What this commit has measured here already is not measured again.
+# Time and memory from 64 to 8,192 tokens. What this commit measured here on quiet cores is not measured again.
 bench-growth: build
 	$(BIN)/python benchmarks/growth.py
 

@@ -73,8 +73,13 @@ def measure_apart(positions: int, options: argparse.Namespace) -> dict[str, Any]
     """Measure a prompt in a process of its own."""
     command = [*shlex.split(options.prefix), sys.executable, __file__, "--point", str(positions)]
     command += ["--threads", str(options.threads), "--rounds", str(options.rounds)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(output.splitlines()[-1])
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(
+            f"bench-growth: {positions:,} tokens need a process that ends with 0, got {done.returncode}; "
+            f"run it again, it goes on from the points in {options.json}"
+        )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 # Points that an earlier run left

@@ -102,6 +102,13 @@ def test_points_of_the_same_conditions_stay(
     assert measured == [64, 128, 256, 64, 64, 64, 64]
 
 
+def test_a_process_that_ends_early_is_named(growth: ModuleType, tmp_path: Path) -> None:
+    arguments = options(tmp_path, "64")
+    arguments.prefix = f"{sys.executable} -c 'raise SystemExit(3)'"
+    with pytest.raises(SystemExit, match="64 tokens need a process that ends with 0, got 3; run it again"):
+        growth.run(arguments)
+
+
 def test_exponents_and_the_section(growth: ModuleType, tmp_path: Path) -> None:
     tokens = growth.POSITIONS
     assert growth.exponent(tokens, [3e-4 * t**1.5 for t in tokens]) == pytest.approx(1.5)
