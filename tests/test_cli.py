@@ -15,7 +15,7 @@ from commands import Run
 
 import pycircuit as pc
 from pycircuit import cli, doctor
-from pycircuit.bench import machine_rates, products, tour
+from pycircuit.bench import library_rates, machine_rates, tour
 from pycircuit.bench import report as bench_report
 from pycircuit.bench.catalog import ROWS
 from pycircuit.ops.registry import IMPLEMENTATIONS, OPS
@@ -115,7 +115,7 @@ def test_doctor_json_and_text_agree(run: Run) -> None:
     counts = list(dict.fromkeys((1, machine_rates.all_threads())))
     assert [rates["threads"] for rates in report["rates"]] == counts
     for rates in report["rates"]:
-        names = [f"product, {library}" for library in products.libraries()]
+        names = [f"product, {library}" for library in library_rates.libraries()]
         names += [f"multiply-adds, {isa}" for isa, supported in report["isas"].items() if supported]
         for name in (*names, "best product", "bfloat16 product", "copy", "read"):
             assert re.search(rf"^{rates['threads']} +{re.escape(name)} +[0-9.]+ G", printed, re.M), name

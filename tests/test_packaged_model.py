@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,12 +17,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
+from pycircuit import loading
 from pycircuit.model.portable_folder import make_portable, save_byte_level_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-loading = sys.modules["pycircuit.load"]
 
 
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None) -> Path:

@@ -15,7 +15,7 @@ import torch
 import typer
 
 import pycircuit as pc
-from pycircuit.load import NAMES
+from pycircuit.loading import NAMES
 from pycircuit.ops.registry import IMPLEMENTATIONS
 from pycircuit.ops.threads import check_threads
 from pycircuit.transcoders.formats.hooks import ReadSite, WriteSite
