@@ -201,6 +201,28 @@ void product(int isa, uintptr_t a, int64_t rows, int64_t depth, int64_t a_stride
   raise_on(status, "product");
 }
 
+// (operations, a sum that keeps them from being left out)
+py::tuple multiply_adds(int isa, int64_t rounds, int threads) {
+  const OpTable& ops = table(isa);
+  Rate rate;
+  {
+    py::gil_scoped_release release;
+    rate = ops.multiply_adds(rounds, threads);
+  }
+  return py::make_tuple(rate.work, rate.sum);
+}
+
+// (bytes, the sum of what was read)
+py::tuple stream_read(int isa, uintptr_t data, int64_t count, int threads) {
+  const OpTable& ops = table(isa);
+  Rate rate;
+  {
+    py::gil_scoped_release release;
+    rate = ops.stream_read(pointer<float>(data), count, threads);
+  }
+  return py::make_tuple(rate.work, rate.sum);
+}
+
 py::list isas() {
   py::list names;
   for (int i = 0; i < isa_count(); ++i) {
@@ -236,6 +258,8 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly("count", &EncodeHandle::count)
       .def_property_readonly("workspace_bytes", [](const EncodeHandle& h) { return h.result.workspace_bytes; })
       .def("copy", &EncodeHandle::copy);
+  m.def("multiply_adds", &multiply_adds);
+  m.def("stream_read", &stream_read);
   m.def("encode", &encode);
   m.def("decode", &decode);
   m.def("attend_back", &attend_back);

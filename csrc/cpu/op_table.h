@@ -1,5 +1,5 @@
-// The five operations and the matrix product as one table of functions. Every ISA compiles its own table;
-// select.cpp picks one.
+// The five operations, the matrix product, and two that measure the machine, as one table of functions. Every
+// ISA compiles its own table; select.cpp picks one.
 #pragma once
 #include <cstdint>
 
@@ -91,8 +91,16 @@ struct ProductInput {
   int threads;
 };
 
+// Work of a call that measures a rate: operations or bytes, and a sum of what it computed or read.
+struct Rate {
+  double work;
+  float sum;
+};
+
 struct OpTable {
   const char* isa;
+  Rate (*multiply_adds)(int64_t rounds, int threads);
+  Rate (*stream_read)(const float* data, int64_t count, int threads);
   EncodeResult (*encode)(const EncodeInput&);
   void (*encode_free)(EncodeResult&);
   Status (*decode)(const DecodeInput&);

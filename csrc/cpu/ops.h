@@ -5,6 +5,8 @@
 
 namespace pycircuit::PYCIRCUIT_NAMESPACE {
 
+Rate multiply_adds(int64_t rounds, int threads);
+Rate stream_read(const float* data, int64_t count, int threads);
 EncodeResult encode(const EncodeInput& in);
 void encode_free(EncodeResult& result);
 Status decode(const DecodeInput& in);

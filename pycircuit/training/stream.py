@@ -19,6 +19,7 @@ from torch import Tensor
 from pycircuit.model.families import Family
 from pycircuit.model.transcoder_hooks import eager_transcoder_hooks
 from pycircuit.model.weights import HasWeights, ModelWeights
+from pycircuit.transcoders.types import Reads, Writes
 
 from .recipe import Recipe
 
@@ -32,8 +33,8 @@ class Source(HasWeights):
     model: Any
     family: Family
     weights: ModelWeights
-    reads: str
-    writes: str
+    reads: Reads
+    writes: Writes
     ignore: int
 
     def activations(self, sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
