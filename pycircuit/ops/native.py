@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,10 +24,13 @@ _INT: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
 
 def isa_index() -> int:
     """Index of the forced ISA, otherwise of the best this machine runs."""
-    names = [name for name, _ in native_isas()]
-    chosen = forced()[1]
-    if chosen is not None:
-        return names.index(chosen)
+    return _index_of(forced()[1])
+
+
+@cache
+def _index_of(isa: str | None) -> int:
+    if isa is not None:
+        return [name for name, _ in native_isas()].index(isa)
     return max(i for i, (_, supported) in enumerate(native_isas()) if supported)
 
 
