@@ -123,7 +123,7 @@ def markdown(compared: list[Compared], rates: machine_rates.Rates) -> str:
         "out the errors of the first position, as the peer does; the certificate is of another run with all of them.",
         "*drop-in*: the peer's own model and transcoders, and its `Graph`, by pycircuit.integrations.circuit_tracer.",
         "Peak memory is what the first timed run reached, in all and over what was resident before it. *sweep of",
-        "matrix rate*: causal-cone operations without and with the first hop, over the best matrix rate measured here.",
+        "matrix rate*: causal-cone operations, and those of them that a sweep needs, over the best matrix rate here.",
         "",
         f"- torch {facts['torch']}, Python {facts['python']}, {facts['cpu']}, {facts['cores']} cores",
         f"- {rates}",

@@ -21,8 +21,12 @@ def parser(
     rounds: int,
     shapes: Iterable[str] = (),
     results: bool = False,
+    always: bool = False,
 ) -> argparse.ArgumentParser:
-    """Parser with --threads and --rounds; with --shape where there are shapes, --json and --markdown for results."""
+    """Parser with --threads and --rounds; with --shape where there are shapes, --json and --markdown for results.
+
+    always: results have a file whatever the shapes; otherwise only where all of them run.
+    """
     made = argparse.ArgumentParser(
         f"benchmarks/{script}.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,11 +35,16 @@ def parser(
     if shapes:
         made.add_argument("--shape", choices=list(shapes), action="append", help="only this one; may be repeated")
     if results:
-        default = "; default {} where all shapes run" if shapes else "; default none"
+        numbers, tables = (FOLDER / "results" / f"{script}-cpu.json", FOLDER / "RESULTS.md") if always else (None, None)
+        default = "; default {}" if always else "; default {} where all shapes run" if shapes else "; default none"
         made.add_argument(
-            "--json", type=Path, help="file for the numbers" + default.format(f"results/{script}-cpu.json")
+            "--json",
+            type=Path,
+            default=numbers,
+            help="file for the numbers" + default.format(f"results/{script}-cpu.json"),
         )
-        made.add_argument("--markdown", type=Path, help="file whose section is written" + default.format("RESULTS.md"))
+        section = "file whose section is written" + default.format("RESULTS.md")
+        made.add_argument("--markdown", type=Path, default=tables, help=section)
     return made
 
 

@@ -17,6 +17,7 @@ from gpu_files import Section, attempt
 from torch import Tensor
 
 from pycircuit.bench import machine_rates
+from pycircuit.ops.processor import processor_name
 from pycircuit.ops.torch_settings import full_float32
 from pycircuit.trace.precision import FLOAT32, PRECISIONS, Products
 
@@ -121,7 +122,7 @@ def launch_costs(section: Section) -> dict[str, Any]:
 def facts(section: Section) -> dict[str, Any]:
     """Machine and installed versions."""
     about: dict[str, Any] = {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda}
-    about |= {"python": platform.python_version(), "cpu": machine_rates.cpu_model(), "cores": os.cpu_count()}
+    about |= {"python": platform.python_version(), "cpu": processor_name(), "cores": os.cpu_count()}
     about |= {"host_memory_free": machine_rates.available_memory(), "load": machine_rates.load()}
     about["cublas_workspace"] = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     if section.device == "cuda":

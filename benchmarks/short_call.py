@@ -1,7 +1,8 @@
-"""Time of the drop-in's `attribute` beside `pc.attribute`, on a short prompt and circuit-tracer's model.
+"""Time of the drop-in's `attribute` beside `pc.attribute`, and the share of a call that is spent around the sweep.
 
-SmolLM2-135M's shape with random weights, ten tokens, 100 features; processor time of one thread, which other programs
-do not change. Run it with `make bench-short`.
+SmolLM2-135M's shape with random weights, ten tokens, 100 features, on circuit-tracer's model; processor time of one
+thread, which other programs do not change. Then `pc.attribute` by phase, there and at 64 tokens with 1,024 features.
+Run it with `make bench-short`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import command_line
 import torch
 
 import pycircuit as pc
-from pycircuit.bench import machine_rates
 from pycircuit.integrations.circuit_tracer import attribute
+from pycircuit.ops.processor import processor_name
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "peers"))
 import pair
@@ -27,6 +28,7 @@ SIZE = pair.Size(30, 576, 9, 3, 64, 1536, 49152, 4096, 8192)
 KIND = pair.Kind()
 ACTIVE, FEATURES, TOKENS = 32, 100, 10
 AT_MOST = 1.3  # times the seconds of pc.attribute
+LENGTHS = {10: (100, 0.5), 64: (1024, 0.2)}  # tokens: (features, share of the call that may be spent around the sweep)
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -51,6 +53,34 @@ def ratio(theirs: Any, ours: pc.ReplacementModel, ids: torch.Tensor, rounds: int
     return (*(statistics.median(t) for t in zip(*turns, strict=True)), statistics.median(a / b for a, b in turns))
 
 
+def phases(ours: pc.ReplacementModel, ids: torch.Tensor, features: int, rounds: int) -> tuple[float, float, float]:
+    """Median seconds of pc.attribute, and the median shares of its sweep and of the model with its encoders."""
+    times = []
+    for _ in range(rounds + 1):
+        begin = time.perf_counter()
+        graph = pc.attribute(ours, ids, max_features=features, progress=False)
+        total = time.perf_counter() - begin
+        begin = time.perf_counter()
+        ours.freeze(ids)
+        times.append((total, graph.timings["sweep"] / total, (time.perf_counter() - begin) / total))
+    total, sweep, model = (statistics.median(t) for t in zip(*times[1:], strict=True))
+    return total, sweep, model
+
+
+def print_phases(ours: pc.ReplacementModel, rounds: int) -> bool:
+    """Print where the time of a call goes; return True where too much of it goes around the sweep."""
+    missed = False
+    for tokens, (features, bound) in LENGTHS.items():
+        total, sweep, model = phases(ours, pair.prompt(tokens, SIZE.vocabulary), features, rounds)
+        missed |= 1 - sweep > bound
+        verdict = f"at most {bound:.0%}: {'met' if 1 - sweep <= bound else 'MISSED'}"
+        print(
+            f"{tokens} tokens, {features} features: {total:.3f} s, around the sweep {1 - sweep:.0%} ({verdict}), of "
+            f"which the model and its encoders {model:.0%} and all else {1 - sweep - model:.0%}"
+        )
+    return missed
+
+
 def main() -> int:
     options = command_line.parser("short_call", __doc__, threads=1, rounds=9).parse_args()
     torch.set_num_threads(options.threads)
@@ -66,13 +96,14 @@ def main() -> int:
         "nnsight": lambda: pair.nnsight_of(model, transcoders, SIZE),
     }
     counts = f"{TOKENS} tokens, {FEATURES} features, {options.rounds} rounds"
-    print(f"{machine_rates.cpu_model()}, {options.threads} threads, {counts}")
+    print(f"{processor_name()}, {options.threads} threads, {counts}")
     missed = False
     for name, build in backends.items():
         drop_in, native, times = ratio(build(), ours, ids, options.rounds)
         missed |= times > AT_MOST
         verdict = f"at most {AT_MOST}: {'met' if times <= AT_MOST else 'MISSED'}"
         print(f"{name}: drop-in {drop_in:.3f} s, pc.attribute {native:.3f} s, ratio {times:.2f} ({verdict})")
+    missed |= print_phases(ours, options.rounds)
     return int(missed)
 
 

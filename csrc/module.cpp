@@ -221,6 +221,53 @@ void adam(int isa, uintptr_t weight, uintptr_t mean, uintptr_t square, const py:
   raise_on(status, "train");
 }
 
+void product(int isa, uintptr_t a, int64_t rows, int64_t depth, int64_t a_stride, uintptr_t b, int64_t columns,
+             int64_t b_stride, bool b_transposed, uintptr_t divisor, uintptr_t out, int64_t out_stride, bool add,
+             int threads) {
+  const OpTable& ops = table(isa);
+  const ProductInput in{pointer<float>(a),
+                        rows,
+                        depth,
+                        a_stride,
+                        pointer<float>(b),
+                        columns,
+                        b_stride,
+                        b_transposed,
+                        pointer<float>(divisor),
+                        pointer<float>(out),
+                        out_stride,
+                        add,
+                        threads};
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = ops.product(in);
+  }
+  raise_on(status, "product");
+}
+
+// (operations, a sum that keeps them from being left out)
+py::tuple multiply_adds(int isa, int64_t rounds, int threads) {
+  const OpTable& ops = table(isa);
+  Rate rate;
+  {
+    py::gil_scoped_release release;
+    rate = ops.multiply_adds(rounds, threads);
+  }
+  return py::make_tuple(rate.work, rate.sum);
+}
+
+// (bytes, the sum of what was read)
+py::tuple stream_read(int isa, uintptr_t data, int64_t count, int threads) {
+  const OpTable& ops = table(isa);
+  Rate rate;
+  {
+    py::gil_scoped_release release;
+    rate = ops.stream_read(pointer<float>(data), count, threads);
+  }
+  return py::make_tuple(rate.work, rate.sum);
+}
+
 py::list isas() {
   py::list names;
   for (int i = 0; i < isa_count(); ++i) {
@@ -256,6 +303,8 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly("count", &EncodeHandle::count)
       .def_property_readonly("workspace_bytes", [](const EncodeHandle& h) { return h.result.workspace_bytes; })
       .def("copy", &EncodeHandle::copy);
+  m.def("multiply_adds", &multiply_adds);
+  m.def("stream_read", &stream_read);
   m.def("encode", &encode);
   m.def("decode", &decode);
   m.def("attend_back", &attend_back);
@@ -263,4 +312,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("influence", &influence);
   m.def("reconstruct", &reconstruct);
   m.def("adam", &adam);
+  m.def("product", &product);
 }

@@ -14,6 +14,8 @@ class EncodeResult:
 
 def cuda() -> tuple[int, int, list[tuple[str, int, int, int, int]]] | None: ...
 def isas() -> list[tuple[str, bool]]: ...
+def multiply_adds(isa: int, rounds: int, threads: int, /) -> tuple[float, float]: ...
+def stream_read(isa: int, data: int, count: int, threads: int, /) -> tuple[float, float]: ...
 def encode(
     isa: int,
     x: int,
@@ -110,4 +112,20 @@ def adam(
     epsilon: float,
     threads: int,
     /,
+) -> None: ...
+def product(
+    isa: int,
+    a: int,
+    rows: int,
+    depth: int,
+    a_stride: int,
+    b: int,
+    columns: int,
+    b_stride: int,
+    b_transposed: bool,
+    divisor: int,
+    out: int,
+    out_stride: int,
+    add: bool,
+    threads: int,
 ) -> None: ...

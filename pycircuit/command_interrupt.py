@@ -1,10 +1,12 @@
 """Ctrl-C while the command `pycircuit` imports the package: one line and an exit code instead of a traceback.
 
-`pycircuit/__init__.py` imports this module first. A program that imports pycircuit is left alone.
+`pycircuit/__init__.py` imports this module first. A program that imports pycircuit is left alone. Meanwhile nothing
+collects garbage: collections would look through the imported modules, which stay, for a sixth of the time.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -30,15 +32,17 @@ def _is_command() -> bool:
 
 
 def begin() -> None:
-    """Install the handler, if this is the command and Python's own handler is in place."""
+    """Install the handler, if this is the command and Python's own handler is in place, and stop collections."""
     if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stop)
+        gc.disable()
 
 
 def end() -> None:
-    """Put Python's handler back: Ctrl-C raises KeyboardInterrupt again."""
+    """Put Python's handler back: Ctrl-C raises KeyboardInterrupt again. Collections begin."""
     if signal.getsignal(signal.SIGINT) is _stop:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        gc.enable()
 
 
 begin()

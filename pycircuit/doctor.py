@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from typing import Any
@@ -12,26 +13,40 @@ import torch
 import pycircuit as pc
 
 from .bench import machine_rates
+from .ops import products
 from .ops.dispatch import ImplementationError, Request, native_isas, plan
+from .ops.processor import processor_name
 from .ops.registry import OPS
+
+_SECONDS = 0.1  # of each measurement of a rate
+BUSY = 0.3  # cores taken by other programs above which a timing is not trusted
 
 
 def examine() -> dict[str, Any]:
     """Return the report of `pycircuit doctor`, ready for JSON."""
+    others = machine_rates.Others()
+    rates = [machine_rates.as_json(machine_rates.measure(n, _SECONDS)) for n in _thread_counts()]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return {
         "pycircuit": pc.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": machine_rates.cpu_model(),
+        "cpu": processor_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "triton": _installed("triton"),
         "gpus": [_gpu(i) for i in range(torch.cuda.device_count())],
         "native": _native(),
         "isas": dict(native_isas()),
+        "products": _products(),
+        "rates": rates,
+        "others": others.cores(),
         "ops": {op: {where: _plan(op, where) for where in dict.fromkeys(("cpu", device))} for op in OPS},
     }
+
+
+def _thread_counts() -> list[int]:
+    return list(dict.fromkeys((1, machine_rates.all_threads())))
 
 
 def _installed(package: str) -> str | None:
@@ -59,6 +74,12 @@ def _native() -> dict[str, Any] | None:
     cuda = module.cuda()
     versions = None if cuda is None else {"runtime": _version(cuda[0]), "driver": _version(cuda[1])}
     return {"compiler": module.compiler, "cuda": versions}
+
+
+def _products() -> dict[str, Any]:
+    """Providers of dense products: those there are, the forced one, and how many shape classes each has won so far."""
+    won = Counter(products.fastest(rates) for rates in products.measured().values())
+    return {"available": list(products.available()), "forced": products.forced_provider(), "won": dict(won)}
 
 
 def _version(number: int) -> str | None:
@@ -89,11 +110,42 @@ def lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("pycircuit", f"{report['pycircuit']}, Python {report['python']}, {report['system']}"),
         ("CPU", f"{report['cpu']}, {report['threads']} threads"),
         ("kernels", ", ".join(isas) + f"; {native['compiler']}" if native else "not built; reinstall with a compiler"),
+        ("products", _product_line(report["products"])),
         ("CUDA build", f"runtime {cuda['runtime']}, driver {cuda['driver'] or 'none'}" if cuda else "no"),
         ("GPU", "; ".join(gpus) or "none"),
         ("torch", report["torch"]),
         ("triton", report["triton"] or "not installed; pip install 'pycircuit[triton]' for GPUs"),
     ]
+
+
+def _product_line(report: dict[str, Any]) -> str:
+    forced, won = report["forced"], report["won"]
+    if forced:
+        return f"{forced}, forced by {products.ENVIRONMENT}"
+    counts = [f"{name} for {won[name]} shape classes" for name in report["available"] if name in won]
+    choice = ", ".join(counts) or "not measured yet; the first trace does"
+    return f"{choice} (of {', '.join(report['available'])}; {products.ENVIRONMENT} forces one)"
+
+
+def rate_lines(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Lines (threads, rate of, value) of a report: multiply-adds, every library's best product, the best, memory."""
+    rows = []
+    for entry in report["rates"]:
+        rates, threads = machine_rates.Rates(**entry), str(entry["threads"])
+        figures = {f"multiply-adds, {isa}": _gflops(rate) for isa, rate in rates.multiply_adds.items()}
+        for library, by_size in rates.products.items():
+            size = max(by_size, key=by_size.__getitem__)
+            figures[f"product, {library}"] = f"{_gflops(by_size[size])} at {size}"
+        of_peak = f", {100 * rates.float32 / rates.peak:.0f}% of multiply-adds" if rates.peak else ""
+        figures["best product"] = f"{_gflops(rates.float32)} by {rates.fastest}{of_peak}"
+        figures["bfloat16 product"] = _gflops(rates.bfloat16)
+        figures |= {"copy": f"{rates.copy / 1e9:.1f} GB/s", "read": f"{rates.read / 1e9:.1f} GB/s"}
+        rows += [(threads, name, value) for name, value in figures.items()]
+    return rows
+
+
+def _gflops(rate: float) -> str:
+    return f"{rate / 1e9:.0f} GFLOP/s"
 
 
 def op_lines(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:

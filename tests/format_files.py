@@ -247,6 +247,19 @@ def llamascopium_cross(folder: Path, t: Any, **more: Any) -> None:
     (folder / "config.json").write_text(json.dumps({"sae_type": "clt", **hooks, **_scopium(t, **more)}))
 
 
+def llamascopium_by_norms(folder: Path, cross: bool, kind: str) -> tuple[Any, Tensor, Tensor]:
+    """Write a random set of normed streams and decoders; return it, and each layer's norms of what it reads, writes."""
+    t = random_set(cross, kind, skip=False, reads="resid_mid" if cross else "mlp_normed")
+    inner, outer = torch.tensor([3.0, 5.0, 2.0]), torch.tensor([7.0, 0.5, 4.0])
+    options = {"norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True}
+    folder.mkdir()
+    if cross:
+        llamascopium_cross(folder, t, norms=torch.stack([inner, outer]), **options)
+        return t, inner, outer
+    llamascopium(folder, t, norms=[inner[0], outer[0]], **options)
+    return t, inner[:1].expand(LAYERS), outer[:1].expand(LAYERS)
+
+
 def crosslayer(folder: Path, t: Any, standards: dict[str, Tensor] | None = None, axis: str = "Dimensionwise") -> None:
     """standards: mean and std of either side."""
     tensors = {"encoder.W": torch.stack([w.T for w in t.w_enc]), "encoder.b": torch.stack(t.b_enc)}

@@ -34,7 +34,7 @@ LAYERS = (
     ("interventions", "training"),
     ("examples",),
     ("demo",),
-    ("load",),
+    ("loading",),
     ("pycircuit",),  # the public names
     ("bench",),
     ("doctor", "integrations"),

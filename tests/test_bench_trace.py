@@ -22,28 +22,35 @@ def graph() -> pc.Graph:
     return pc.attribute(models.replacement(TINY), models.prompt(TINY.positions), max_features=TINY.targets)
 
 
-def by_hand(shape: Shape, layer: int, position: int, first_hop: bool) -> int:
+def by_hand(shape: Shape, layer: int, position: int, fewest: bool) -> int:
     """Operations of a target, counted one multiply and add at a time down the layers."""
     ops, n = 0, position + 1
+    crossed = min(layer, shape.layers - 1)  # attentions, past the first
     for below in reversed(range(shape.layers)):
         if below < layer:  # its MLP writes below the target's read
             ops += 2 * n * (shape.active * (below + 1 if shape.cross_layer else 1) + 1) * shape.width
-        if below < min(layer, shape.layers - 1) + first_hop:
-            ops += 2 * n * shape.width * shape.head_width * shape.heads
-            ops += sum(2 * (i + 1) * shape.head_width for _ in range(shape.heads) for i in range(n))
-            ops += 2 * n * shape.width * shape.head_width * shape.kv_heads
+        if below >= crossed:
+            continue
+        joins, ends = fewest and below == crossed - 1, fewest and below == 0
+        into_heads = shape.heads if joins else shape.width  # a row is the sum of so many vectors, or is projected
+        out_of_heads = 1 if ends else shape.width  # a score against a token's values, or a projection
+        ops += 2 * n * into_heads * shape.head_width * shape.heads
+        ops += sum(2 * (i + 1) * shape.head_width for _ in range(shape.heads) for i in range(n))
+        ops += 2 * n * out_of_heads * shape.head_width * shape.kv_heads
+        ops += 2 * n * shape.heads * shape.width if joins else 0  # the rows themselves, for scores and the sum
     return ops + 2 * n * shape.width
 
 
 @pytest.mark.parametrize("cross_layer", [False, True])
-@pytest.mark.parametrize("first_hop", [False, True])
-def test_operations_of_the_cone(graph: pc.Graph, first_hop: bool, cross_layer: bool) -> None:
+@pytest.mark.parametrize("fewest", [False, True])
+def test_operations_of_the_cone(graph: pc.Graph, fewest: bool, cross_layer: bool) -> None:
     shape = replace(TINY, cross_layer=cross_layer)
     layer, position = cone.expanded(graph)
     assert layer.tolist().count(TINY.layers) == len(graph.targets) and len(layer) == graph.rows.count
     assert position[layer == TINY.layers].unique().tolist() == [TINY.positions - 1]
-    expected = sum(by_hand(shape, *target, first_hop) for target in zip(layer.tolist(), position.tolist(), strict=True))
-    assert cone.operations(shape, layer, position, first_hop) == expected
+    expected = sum(by_hand(shape, *target, fewest) for target in zip(layer.tolist(), position.tolist(), strict=True))
+    count = cone.fewest if fewest else cone.operations
+    assert count(shape, layer, position) == expected
 
 
 def test_a_shape_has_its_active_features(graph: pc.Graph) -> None:
@@ -77,6 +84,14 @@ def test_native_and_reference_are_timed_by_phase() -> None:
     assert native.rows == reference.rows and native.operations == reference.operations > 0
     text = whole_trace.markdown([native, reference], 1e9)
     assert f"| {reference.median / native.median:.2f} |" in text and "| 1.00 |" in text
+    assert native.fewest < native.operations and "REFUSED" not in text
+
+
+def test_a_sweep_above_the_matrix_rate_is_not_printed() -> None:
+    """Half of the operations are needed: at 100% of the rate they stand, above it the rate would be wrong."""
+    traced = whole_trace.Traced("tiny", "native", 1, timings={"sweep": 1.0}, operations=2e9, fewest=1e9)
+    assert whole_trace.shares_of(traced, 1e9) == "200% / 100%"
+    assert whole_trace.shares_of(traced, 9e8).startswith("REFUSED: 111% of 1 GFLOP/s")
 
 
 def test_the_phases_kept_are_the_median_runs() -> None:
@@ -120,5 +135,6 @@ def test_writers_keep_each_others_sections(tmp_path: Path) -> None:
     assert sections.read(path) == {"ops": "# Results\n", "peers": "# Peers again\n"}
     text = path.read_text()
     assert text.index("# Results") < text.index("# Peers again") and "before" not in text
-    with pytest.raises(ValueError, match="section must be one of ops, trace, train, lazy, peers, gpu, got 'other'"):
+    known = "ops, trace, growth, train, lazy, peers, gpu"
+    with pytest.raises(ValueError, match=f"section must be one of {known}, got 'other'"):
         sections.put(path, "other", "")

@@ -14,13 +14,14 @@ import pytest
 import torch
 from damage import change_json, count_calls, edit
 from disks import disk_full
-from format_files import ROWS, crosslayer, llamascopium, llamascopium_cross, write
+from format_files import ROWS, crosslayer, llamascopium_by_norms, write
 from random_transcoders import LAYERS, SIZE, WIDTH, random_set
 from safetensors.torch import load_file
 from transcoder_checks import assert_same, assert_same_activity
 
 import pycircuit as pc
-from pycircuit.files import cache_folder, memory_maps
+from pycircuit.files import cache_folder
+from pycircuit.files.memory_maps import mapped_bytes
 from pycircuit.transcoders.formats import cached_encoder, npz, stored_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread", "own_cache")
@@ -179,14 +180,7 @@ def test_folded_encoders_are_kept(
     """Encoders folded by a dataset's norm and the decoder's equal those in memory; norms are computed once."""
     monkeypatch.setattr(cached_encoder, "LEAST_BYTES", 1)
     monkeypatch.setattr(cached_encoder, "_STEP", 7 * WIDTH * 4)
-    t = random_set(cross, kind, skip=False, reads="resid_mid" if cross else "mlp_normed")
-    (tmp_path / "set").mkdir()
-    inner, outer = torch.tensor([3.0, 5.0, 2.0]), torch.tensor([7.0, 0.5, 4.0])
-    options = {"norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True}
-    if cross:
-        llamascopium_cross(tmp_path / "set", t, norms=torch.stack([inner, outer]), **options)
-    else:
-        llamascopium(tmp_path / "set", t, norms=[inner[0], outer[0]], **options)
+    llamascopium_by_norms(tmp_path / "set", cross, kind)
     expected, norms = (
         pc.transcoders.load(tmp_path / "set", lazy=False),
         count_calls(monkeypatch, cached_encoder, "_norms"),
@@ -199,7 +193,7 @@ def test_folded_encoders_are_kept(
         assert all(isinstance(rule, type(expected.activation[0])) for rule in got.activation)
         assert len(norms) == len(list((own_cache / "norms").iterdir())) == LAYERS
         assert len(list((own_cache / "encoders").iterdir())) == LAYERS
-        assert all(w in memory_maps._MAPPINGS for w in got.w_enc)
+        assert all(mapped_bytes(w) for w in got.w_enc)
     wide = pc.transcoders.load(tmp_path / "set", lazy=False, dtype=torch.float64)
     assert_same(pc.transcoders.load(tmp_path / "set", dtype=torch.float64), wide)
     path = next((tmp_path / "set").rglob("*.safetensors"))
@@ -231,7 +225,7 @@ def test_standardized_encoders_are_kept(
         assert_same(got, expected)
         assert_same_activity(got, expected)
         assert len(list((own_cache / "encoders").iterdir())) == LAYERS
-        assert all(w in memory_maps._MAPPINGS for w in got.w_enc)
+        assert all(mapped_bytes(w) for w in got.w_enc)
 
 
 def test_conversions_and_reports_cache_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from commands import Run
 
 import pycircuit as pc
 from pycircuit import cli, doctor
+from pycircuit.bench import library_rates, machine_rates, tour
 from pycircuit.bench import report as bench_report
-from pycircuit.bench import tour
 from pycircuit.bench.catalog import ROWS
 from pycircuit.ops.registry import IMPLEMENTATIONS, OPS
 
@@ -111,6 +112,14 @@ def test_doctor_json_and_text_agree(run: Run) -> None:
             assert plan["implementation"] in line and all(name in line for name in plan["others"])
     for value in (report["cpu"], report["torch"], report["native"]["compiler"], *report["isas"]):
         assert value in printed
+    counts = list(dict.fromkeys((1, machine_rates.all_threads())))
+    assert [rates["threads"] for rates in report["rates"]] == counts
+    for rates in report["rates"]:
+        names = [f"product, {library}" for library in library_rates.libraries()]
+        names += [f"multiply-adds, {isa}" for isa, supported in report["isas"].items() if supported]
+        for name in (*names, "best product", "bfloat16 product", "copy", "read"):
+            assert re.search(rf"^{rates['threads']} +{re.escape(name)} +[0-9.]+ G", printed, re.M), name
+        assert rates["float32"] == max(rate for by_size in rates["products"].values() for rate in by_size.values())
 
 
 def test_doctor_with_a_forced_implementation(run: Run, monkeypatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from format_files import ROWS, crosslayer, llamascopium, llamascopium_cross, write
+from format_files import ROWS, crosslayer, llamascopium_by_norms, write
 from random_transcoders import LAYERS, RULES, SIZE, WIDTH, random_set
 from safetensors.torch import load_file, save_file
 from transcoder_checks import assert_same, assert_same_activity, assert_same_graph, assert_same_rule
@@ -186,15 +186,7 @@ def test_a_threshold_below_zero_is_that_of_a_relu(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize("cross", [False, True], ids=["plt", "clt"])
 def test_llamascopium_by_decoder_norm_and_dataset_norm(tmp_path: Path, cross: bool, kind: str) -> None:
     """Against its own arithmetic: streams are divided by their mean norm, values compared times the decoder's norm."""
-    t = random_set(cross, kind, skip=False, reads="resid_mid" if cross else "mlp_normed")
-    (tmp_path / "set").mkdir()
-    inner, outer = torch.tensor([3.0, 5.0, 2.0]), torch.tensor([7.0, 0.5, 4.0])
-    options = {"norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True}
-    if cross:
-        llamascopium_cross(tmp_path / "set", t, norms=torch.stack([inner, outer]), **options)
-    else:
-        inner, outer = torch.full((LAYERS,), 3.0), torch.full((LAYERS,), 7.0)
-        llamascopium(tmp_path / "set", t, norms=[inner[0], outer[0]], **options)
+    t, inner, outer = llamascopium_by_norms(tmp_path / "set", cross, kind)
     got = pc.transcoders.load(tmp_path / "set")
     x = 3 * torch.randn(LAYERS, 6, WIDTH, generator=torch.Generator().manual_seed(1))
     expected, active = torch.zeros(LAYERS, 6, WIDTH, dtype=torch.float64), []

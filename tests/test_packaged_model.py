@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,12 +17,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
+from pycircuit import loading
 from pycircuit.model.portable_folder import make_portable, save_byte_level_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-loading = sys.modules["pycircuit.load"]
 
 
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None) -> Path:
@@ -71,19 +68,32 @@ def test_smollm2_must_be_the_known_file(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_smollm2_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversion that ends early, however it ends, leaves nothing that the next one uses."""
     package(tmp_path, monkeypatch, b"abc")
     made_by: list[Path] = []
+    drafts: list[Path] = []
 
     def convert(gguf: Path, folder: Path) -> None:
         made_by.append(gguf)
-        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+
+    def fail(gguf: Path, folder: Path) -> None:
+        drafts.append(folder)
+        raise MemoryError
 
     monkeypatch.setattr(loading, "SMOLLM2_BYTES", 3)
     monkeypatch.setattr(loading, "SMOLLM2_SHA256", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
-    monkeypatch.setattr(loading, "_dequantise", convert)
+    monkeypatch.setattr(loading, "_dequantise", fail)
     monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path))
+    with pytest.raises(MemoryError):
+        loading.smollm2()
+    assert drafts[0].parent == tmp_path and not drafts[0].exists()
+    drafts[0].mkdir()  # as a process leaves it that is killed
+    (drafts[0] / "model.safetensors").write_text("half")
+    monkeypatch.setattr(loading, "_dequantise", convert)
     assert loading.smollm2() == loading.smollm2() == tmp_path / "smollm2-ba7816bf-2"
     assert [p.name for p in made_by] == [loading.SMOLLM2]
+    assert [p.name for p in loading.smollm2().iterdir()] == ["config.json"] and not drafts[0].exists()
 
 
 ROPE = {"rope_theta": 1e5, "rope_type": "default"}

@@ -17,7 +17,9 @@ from pycircuit.transcoders.formats.stored_tensors import open_safetensors
 
 LAYERS, FEATURES, WIDTH = 8, 4096, 512
 
-pytestmark = pytest.mark.skipif(not memory_maps._PAGE_MAP.exists(), reason="needs Linux to see a process's memory")
+SMAPS = Path("/proc/self/smaps")
+
+pytestmark = pytest.mark.skipif(not SMAPS.exists(), reason="needs Linux to see a process's memory")
 
 
 def map_file(folder: Path, t: Tensor) -> Tensor:
@@ -27,7 +29,7 @@ def map_file(folder: Path, t: Tensor) -> Tensor:
 
 def resident_kilobytes(t: Tensor) -> int:
     """The kB of a tensor's mapping that count to this process."""
-    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    lines = iter(SMAPS.read_text().splitlines())
     for line in lines:
         ends = line.split(maxsplit=1)[0].split("-")
         if len(ends) == 2 and int(ends[0], 16) <= t.data_ptr() < int(ends[1], 16):
@@ -45,22 +47,32 @@ def test_pages_go_and_come_back(tmp_path: Path, dtype: torch.dtype) -> None:
     assert torch.equal(mapped, t) and resident_kilobytes(mapped) > 500
 
 
+def in_place(t: Tensor) -> None:
+    t[700] = 5.0
+
+
 def by_view(t: Tensor) -> None:
-    t.data[700] = 5.0
+    t.detach()[700].fill_(5.0)
 
 
-def by_numpy(t: Tensor) -> None:
-    t.numpy()[700] = 5.0
+def as_parameter(t: Tensor) -> None:
+    with torch.no_grad():
+        torch.nn.Parameter(t)[700].fill_(5.0)
 
 
-def by_torch(t: Tensor) -> None:
-    t[700].fill_(5.0)
+def in_inference_mode(t: Tensor) -> None:
+    with torch.inference_mode():
+        t[700] = 5.0
 
 
-@pytest.mark.parametrize("write", [by_torch, by_view, by_numpy])
-def test_written_pages_stay(tmp_path: Path, write: Callable[[Tensor], None]) -> None:
+@pytest.mark.parametrize("inference", [False, True], ids=["mapped", "mapped-in-inference-mode"])
+@pytest.mark.parametrize("write", [in_place, by_view, as_parameter, in_inference_mode])
+def test_written_pages_stay(tmp_path: Path, write: Callable[[Tensor], None], inference: bool) -> None:
     t = torch.randn(1000, 300)
-    mapped = map_file(tmp_path, t)
+    with torch.inference_mode(inference):
+        mapped = map_file(tmp_path, t)
+        memory_maps.drop_resident_pages(mapped)
+        assert resident_kilobytes(mapped) == 0
     write(mapped)
     write(t)
     memory_maps.drop_resident_pages(mapped)

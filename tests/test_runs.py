@@ -146,48 +146,48 @@ def test_other_errors_pass(monkeypatch: Any) -> None:
 # Checkpoints
 
 
-SCRIPT = """
+SLOW_RUN = """
 import sys, time
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, sys.argv[1])
 import torch, builders
 torch.set_num_threads(1)
 from builders import replacement
 import pycircuit as pc
 from pycircuit.trace.sweep import Sweep
 Sweep.fitting = lambda self, layer, *_: min(3, len(layer))
-steps = []
 def slowly(phase, done, total):
     if phase == "sweep" and done:
-        print(done, total, flush=True)
-        time.sleep({pause})
+        print(done, flush=True)
+        time.sleep(0.2)
 model = replacement("llama", "clt", torch.float32)
-graph = pc.attribute(model, builders.prompt(), max_features=60, round_size=9, progress=slowly, checkpoint={folder!r})
-graph.save({out!r})
+pc.attribute(model, builders.prompt(), max_features=60, round_size=9, progress=slowly, checkpoint=sys.argv[2])
 """
 
 
-def script(folder: Path, out: Path, pause: float) -> list[str]:
-    text = SCRIPT.format(tests=str(TESTS), folder=str(folder), out=str(out), pause=pause)
-    return [sys.executable, "-c", text]
-
-
-def test_a_killed_run_resumes_to_the_identical_graph(tmp_path: Path) -> None:
-    folder, out = tmp_path / "run", tmp_path / "resumed.safetensors"
-    with subprocess.Popen(script(folder, out, 0.2), stdout=subprocess.PIPE, text=True) as run:
+def test_a_killed_run_resumes_to_the_identical_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", SLOW_RUN, str(TESTS), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         for line in run.stdout:
-            if int(line.split()[0]) > 20:
+            if int(line) > 20:
                 break
         run.send_signal(signal.SIGKILL)
-    assert run.returncode == -signal.SIGKILL and not out.exists()
+    assert run.returncode == -signal.SIGKILL
     files = {f.name: f.stat().st_mtime_ns for f in folder.glob("rows-*")}
     assert len(files) > 5
-    done = subprocess.run(script(folder, out, 0.0), capture_output=True, text=True, check=True)
-    resumed = pc.Graph.load(out)
-    assert len(done.stdout.splitlines()) > len(files)
+    in_small_tiles(monkeypatch)
+    model, steps = replacement("llama", "clt", torch.float32), []
+
+    def count(phase: str, done: int, total: int) -> None:
+        if phase == "sweep" and done:
+            steps.append(done)
+
+    options: dict[str, Any] = {"max_features": 60, "round_size": 9, "progress": count}
+    resumed = pc.attribute(model, builders.prompt(), checkpoint=folder, **options)
+    assert len(steps) > len(files)
     assert all((folder / name).stat().st_mtime_ns == when for name, when in files.items())  # read, not swept again
-    subprocess.run(script(tmp_path / "other", tmp_path / "whole.safetensors", 0.0), capture_output=True, check=True)
-    assert same_graph(resumed, pc.Graph.load(tmp_path / "whole.safetensors"))
+    assert same_graph(resumed, pc.attribute(model, builders.prompt(), checkpoint=tmp_path / "other", **options))
 
 
 def traced(folder: Path, **changes: Any) -> pc.Graph:

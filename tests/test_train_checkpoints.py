@@ -137,7 +137,7 @@ dist.destroy_process_group()
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", SHARED, str(TESTS), str(tmp_path)]
     children = [subprocess.Popen([*arguments, str(rank)]) for rank in range(2)]
-    assert [child.wait(90) for child in children] == [0, 0]
+    assert [child.wait(300) for child in children] == [0, 0]
     for activation in SHARED_BY:
         single = Trainer(build("llama"), corpus(), shared(activation))
         transcoders = single.run(progress=False)

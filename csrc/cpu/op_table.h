@@ -1,4 +1,5 @@
-// The five operations as one table of functions. Every ISA compiles its own table; select.cpp picks one.
+// The five operations, the matrix product, and two that measure the machine, as one table of functions. Every
+// ISA compiles its own table; select.cpp picks one.
 #pragma once
 #include <cstdint>
 
@@ -104,8 +105,29 @@ struct AdamInput {
   int threads;
 };
 
+struct ProductInput {
+  const float* a;  // [rows, depth], rows a_stride apart
+  int64_t rows, depth, a_stride;
+  const float* b;  // [depth, columns], or [columns, depth] when b_transposed; rows b_stride apart
+  int64_t columns, b_stride;
+  bool b_transposed;
+  const float* divisor;  // [rows], by which a is divided, or null
+  float* out;            // [rows, columns], rows out_stride apart
+  int64_t out_stride;
+  bool add;  // to out
+  int threads;
+};
+
+// Work of a call that measures a rate: operations or bytes, and a sum of what it computed or read.
+struct Rate {
+  double work;
+  float sum;
+};
+
 struct OpTable {
   const char* isa;
+  Rate (*multiply_adds)(int64_t rounds, int threads);
+  Rate (*stream_read)(const float* data, int64_t count, int threads);
   EncodeResult (*encode)(const EncodeInput&);
   void (*encode_free)(EncodeResult&);
   Status (*decode)(const DecodeInput&);
@@ -114,6 +136,7 @@ struct OpTable {
   Status (*influence)(const InfluenceInput&);
   Status (*reconstruct)(const ReconstructInput&);
   Status (*adam)(const AdamInput&);
+  Status (*product)(const ProductInput&);
 };
 
 // ISAs of this binary, best last, and if this machine can run each (select.cpp).

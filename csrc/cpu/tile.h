@@ -15,23 +15,34 @@ constexpr int kTileVecs = 2;
 constexpr int kPanel = kTileVecs * kLanes;  // columns of one tile
 
 // c[r, 0 .. Vecs * kLanes) += (Fresh: =) sum_k a[r * a_row + k * a_step] * b[k * b_step + 0 .. Vecs * kLanes)
+// The sum is added to c when it is complete. Unrolled by hand: GCC otherwise passes the sums through memory.
 template <int Rows, int Vecs, bool Fresh = false>
 inline __attribute__((always_inline)) void tile(int64_t depth, const float* __restrict a, int64_t a_row,
                                                 int64_t a_step, const float* __restrict b, int64_t b_step,
                                                 float* __restrict c, int64_t c_row) {
   Vec sums[Rows][Vecs];
+#pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)
-    for (int v = 0; v < Vecs; ++v) sums[r][v] = Fresh ? Vec{} : load(c + r * c_row + v * kLanes);
+#pragma GCC unroll 4
+    for (int v = 0; v < Vecs; ++v) sums[r][v] = Vec{};
   for (int64_t k = 0; k < depth; ++k) {
     Vec line[Vecs];
+#pragma GCC unroll 4
     for (int v = 0; v < Vecs; ++v) line[v] = load(b + k * b_step + v * kLanes);
+#pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       const Vec factor = splat(a[r * a_row + k * a_step]);
+#pragma GCC unroll 4
       for (int v = 0; v < Vecs; ++v) sums[r][v] += factor * line[v];
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)
-    for (int v = 0; v < Vecs; ++v) store(c + r * c_row + v * kLanes, sums[r][v]);
+#pragma GCC unroll 4
+    for (int v = 0; v < Vecs; ++v) {
+      float* to = c + r * c_row + v * kLanes;
+      store(to, Fresh ? sums[r][v] : load(to) + sums[r][v]);
+    }
 }
 
 typedef float Vec8 __attribute__((vector_size(32)));
@@ -64,10 +75,13 @@ inline void transpose_eight(const T* const* row, int64_t k, float* __restrict ou
       four[r + 2 * i] = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
       four[r + 2 * i + 1] = __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
     }
+  // In order: a store may reach past its own columns into the next ones, which then overwrite it.
   for (int i = 0; i < 4; ++i) {
     const Vec8 low = __builtin_shufflevector(four[i], four[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-    const Vec8 high = __builtin_shufflevector(four[i], four[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
     std::memcpy(out + i * out_row, &low, sizeof low);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const Vec8 high = __builtin_shufflevector(four[i], four[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
     std::memcpy(out + (i + 4) * out_row, &high, sizeof high);
   }
 }

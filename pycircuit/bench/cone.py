@@ -19,7 +19,7 @@ def expanded(graph: Graph) -> tuple[Tensor, Tensor]:
     return layer, position
 
 
-def operations(shape: Shape, layer: Tensor, position: Tensor, first_hop: bool = False) -> float:
+def operations(shape: Shape, layer: Tensor, position: Tensor) -> float:
     """Floating-point operations of the rows at (layer, position): [rows] each.
 
     A target at position p owns n = p + 1 positions. Each attention from its own layer's (an output: the last one's)
@@ -29,13 +29,36 @@ def operations(shape: Shape, layer: Tensor, position: Tensor, first_hop: bool = 
 
     and each MLP below the target's read 2 n d for every active feature that writes there and the error of a position,
     as do the tokens once. Across layers, the features of all layers up to an MLP's own write there. The first of
-    these attentions starts from a single row, so it needs next to nothing: it counts, as if it had n rows, only with
-    first_hop.
+    these attentions starts from a single row, so it needs next to nothing and does not count.
     """
-    n, crossed = (position + 1).double(), layer.clamp(max=shape.layers - 1).double() + first_hop
-    query, value = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+    n, crossed = (position + 1).double(), _crossed(shape, layer)
+    query, value = _widths(shape)
     attention = 2 * n * shape.width * (query + value) + query * n * (n + 1)
     below = layer.double()
     writing = below * (below + 1) / 2 if shape.cross_layer else below
     scored = 2 * n * shape.width * (writing * shape.active + below + 1)
     return float((crossed * attention + scored).sum())
+
+
+def fewest(shape: Shape, layer: Tensor, position: Tensor) -> float:
+    """Operations that the sweep needs: without the products that the two ends of a target's path save.
+
+    The first attention leaves a gradient of rank H. Its rows are sums of H vectors, 2 n d H, and so are those after
+    the next W_O, 2 n (H h) H, which replace that product. Below the last attention only tokens are left, so their
+    G h values, 2 n (G h), replace its W_V and the score of the stream's rows against them stays.
+    """
+    n, crosses = (position + 1).double(), (_crossed(shape, layer) > 0).double()
+    query, value = _widths(shape)
+    saved = 2 * n * shape.width * (query + value)
+    instead = 2 * n * (shape.heads * (shape.width + query) + value)
+    return operations(shape, layer, position) + float((crosses * (instead - saved)).sum())
+
+
+def _crossed(shape: Shape, layer: Tensor) -> Tensor:
+    """Attentions that a target's gradient crosses with all of its rows."""
+    return layer.clamp(max=shape.layers - 1).double()
+
+
+def _widths(shape: Shape) -> tuple[int, int]:
+    """Widths of all query heads and of all key-value heads."""
+    return shape.heads * shape.head_width, shape.kv_heads * shape.head_width

@@ -1,4 +1,4 @@
-"""Description of this machine and its best rates: matrix products, copies, reads."""
+"""Description of this machine and its best rates: multiply-adds, matrix products, copies, reads."""
 
 from __future__ import annotations
 
@@ -16,19 +16,29 @@ import torch
 from torch import Tensor
 
 from pycircuit.ops.dispatch import native_isas
+from pycircuit.ops.processor import processor_name
+
+from . import library_rates
+from .library_rates import PROBE, Product
 
 _CACHE_GUESS = 32 << 20  # where the last-level cache's size cannot be read
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Best rates with `threads` threads: matrix products in operations per second, the others in bytes per second."""
+    """Best rates with `threads` threads: operations per second, for copy and read bytes per second.
+
+    float32: the best product of any library, at any size; products: by library and size; multiply_adds: in registers,
+    by instruction set, those of the native core; read: by as many streams as keep the memory busy.
+    """
 
     threads: int
     float32: float
     bfloat16: float
     copy: float
     read: float
+    products: dict[str, dict[str, float]] = field(default_factory=dict)
+    multiply_adds: dict[str, float] = field(default_factory=dict)
 
     def matrix(self, bfloat16: bool = False) -> float:
         """Matrix rate of a type: bfloat16 operands may be widened, so theirs is the better of the two."""
@@ -38,13 +48,33 @@ class Rates:
     def memory(self) -> float:
         return max(self.copy, self.read)
 
-    def raised(self, float32: float, read: float) -> Rates:
-        """Rates raised to better ones measured later."""
-        return replace(self, float32=max(self.float32, float32), read=max(self.read, read))
+    @property
+    def fastest(self) -> str:
+        """Name of the library with the best product; empty where none was measured."""
+        return max(self.products, key=lambda name: max(self.products[name].values()), default="")
+
+    @property
+    def peak(self) -> float | None:
+        """Multiply-adds of the best instruction set; None without the native core."""
+        return max(self.multiply_adds.values(), default=None)
+
+    def fastest_at(self, size: str) -> str:
+        """Name of the library with the best product of this size; empty where none was measured."""
+        return max(
+            (name for name in self.products if size in self.products[name]),
+            default="",
+            key=lambda name: self.products[name][size],
+        )
+
+    def raised(self, **better: float) -> Rates:
+        """Rates raised to better ones, by name, measured later."""
+        return replace(self, **{name: max(getattr(self, name), rate) for name, rate in better.items()})
 
     def __str__(self) -> str:
+        by = f" ({self.fastest})" if self.fastest else ""
+        peak = f", {self.peak / 1e9:.0f} in registers" if self.peak else ""
         return (
-            f"{self.threads} thread{'s' * (self.threads > 1)}: {self.float32 / 1e9:.0f} GFLOP/s float32, "
+            f"{self.threads} thread{'s' * (self.threads > 1)}: {self.float32 / 1e9:.0f} GFLOP/s float32{by}{peak}, "
             f"{self.bfloat16 / 1e9:.0f} bfloat16, copy {self.copy / 1e9:.1f} GB/s, read {self.read / 1e9:.1f} GB/s"
         )
 
@@ -60,12 +90,12 @@ def _fastest(call: Callable[[], object], seconds: float) -> float:
     return min(samples)
 
 
-def _matrix_rate(dtype: torch.dtype, seconds: float) -> float:
+def _bfloat16_rate(seconds: float) -> float:
     """Best rate of square products that grow until one takes a tenth of `seconds`: bfloat16 may be emulated."""
     best, size = 0.0, 256
     while size <= 2048:
-        a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-        out = torch.empty(size, size, dtype=dtype)
+        a, b = (torch.randn(size, size).to(torch.bfloat16) for _ in range(2))
+        out = torch.empty(size, size, dtype=torch.bfloat16)
         took = _fastest(partial(torch.matmul, a, b, out=out), seconds / 3)
         best = max(best, 2 * size**3 / took)
         if 8 * took > seconds:
@@ -75,22 +105,73 @@ def _matrix_rate(dtype: torch.dtype, seconds: float) -> float:
 
 
 _FAR = 64 << 20  # floats, 256 MB: far beyond any cache
+_ROUNDS = 1_000_000  # of multiply-adds, some milliseconds
 
 
 def measure(threads: int, seconds: float = 0.6) -> Rates:
-    """Measure every rate with `threads` threads, in about 5 x `seconds`."""
+    """Measure every rate with `threads` threads, in about 12 x `seconds`."""
     with threads_set(threads):
         source = torch.ones(_FAR)
         target = torch.empty_like(source)
-        half = source.view(2, -1)
-        reads = (lambda: source.view(512, -1).sum(1), source.amax, lambda: torch.dot(half[0], half[1]))
+        by_library = library_rates.rates(threads, seconds)
         return Rates(
             threads=threads,
-            float32=_matrix_rate(torch.float32, seconds),
-            bfloat16=_matrix_rate(torch.bfloat16, seconds),
+            float32=max(rate for by_size in by_library.values() for rate in by_size.values()),
+            bfloat16=_bfloat16_rate(seconds),
             copy=2 * source.nbytes / _fastest(lambda: target.copy_(source), seconds),
-            read=source.nbytes / min(_fastest(read, seconds / 2) for read in reads),
+            read=max(_read_rate(read, source, seconds / 3) for read in _readers()),
+            products=by_library,
+            multiply_adds=_multiply_add_rates(threads, seconds / 3),
         )
+
+
+Reader = Callable[[Tensor], float]  # reads at least so many bytes of a tensor once
+
+
+def _readers() -> list[Reader]:
+    """Ways to read memory, the native core's first: eight streams a thread, where torch's sums have one or few."""
+    by_torch: list[Reader] = [_torch_sum, _torch_dot]
+    return [_stream_read, *by_torch] if native_isas() else by_torch
+
+
+def _stream_read(source: Tensor) -> float:
+    from pycircuit import _native
+
+    bytes_read, total = _native.stream_read(_best_isa(), source.data_ptr(), source.numel(), torch.get_num_threads())
+    if 4 * total < bytes_read * (1 - 1e-3):
+        raise ArithmeticError(f"stream_read: the sum must be that of {bytes_read / 4:.0f} ones, got {total}")
+    return bytes_read
+
+
+def _torch_sum(source: Tensor) -> float:
+    source.view(512, -1).sum(1)
+    return source.nbytes
+
+
+def _torch_dot(source: Tensor) -> float:
+    half = source.view(2, -1)
+    torch.dot(half[0], half[1])
+    return source.nbytes
+
+
+def _read_rate(read: Reader, source: Tensor, seconds: float) -> float:
+    return read(source) / _fastest(partial(read, source), seconds)
+
+
+def _best_isa() -> int:
+    return max(index for index, (_, supported) in enumerate(native_isas()) if supported)
+
+
+def _multiply_add_rates(threads: int, seconds: float) -> dict[str, float]:
+    """Multiply-adds in registers by instruction set, two operations each; where they do not fuse, as they run."""
+    rates = {}
+    for index, (name, supported) in enumerate(native_isas()):
+        if supported:
+            from pycircuit import _native
+
+            call = partial(_native.multiply_adds, index, _ROUNDS, threads)
+            rates[name] = call()[0] / _fastest(call, seconds)
+    return rates
 
 
 @contextmanager
@@ -105,21 +186,29 @@ def threads_set(count: int) -> Iterator[None]:
 
 @dataclass
 class Probe:
-    """Matrix and read rates measured between the samples of a row: the speed of a shared machine varies."""
+    """Product and read rates measured between the samples of a row: the speed of a shared machine varies."""
 
-    matrix: Tensor = field(default_factory=lambda: torch.randn(1024, 1024))
-    source: Tensor = field(default_factory=lambda: torch.ones(_FAR).view(512, -1))
+    product: Product
+    source: Tensor = field(default_factory=lambda: torch.ones(_FAR))
     float32: float = 0.0
     read: float = 0.0
 
     def sample(self) -> None:
+        self.float32 = max(self.float32, PROBE.operations / self.product(PROBE))
         start = time.perf_counter()
-        torch.matmul(self.matrix, self.matrix)
-        middle = time.perf_counter()
-        self.source.sum(1)
-        end = time.perf_counter()
-        self.float32 = max(self.float32, 2 * 1024**3 / (middle - start))
-        self.read = max(self.read, self.source.nbytes / (end - middle))
+        bytes_read = _readers()[0](self.source)
+        self.read = max(self.read, bytes_read / (time.perf_counter() - start))
+
+    @property
+    def best(self) -> dict[str, float]:
+        return {"float32": self.float32, "read": self.read}
+
+
+@contextmanager
+def probe(rates: Rates) -> Iterator[Probe]:
+    """Probe by the library that is the best at its size, with the threads of the rates."""
+    with library_rates.opened(rates.fastest_at(str(PROBE)), rates.threads) as product:
+        yield Probe(product)
 
 
 def last_level_cache() -> int:
@@ -137,13 +226,6 @@ def available_memory() -> int | None:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10
     return None
-
-
-def cpu_model() -> str:
-    for line in _lines("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _lines(path: str) -> list[str]:
@@ -176,14 +258,15 @@ class Others:
 
     @staticmethod
     def _elsewhere() -> float | None:
-        """Seconds of work by all other processes since boot."""
+        """Seconds of work since boot by all processes but this one and those that it started and that have ended."""
         total = next(iter(_lines("/proc/stat")), None)
         if total is None:
             return None
         user, nice, system, _, _, irq, softirq, steal = (int(n) for n in total.split()[1:9])
         own = os.times()
         ticks = os.sysconf("SC_CLK_TCK")
-        return (user + nice + system + irq + softirq + steal) / ticks - own.user - own.system
+        ours = own.user + own.system + own.children_user + own.children_system
+        return (user + nice + system + irq + softirq + steal) / ticks - ours
 
 
 def facts() -> dict[str, Any]:
@@ -194,7 +277,7 @@ def facts() -> dict[str, Any]:
 
         compiler = _native.compiler
     return {
-        "cpu": cpu_model(),
+        "cpu": processor_name(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

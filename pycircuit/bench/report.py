@@ -167,9 +167,10 @@ def markdown(report: Report) -> str:
         "Written by `make bench`; do not edit. Every row was checked against float64 before it was timed. Times are",
         "medians, spread is the interquartile range, ours and its peers were called in turn in the same run.",
         "The floor is the larger of least operations over the matrix rate and least bytes over the memory rate, both",
-        "measured below in this run; *of floor* 100% would be as fast as this machine can be. *x reference* is the",
-        "reference's time over ours. *load/others*: the load average, and the cores other processes used meanwhile;",
-        "a row with others above 0.2 is not to be trusted.",
+        "measured below in this run and again between the samples of every row; *of floor* 100% would be as fast as",
+        "this machine can be, and a row above it gets no time. *x reference* is the reference's time over ours.",
+        "*load/others*: the load average, and the cores other processes used meanwhile; a row with others above 0.2",
+        "is not to be trusted.",
         "",
         f"- {report.when}, pycircuit {report.version}, torch {facts['torch']}, Python {facts['python']}",
         f"- {facts['cpu']}, {facts['cores']} cores, {facts['system']}, built with {facts['compiler']}, "
@@ -177,6 +178,7 @@ def markdown(report: Report) -> str:
         *(f"- {rates}" for rates in report.rates.values()),
         f"- {tally(report.results)}",
         "",
+        *_machine(report.rates.values()),
     ]
     for op in dict.fromkeys(r.op for r in report.results):
         lines += [f"## {op}", "", _markdown_row(HEADER), _markdown_row(("---",) * len(HEADER))]
@@ -186,6 +188,48 @@ def markdown(report: Report) -> str:
     lines += ["## Targets not met", ""]
     lines += [f"- {r.name}, {r.threads} thread{'s' * (r.threads > 1)}: {describe(o)}" for r, o in missed] or ["None."]
     return "\n".join(lines) + "\n"
+
+
+def _machine(rates: Iterable[Rates]) -> list[str]:
+    """Section of the machine's own rates; nothing for a run that measured one library only."""
+    measured = [r for r in rates if r.products]
+    if not measured:
+        return []
+    sizes = list(dict.fromkeys(size for r in measured for by_size in r.products.values() for size in by_size))
+    lines = [
+        "## The machine",
+        "",
+        "float32 products [rows x depth x columns] by every library present, GFLOP/s; the matrix rate is the best of",
+        "them. *in registers*: multiply-adds of the native core with no memory, by instruction set (the baseline has",
+        "no fused ones). The memory rate is the better of a copy and a read; reads are the best of torch's sum and dot",
+        "and of a sum by the native core over eight streams a thread.",
+        "",
+        _markdown_row(("threads", "library", *sizes)),
+        _markdown_row(("---",) * (len(sizes) + 2)),
+    ]
+    for r in measured:
+        for library, by_size in r.products.items():
+            rates_of_sizes = (f"{by_size[size] / 1e9:.0f}" if size in by_size else "-" for size in sizes)
+            lines.append(_markdown_row((str(r.threads), library, *rates_of_sizes)))
+    lines += ["", _markdown_row(("threads", *MACHINE_HEADER)), _markdown_row(("---",) * (len(MACHINE_HEADER) + 1))]
+    lines += [_markdown_row((str(r.threads), *machine_cells(r))) for r in measured]
+    return [*lines, ""]
+
+
+MACHINE_HEADER = ("in registers, GFLOP/s", "best product", "bfloat16", "copy GB/s", "read GB/s")
+
+
+def machine_cells(rates: Rates) -> tuple[str, ...]:
+    """Cells of a machine's rates, in MACHINE_HEADER's order."""
+    registers = ", ".join(f"{isa} {rate / 1e9:.0f}" for isa, rate in rates.multiply_adds.items())
+    of_peak = f", {100 * rates.float32 / rates.peak:.0f}% of the best in registers" if rates.peak else ""
+    return (
+        registers or "-",
+        f"{rates.float32 / 1e9:.0f} by {rates.fastest}{of_peak}",
+        f"{rates.bfloat16 / 1e9:.0f}",
+        f"{rates.copy / 1e9:.1f}",
+        f"{rates.read / 1e9:.1f}",
+    )
 
 
 def _markdown_row(row: Iterable[str]) -> str:

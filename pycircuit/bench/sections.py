@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-ORDER = ("ops", "trace", "train", "lazy", "peers", "gpu")
+ORDER = ("ops", "trace", "growth", "train", "lazy", "peers", "gpu")
 _SECTION = re.compile(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->\n", re.DOTALL)
 
 

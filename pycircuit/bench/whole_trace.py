@@ -23,8 +23,8 @@ LAW = PRECISIONS["float32"].tolerance  # the certificate every float32 graph mus
 class Traced:
     """Measurements of a trace.
 
-    times: seconds of every run; timings: the phases of the median run; operations: of the causal cone; with_first_hop:
-    the same with each target's first attention counted in full.
+    times: seconds of every run; timings: the phases of the median run; operations: of the causal cone; fewest: those
+    of them that the sweep needs (cone.py).
     base, peak: bytes resident before the first run and at most during it; load, others: as in `Result`.
     """
 
@@ -36,7 +36,7 @@ class Traced:
     active: int = 0
     rows: int = 0
     operations: float = 0.0
-    with_first_hop: float = 0.0
+    fewest: float = 0.0
     certificate: float | None = None
     base: int | None = None
     peak: int | None = None
@@ -51,10 +51,10 @@ class Traced:
     def spread(self) -> float:
         return spread(self.times)
 
-    def of_rate(self, rate: float, first_hop: bool = False) -> float | None:
+    def of_rate(self, rate: float, fewest: bool = False) -> float | None:
         """Useful operations of the sweep per second, over `rate`; None where phases are not known."""
-        operations = self.with_first_hop if first_hop else self.operations
-        return operations / self.timings["sweep"] / rate if "sweep" in self.timings else None
+        operations = self.fewest if fewest else self.operations
+        return operations / self.timings["sweep"] / rate if operations and "sweep" in self.timings else None
 
     def shares(self) -> dict[str, float]:
         """Share of each phase in the total."""
@@ -70,14 +70,14 @@ class Traced:
     def describe(self, graph: Graph, shape: Shape) -> None:
         self.active, self.rows = len(graph.features), graph.rows.count
         self.operations = cone.operations(shape, *cone.expanded(graph))
-        self.with_first_hop = cone.operations(shape, *cone.expanded(graph), first_hop=True)
+        self.fewest = cone.fewest(shape, *cone.expanded(graph))
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def from_json(entry: dict[str, Any]) -> Traced:
-    return Traced(**entry)
+    return Traced(**{name: value for name, value in entry.items() if name != "with_first_hop"})  # of older files
 
 
 def clocked(call: Callable[[], Any]) -> tuple[Any, float]:
@@ -141,8 +141,11 @@ def phases(traced: Traced) -> str:
 
 
 def shares_of(traced: Traced, rate: float) -> str:
-    """Shares of the matrix rate, without and with the first hop."""
-    return f"{percent(traced.of_rate(rate))} / {percent(traced.of_rate(rate, first_hop=True))}"
+    """Shares of the matrix rate, of the causal cone's operations and of the fewest; none above the rate itself."""
+    share, least = traced.of_rate(rate), traced.of_rate(rate, fewest=True)
+    if least is not None and least > 1:
+        return f"REFUSED: {percent(least)} of {rate / 1e9:.0f} GFLOP/s; measure the rate again on a quiet machine"
+    return f"{percent(share)} / {percent(least)}"
 
 
 def percent(value: float | None) -> str:
@@ -186,8 +189,8 @@ def markdown(traces: Sequence[Traced], rate: float) -> str:
         "Written by `make bench`; do not edit. `pc.attribute` from token ids to graph, every op by one implementation,",
         "in turn in the same run. Before a time is taken the law holds to 1e-5 and both give the same rows to 1e-4.",
         "*sweep of matrix rate*: the causal cone's operations over the sweep's time and this run's best matrix rate,",
-        f"{rate / 1e9:.0f} GFLOP/s; first without the first attention of each target, which needs one row, then with",
-        "it counted in full. *load/others*: as above.",
+        f"{rate / 1e9:.0f} GFLOP/s; then the same without the products that the ends of a target's path save, as close",
+        "below 100% as a sweep can come. *load/others*: as above.",
         "",
         *markdown_table(HEADER, lines(traces, rate)),
     ]

@@ -6,23 +6,24 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from pycircuit import doctor as machine_report
 from pycircuit.bench import compare as comparison
 from pycircuit.bench import machine_rates, report, tour
 from pycircuit.bench.__main__ import run as run_bench
 from pycircuit.bench.runner import Options
+from pycircuit.ops.processor import processor_name
 from pycircuit.ops.registry import IMPLEMENTATIONS
 
 from .console import console, emit, table
 from .options import AsJson, check_new_file
 
 WRONG = 1  # exit code if an op's result is wrong
-BUSY = 0.3  # cores taken by other programs above which a timing is not trusted
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Describe this machine, and the implementation that each op would use on it and why."""
+    """Describe this machine, measure its rates, and say which implementation each op would use on it and why."""
     report = machine_report.examine()
     if as_json:
         emit(report)
@@ -34,6 +35,16 @@ def doctor(as_json: AsJson = False) -> None:
     for line in machine_report.op_lines(report):
         rows.add_row(*line)
     terminal.print(rows)
+    rates = table("threads", "rate of", "measured now")
+    for rate_line in machine_report.rate_lines(report):
+        rates.add_row(*rate_line)
+    terminal.print(rates)
+    _warn_if_busy(terminal, report["others"])
+
+
+def _warn_if_busy(terminal: Console, cores: float | None) -> None:
+    if cores is not None and cores > machine_report.BUSY:
+        terminal.print(f"Other programs took up to {cores:.1f} cores meanwhile: run it again when they are done.")
 
 
 def demo(
@@ -47,7 +58,8 @@ def demo(
 
     if svg is not None:
         check_new_file("--plot", svg, ".svg")
-    result = run(console(stderr=as_json), city, other, svg)
+    with machine_rates.threads_set(1):  # its tensors are tiny: more threads wait for each other
+        result = run(console(stderr=as_json), city, other, svg)
     if as_json:
         emit(result)
 
@@ -56,7 +68,7 @@ def tour_ops() -> None:
     """Time every op once on a realistic input, with its share of this machine's floor and the implementation."""
     terminal, busy_cores = console(), 0.0
     rates = machine_rates.measure(machine_rates.all_threads(), seconds=0.1)
-    terminal.print(f"{machine_rates.cpu_model()}, {rates}", highlight=False)
+    terminal.print(f"{processor_name()}, {rates}", highlight=False)
     rows = table("op", "input", "ms", "rate", "of floor", "x PyTorch", "ran", "error")
     for op, description, result in tour.tour(rates):
         if not result.times:
@@ -69,8 +81,7 @@ def tour_ops() -> None:
     terminal.print(rows)
     terminal.print("of floor: 100% is as fast as this machine can be. x PyTorch: the reference's time over ours.")
     terminal.print("error: against float64, checked before the timing.")
-    if busy_cores > BUSY:
-        terminal.print(f"Other programs took up to {busy_cores:.1f} cores meanwhile: run it again when they are done.")
+    _warn_if_busy(terminal, busy_cores)
 
 
 def bench(

@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 import typer
 
 import pycircuit as pc
-from pycircuit.load import NAMES
+from pycircuit.loading import NAMES
 from pycircuit.ops.registry import IMPLEMENTATIONS
 from pycircuit.ops.threads import check_threads
+from pycircuit.transcoders.formats.hooks import ReadSite, WriteSite
 
 from . import texts
 
@@ -137,8 +138,8 @@ class Opening:
                 device=running.device,
                 dtype=dtype,
                 variant=self.variant,
-                reads=self.reads,
-                writes=self.writes,
+                reads=cast(ReadSite | None, self.reads),
+                writes=cast(WriteSite | None, self.writes),
                 cache=self.cache,
             )
 

@@ -18,7 +18,7 @@ import typer
 import pycircuit as pc
 from pycircuit.files.atomic import write_text
 from pycircuit.files.atomic_folder import new_folder
-from pycircuit.load import NAMES, available_device, language_model
+from pycircuit.loading import NAMES, available_device, language_model
 from pycircuit.training import Recipe, Trainer
 from pycircuit.training.presets import PRESETS, Preset
 from pycircuit.training.recipe import CHOICES, HELP

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +43,27 @@ def load_demo(
 def load_model(folder: Path = DATA) -> tuple[Any, NameTokenizer]:
     """Load (the transformers model in float32, its tokenizer)."""
     from safetensors.torch import load_file
-    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with _without_collections():
+        from transformers import LlamaConfig, LlamaForCausalLM
 
     model = LlamaForCausalLM(LlamaConfig.from_pretrained(folder))
     weights = {name: t.float() for name, t in load_file(folder / "model.safetensors").items()}
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights)
     return model.eval(), NameTokenizer(Facts.load(folder / "facts.json").words())
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Collect no garbage during an import, most of whose objects stay."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def load_labels(kind: str, folder: Path = DATA) -> dict[tuple[int, int], str]:

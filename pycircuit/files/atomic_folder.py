@@ -84,8 +84,8 @@ def _clear(draft: Path, key: dict[str, Any] | None) -> None:
 def _flush_all(draft: Path, descriptor: int) -> None:
     """Flush everything to the disk, before anybody can find it under its name."""
     (draft / _KEY).unlink(missing_ok=True)
-    for folder in (entry for entry in draft.iterdir() if entry.is_dir()):
-        _flush(folder)
+    for entry in draft.rglob("*"):
+        _flush(entry)
     os.fsync(descriptor)
 
 
@@ -117,4 +117,3 @@ def write_folder(
                 write_safetensors(target, tensors)
         for name, text in texts.items():
             (draft / name).write_bytes(text.encode())
-            _flush(draft / name)

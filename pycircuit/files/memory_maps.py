@@ -8,24 +8,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .reading import FileState
 
-_PAGE_MAP = Path("/proc/self/pagemap")  # one word for each page of this process: Linux alone has it
-_PRESENT, _SWAPPED, _OF_FILE = (np.uint64(1 << bit) for bit in (63, 62, 61))
 _MAPPINGS = WeakTensorKeyDictionary()  # the Mapping of each tensor that `map_tensor` returned
 
 
 class Mapping(NamedTuple):
-    """Pages that a tensor views, and the file they are of."""
+    """Pages that a tensor views, the file they are of, and the tensor's version while it holds the file's numbers."""
 
     pages: mmap.mmap
     path: Path
     state: FileState | None
+    version: int
 
 
 def map_tensor(
@@ -33,8 +31,9 @@ def map_tensor(
 ) -> Tensor:
     """View of a file from byte `offset` on, which is a multiple of the entry's size; not empty.
 
-    It may be written to: its pages then become memory of this process, and the file stays as it is. state: of the
-    file, which `check_unchanged` compares with.
+    It may be written to: its pages then become memory of this process, and the file stays as it is. Only writes that
+    torch counts are kept for good; one through `.data` or NumPy is lost when the pages are dropped. state: of the file,
+    which `check_unchanged` compares with.
     """
     begin = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     entries = torch.Size(shape).numel()
@@ -43,8 +42,9 @@ def map_tensor(
             state.check(path, os.fstat(file.fileno()))
         size = offset - begin + entries * dtype.itemsize
         pages = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY, offset=begin)
-    t = torch.frombuffer(pages, dtype=dtype, count=entries, offset=offset - begin).view(shape)
-    _MAPPINGS[t] = Mapping(pages, path, state)
+    with torch.inference_mode(False):  # torch counts no writes to tensors that are made in inference mode
+        t = torch.frombuffer(pages, dtype=dtype, count=entries, offset=offset - begin).view(shape)
+    _MAPPINGS[t] = Mapping(pages, path, state, t._version)
     return t
 
 
@@ -77,18 +77,6 @@ def drop_resident_pages(t: Tensor) -> None:
     file, stays as it is.
     """
     mapping = _MAPPINGS.get(t)
-    if mapping is not None and _unwritten(t, len(mapping.pages)):
+    if mapping is not None and t._version == mapping.version:
         with suppress(OSError):  # pages that are locked in memory stay
             mapping.pages.madvise(mmap.MADV_DONTNEED)
-
-
-def _unwritten(t: Tensor, size: int) -> bool:
-    """True if every page is seen to be the file's own: one that was written to exists here alone."""
-    if not _PAGE_MAP.exists():
-        return False
-    first = t.data_ptr() // mmap.PAGESIZE  # the page that the mapping begins with
-    with _PAGE_MAP.open("rb", buffering=0) as file:
-        file.seek(8 * first)
-        flags = np.frombuffer(file.read(8 * -(-size // mmap.PAGESIZE)), dtype=np.uint64)
-    changed = (flags & (_PRESENT | _OF_FILE)) == _PRESENT
-    return len(flags) > 0 and not bool((changed | (flags & _SWAPPED != 0)).any())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 KEY = "faithfulness"  # in a graph's provenance
 
-_MEANING = {
+Measured = Literal["all", "attention", "none"]  # values of `freeze` that a validation measures
+_MEANING: dict[Measured, str] = {
     "all": "direct effects, everything frozen",
     "attention": "total effects, MLPs running",
     "none": "total effects, nothing frozen",
@@ -26,7 +27,7 @@ class Agreement:
     |measured|. explained: 1 - sum of (measured - predicted)^2 over sum of measured^2. None where undefined.
     """
 
-    freeze: str
+    freeze: Measured
     distance: int | None
     pairs: int
     lost: int
@@ -48,7 +49,7 @@ class Faithfulness:
     seed: int
     agreements: list[Agreement]
 
-    def overall(self, freeze: str = "attention") -> Agreement:
+    def overall(self, freeze: Measured = "attention") -> Agreement:
         """Agreement over all distances together."""
         totals = [a for a in self.agreements if a.freeze == freeze and a.distance is None]
         if not totals:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pycircuit.graph import Graph
 from pycircuit.graph.csr import STEP
-from pycircuit.graph.faithfulness import KEY, Agreement, Faithfulness
+from pycircuit.graph.faithfulness import KEY, Agreement, Faithfulness, Measured
 from pycircuit.graph.influence import layer_groups
 from pycircuit.model.agreement import relative_error
 from pycircuit.model.replacement import ReplacementModel, check_model
@@ -54,7 +54,7 @@ def validate(
     nodes = _sample(graph, samples, seed, kinds)
     direct = _edges(graph, nodes)
     through_features = _through_features(graph, direct)
-    predictions: dict[Freeze, np.ndarray] = {
+    predictions: dict[Measured, np.ndarray] = {
         "all": direct,
         "attention": through_features,
         "none": through_features,
@@ -245,7 +245,7 @@ def _run_batch(
 
 
 def _compare(
-    freeze: Freeze, measured: np.ndarray, predicted: np.ndarray, rows: _Rows, source_layer: np.ndarray
+    freeze: Measured, measured: np.ndarray, predicted: np.ndarray, rows: _Rows, source_layer: np.ndarray
 ) -> list[Agreement]:
     """Agreements by the number of layers from source to row, then of all together."""
     distance = rows.layer.numpy()[:, None] - source_layer
@@ -254,7 +254,7 @@ def _compare(
     return [_agreement(freeze, d, measured[mask], predicted[mask]) for d, mask in masks.items() if mask.any()]
 
 
-def _agreement(freeze: Freeze, distance: int | None, measured: np.ndarray, predicted: np.ndarray) -> Agreement:
+def _agreement(freeze: Measured, distance: int | None, measured: np.ndarray, predicted: np.ndarray) -> Agreement:
     finite = np.isfinite(measured)
     lost = len(measured) - int(finite.sum())
     measured, predicted = measured[finite], predicted[finite]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pycircuit.ops import Attention
 from pycircuit.ops.torch_settings import without_autocast
+from pycircuit.transcoders.types import Reads, Writes
 
 BLOCK = 1 << 19  # attention weights computed at once: a cache holds them
 GPU_BLOCK = 1 << 28  # on a GPU, which has no use for small blocks
@@ -102,13 +103,13 @@ class FrozenLayer:
         """The stream's change by an MLP output: [positions, width]."""
         return raw if self.post_mlp_norm is None else self.post_mlp_norm.forward(raw)
 
-    def read_norm(self, reads: str) -> FrozenNorm | None:
+    def read_norm(self, reads: Reads) -> FrozenNorm | None:
         """The map from the stream before the MLP's norm to what transcoders read; None is the identity."""
         if reads == "resid_mid" or self.mlp_norm is None:
             return None
         return self.mlp_norm if reads == "mlp_in" else self.mlp_norm.without_gain()
 
-    def write_norm(self, writes: str) -> FrozenNorm | None:
+    def write_norm(self, writes: Writes) -> FrozenNorm | None:
         """The map from what transcoders write to what is added to the stream; None is the identity."""
         return self.post_mlp_norm if writes == "mlp_raw" else None
 

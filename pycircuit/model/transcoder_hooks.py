@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pycircuit.transcoders.types import Reads, Writes
+
 from .attention_choice import use_attention
 from .families import Family
 from .forward_lock import forward_lock
 from .frozen import FrozenNorm
 from .hooks import Hooks, require_calls, stream_into, stream_out
+from .linear_layers import FastLinearLayers
 from .weights import NORMS, LayerWeights, ModelWeights, Norm, submodule
 
 Read = Callable[[int, Tensor], None]
@@ -27,8 +30,8 @@ def transcoder_hooks(
     model: Any,
     family: Family,
     weights: ModelWeights,
-    reads: str,
-    writes: str,
+    reads: Reads,
+    writes: Writes,
     read: Read,
     write: Write,
     frozen_norms: FrozenNorms | None = None,
@@ -41,7 +44,7 @@ def transcoder_hooks(
     empty, every norm of a float64 model is ours: transformers' go through float32. first_layer: the first that runs.
     """
     called: set[Site] = set()
-    with forward_lock(model), Hooks() as hooks, torch.no_grad():
+    with forward_lock(model), FastLinearLayers(), Hooks() as hooks, torch.no_grad():
         if frozen_norms is not None:
             _replace_norms(hooks, model, family, weights, frozen_norms)
         for i, layer in enumerate(submodule(model, family.layers, family).children()):
@@ -57,21 +60,21 @@ def transcoder_hooks(
 
 @contextmanager
 def eager_transcoder_hooks(
-    model: Any, family: Family, weights: ModelWeights, reads: str, writes: str, read: Read, write: Write
+    model: Any, family: Family, weights: ModelWeights, reads: Reads, writes: Writes, read: Read, write: Write
 ) -> Iterator[None]:
     """`transcoder_hooks` on the model as it is: nothing frozen, attention as its family means it."""
     with transcoder_hooks(model, family, weights, reads, writes, read, write), use_attention(model, "eager"):
         yield
 
 
-def read_batch(model: Any, family: Family, weights: ModelWeights, ids: Tensor, reads: str) -> Tensor:
+def read_batch(model: Any, family: Family, weights: ModelWeights, ids: Tensor, reads: Reads) -> Tensor:
     """Run prompts and return what transcoders read: ids [prompts, positions] -> [layers, prompts, positions, width].
 
     Prompts may be padded on the right: what comes later changes nothing in a causal model.
     """
     out = torch.empty(len(weights.layers), *ids.shape, weights.width, dtype=weights.dtype, device=weights.device)
     called: set[Site] = set()
-    with forward_lock(model), Hooks() as hooks:
+    with forward_lock(model), FastLinearLayers(), Hooks() as hooks:
         for i, layer in enumerate(submodule(model, family.layers, family).children()):
             owner, convert = _reader(layer, weights.layers[i], family, reads, weights.dtype, None)
             hooks.before(owner, _reading((reads, i), convert, out.__setitem__, called))
@@ -85,7 +88,7 @@ def _reader(
     layer: nn.Module,
     weights: LayerWeights,
     family: Family,
-    reads: str,
+    reads: Reads,
     dtype: torch.dtype,
     frozen_norm: FrozenNorm | None,
 ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:

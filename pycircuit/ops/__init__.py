@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ __all__ = [
     "FileRows",
     "ImplementationError",
     "JumpReLU",
+    "Prepared",
     "Ran",
     "ReLU",
     "RecomputedAttention",
@@ -38,6 +40,7 @@ __all__ = [
     "explain",
     "influence",
     "last_run",
+    "prepare",
     "use",
 ]
 
@@ -106,25 +109,55 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     return plan(_request(op, arguments.CHECKS[op](*args, **kwargs)))
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An op for many calls: its arguments are checked and its implementation is chosen. `prepare` makes one.
+
+    A call names the arguments that differ. They are not checked: the caller makes them of the same types, on the same
+    device, with shapes that fit the others. arguments: in the order of the op's parameters.
+    """
+
+    form: Callable[..., Any]
+    ran: Ran
+    arguments: dict[str, Any]
+
+    def __call__(self, **changed: Any) -> Any:
+        if autocast_is_on():
+            with without_autocast():
+                return self(**changed)
+        result = self.form(*_gathered({**self.arguments, **changed}).values())
+        record(self.ran)
+        return result
+
+
+def prepare(op: str, **arguments_of_op: Any) -> Prepared:
+    """Check the arguments of an op and choose its implementation, for calls that differ in their rows only."""
+    args = arguments.CHECKS[op](**arguments_of_op)
+    explanation = plan(_request(op, args))
+    form = OPS[op].form(explanation.implementation)
+    return Prepared(form, Ran.of(explanation), dict(zip(OPS[op].parameters, args, strict=True)))
+
+
 def _run(op: str, *args: Any) -> Any:
     if autocast_is_on():
         with without_autocast():
             return _run(op, *args)
     explanation = plan(_request(op, args))
-    result = OPS[op].form(explanation.implementation)(*_gathered(op, args))
-    record(explanation)
+    named = dict(zip(OPS[op].parameters, args, strict=True))
+    result = OPS[op].form(explanation.implementation)(*_gathered(named).values())
+    record(Ran.of(explanation))
     if op == "encode":
         _no_nan(result)
     return result
 
 
-def _gathered(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _gathered(named: dict[str, Any]) -> dict[str, Any]:
     """Arguments with a decoder in a file replaced by the rows in use."""
-    if not any(isinstance(a, FileRows) for a in args):
-        return args
-    named = dict(zip(OPS[op].parameters, args, strict=True))
-    named["features"], named["w_dec"] = named["w_dec"].gather(named["features"])
-    return tuple(named.values())
+    w_dec = named.get("w_dec")
+    if not isinstance(w_dec, FileRows):
+        return named
+    features, rows = w_dec.gather(named["features"])
+    return {**named, "features": features, "w_dec": rows}
 
 
 def _request(op: str, args: tuple[Any, ...]) -> Request:

@@ -62,6 +62,10 @@ class Ran:
     implementation: str
     isa: str | None
 
+    @classmethod
+    def of(cls, explanation: Explanation) -> Ran:
+        return cls(explanation.op, explanation.implementation, explanation.isa)
+
 
 @cache
 def native_isas() -> tuple[tuple[str, bool], ...]:
@@ -188,8 +192,8 @@ def plan(request: Request) -> Explanation:
     return choose(request, machine(isa), name)
 
 
-def record(explanation: Explanation) -> None:
-    _last.set(Ran(explanation.op, explanation.implementation, explanation.isa))
+def record(ran: Ran) -> None:
+    _last.set(ran)
 
 
 def last_run() -> Ran | None:

@@ -153,3 +153,58 @@ def influence(rows: Tensor, node: Tensor, weight: Tensor, order: Tensor | None) 
         torch.get_num_threads(),
     )
     return out
+
+
+def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False, divisor: Tensor | None = None) -> Tensor:
+    """Write (a / divisor[:, None]) @ b to out, or add it, and return out: [rows, columns], float32 on the CPU.
+
+    a: [rows, depth]; b: [depth, columns] or the transposed view of [columns, depth]; divisor: [rows]. Rows of a, out
+    and b's memory may be strided. out shares no memory with the others. An element does not depend on other rows.
+    """
+    _check_product(a, b, out, divisor)
+    transposed = b.stride(1) != 1 and b.shape[1] != 1
+    _native.product(
+        isa_index(),
+        a.data_ptr(),
+        a.shape[0],
+        a.shape[1],
+        a.stride(0),
+        b.data_ptr(),
+        b.shape[1],
+        b.stride(1 if transposed else 0),
+        transposed,
+        0 if divisor is None else divisor.data_ptr(),
+        out.data_ptr(),
+        out.stride(0),
+        add,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _check_product(a: Tensor, b: Tensor, out: Tensor, divisor: Tensor | None) -> None:
+    """Require matrices that fit and that the kernel can read."""
+    if not (a.ndim == b.ndim == out.ndim == 2 and a.shape[1] == b.shape[0]):
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise ValueError(f"product: a and b must be [rows, depth] and [depth, columns], got {shapes}")
+    if out.shape[0] != a.shape[0] or out.shape[1] != b.shape[1]:
+        raise ValueError(
+            f"product: out must be {(a.shape[0], b.shape[1])}, rows of a and columns of b, got {out.shape}"
+        )
+    if out.shape[0] > 1 and out.stride(0) < out.shape[1]:
+        raise ValueError(f"product: out must have rows apart from each other, got strides {out.stride()}; clone it")
+    _check_matrix("a", a, a.stride(1) == 1 or a.shape[1] <= 1)
+    _check_matrix("b", b, 1 in b.stride() or min(b.shape) <= 1)
+    _check_matrix("out", out, out.stride(1) == 1 or out.shape[1] <= 1)
+    if divisor is not None:
+        if divisor.shape != a.shape[:1]:
+            raise ValueError(f"product: divisor must be {(a.shape[0],)}, one for each row, got {tuple(divisor.shape)}")
+        _check_matrix("divisor", divisor, divisor.is_contiguous())
+
+
+def _check_matrix(name: str, t: Tensor, contiguous: bool) -> None:
+    if t.dtype is not torch.float32 or not t.is_cpu:
+        raise TypeError(f"product: {name} must be float32 on the CPU, got {t.dtype} on {t.device}; convert it")
+    if not contiguous:
+        rule = "contiguous along a row" + " or a column" * (name == "b")
+        raise ValueError(f"product: {name} must be {rule}, got strides {t.stride()}; call .contiguous()")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
@@ -31,14 +32,14 @@ class Columns:
     def layers(self) -> int:
         return len(self.before)
 
-    @property
+    @cached_property
     def feature_start(self) -> list[int]:
         """First column of each layer's features, and their end: [layers + 1]."""
         return list(accumulate(self.before[:, -1].tolist(), initial=0))
 
     @property
     def features(self) -> int:
-        return int(self.before[:, -1].sum())
+        return self.feature_start[-1]
 
     @property
     def busiest(self) -> int:
@@ -50,8 +51,7 @@ class Columns:
         return self.features + (self.layers + 1) * self.positions
 
     def of_features(self, layer: int) -> slice:
-        start = int(self.before[:layer, -1].sum())
-        return slice(start, start + int(self.before[layer, -1]))
+        return slice(*self.feature_start[layer : layer + 2])
 
     def of_errors(self, layer: int) -> slice:
         start = self.features + layer * self.positions

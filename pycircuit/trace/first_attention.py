@@ -8,6 +8,7 @@ projecting every position, on both sides of the next attention.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -30,6 +31,16 @@ class TargetRows:
     position: Tensor
     last: Tensor
     _padded: dict[int, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def equally_long(self) -> list[tuple[slice, slice, int]]:
+        """Every run of neighbours with equally many rows, as (targets, their rows, rows of each)."""
+        lengths = np.diff(self.offsets)
+        begins = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist()]
+        return [
+            (slice(begin, end), slice(int(self.offsets[begin]), int(self.offsets[end])), int(lengths[begin]))
+            for begin, end in zip(begins, [*begins[1:], len(lengths)], strict=True)
+        ]
 
     def padded(self, longest: int) -> Tensor:
         """Return the index of each row if every target had `longest` of them: [rows]."""
@@ -55,11 +66,10 @@ class FirstAttention:
         if out.device.type != "cpu":
             self._fill_together(out, rows)
             return
-        ends = rows.offsets.tolist()
-        for t, own in enumerate(self.own):
-            target_out = out[ends[t] : ends[t + 1]]
-            torch.mm(self.pattern[:, t, : len(target_out)].T, self.vectors[:, t], out=target_out)
-            target_out[-1] += own
+        for targets, span, length in rows.equally_long:
+            pattern, vectors = self.pattern[:, targets, :length], self.vectors[:, targets]
+            torch.bmm(pattern.permute(1, 2, 0), vectors.transpose(0, 1), out=out[span].unflatten(0, (-1, length)))
+        out.index_add_(0, rows.last, self.own)
 
     def _fill_together(self, out: Tensor, rows: TargetRows) -> None:
         """Write the rows in a few launches, whatever the number of targets, as if all were as long as the longest."""
@@ -93,9 +103,8 @@ def head_gradients(layer: FrozenLayer, gradient: Tensor, position: Tensor, produ
 
     gradient: [targets, width], one row a target; position: [targets].
     """
-    by_head = products.project(gradient, layer.back_o)
-    if layer.post_attention_norm is not None:
-        by_head /= layer.post_attention_norm.sigma[position, None]
+    norm = layer.post_attention_norm
+    by_head = products.project(gradient, layer.back_o, divisor=None if norm is None else norm.sigma[position])
     return by_head.unflatten(1, (layer.heads, -1)).transpose(0, 1)
 
 

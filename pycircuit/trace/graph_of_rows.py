@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -60,8 +61,14 @@ def _labels(model: ReplacementModel, collector: RowCollector) -> dict[tuple[int,
     """Return labels of the active features by (layer, feature)."""
     if not model.labels:
         return {}
-    active = [set(features.index.unique().tolist()) for features in collector.local.features]
-    return {key: label for key, label in model.labels.items() if key[0] < len(active) and key[1] in active[key[0]]}
+    active = sorted(set(zip(collector.layer.tolist(), collector.index.tolist(), strict=True)))
+    return {key: model.labels[key] for key in active if key in model.labels}
+
+
+@cache
+def _own_version() -> str:
+    """Return the version of this package, which takes milliseconds to read."""
+    return version("pycircuit")
 
 
 def _model_provenance(model: ReplacementModel) -> dict[str, Any]:
@@ -76,7 +83,7 @@ def _model_provenance(model: ReplacementModel) -> dict[str, Any]:
         "device": str(model.device),
         "ignore_positions": model.ignore_positions,
         "versions": {
-            "pycircuit": version("pycircuit"),
+            "pycircuit": _own_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from pycircuit.ops.dispatch import machine
+from pycircuit.ops.products import product
 from pycircuit.ops.torch_settings import tf32_products
 
 Precision = Literal["float32", "float32-fast", "tf32", "bfloat16"]
@@ -97,21 +98,26 @@ class Products:
         self.arithmetic = arithmetic
         self._parts: dict[Tensor, Tensor] = {}  # of every weight: [meetings * inner, columns]
 
-    def project(self, rows: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return rows @ weight: [n, columns]. rows: [n, inner]; weight: [inner, columns], one tensor in every call."""
+    def project(self, rows: Tensor, weight: Tensor, out: Tensor | None = None, divisor: Tensor | None = None) -> Tensor:
+        """Return rows / divisor @ weight: [n, columns].
+
+        rows: [n, inner]; weight: [inner, columns], one tensor in every call; divisor: [n], or None for ones.
+        """
         if not self.arithmetic.parts:
-            return torch.mm(rows, weight.to(rows.dtype), out=out)
+            return product(rows, weight, out, divisor=divisor)
         if out is None:
             out = rows.new_empty(len(rows), weight.shape[1])
-        _multiply(self.split(rows), self._weight(weight), out, 0)
-        return out
+        _multiply(self.split(rows), self._weight(weight), out, False)
+        return out if divisor is None else out.div_(divisor[:, None])
 
-    def add(self, state: Tensor, rows: Tensor, weight: Tensor) -> None:
-        """Add rows @ weight to state; shapes as in `project`."""
-        if self.arithmetic.parts:
-            _multiply(self.split(rows), self._weight(weight), state, 1)
-        else:
-            state.addmm_(rows, weight)
+    def add(self, state: Tensor, rows: Tensor, weight: Tensor, divisor: Tensor | None = None) -> None:
+        """Add rows / divisor @ weight to state; shapes as in `project`. A divisor may overwrite the rows."""
+        if not self.arithmetic.parts:
+            product(rows, weight, state, add=True, divisor=divisor)
+            return
+        if divisor is not None:
+            rows.div_(divisor[:, None])
+        _multiply(self.split(rows), self._weight(weight), state, True)
 
     def release(self) -> None:
         """Free the parts of all weights."""
@@ -147,12 +153,12 @@ class Products:
         return parts
 
 
-def _multiply(left: Tensor, right: Tensor, out: Tensor, beta: int) -> None:
-    """Compute out = beta * out + left @ right from parts, with float32 sums."""
+def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+    """Compute out = (out + if add) left @ right from parts, with float32 sums."""
     if not out.is_cuda:
-        out.addmm_(left, right, beta=beta)
+        product(left, right, out, add)
     elif left.dtype == torch.float32:
         with tf32_products():
-            out.addmm_(left, right, beta=beta)
+            out.addmm_(left, right, beta=int(add))
     else:
-        torch.addmm(out, left, right, beta=beta, out_dtype=torch.float32, out=out)
+        torch.addmm(out, left, right, beta=int(add), out_dtype=torch.float32, out=out)

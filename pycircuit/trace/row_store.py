@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -54,9 +55,9 @@ def cone_entries(
     """Yield (entries of each row, their columns, their weights), zeros left out, a few rows of a block at a time."""
     iota = np.arange(columns.count, dtype=np.int32)
     step = max(1, PACK_BLOCK // max(1, columns.count))
+    cone_of = cache(columns.cone)
     for begin in range(0, len(layer), step):
-        reads = zip(layer[begin : begin + step], position[begin : begin + step], strict=True)
-        cones = [columns.cone(target_layer, target_position) for target_layer, target_position in reads]
+        cones = list(map(cone_of, layer[begin : begin + step], position[begin : begin + step]))
         lengths = np.array([sum(end - first for first, end in cone) for cone in cones], np.int64)
         rows = block[begin : begin + len(cones)]  # an interrupted block has more
         weight = np.concatenate([row[a:b] for row, cone in zip(rows, cones, strict=True) for a, b in cone])

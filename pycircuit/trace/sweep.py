@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pycircuit import ops
 from pycircuit.model.replacement import LocalReplacement
-from pycircuit.ops import SparseFeatures, StoredAttention, checks
+from pycircuit.ops import FileRows, SparseFeatures, StoredAttention, checks
 from pycircuit.ops.cross_layer import CrossLayerFeatures, cross_layer_features
 from pycircuit.transcoders import CrossLayerTranscoder
 
@@ -120,7 +120,12 @@ class Sweep:
         constants = _nonzero([self._attention_constant(i) for i in layers] + [self._mlp_constant(i) for i in layers])
         self._attention, self._mlp_writes = constants[: len(layers)], constants[len(layers) :]
         self._identity = _identity(self.frozen.embeddings)
+        self._no_target = checks.known_offsets(self._identity.row_ptr[:1], [0])
         self._cross_layer = self._cross_layer_features()
+        self._score_positions = self._prepare_scores(self._identity, self.frozen.embeddings)
+        self._score_errors = self._prepare_scores(self._identity, local.errors[0])
+        self._score_features = [self._feature_scores(layer) for layer in layers]
+        self._attend_back = [self._prepare_attention(layer) for layer in layers]
         self._skips = [None if skip is None else skip.T for skip in local.transcoders.w_skip]
         if arithmetic is None:
             arithmetic = arithmetic_of("attribute", "float32", self.frozen.device, self.frozen.dtype)
@@ -145,6 +150,32 @@ class Sweep:
         if not on_gpu or not isinstance(self.transcoders, CrossLayerTranscoder):
             return None
         return cross_layer_features(self.transcoders.w_dec, self.local.features)
+
+    def _prepare_scores(self, features: SparseFeatures, vectors: Tensor | FileRows) -> ops.Prepared:
+        """Check sources and their vectors once for all tiles, as edges to no target."""
+        none = self.frozen.embeddings[:0]
+        out = none.new_empty(0, features.count)
+        return ops.prepare(
+            "edge_scores", gradient=none, prefix_ptr=self._no_target, features=features, w_dec=vectors, out=out
+        )
+
+    def _feature_scores(self, layer: int) -> list[tuple[slice, ops.Prepared]]:
+        """Return the columns of the features that write to a layer, and the op that scores them, by source."""
+        active = [] if self._cross_layer is not None else self.transcoders.sources(layer)
+        return [
+            (
+                self.columns.of_features(source),
+                self._prepare_scores(self.local.features[source], self.transcoders.decoder(source, layer)),
+            )
+            for source in active
+            if self.local.features[source].count
+        ]
+
+    def _prepare_attention(self, layer: int) -> ops.Prepared:
+        """Check a layer's frozen attention once for all tiles, on no rows."""
+        block, none = self.frozen.layers[layer], self.frozen.embeddings
+        y, out = (none.new_empty(0, heads, block.head_width) for heads in (block.heads, block.kv_heads))
+        return ops.prepare("attend_back", y=y, prefix_ptr=self._no_target, attention=block.attention, out=out)
 
     def _attention_constant(self, layer: int) -> Tensor | None:
         """Return attention's output for an empty stream: [positions, width]; None without biases."""
@@ -265,7 +296,7 @@ class Sweep:
         """Add the edges of tokens through the residual stream alone."""
         rows, ptr = state[: tile.ends[tile.attended]], tile.prefix(tile.attended)
         tokens = tile.out[:, self.columns.of_tokens]
-        ops.edge_scores(rows, ptr, self._identity, self.frozen.embeddings, tokens[: tile.attended])
+        self._score_positions(gradient=rows, prefix_ptr=ptr, out=tokens[: tile.attended])
         self._add_constants(self.frozen.position_part, ptr, rows, tile)
         own, position = tile.own[tile.attended :], tile.position[tile.attended :]
         index = torch.arange(tile.attended, len(tile), device=position.device)
@@ -279,7 +310,7 @@ class Sweep:
     def _add_constants(self, constant: Tensor | None, ptr: Tensor, rows: Tensor, tile: Tile) -> None:
         """Add rows . constant to the tile's constants, position by position."""
         if constant is not None and len(ptr) > 1:
-            ops.edge_scores(rows, ptr, self._identity, constant, tile.constants[: len(ptr) - 1])
+            self._score_positions(gradient=rows, prefix_ptr=ptr, w_dec=constant, out=tile.constants[: len(ptr) - 1])
 
     def _score_layer(self, layer: int, count: int, tile: Tile, state: Tensor) -> Tensor | None:
         """Score a layer's features and errors for the targets that read above; return gradients through its skip."""
@@ -288,26 +319,24 @@ class Sweep:
         self._add_constants(self._mlp_writes[layer], ptr, rows, tile)
         write = block.write_norm(self.transcoders.writes)
         written = rows if write is None else write.back(rows, position)
-        self._score_features(layer, written, ptr, out)
-        ops.edge_scores(written, ptr, self._identity, self.local.errors[layer], out[:, self.columns.of_errors(layer)])
+        self._score_layer_features(layer, written, ptr, out)
+        errors = self.local.errors[layer]
+        self._score_errors(gradient=written, prefix_ptr=ptr, w_dec=errors, out=out[:, self.columns.of_errors(layer)])
         skip, norm = self._skips[layer], block.read_norm(self.transcoders.reads)
         if skip is None:
             return None
         back = self.products.project(written, skip)
         return back if norm is None else norm.back(back, position)
 
-    def _score_features(self, layer: int, written: Tensor, ptr: Tensor, out: Tensor) -> None:
+    def _score_layer_features(self, layer: int, written: Tensor, ptr: Tensor, out: Tensor) -> None:
         """Score the features that write to a layer. written: [rows, width], the gradients of what is written there."""
         if self._cross_layer is not None:
             import_module("pycircuit.kernels.edge_scores").cross_layer_scores(
                 self._cross_layer, layer, written, ptr, out
             )
             return
-        for source in self.transcoders.sources(layer):
-            features = self.local.features[source]
-            if features.count:
-                columns = self.columns.of_features(source)
-                ops.edge_scores(written, ptr, features, self.transcoders.decoder(source, layer), out[:, columns])
+        for columns, score in self._score_features[layer]:
+            score(gradient=written, prefix_ptr=ptr, out=out[:, columns])
 
     def _attend(self, layer: int, joined: FirstAttention | None, tile: Tile, state: Tensor) -> None:
         """Apply G += norm^T W_V^T A^T W_O^T post-norm^T G to targets past their first attention.
@@ -321,22 +350,27 @@ class Sweep:
         self._add_constants(self._attention[layer], ptr, rows, tile)
         head_gradients = self._buffer("y", len(rows), block.back_o.shape[1], capacity=self._max_rows)
         first = tile.attended - (0 if joined is None else len(joined.own))
-        projected = tile.ends[first]
-        self.products.project(rows[:projected], block.back_o, head_gradients[:projected])
+        projected, norm = tile.ends[first], block.post_attention_norm
+        sigma = None if norm is None else norm.sigma[position]
+        divisor = None if sigma is None else sigma[:projected]
+        self.products.project(rows[:projected], block.back_o, head_gradients[:projected], divisor)
         if joined is not None:
             factors = joined.project(block.back_o, self.products)
             factors.fill(head_gradients[projected:], tile.rows(first, tile.attended))
-        if block.post_attention_norm is not None:
-            head_gradients /= block.post_attention_norm.sigma[position, None]
+            if sigma is not None:
+                head_gradients[projected:] /= sigma[projected:, None]
         value_gradients = self._buffer("z", len(rows), block.kv_heads, block.head_width, capacity=self._max_rows)
-        ops.attend_back(head_gradients.unflatten(1, (block.heads, -1)), ptr, block.attention, value_gradients)
+        by_head = head_gradients.unflatten(1, (block.heads, -1))
+        self._attend_back[layer](y=by_head, prefix_ptr=ptr, out=value_gradients)
         flat = value_gradients.flatten(1)
-        if block.attention_norm is not None:
-            flat /= block.attention_norm.sigma[position, None]
+        sigma = None if block.attention_norm is None else block.attention_norm.sigma[position]
         if layer:
-            self.products.add(rows, flat, block.back_v)
+            self.products.add(rows, flat, block.back_v, sigma)
         else:  # only tokens are below: their values are few, the rows of the state many
-            ops.edge_scores(flat, ptr, self._identity, self._values, tile.out[: tile.attended, self.columns.of_tokens])
+            if sigma is not None:
+                flat /= sigma[:, None]
+            tokens = tile.out[: tile.attended, self.columns.of_tokens]
+            self._score_positions(gradient=flat, prefix_ptr=ptr, w_dec=self._values, out=tokens)
             self._add_constants(self._position_values, ptr, flat, tile)
 
     def _join(self, layer: int, reach: int, tile: Tile, state: Tensor) -> FirstAttention | None:

@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Literal, TypedDict, get_args
 
 from pycircuit.ops.checks import is_int
-from pycircuit.transcoders.types import READS, WRITES
+from pycircuit.transcoders.types import READS, WRITES, Reads, Writes
 
 Kind = Literal["plt", "clt"]
 ActivationName = Literal["relu", "jumprelu", "topk", "batchtopk"]
@@ -84,10 +84,10 @@ class Recipe:
     )
     context: int = field(default=256, metadata={HELP: "longest part of a text, in tokens"})
     seed: int = field(default=0, metadata={HELP: "of weights and shuffling"})
-    reads: str | None = field(
+    reads: Reads | None = field(
         default=None, metadata={HELP: " | ".join(READS) + "; None: mlp_in for plt, resid_mid for clt"}
     )
-    writes: str = field(default="mlp_out", metadata={HELP: " | ".join(WRITES)})
+    writes: Writes = field(default="mlp_out", metadata={HELP: " | ".join(WRITES)})
     precision: RowPrecision = field(
         default="float32", metadata={HELP: " | ".join(PRECISIONS) + ", of rows that a step reads"}
     )
@@ -131,7 +131,7 @@ class Recipe:
         return self.k[layer] if isinstance(self.k, tuple) else self.k
 
     @property
-    def read_site(self) -> str:
+    def read_site(self) -> Reads:
         """Site where features read: by default the MLP's input for a PLT, the residual stream for a CLT."""
         return self.reads or ("mlp_in" if self.kind == "plt" else "resid_mid")
 
@@ -184,6 +184,6 @@ class RecipeOptions(TypedDict, total=False):
     buffer: int | None
     context: int
     seed: int
-    reads: str | None
-    writes: str
+    reads: Reads | None
+    writes: Writes
     precision: RowPrecision

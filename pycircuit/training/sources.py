@@ -13,6 +13,7 @@ from pycircuit.model import ReplacementModel
 from pycircuit.model.families import family_of
 from pycircuit.model.weights import read_weights
 from pycircuit.ops.checks import is_int
+from pycircuit.transcoders.types import Reads, Writes
 
 from .stream import Source
 
@@ -36,7 +37,7 @@ class Tokenizer(Protocol):
         """Return the token ids of a text, or an object that has them as `ids`."""
 
 
-def source_of(op: str, model: Model, reads: str, writes: str, ignore: int | None) -> Source:
+def source_of(op: str, model: Model, reads: Reads, writes: Writes, ignore: int | None) -> Source:
     """Return a Source on a transformers causal model, or on the one in a ReplacementModel.
 
     ignore: the number of opening positions left out; None: the family's.

@@ -22,6 +22,7 @@ from pycircuit.model.causal_attention import Windows, attend, attention_inputs
 from pycircuit.model.families import Family
 from pycircuit.model.transcoder_hooks import transcoder_hooks
 from pycircuit.model.weights import HasWeights, ModelWeights
+from pycircuit.transcoders.types import Reads, Writes
 
 from .recipe import Recipe
 
@@ -57,8 +58,8 @@ class Source(HasWeights):
     model: Any
     family: Family
     weights: ModelWeights
-    reads: str
-    writes: str
+    reads: Reads
+    writes: Writes
     ignore: int
 
     def activations(self, sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pycircuit.files.sizes import parse_bytes
 from .formats import hooks, saving
 from .formats.contents import MOST_LAYERS, Contents, check_shapes
 from .formats.detect import Recognised, recognise
+from .formats.hooks import ReadSite, Stream, WriteSite
 from .formats.reader import read_transcoders
 from .formats.report import Report, report
 from .formats.select import Overrides
@@ -32,8 +34,8 @@ def load(
     lazy: bool = True,
     layers: int | None = None,
     variant: str | None = None,
-    reads: str | None = None,
-    writes: str | None = None,
+    reads: ReadSite | None = None,
+    writes: WriteSite | None = None,
     cache: int | str = CACHE_BYTES,
 ) -> Transcoders:
     """Return the transcoders of a local folder or a hub id `org/repo[/path][@revision]`, of any format in `FORMATS`.
@@ -77,17 +79,29 @@ def parse_device(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"load: device must be such as 'cpu' or 'cuda:0', got {device!r}: {error}") from None
 
 
-def _overrides(layers: int | None, variant: str | None, reads: str | None, writes: str | None) -> Overrides:
+def _overrides(layers: int | None, variant: str | None, reads: ReadSite | None, writes: WriteSite | None) -> Overrides:
     if layers is not None and (type(layers) is not int or not 1 <= layers <= MOST_LAYERS):
         raise ValueError(f"load: layers must be a whole number of at least 1 and at most {MOST_LAYERS}, got {layers!r}")
     if not isinstance(variant, str | None):
         raise TypeError(f"load: variant must be parts of a path, with commas, got {variant!r}")
-    reads = hooks.READS.get(hooks.without_layer(reads), reads)
-    writes = hooks.WRITES.get(hooks.without_layer(writes), writes)
-    for name, value, allowed in (("reads", reads, READS), ("writes", writes, WRITES)):
-        if value is not None and value not in allowed:
-            raise ValueError(f"load: {name} must be one of {', '.join(allowed)}, or a hook's name, got {value!r}")
-    return Overrides(layers, variant, reads, writes)
+    return Overrides(
+        layers,
+        variant,
+        _stream("reads", reads, hooks.READS, READS),
+        _stream("writes", writes, hooks.WRITES, WRITES),
+    )
+
+
+def _stream(
+    name: str, site: str | None, hook_streams: Mapping[Any, Stream], streams: Sequence[Stream]
+) -> Stream | None:
+    """The stream of this name, or of a hook with this name."""
+    if site is None:
+        return None
+    stream = hook_streams.get(hooks.without_layer(site), site)
+    if stream not in streams:
+        raise ValueError(f"load: {name} must be one of {', '.join(streams)}, or a hook's name, got {site!r}")
+    return streams[streams.index(stream)]
 
 
 def save(
@@ -112,8 +126,8 @@ def convert(
     dtype: torch.dtype | None = None,
     layers: int | None = None,
     variant: str | None = None,
-    reads: str | None = None,
-    writes: str | None = None,
+    reads: ReadSite | None = None,
+    writes: WriteSite | None = None,
 ) -> Path:
     """Write transcoders of any format to a new folder, a layer at a time; arguments as of `load`.
 
@@ -144,8 +158,8 @@ def inspect(
     weights: bool = True,
     layers: int | None = None,
     variant: str | None = None,
-    reads: str | None = None,
-    writes: str | None = None,
+    reads: ReadSite | None = None,
+    writes: WriteSite | None = None,
 ) -> Report:
     """Return a report of a folder or hub id, as `load` would take it; print it, or call its .json().
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -19,8 +19,14 @@ from pycircuit.ops.torch_settings import without_autocast
 
 from .lazy import LazyRows
 
-READS = ("resid_mid", "mlp_normed", "mlp_in")
-WRITES = ("mlp_out", "mlp_raw")
+Reads = Literal["resid_mid", "mlp_normed", "mlp_in"]
+Writes = Literal["mlp_out", "mlp_raw"]
+READS: tuple[Reads, ...] = get_args(Reads)
+WRITES: tuple[Writes, ...] = get_args(Writes)
+
+PerLayer: TypeAlias = Sequence[Tensor | None] | Tensor  # one entry a layer
+Decoders: TypeAlias = Sequence[Tensor | FileRows | None] | Tensor
+Rules: TypeAlias = Activation | Sequence[Activation | None]  # one for all layers, or one a layer
 
 
 class ModelShape(Protocol):
@@ -73,7 +79,15 @@ class Transcoders(ABC):
     """One entry a layer in every list; None in w_enc, b_enc and w_dec where a layer has no transcoder."""
 
     def __init__(
-        self, w_enc: Any, b_enc: Any, w_dec: Any, b_dec: Any, activation: Any, w_skip: Any, reads: str, writes: str
+        self,
+        w_enc: PerLayer,
+        b_enc: PerLayer,
+        w_dec: Decoders,
+        b_dec: PerLayer | None,
+        activation: Rules,
+        w_skip: PerLayer | None,
+        reads: Reads,
+        writes: Writes,
     ) -> None:
         op = type(self).__name__
         self.w_enc = [_detached(t) for t in w_enc]
@@ -84,8 +98,8 @@ class Transcoders(ABC):
         self.w_skip = _entries(op, "w_skip", w_skip, count)
         rules = _activations(op, activation, count)
         self.activation = [JumpReLU(_detached(r.theta)) if isinstance(r, JumpReLU) else r for r in rules]
-        self.reads = reads
-        self.writes = writes
+        self.reads: Reads = reads
+        self.writes: Writes = writes
         for name, value, allowed in (("reads", reads, READS), ("writes", writes, WRITES)):
             if value not in allowed:
                 raise ValueError(f"{op}: {name} must be one of {', '.join(allowed)}, got {value!r}")
@@ -264,18 +278,21 @@ class PerLayerTranscoders(Transcoders):
     """Each layer's features read and write there: w_enc[l]: [F, d], b_enc[l]: [F], w_dec[l]: [F, d], b_dec[l]: [d].
 
     w_skip[l]: [d, d] adds x @ w_skip[l]. activation: one rule, or one a layer.
+
+    reads: "resid_mid" (the stream before the MLP's norm), "mlp_normed" (after the norm, without its gain) or "mlp_in"
+    (the MLP's input). writes: "mlp_out" (what the MLP adds to the stream) or "mlp_raw" (before a norm after the MLP).
     """
 
     def __init__(
         self,
-        w_enc: Any,
-        b_enc: Any,
-        w_dec: Any,
-        b_dec: Any = None,
-        activation: Any = ReLU(),  # noqa: B008 - frozen
-        w_skip: Any = None,
-        reads: str = "mlp_in",
-        writes: str = "mlp_out",
+        w_enc: PerLayer,
+        b_enc: PerLayer,
+        w_dec: Decoders,
+        b_dec: PerLayer | None = None,
+        activation: Rules = ReLU(),  # noqa: B008 - frozen
+        w_skip: PerLayer | None = None,
+        reads: Reads = "mlp_in",
+        writes: Writes = "mlp_out",
     ) -> None:
         super().__init__(w_enc, b_enc, w_dec, b_dec, activation, w_skip, reads, writes)
 
@@ -299,19 +316,20 @@ class PerLayerTranscoders(Transcoders):
 class CrossLayerTranscoder(Transcoders):
     """Features of layer l write to every layer from l on: w_enc[l]: [F, d], b_enc[l]: [F], w_dec[l]: [F, L - l, d].
 
-    b_dec[l]: [d] belongs to the layer written to. w_skip[l]: [d, d] adds x @ w_skip[l] at its own layer.
+    b_dec[l]: [d] belongs to the layer written to. w_skip[l]: [d, d] adds x @ w_skip[l] at its own layer. activation,
+    reads, writes: as of PerLayerTranscoders.
     """
 
     def __init__(
         self,
-        w_enc: Any,
-        b_enc: Any,
-        w_dec: Any,
-        b_dec: Any = None,
-        activation: Any = ReLU(),  # noqa: B008 - frozen
-        w_skip: Any = None,
-        reads: str = "resid_mid",
-        writes: str = "mlp_out",
+        w_enc: PerLayer,
+        b_enc: PerLayer,
+        w_dec: Decoders,
+        b_dec: PerLayer | None = None,
+        activation: Rules = ReLU(),  # noqa: B008 - frozen
+        w_skip: PerLayer | None = None,
+        reads: Reads = "resid_mid",
+        writes: Writes = "mlp_out",
     ) -> None:
         super().__init__(w_enc, b_enc, w_dec, b_dec, activation, w_skip, reads, writes)
 

@@ -14,7 +14,7 @@ import transformers
 from training import LAYERS, Streams, fit, harvest
 
 import pycircuit as pc
-from pycircuit.load import smollm2
+from pycircuit.loading import smollm2
 
 BUILD = Path(__file__).parents[2] / "build"
 TRAINED, UNSEEN, WINDOW = 24, 8, 256  # windows of text, and how many tokens each has

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 
 from pycircuit.ops import Activation, FileRows, JumpReLU, ReLU, SparseFeatures, TopK
 from pycircuit.transcoders import CrossLayerTranscoder, PerLayerTranscoders
-from pycircuit.transcoders.formats.hooks import READ_NAMES, WRITE_NAMES
+from pycircuit.transcoders.formats.hooks import READ_NAMES, WRITE_NAMES, Stream
 from pycircuit.transcoders.formats.stored_tensors import StoredTensor, open_tensors
 from pycircuit.transcoders.lazy import LazyRows, RowCache
-from pycircuit.transcoders.types import Transcoders
+from pycircuit.transcoders.types import Reads, Transcoders, Writes
 
 from .generations import library
 
@@ -38,7 +39,7 @@ def transcoders_of(model: Any) -> Transcoders:
     )
 
 
-def _our_name(argument: str, hook: str, names: dict[str, str]) -> str:
+def _our_name(argument: str, hook: str, names: Mapping[Any, Stream]) -> Stream:
     if hook not in names:
         raise ValueError(
             f"attribute: {argument} of the transcoders must be one of {', '.join(names)}, got {hook!r}, of which "
@@ -66,7 +67,7 @@ def activation(rule: Any, layer: int) -> Activation:
     )
 
 
-def _per_layer(transcoders: list[Any], reads: str, writes: str) -> Transcoders:
+def _per_layer(transcoders: list[Any], reads: Reads, writes: Writes) -> Transcoders:
     cache = RowCache(CACHE)
     w_enc, w_dec = [], []
     for transcoder in transcoders:
@@ -89,7 +90,7 @@ def _per_layer(transcoders: list[Any], reads: str, writes: str) -> Transcoders:
     )
 
 
-def _cross_layer(transcoder: Any, reads: str, writes: str) -> Transcoders:
+def _cross_layer(transcoder: Any, reads: Reads, writes: Writes) -> Transcoders:
     cache, layers = RowCache(CACHE), range(transcoder.n_layers)
 
     def stored(kind: str, layer: int) -> StoredTensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pycircuit.ops import Activation, BatchTopK, ReLU, TopK
+from pycircuit.transcoders.types import Reads, Writes
 
 from . import hooks
 from .config_files import parse_activation, read_yaml, whole_number
@@ -129,14 +130,14 @@ def activation_rule(config_path: Path, config: dict[str, Any], layer: int) -> tu
     raise ValueError(f"load: {config_path}: activation must be relu, jump_relu or topk, got {name!r}")
 
 
-def hook_points(config_path: Path, config: dict[str, Any], overrides: Overrides) -> tuple[str, str]:
+def hook_points(config_path: Path, config: dict[str, Any], overrides: Overrides) -> tuple[Reads, Writes]:
     """Streams that the set reads and writes."""
     own = config.get("pycircuit") or {}
     hook_in, hook_out = config.get("feature_input_hook"), config.get("feature_output_hook")
     if own:
         hook_in, hook_out = own.get("reads", hook_in), own.get("writes", hook_out)
-        hook_in = hooks.READ_NAMES.get(str(hook_in), hook_in)
-        hook_out = hooks.WRITE_NAMES.get(str(hook_out), hook_out)
+        hook_in = next((hook for reads, hook in hooks.READ_NAMES.items() if reads == hook_in), hook_in)
+        hook_out = next((hook for writes, hook in hooks.WRITE_NAMES.items() if writes == hook_out), hook_out)
     return (
         overrides.reads or hooks.reads(config_path, "feature_input_hook", hook_in),
         overrides.writes or hooks.writes(config_path, "feature_output_hook", hook_out),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from sys import float_info
-from typing import Any
+from typing import Any, TypeVar
 
 from pycircuit.files.reading import reading
 from pycircuit.files.safetensors import unique_names
 from pycircuit.ops import Activation, BatchTopK, JumpReLU, ReLU, TopK
+
+Text = TypeVar("Text", bound=str)
 
 _TEXT_BYTES = 16 << 20
 _YAML_BYTES = 128 << 10  # a hundred layers' locations take ten times less, and reading them is slow
@@ -132,7 +134,7 @@ def parse_activation(config_path: Path, config: Any) -> Activation:
     raise ValueError(f"load: {config_path}: activation must be relu, jumprelu, topk or batchtopk, got {name!r}")
 
 
-def same_in_every_layer(name: str, values: dict[Any, str]) -> str | None:
+def same_in_every_layer(name: str, values: dict[Any, Text]) -> Text | None:
     """The value that all layers have in common; None without any. values: by where they were read."""
     distinct = sorted(set(values.values()))
     if len(distinct) > 1:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pycircuit.ops import Activation, ReLU
+from pycircuit.transcoders.types import Reads, Writes
 
 from .stored_tensors import StoredTensor
 
@@ -86,8 +87,8 @@ class Contents:
     path: Path
     layers: list[Layer]
     cross: bool
-    reads: str
-    writes: str
+    reads: Reads
+    writes: Writes
     model: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
 

@@ -41,9 +41,10 @@ def read(folder: Path, overrides: Overrides) -> Contents:
     config_path = folder / "config.yaml"
     config = read_yaml(config_path)
     model = config["model"]
-    for name, value in (("reads", overrides.reads), ("writes", overrides.writes)):
-        if value is None:
-            raise ValueError(f"load: {name} must be given for {folder}, whose files do not say it, got None")
+    reads, writes = overrides.reads, overrides.writes
+    if reads is None or writes is None:
+        absent = "reads" if reads is None else "writes"
+        raise ValueError(f"load: {absent} must be given for {folder}, whose files do not say it, got None")
     classes = _class_names(config_path, model)
     tensors = open_tensors(folder / _FILE)
     cross = classes["decoder"] != "Decoder"
@@ -60,7 +61,7 @@ def read(folder: Path, overrides: Overrides) -> Contents:
         contents = _read_layer(tensors, layer, depth, cross, rules[layer], fold)
         layer_theta = None if theta is None else theta.entry(0).entry(layer)
         layers.append(replace(contents, theta=layer_theta, log_theta=False, positive=True))
-    return Contents(folder, layers, cross, str(overrides.reads), str(overrides.writes), config=model)
+    return Contents(folder, layers, cross, reads, writes, config=model)
 
 
 def _class_names(config_path: Path, model: dict[str, Any]) -> dict[str, str]:

@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pycircuit.transcoders.types import Reads, Writes
+
 from . import hooks
 from .config_files import read_json, same_in_every_layer
 from .contents import Contents, Layer, require_same_tensors, require_tensors
@@ -47,7 +49,7 @@ def read(folder: Path, overrides: Overrides) -> Contents:
     return Contents(folder, layers, False, reads, writes, hooks.model_name(configs.values()), config)
 
 
-def hook_points(configs: dict[Path, dict[str, Any]], overrides: Overrides) -> tuple[str, str]:
+def hook_points(configs: dict[Path, dict[str, Any]], overrides: Overrides) -> tuple[Reads, Writes]:
     """Hook points that every layer reads and writes; GemmaScope 2's own where no configuration says it."""
     reads, writes = overrides.reads, overrides.writes
     key_in, key_out = "hf_hook_point_in", "hf_hook_point_out"

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, TypeVar
 
-READS = {
+from pycircuit.transcoders.types import Reads, Writes
+
+ReadHook = Literal[
+    "hook_resid_mid",
+    "hook_mlp_in",
+    "ln2.hook_normalized",
+    "mlp.hook_in",
+    "pre_feedforward_layernorm.input",
+    "pre_feedforward_layernorm.output",
+    "mlp.input",
+]
+WriteHook = Literal["hook_mlp_out", "mlp.hook_out", "post_feedforward_layernorm.output", "mlp.output"]
+ReadSite: TypeAlias = Reads | ReadHook  # what `load` takes as `reads`
+WriteSite: TypeAlias = Writes | WriteHook
+Stream = TypeVar("Stream", Reads, Writes)
+
+READS: dict[ReadHook, Reads] = {
     "hook_resid_mid": "resid_mid",
     "hook_mlp_in": "resid_mid",
     "ln2.hook_normalized": "mlp_normed",
@@ -16,15 +32,19 @@ READS = {
     "pre_feedforward_layernorm.output": "mlp_in",
     "mlp.input": "mlp_in",
 }
-WRITES = {
+WRITES: dict[WriteHook, Writes] = {
     "hook_mlp_out": "mlp_out",
     "mlp.hook_out": "mlp_raw",
     "post_feedforward_layernorm.output": "mlp_out",
     "mlp.output": "mlp_raw",
 }
 # Names that saving uses.
-READ_NAMES = {"resid_mid": "hook_resid_mid", "mlp_normed": "ln2.hook_normalized", "mlp_in": "mlp.hook_in"}
-WRITE_NAMES = {"mlp_out": "hook_mlp_out", "mlp_raw": "mlp.hook_out"}
+READ_NAMES: dict[Reads, str] = {
+    "resid_mid": "hook_resid_mid",
+    "mlp_normed": "ln2.hook_normalized",
+    "mlp_in": "mlp.hook_in",
+}
+WRITE_NAMES: dict[Writes, str] = {"mlp_out": "hook_mlp_out", "mlp_raw": "mlp.hook_out"}
 _LAYER = re.compile(r"^(?:(?:model|language_model|transformer|gpt_neox)\.)*(?:blocks|layers|h)\.(\d+)\.")
 
 
@@ -46,7 +66,7 @@ def without_layer(name: Any) -> Any:
     return _LAYER.sub("", name) if isinstance(name, str) else name
 
 
-def _known(config_path: Path, key: str, value: Any, names: dict[str, str], argument: str) -> str:
+def _known(config_path: Path, key: str, value: Any, names: Mapping[Any, Stream], argument: str) -> Stream:
     known = without_layer(value)
     if not isinstance(known, str) or known not in names:
         raise ValueError(
@@ -56,12 +76,12 @@ def _known(config_path: Path, key: str, value: Any, names: dict[str, str], argum
     return names[known]
 
 
-def reads(config_path: Path, key: str, value: Any) -> str:
+def reads(config_path: Path, key: str, value: Any) -> Reads:
     """The stream that a configuration's hook reads."""
     return _known(config_path, key, value, READS, "reads")
 
 
-def writes(config_path: Path, key: str, value: Any) -> str:
+def writes(config_path: Path, key: str, value: Any) -> Writes:
     """The stream that a configuration's hook writes."""
     return _known(config_path, key, value, WRITES, "writes")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pycircuit.ops import Activation, ReLU, TopK
+from pycircuit.transcoders.types import Reads, Writes
 
 from . import hooks
 from .config_files import flag, read_json, same_in_every_layer, whole_number
@@ -74,8 +75,8 @@ def read(folder: Path, overrides: Overrides) -> Contents:
 
 def _read_per_layer(folder: Path, configs: dict[str, dict[str, Any]], overrides: Overrides) -> Contents:
     paths: dict[int, Path] = {}
-    ins: dict[Path, str] = {}
-    outs: dict[Path, str] = {}
+    ins: dict[Path, Reads] = {}
+    outs: dict[Path, Writes] = {}
     for name, config in configs.items():
         path = folder / name
         config_path = path.with_name("config.json")
@@ -90,7 +91,8 @@ def _read_per_layer(folder: Path, configs: dict[str, dict[str, Any]], overrides:
     layers = read_layers(folder, paths, lambda layer: read_layer(paths[layer]), overrides)
     reads = overrides.reads or same_in_every_layer("reads", ins)
     writes = overrides.writes or same_in_every_layer("writes", outs)
-    return Contents(folder, layers, False, str(reads), str(writes), config=next(iter(configs.values())))
+    assert reads is not None and writes is not None  # there is at least one configuration
+    return Contents(folder, layers, False, reads, writes, config=next(iter(configs.values())))
 
 
 def _named_layer(name: str, config_path: Path, config: dict[str, Any]) -> int:
@@ -218,7 +220,8 @@ def _read_cross_layer(path: Path, config: dict[str, Any], overrides: Overrides) 
         reads = same_in_every_layer("reads", {h: hooks.reads(config_path, "hook_points_in", h) for h in ins})
     if not writes:
         writes = same_in_every_layer("writes", {h: hooks.writes(config_path, "hook_points_out", h) for h in outs})
-    return Contents(path.parent, layers, True, str(reads), str(writes), config=config)
+    assert reads is not None and writes is not None  # there is at least one hook
+    return Contents(path.parent, layers, True, reads, writes, config=config)
 
 
 def layer_by_target(

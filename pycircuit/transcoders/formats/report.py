@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pycircuit.transcoders.types import Reads, Writes
+
 from .config_files import activation_config
 from .contents import Contents, Layer
 from .reader import LayerReader
@@ -30,8 +32,8 @@ class Report:
     evidence: str
     kind: str
     model: str | None
-    reads: str
-    writes: str
+    reads: Reads
+    writes: Writes
     features: list[int | None]
     width: int
     activation: list[dict[str, Any]]

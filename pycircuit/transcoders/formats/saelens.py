@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pycircuit.transcoders.types import Reads, Writes
+
 from . import hooks
 from .config_files import read_json, same_in_every_layer
 from .contents import Contents, Layer, require_tensors
@@ -67,7 +69,7 @@ def read(folder: Path, overrides: Overrides) -> Contents:
     return Contents(folder, layers, False, reads, writes, model, next(iter(configs.values())))
 
 
-def _hook_points(metadata: dict[Path, dict[str, Any]], overrides: Overrides) -> tuple[str, str]:
+def _hook_points(metadata: dict[Path, dict[str, Any]], overrides: Overrides) -> tuple[Reads, Writes]:
     """Hook points that every layer reads and writes."""
     reads, writes = overrides.reads, overrides.writes
     if not reads:
@@ -76,7 +78,8 @@ def _hook_points(metadata: dict[Path, dict[str, Any]], overrides: Overrides) -> 
     if not writes:
         outs = {p: hooks.writes(p, "metadata.hook_name_out", m.get("hook_name_out")) for p, m in metadata.items()}
         writes = same_in_every_layer("writes", outs)
-    return str(reads), str(writes)
+    assert reads is not None and writes is not None  # there is at least one configuration
+    return reads, writes
 
 
 def _metadata(config_path: Path, config: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pycircuit.files.atomic_folder import write_folder
 from pycircuit.ops import Activation, BatchTopK, JumpReLU, TopK
-from pycircuit.transcoders.types import CrossLayerTranscoder, Transcoders
+from pycircuit.transcoders.types import CrossLayerTranscoder, Reads, Transcoders, Writes
 
 from . import hooks
 from .config_files import activation_config
@@ -42,8 +42,8 @@ class TranscoderSet:
     """A set to be written. sizes: features of each layer, None without a transcoder; weights(layer): read on demand."""
 
     cross: bool
-    reads: str
-    writes: str
+    reads: Reads
+    writes: Writes
     sizes: list[int | None]
     rules: list[Activation]
     weights: Callable[[int], Weights]

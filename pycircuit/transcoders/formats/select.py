@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pycircuit.transcoders.types import Reads, Writes
+
 from .contents import Layer
 
 _DEEPEST = 6  # folders below the one that is named
@@ -24,8 +26,8 @@ class Overrides:
 
     layers: int | None = None
     variant: str | None = None
-    reads: str | None = None
-    writes: str | None = None
+    reads: Reads | None = None
+    writes: Writes | None = None
 
 
 def find_files(folder: Path, end: str) -> list[str]:

