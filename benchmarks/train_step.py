@@ -135,7 +135,7 @@ def report(rounds: int) -> dict[str, Any]:
     }
 
 
-def whole(texts: Path, steps: int) -> dict[str, float]:
+def phase_seconds(texts: Path, steps: int) -> dict[str, float]:
     """Seconds of a step on SmolLM2's 30 layers, in all and by phase."""
     model, tokenizer = language_model("smollm2", torch.device("cpu"), torch.float32)
     recipe = Recipe(features=4096, k=TOP, steps=steps, batch=BATCH, buffer=steps * BATCH)
@@ -198,7 +198,7 @@ def main() -> None:
         print(memory(options.memory, options.features, options.batch))
         return
     if options.whole:
-        for phase, t in whole(options.whole, options.steps).items():
+        for phase, t in phase_seconds(options.whole, options.steps).items():
             print(f"{phase:<28}{t:7.2f} s")
         return
     results = report(options.rounds)
