@@ -1,6 +1,7 @@
 """Time and memory of a training step, beside plain PyTorch with a dense encoder and decoder.
 
     python benchmarks/train_step.py [--threads 2] [--rounds 7] [--json file]
+    python benchmarks/train_step.py --whole TEXTS [--steps 2]    # SmolLM2's 30 layers, the model's forward included
 
 Both start from the same weights and take the same fused Adam; they are run in turn, so that a busy machine slows both.
 """
@@ -23,7 +24,8 @@ from torch import Tensor
 
 from pycircuit.bench import machine_rates
 from pycircuit.bench.whole_trace import markdown_table
-from pycircuit.training import Recipe
+from pycircuit.loading import language_model
+from pycircuit.training import Recipe, Trainer
 from pycircuit.training.learner import Learner
 
 FEATURES, TOP, WIDTH, BATCH = 8192, 32, 512, 1024
@@ -133,6 +135,33 @@ def report(rounds: int) -> dict[str, Any]:
     }
 
 
+def phase_seconds(texts: Path, steps: int) -> dict[str, float]:
+    """Seconds of a step on SmolLM2's 30 layers, in all and by phase."""
+    model, tokenizer = language_model("smollm2", torch.device("cpu"), torch.float32)
+    recipe = Recipe(features=4096, k=TOP, steps=steps, batch=BATCH, buffer=steps * BATCH)
+    trainer = Trainer(model, [texts.read_text(encoding="utf-8")], recipe, tokenizer)
+    seconds: dict[str, float] = {}
+
+    def timed_phase(owner: Any, name: str, phase: str) -> None:
+        inner = getattr(owner, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            begin = time.perf_counter()
+            result = inner(*args, **options)
+            seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - begin
+            return result
+
+        setattr(owner, name, call)
+
+    timed_phase(trainer.stream, "buffer", "model's forward")
+    timed_phase(trainer.learner, "entries", "encode")
+    timed_phase(trainer.fused, "_update", "gradients of rows and Adam")
+    timed_phase(trainer.fused, "layer", "encode to Adam")
+    begin = time.perf_counter()
+    trainer.run(progress=False)
+    return {name: t / steps for name, t in {**seconds, "step": time.perf_counter() - begin}.items()}
+
+
 def markdown(results: dict[str, Any]) -> str:
     """Section of RESULTS.md."""
     lines = []
@@ -161,10 +190,16 @@ def main() -> None:
     parser.add_argument("--memory", choices=FORMS, help=argparse.SUPPRESS)
     parser.add_argument("--features", type=int, default=FEATURES, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, default=BATCH, help=argparse.SUPPRESS)
+    parser.add_argument("--whole", type=Path, help="time a step on SmolLM2's 30 layers, on a file of text")
+    parser.add_argument("--steps", type=int, default=2, help="steps of --whole; default 2")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.memory:
         print(memory(options.memory, options.features, options.batch))
+        return
+    if options.whole:
+        for phase, t in phase_seconds(options.whole, options.steps).items():
+            print(f"{phase:<28}{t:7.2f} s")
         return
     results = report(options.rounds)
     command_line.publish(options, "train", results, markdown(results))

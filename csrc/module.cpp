@@ -176,6 +176,51 @@ void influence(int isa, uintptr_t rows, int64_t count, int64_t columns, int64_t 
   raise_on(status, "influence");
 }
 
+void reconstruct(int isa, const py::tuple& f, uintptr_t w_dec, int64_t w_dec_stride, int64_t width, uintptr_t bias,
+                 uintptr_t target, int64_t target_stride, float scale, uintptr_t gradient,
+                 uintptr_t value_gradient, uintptr_t squares, int threads) {
+  const OpTable& ops = table(isa);
+  const ReconstructInput in{features(f),
+                            pointer<float>(w_dec),
+                            w_dec_stride,
+                            width,
+                            pointer<float>(bias),
+                            pointer<float>(target),
+                            target_stride,
+                            scale,
+                            pointer<float>(gradient),
+                            pointer<float>(value_gradient),
+                            pointer<float>(squares),
+                            threads};
+  py::gil_scoped_release release;
+  ops.reconstruct(in);
+}
+
+void adam(int isa, uintptr_t weight, uintptr_t mean, uintptr_t square, const py::tuple& gradient, uintptr_t source,
+          int64_t source_stride, int64_t width, float rate, float mean_share, float square_share, float correction,
+          float epsilon, int threads) {
+  const OpTable& ops = table(isa);
+  const AdamInput in{pointer<float>(weight),
+                     pointer<float>(mean),
+                     pointer<float>(square),
+                     features(gradient),
+                     pointer<float>(source),
+                     source_stride,
+                     width,
+                     rate,
+                     mean_share,
+                     square_share,
+                     correction,
+                     epsilon,
+                     threads};
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = ops.adam(in);
+  }
+  raise_on(status, "train");
+}
+
 void product(int isa, uintptr_t a, int64_t rows, int64_t depth, int64_t a_stride, uintptr_t b, int64_t columns,
              int64_t b_stride, bool b_transposed, uintptr_t divisor, uintptr_t out, int64_t out_stride, bool add,
              int threads) {
@@ -265,5 +310,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("attend_back", &attend_back);
   m.def("edge_scores", &edge_scores);
   m.def("influence", &influence);
+  m.def("reconstruct", &reconstruct);
+  m.def("adam", &adam);
   m.def("product", &product);
 }

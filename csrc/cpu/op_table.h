@@ -78,6 +78,33 @@ struct InfluenceInput {
   int threads;
 };
 
+// One layer of a training step: the error of a reconstruction and what its gradient needs.
+struct ReconstructInput {
+  SparseFeatures features;
+  const float* w_dec;  // [features, width], rows w_dec_stride apart
+  int64_t w_dec_stride, width;
+  const float* bias;    // [width]
+  const float* target;  // [positions, width], rows target_stride apart
+  int64_t target_stride;
+  float scale;            // of the error in the gradient
+  float* gradient;        // [positions, width]
+  float* value_gradient;  // [entries] the products of the gradient and the decoder rows
+  float* squares;         // [positions, 2] of the error, of the target
+  int threads;
+};
+
+// Adam's step of rows whose gradients are sums of source rows: features of a "position" are source rows.
+struct AdamInput {
+  float *weight, *mean, *square;  // [rows, width], contiguous
+  SparseFeatures gradient;
+  const float* source;  // rows source_stride apart
+  int64_t source_stride, width;
+  float rate;                      // over the bias of the mean
+  float mean_share, square_share;  // of the gradient in the moments, 1 - beta
+  float correction, epsilon;       // correction: the root of the square's bias
+  int threads;
+};
+
 struct ProductInput {
   const float* a;  // [rows, depth], rows a_stride apart
   int64_t rows, depth, a_stride;
@@ -107,6 +134,8 @@ struct OpTable {
   Status (*attend_back)(const AttendBackInput&);
   Status (*edge_scores)(const EdgeScoresInput&);
   Status (*influence)(const InfluenceInput&);
+  Status (*reconstruct)(const ReconstructInput&);
+  Status (*adam)(const AdamInput&);
   Status (*product)(const ProductInput&);
 };
 

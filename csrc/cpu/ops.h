@@ -13,6 +13,8 @@ Status decode(const DecodeInput& in);
 Status attend_back(const AttendBackInput& in);
 Status edge_scores(const EdgeScoresInput& in);
 Status influence(const InfluenceInput& in);
+Status reconstruct(const ReconstructInput& in);
+Status adam(const AdamInput& in);
 Status product(const ProductInput& in);
 
 }  // namespace pycircuit::PYCIRCUIT_NAMESPACE

@@ -148,7 +148,7 @@ class Learner:
         return JumpReLU(self.log_theta[layer].detach().exp()) if kind == "jumprelu" else ReLU()
 
     @torch.no_grad()
-    def _entries(self, layer: int, x: Tensor, batch_index: Tensor | None) -> Entries:
+    def entries(self, layer: int, x: Tensor, batch_index: Tensor | None) -> Entries:
         """Entries whose values and gradients a step computes; batchtopk also moves its cutoff."""
         w_enc, b_enc = self.w_enc[layer].detach().to(self.row_dtype), self.b_enc[layer].detach()
         if self.recipe.activation == "jumprelu":
@@ -168,7 +168,7 @@ class Learner:
         writes: list[list[Tensor]] = [[] for _ in range(self.depth)]  # by the layer written to
         all_entries, all_values = [], []
         for layer, rows in enumerate(x.to(self.row_dtype).unbind(0)):
-            entries = self._entries(layer, rows, batch_index)
+            entries = self.entries(layer, rows, batch_index)
             theta = self.log_theta[layer].exp() if self.log_theta else None
             w_enc, w_dec = self.w_enc[layer].to(self.row_dtype), self.w_dec[layer].to(self.row_dtype)
             value = values(rows, w_enc, self.b_enc[layer], entries, theta, self.recipe.bandwidth)

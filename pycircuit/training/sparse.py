@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -47,7 +48,7 @@ class Entries:
     @cached_property
     def _by_feature(self) -> tuple[Tensor, Tensor, Tensor]:
         """(feature_ptr [size + 1], order [n], position [n]): positions ascend within a feature."""
-        order = self.index.argsort(stable=True)
+        order = _stable_order(self.index, self.size)
         ptr = self.row_ptr.new_zeros(self.size + 1)
         ptr[1:] = torch.bincount(self.index, minlength=self.size).cumsum(0)
         position = self.at_positions(self.pre).position()
@@ -66,6 +67,14 @@ class Entries:
         """Entries of a mask [n]."""
         counts = torch.cat([mask.new_zeros(1, dtype=torch.int64), mask.cumsum(0)])
         return Entries(counts[self.row_ptr], self.index[mask], self.pre[mask], self.size)
+
+
+def _stable_order(index: Tensor, size: int) -> Tensor:
+    """Order that sorts indices below `size`, equal ones as they come: [n]."""
+    if index.device.type != "cpu" or size > 1 << 16:
+        return index.argsort(stable=True)
+    # NumPy sorts 16-bit integers by their digits, torch compares 64-bit ones: 0.3 against 3 ms for 32,768.
+    return torch.from_numpy(np.argsort(index.numpy().astype(np.uint16), kind="stable"))
 
 
 class _Encode(torch.autograd.Function):

@@ -15,15 +15,40 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
+from pycircuit.model.attention_choice import use_attention_function
+from pycircuit.model.causal_attention import Windows, attend, attention_inputs
 from pycircuit.model.families import Family
-from pycircuit.model.transcoder_hooks import eager_transcoder_hooks
+from pycircuit.model.transcoder_hooks import transcoder_hooks
 from pycircuit.model.weights import HasWeights, ModelWeights
 from pycircuit.transcoders.types import Reads, Writes
 
 from .recipe import Recipe
 
-POSITIONS = 4096  # in one forward, padding included
+POSITIONS = 1024  # in one forward, padding included: an MLP's tensors then stay in the cache of most processors
+
+
+class CausalAttention:
+    """Attention of one forward over prompts padded on the right, by torch's own kernel where that has all it needs."""
+
+    def __init__(self) -> None:
+        self.windows = Windows()
+
+    def attend(
+        self, owner: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
+    ) -> Tensor:
+        """Output of every head: [prompts, positions, heads, width]. query: [prompts, heads, positions, width]."""
+        window = self.windows.window(options["attention_mask"])
+        layer = getattr(owner, "layer_idx", None) or 0
+        attention = attention_inputs(owner, layer, query, key, options, window, query.dtype)
+        if window or attention.softcap or attention.sinks is not None:
+            out: Tensor = attend(attention, value.flatten(0, 1), None).unflatten(0, query.shape[:2])
+        else:
+            groups = query.shape[1] // key.shape[1]
+            key, value = (t.repeat_interleave(groups, 1) for t in (key, value))
+            out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=attention.scale)
+        return out.transpose(1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +79,8 @@ class Source(HasWeights):
                     target[layer, starts[i] : starts[i + 1]] = padded[row, self.ignore : len(sequences[i])]
 
             read, write = partial(copy, x), partial(copy, y)
-            with eager_transcoder_hooks(self.model, self.family, weights, self.reads, self.writes, read, write):
+            hooks = transcoder_hooks(self.model, self.family, weights, self.reads, self.writes, read, write)
+            with hooks, use_attention_function(self.model, CausalAttention().attend):
                 self.model.base_model(input_ids=ids, use_cache=False)
         return x, y
 
@@ -97,6 +123,8 @@ class Stream:
         self.rank, self.world = rank, world
         self.tokens = [len(s) - source.ignore for s in sequences]  # of each sequence
         size = recipe.buffer_tokens(2 * source.depth * source.width * source.dtype.itemsize)
+        if recipe.buffer is None:
+            size -= size % recipe.batch  # tokens past the last full batch are in none
         self.size = min(size, max(recipe.batch, sum(self.tokens)))  # a larger one would hold a token twice
 
     def groups(self) -> Iterator[list[int]]:

@@ -6,60 +6,33 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import Unpack  # of torch; in typing from Python 3.11
 
-from pycircuit.files.atomic import writable_svg, write_text
+from pycircuit.ops.dispatch import Request, plan
 from pycircuit.ops.torch_settings import without_autocast
 from pycircuit.progress import Progress, Report
 from pycircuit.trace.checkpoint import digest
 from pycircuit.transcoders import CrossLayerTranscoder, PerLayerTranscoders
 
 from . import trainer_state
-from .figure import Panel, chart
-from .learner import Forward, Learner, Scale
+from .history import History
+from .learner import Learner, Scale
 from .recipe import PENALISED, Recipe, RecipeOptions
 from .sources import Model, Texts, Tokenizer, source_of, split_to_context, token_ids
 from .stream import Buffer, Stream
 
+if TYPE_CHECKING:
+    from .fused_step import FusedStep  # needs the native module
+
 _TOKENS_PER_ROW = 16  # from which initial rows are drawn
-
-
-@dataclass(frozen=True, eq=False)
-class History:
-    """Measurements of every step. loss: [steps]; the others: [steps, layers].
-
-    loss: unexplained variance summed over layers, plus the penalty. variance: the share explained. active: features a
-    token. dead: the share of features silent for `revive` steps (1,000 if that is 0).
-    """
-
-    loss: Tensor
-    variance: Tensor
-    active: Tensor
-    dead: Tensor
-
-    def plot(self, path: str | PathLike[str]) -> None:
-        """Draw the measurements over the steps as SVG, one line a layer."""
-
-        def by_layer(t: Tensor) -> dict[str, list[float]]:
-            return {f"layer {layer}": column.tolist() for layer, column in enumerate(t.unbind(1))}
-
-        lines = {
-            "loss": {"all layers": self.loss.tolist()},
-            "variance explained": by_layer(self.variance),
-            "features a token": by_layer(self.active),
-            "silent features": by_layer(self.dead),
-        }
-        last_step = str(len(self.loss))
-        panels = [Panel(title, by_name, "step 1", last_step) for title, by_name in lines.items()]
-        write_text("plot", writable_svg("plot", path), chart(panels))
 
 
 class Trainer:
@@ -92,10 +65,24 @@ class Trainer:
         self.learner = Learner(recipe, depth, weights.width, weights.dtype, weights.device)
         self.parameters = self.learner.tensors()
         self.adam = torch.optim.Adam(self.parameters.values(), lr=recipe.learning_rate, fused=True)
+        self.fused = self._fused()
+        self.buffer: Buffer | None = None
         self.steps_done = 0
         self.last_active = torch.zeros(depth, recipe.features, dtype=torch.int64, device=weights.device)  # a step
         self.measurements = torch.zeros(recipe.steps, 1 + 3 * depth, dtype=torch.float64)
         self.scales: tuple[Scale, Scale] | None = None  # of x and y, from the first buffer
+
+    def _fused(self) -> FusedStep | None:
+        """Steps by native kernels, for runs that they cover; None: by autograd."""
+        recipe, source = self.recipe, self.source
+        covered = recipe.kind == "plt" and recipe.activation not in PENALISED and not recipe.skip
+        if not covered or self.shared or recipe.precision != "float32":
+            return None
+        if plan(Request("decode", source.device.type, (source.dtype,))).implementation != "native":
+            return None
+        from .fused_step import FusedStep
+
+        return FusedStep(self.learner, self.adam)
 
     @property
     def history(self) -> History:
@@ -133,10 +120,10 @@ class Trainer:
         show.step("training", 0, total, "tokens")
         in_step = False
         try:
-            for x, y, batch_index in self._batches():
+            for rows, batch_index in self._batches():
                 in_step = True
                 with _deferred_interrupt():
-                    self._step(x, y, batch_index)
+                    self._step(rows, batch_index)
                     in_step = False
                 show.step("training", self.steps_done * self.recipe.batch, total, "tokens", self._note)
                 if written and (self.steps_done % every == 0 or self.steps_done == self.recipe.steps):
@@ -149,28 +136,36 @@ class Trainer:
             show.close()
         return self.transcoders()
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(x, y, batch_index) of each remaining step: [layers, local tokens, width] twice, [local tokens]."""
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(indices into the buffer, batch_index) of each remaining step: [local tokens] twice."""
         first_batch, size = 0, self.recipe.batch
         for number, group in enumerate(self.stream.groups()):
             if self.steps_done == self.recipe.steps:
                 return
             count = self.stream.batches_in(group)
             if first_batch + count > self.steps_done:
-                buffer = self.stream.buffer(number, group)
-                if self.scales is None:
-                    self.scales = self._scale(buffer.x), self._scale(buffer.y)
-                for scale, t in zip(self.scales, (buffer.x, buffer.y), strict=True):
-                    scale.apply_(t)
+                self.buffer = None  # before the next is made
+                self.buffer = self.stream.buffer(number, group)
+                self._normalise(self.buffer)
                 if self.steps_done == 0 and self.recipe.rows == "tokens":
-                    self._rows_from_tokens(buffer)
+                    self._rows_from_tokens(self.buffer)
                 for batch in range(self.steps_done - first_batch, count):
                     if self.steps_done == self.recipe.steps:
                         return
-                    rows, batch_index = buffer.batch(batch, size)
-                    yield buffer.x[:, rows], buffer.y[:, rows], batch_index
-                del buffer
+                    yield self.buffer.batch(batch, size)
             first_batch += count
+
+    def _normalise(self, buffer: Buffer) -> None:
+        """Normalise a buffer in place, by the mean and the scale of the first."""
+        if self.scales is None:
+            self.scales = self._scale(buffer.x), self._scale(buffer.y)
+        for scale, t in zip(self.scales, (buffer.x, buffer.y), strict=True):
+            scale.apply_(t)
+
+    def _activations(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Activations (x, y) of tokens of the buffer: [layers, local tokens, width] each."""
+        assert self.buffer is not None
+        return self.buffer.x[:, rows], self.buffer.y[:, rows]
 
     def _rows_from_tokens(self, buffer: Buffer) -> None:
         """Initialise rows from enough tokens that rare ones are among them."""
@@ -181,7 +176,9 @@ class Trainer:
 
     def _scale(self, x: Tensor) -> Scale:
         """Mean and scale of x [layers, positions, width] over all processes."""
-        sums = torch.cat([x.double().sum(1).flatten(), x.double().square().sum((1, 2)), x.new_tensor([x.shape[1]])])
+        total = torch.stack([layer.double().sum(0) for layer in x]).flatten()
+        square = torch.stack([layer.double().square().sum() for layer in x])
+        sums = torch.cat([total, square, x.new_tensor([x.shape[1]])])
         self._sum(sums)
         total, square = sums[: x.shape[0] * x.shape[2]].view(x.shape[0], -1), sums[-x.shape[0] - 1 : -1]
         scale = Scale.of(total, square, int(sums[-1]))
@@ -201,18 +198,31 @@ class Trainer:
         self._sum(batch)
         return batch
 
-    def _initialise(self, x: Tensor, y: Tensor, batch_index: Tensor) -> None:
+    def _initialise(self, rows: Tensor, batch_index: Tensor) -> None:
         """Set thresholds, and the scale of decoders that begin as tokens, from the first batch."""
-        size = self.recipe.batch
-        batch = self._gather(x, batch_index, size)
-        self.learner.set_thresholds(batch)
-        if self.recipe.rows == "tokens":
-            self.learner.scale_decoders(batch, self._gather(y, batch_index, size))
+        scaled = self.recipe.rows == "tokens"
+        if self.recipe.activation not in PENALISED and not scaled:
+            return
+        x, y = (self._gather(t, batch_index, self.recipe.batch) for t in self._activations(rows))
+        self.learner.set_thresholds(x)
+        if scaled:
+            self.learner.scale_decoders(x, y)
 
-    def _step(self, x: Tensor, y: Tensor, batch_index: Tensor) -> None:
-        recipe, step = self.recipe, self.steps_done
+    def _step(self, rows: Tensor, batch_index: Tensor) -> None:
+        """Take a step on tokens of the buffer. rows, batch_index: [local tokens]."""
+        step = self.steps_done
         if step == 0:
-            self._initialise(x, y, batch_index)
+            self._initialise(rows, batch_index)
+        error = self._fused_step(step, rows) if self.fused else self._taped_step(step, rows, batch_index)
+        if self.recipe.revives_at(step):
+            x, _ = self._activations(rows)
+            self._revive(*(self._gather(t, batch_index, self.recipe.batch) for t in (x, -error)))
+        self.steps_done = step + 1
+
+    def _taped_step(self, step: int, rows: Tensor, batch_index: Tensor) -> Tensor:
+        """Take a step by autograd and torch's Adam; return the error [layers, local tokens, width]."""
+        recipe = self.recipe
+        x, y = self._activations(rows)
         forward = self.learner.forward(x, batch_index if self.shared else None)
         error = forward.recon - y
         unexplained = error.square().sum((1, 2)) / (recipe.batch * x.shape[2])
@@ -226,21 +236,41 @@ class Trainer:
             self._sum(t.grad)
         self.adam.param_groups[0]["lr"] = recipe.rate_at(step)
         self.adam.step()
-        self._measure(step, float(loss.detach()), error.detach(), y, forward)
-        if recipe.revives_at(step):
-            x, error = (self._gather(t, batch_index, recipe.batch) for t in (x, -error.detach()))
-            self._revive(x, error)
-        self.steps_done = step + 1
+        error = error.detach()
+        active = [
+            entries.index[value.detach() > 0] for entries, value in zip(forward.entries, forward.values, strict=True)
+        ]
+        squares = torch.stack([t.double().square().sum((1, 2)) for t in (error, y)], 1)
+        self._measure(step, float(loss.detach()), squares, active)
+        return error
 
-    def _measure(self, step: int, loss: float, error: Tensor, y: Tensor, forward: Forward) -> None:
-        """Write the measurements of a step: loss, then explained variance, active and dead features of each layer."""
-        active = []
-        for layer, (entries, value) in enumerate(zip(forward.entries, forward.values, strict=True)):
-            features = entries.index[value.detach() > 0]
+    def _fused_step(self, step: int, rows: Tensor) -> Tensor:
+        """Take a step by native kernels, layer by layer; return the error where features are to be revived."""
+        assert self.fused and self.buffer
+        scale = 2 / (self.recipe.batch * self.source.width)
+        self.fused.start(step, self.recipe.rate_at(step))
+        squares, active, bias, errors = [], [], [], []
+        for layer, (x, y) in enumerate(zip(self.buffer.x, self.buffer.y, strict=True)):
+            done = self.fused.layer(layer, x[rows], y[rows], scale)
+            squares.append(done.squares)
+            active.append(done.entries.index)
+            bias.append(done.gradient.sum(0))
+            if self.recipe.revives_at(step):
+                errors.append(done.gradient / scale)
+        self.fused.biases(torch.stack(bias))
+        loss = float(torch.stack(squares)[:, 0].sum() * scale / 2)
+        self._measure(step, loss, torch.stack(squares), active)
+        return torch.stack(errors) if errors else torch.empty(0)
+
+    def _measure(self, step: int, loss: float, squares: Tensor, active: list[Tensor]) -> None:
+        """Write the measurements of a step: loss, then explained variance, active and dead features of each layer.
+
+        squares: [layers, 2] float64, of the error and of y; active: the feature of every active entry, by layer.
+        """
+        for layer, features in enumerate(active):
             self.last_active[layer, features] = step + 1
-            active.append(float(len(features)))
-        sums = torch.stack([t.double().square().sum((1, 2)) for t in (error, y)]).flatten().cpu()
-        sums = torch.cat([torch.tensor([loss]).double(), sums, torch.tensor(active).double()])
+        counts = torch.tensor([len(features) for features in active], dtype=torch.float64)
+        sums = torch.cat([torch.tensor([loss]).double(), squares.T.flatten().cpu(), counts])
         self._sum(sums)
         if self.shared:
             dist.all_reduce(self.last_active, dist.ReduceOp.MAX)
