@@ -26,6 +26,7 @@ SHAPES = [(1, 1, 1), (7, 5, 3), (64, 96, 17), (130, 64, 200), (257, 33, 48)]
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder, and nothing measured yet."""
     monkeypatch.setenv("PYCIRCUIT_CACHE", str(tmp_path))
+    monkeypatch.delenv(products.ENVIRONMENT, raising=False)
     monkeypatch.setattr(products, "_rates", {})
     return tmp_path
 
@@ -97,6 +98,12 @@ def test_a_machine_without_a_cache_folder_measures_in_memory(own_cache: Path, mo
     a, b = normal(100, 64), normal(64, 64)
     assert torch.allclose(product(a, b), a @ b, atol=1e-4)
     assert list(products.measured()) == [products.shape_class(a, b)]
+
+
+def test_ours_runs_unless_another_is_clearly_faster() -> None:
+    assert products.fastest({"native": 1.0, "onednn": 1.05, "torch": 0.5}) == "native"
+    assert products.fastest({"native": 1.0, "onednn": 1.5, "torch": 2.0}) == "torch"
+    assert products.fastest({"native": 3.0, "onednn": 1.0, "torch": 2.0}) == "native"
 
 
 def test_a_provider_is_forced_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

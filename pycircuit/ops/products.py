@@ -1,8 +1,9 @@
 """Products of float32 matrices on a CPU, each by the library that is fastest at its shape on this machine.
 
 The product in torch is that of the library torch was built with, which can reach half of what a processor does: MKL on
-AMD's processors with AVX-512. The first product of a shape class is computed by every provider in turn; which one was
-the fastest is written to the cache folder, for every later process on this processor.
+AMD's processors with AVX-512. The first product of a shape class is computed by every provider in turn, and the rates
+are written to the cache folder, for every later process on this processor. Ours runs unless another is clearly faster,
+because a row of its result is the same whatever the other rows and the number of threads are.
 
     native   the kernel of csrc/cpu/product.cpp
     onednn   oneDNN through torch's linear layer, which multiplies by a transposed weight
@@ -36,8 +37,9 @@ Provider = Literal["native", "onednn", "torch"]
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 ENVIRONMENT = "PYCIRCUIT_PRODUCT"
 
-_TURNS = 3  # of every provider when they are compared
-_LARGEST = 512, 2048, 4096  # rows, inner size and columns that are compared
+_CLEARLY = 1.1  # times our own rate
+_TURNS, _SECONDS = 5, 0.05  # of a comparison: the fewest turns, and the time that further ones are made for
+_OPERATIONS, _LONGEST = 4e9, 2048  # of a product that is compared, and its longest side
 
 ShapeClass = tuple[int, int, int, bool]
 Rates = dict[str, float]  # operations per second by provider
@@ -93,7 +95,10 @@ def available() -> tuple[Provider, ...]:
 
 
 def fastest(rates: Rates) -> Provider:
-    return max(available(), key=lambda provider: rates.get(provider, 0.0))
+    """Return the provider of the highest rate: our own unless another is clearly faster."""
+    best = max(available(), key=lambda provider: rates.get(provider, 0.0))
+    own = rates.get("native", 0.0)
+    return "native" if own * _CLEARLY > rates.get(best, 0.0) and "native" in available() else best
 
 
 def shape_class(a: Tensor, b: Tensor) -> ShapeClass:
@@ -160,19 +165,21 @@ def measured() -> dict[ShapeClass, Rates]:
     return dict(_rates)
 
 
-def measure(shape: ShapeClass, b: Tensor, turns: int = _TURNS) -> Rates:
+def measure(shape: ShapeClass, b: Tensor) -> Rates:
     """Return operations per second of every provider: the best of calls made in turn."""
-    b = b[: _LARGEST[1], : _LARGEST[2]]
-    a = b.new_full((min(4 ** shape[0], _LARGEST[0]), len(b)), 0.5)
+    b = b[:_LONGEST, :_LONGEST]
+    rows = min(4 ** shape[0], _LONGEST, max(1, int(_OPERATIONS / (2 * b.numel()))))
+    a = b.new_full((rows, len(b)), 0.5)
     out = a.new_empty(len(a), b.shape[1])
-    seconds = dict.fromkeys(available(), float("inf"))
-    for turn in range(turns + 1):
-        for provider in seconds:
+    samples: dict[Provider, list[float]] = {provider: [] for provider in available()}
+    end = time.perf_counter() + _SECONDS
+    while len(samples["torch"]) <= _TURNS or time.perf_counter() < end:
+        for provider, seconds in samples.items():
             start = time.perf_counter()
             _PRODUCTS[provider](a, b, out, False, None)
-            if turn:  # the first warms up
-                seconds[provider] = min(seconds[provider], time.perf_counter() - start)
-    return {provider: 2.0 * out.numel() * len(b) / max(took, 1e-9) for provider, took in seconds.items()}
+            seconds.append(time.perf_counter() - start)
+    operations = 2.0 * out.numel() * len(b)
+    return {provider: operations / max(min(seconds[1:]), 1e-9) for provider, seconds in samples.items()}
 
 
 def _measure_once(shape: ShapeClass, b: Tensor) -> None:

@@ -352,13 +352,13 @@ class Sweep:
         first = tile.attended - (0 if joined is None else len(joined.own))
         projected, norm = tile.ends[first], block.post_attention_norm
         sigma = None if norm is None else norm.sigma[position]
-        divisor = None if sigma is None else sigma[:projected]
-        self.products.project(rows[:projected], block.back_o, head_gradients[:projected], divisor)
+        fused = sigma if joined is None else None  # otherwise all rows are divided at once
+        self.products.project(rows[:projected], block.back_o, head_gradients[:projected], fused)
         if joined is not None:
             factors = joined.project(block.back_o, self.products)
             factors.fill(head_gradients[projected:], tile.rows(first, tile.attended))
             if sigma is not None:
-                head_gradients[projected:] /= sigma[projected:, None]
+                head_gradients /= sigma[:, None]
         value_gradients = self._buffer("z", len(rows), block.kv_heads, block.head_width, capacity=self._max_rows)
         by_head = head_gradients.unflatten(1, (block.heads, -1))
         self._attend_back[layer](y=by_head, prefix_ptr=ptr, out=value_gradients)
