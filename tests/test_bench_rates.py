@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,10 +73,10 @@ def test_every_library_is_measured() -> None:
 
 def test_our_own_product_is_one_more_library(monkeypatch: pytest.MonkeyPatch) -> None:
     size = Size(48, 40, 56)
-    monkeypatch.setattr(native, "product", lambda a, b, out: torch.mm(a, b, out=out), raising=False)
+    monkeypatch.setattr(native, "product", lambda a, b, out: torch.mm(a, b, out=out))
     with library_rates.opened("pycircuit", 1) as product:
         assert product(size) > 0
-    monkeypatch.setattr(native, "product", lambda a, b, out: torch.mm(a, b, out=out).mul_(1.001), raising=False)
+    monkeypatch.setattr(native, "product", lambda a, b, out: torch.mm(a, b, out=out).mul_(1.001))
     with library_rates.opened("pycircuit", 1) as product, pytest.raises(ArithmeticError, match="48 x 40 x 56 is wrong"):
         product(size)
 
@@ -194,3 +196,21 @@ def test_a_torch_read_is_measured_without_the_native_core(monkeypatch: pytest.Mo
     source: Tensor = torch.ones(1 << 16)
     assert [read(source) for read in machine_rates._readers()] == [source.nbytes, source.nbytes]
     assert machine_rates._multiply_add_rates(1, 0.01) == {}
+
+
+WITHOUT_CORE = """
+import importlib.util, sys
+find_spec = importlib.util.find_spec
+sys.modules["pycircuit._native"] = None
+importlib.util.find_spec = lambda name: None if name == "pycircuit._native" else find_spec(name)
+from pycircuit import doctor
+report = doctor.examine()
+assert report["native"] is None and "pycircuit" not in report["rates"][0]["products"]
+print(dict(doctor.lines(report))["kernels"])
+"""
+
+
+def test_doctor_describes_a_package_without_its_core() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYCIRCUIT_PRODUCT"}
+    done = subprocess.run([sys.executable, "-c", WITHOUT_CORE], capture_output=True, text=True, env=environment)
+    assert done.stdout == "not built; reinstall with a compiler\n", done.stderr

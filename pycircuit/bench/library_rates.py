@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pycircuit.ops import native
+from pycircuit.ops.products import available
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,11 @@ PROBE = Size(1024, 1024, 1024)  # between the samples of a row
 def libraries() -> dict[str, Library]:
     """Libraries that are present, by name."""
     present: dict[str, Library] = {f"{torch_blas()} (torch)": partial(_in_process, torch.mm)}
-    if torch.backends.mkldnn.is_available():
+    if "onednn" in available():
         present["oneDNN (torch)"] = partial(_in_process, _linear_pointwise)
     present[f"{numpy_blas()} (numpy)"] = _in_numpy
-    own = getattr(native, "product", None)
-    if own is not None:
-        present["pycircuit"] = partial(_in_process, _with_out(own))
+    if "native" in available():
+        present["pycircuit"] = partial(_in_process, _own_product)
     return present
 
 
@@ -95,12 +94,10 @@ def _linear_pointwise(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
     return product
 
 
-def _with_out(product: Callable[[Tensor, Tensor, Tensor], object]) -> Callable[..., Tensor]:
-    def call(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
-        product(a, b, out)
-        return out
+def _own_product(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+    from pycircuit.ops import native  # which a package without its extension module has not
 
-    return call
+    return native.product(a, b, out)
 
 
 @contextmanager
