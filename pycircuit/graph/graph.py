@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pycircuit.files.atomic import writable_svg
 from pycircuit.ops import checks
 
 from .csr import Rows, index_below
@@ -21,6 +22,7 @@ from .io import circuit_tracer_graph, graph_file, libraries, page_json
 from .paths import Path, Sign, paths
 from .prune import Pruned, prune, subgraph
 from .scores import Scores, scores
+from .show.picture import Picture
 from .show.plot import plot
 from .show.tree import lines
 from .supernodes import Supernode, supernodes
@@ -233,20 +235,27 @@ class Graph:
 
     def plot(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         node_threshold: float = 0.8,
         edge_threshold: float = 0.98,
         max_nodes: int = 40,
         target: int = 0,
         group: bool = True,
-    ) -> None:
-        """Write a picture, SVG: tokens as columns, layers as rows, targets on top.
+        errors: bool = False,
+    ) -> Picture:
+        """Draw a picture, SVG: tokens as columns, layers as rows, targets on top; notebooks show it.
 
-        After pruning, the max_nodes most influential boxes are drawn; the strongest path to `target` is marked.
-        group: features of one label at one position are one box, at the lowest of their layers, with the sums of
-        their weights.
+        After pruning, the max_nodes most influential boxes are drawn, in as many columns as fit into 1,600 pixels;
+        the strongest path that supports `target` is marked. Edges that lower are dashed.
+
+        path: a file to write as well. group: features of one label at one position are one box, at the lowest of
+        their layers, with the sums of their weights. errors: draw those of each column as one box.
         """
-        plot(self, path, node_threshold, edge_threshold, max_nodes, target, group)
+        svg_path = None if path is None else writable_svg("plot", path)
+        picture = plot(self.prune(node_threshold, edge_threshold), max_nodes, target, group, errors)
+        if svg_path is not None:
+            picture.save(svg_path)
+        return picture
 
     def subgraph(self, node_mask: Any, edge_mask: Any = None) -> Graph:
         """Graph of the nodes in node_mask, [nodes], and the edges in edge_mask, [entries].
