@@ -15,7 +15,7 @@ from . import command_interrupt as _command_interrupt  # noqa: F401 - first: it 
 if _TYPE_CHECKING:
     from . import graph, ops
     from .examples import write_examples
-    from .graph import Faithfulness, Graph, Path, Pruned, Scores
+    from .graph import Faithfulness, Graph, Path, Picture, Pruned, Scores
     from .interventions import Intervened, Intervention, generate, intervene, intervene_many, validate
     from .loading import load
     from .model import Family, FamilyError, ReplacementModel, register_family
@@ -47,6 +47,7 @@ __all__ = [
     "MemoryBoundError",
     "Path",
     "PerLayerTranscoders",
+    "Picture",
     "Pruned",
     "ReLU",
     "Recipe",
@@ -78,7 +79,7 @@ __all__ = [
 # The module of each public name, as the imports above say it too.
 _HOMES = {
     "examples": "write_examples",
-    "graph": "Faithfulness Graph Path Pruned Scores",
+    "graph": "Faithfulness Graph Path Picture Pruned Scores",
     "interventions": "Intervened Intervention generate intervene intervene_many validate",
     "loading": "load",
     "model": "Family FamilyError ReplacementModel register_family",

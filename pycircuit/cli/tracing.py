@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 
 import pycircuit as pc
 from pycircuit.graph.prune import Pruned, thresholds
+from pycircuit.graph.show.notebook import strongest_features
 from pycircuit.trace.precision import PRECISIONS, Precision
 
-from .console import console, emit
+from .console import console, emit, table
 from .options import (
     AsJson,
     Ids,
@@ -30,7 +33,7 @@ from .options import (
 )
 from .texts import Text
 
-STRONGEST = 10  # features in the JSON
+STRONGEST = 10  # features listed
 ENDINGS = (".safetensors", ".json", ".svg")  # of --save, --to-json and --plot
 
 MaxFeatures = Annotated[
@@ -104,7 +107,14 @@ class Outputs:
     )
 
     depth: Annotated[int, typer.Option(help="Levels of the tree on the terminal.", min=1)] = 5
-    branches: Annotated[int, typer.Option(help="Inputs of a node shown in it.", min=1)] = 3
+    branches: Annotated[int, typer.Option(help="Inputs of a node shown in it, at most.", min=1)] = 4
+    lines: Annotated[int, typer.Option(help="Lines of it, at most; the most important nodes unfold first.", min=1)] = 40
+    errors: Annotated[
+        bool, typer.Option("--errors/--no-errors", help="Errors of every node in tree and picture, summed up.")
+    ] = False
+    group: Annotated[
+        bool, typer.Option("--group/--no-group", help="Features of one label and position as one, in both.")
+    ] = True
 
     def check(self, many: bool) -> None:
         """Refuse paths that cannot be written, before anything is computed. many: the paths are folders."""
@@ -133,9 +143,13 @@ class Outputs:
             written["to_json"] = str(path)
         if self.plot is not None:
             path = _file(self.plot, number, ENDINGS[2])
-            graph.plot(path, self.node_threshold, self.edge_threshold)
+            graph.plot(path, self.node_threshold, self.edge_threshold, group=self.group, errors=self.errors)
             written["plot"] = str(path)
         return written
+
+    def tree(self, graph: pc.Graph, target: int) -> str:
+        """Tree of a target."""
+        return graph.tree(target, self.depth, self.branches, errors=self.errors, group=self.group, max_lines=self.lines)
 
 
 def _file(path: Path, number: int | None, ending: str) -> Path:
@@ -201,7 +215,8 @@ def _report(
     positions = graph.targets.positions.tolist()
     targets = range(len(positions)) if every_target else sorted(positions.index(p) for p in set(positions))
     for i in targets:
-        terminal.print(graph.tree(i, outputs.depth, outputs.branches), markup=False, highlight=False)
+        terminal.print(outputs.tree(graph, i), markup=False, highlight=False)
+    _print_strongest(terminal, pruned)
     terminal.print(
         f"{len(graph.features)} features, {graph.rows.count} rows, {graph.rows.entries} edges; pruned to "
         f"{int(pruned.node_mask.sum())} nodes and {int(pruned.edge_mask.sum())} edges; replacement score "
@@ -211,6 +226,15 @@ def _report(
     )
     for path in written.values():
         terminal.print(path, markup=False, highlight=False)
+
+
+def _print_strongest(terminal: Console, pruned: Pruned) -> None:
+    """Print the features of most influence on the targets; nothing for a graph without features."""
+    rows = table("influence", "feature", "label", "token", "activation")
+    for influence, feature, label, token, value in strongest_features(pruned, STRONGEST):
+        rows.add_row(*(escape(str(cell)) for cell in (influence, feature, label, token, f"{value:.3g}")))
+    if rows.row_count:
+        terminal.print(rows, highlight=False)
 
 
 def summary(graph: pc.Graph, pruned: Pruned) -> dict[str, Any]:

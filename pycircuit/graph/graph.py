@@ -22,6 +22,7 @@ from .io import circuit_tracer_graph, graph_file, libraries, page_json
 from .paths import Path, Sign, paths
 from .prune import Pruned, prune, subgraph
 from .scores import Scores, scores
+from .show.notebook import graph_html
 from .show.picture import Picture
 from .show.plot import plot
 from .show.tree import lines
@@ -318,6 +319,9 @@ class Graph:
     def to_scipy(self) -> Any:
         """A scipy.sparse.csr_array [nodes, nodes]: row = target, column = source."""
         return libraries.to_scipy(self)
+
+    def _repr_html_(self) -> str:
+        return graph_html(self)
 
     def __repr__(self) -> str:
         return (

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pycircuit.graph.show.html_table import html_table
 from pycircuit.model.prompts import Prompt
 from pycircuit.model.replacement import ReplacementModel
 from pycircuit.ops import SparseFeatures, checks
@@ -21,6 +22,7 @@ from .intervention_run import BATCH_POSITIONS, BaselineRun, InterventionRun, Sta
 from .steering import Steering, activations_at, changes_by_layer
 
 T = TypeVar("T")
+_SHOWN_TOKENS = 10  # in a notebook
 FeatureIndex = tuple[int, int, int]  # layer, position, feature
 
 
@@ -113,6 +115,18 @@ class Intervened:
             require_feature(op, model, layer, feature)
             result.append((layer, position % count, feature))
         return result
+
+    def _repr_html_(self) -> str:
+        before, after = self.probabilities_before, self.probabilities
+        tokens = torch.maximum(before, after).topk(min(_SHOWN_TOKENS, len(after))).indices
+        ordered = tokens[after[tokens].argsort(descending=True, stable=True)].tolist()
+        tokenizer = self.after.model.tokenizer
+        names = [str(token) if tokenizer is None else repr(str(tokenizer.decode([token]))) for token in ordered]
+        rows = [
+            (name, f"{100 * float(before[token]):.2f}%", f"{100 * float(after[token]):.2f}%")
+            for name, token in zip(names, ordered, strict=True)
+        ]
+        return html_table(("next token", "before", "after"), rows, repr(self))
 
     def __repr__(self) -> str:
         interventions = f"{len(self.interventions)} interventions, freeze={self.freeze!r}, layers={self.layers}"
