@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 import typer
 
 import pycircuit as pc
+from pycircuit.command_interrupt import Stopped
 from pycircuit.graph.prune import Pruned, thresholds
 from pycircuit.trace.precision import PRECISIONS, Precision
 
@@ -22,7 +23,6 @@ from .options import (
     Prompts,
     Quiet,
     Running,
-    Stopped,
     check_new_file,
     check_output_folder,
     completions,
