@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import pycircuit as pc
+from pycircuit.command_interrupt import Stopped
 from pycircuit.graph.prune import Pruned, thresholds
 from pycircuit.graph.show.notebook import strongest_features
 from pycircuit.trace.precision import PRECISIONS, Precision
@@ -25,7 +26,6 @@ from .options import (
     Prompts,
     Quiet,
     Running,
-    Stopped,
     check_new_file,
     check_output_folder,
     completions,

@@ -16,6 +16,7 @@ import torch.distributed as dist
 import typer
 
 import pycircuit as pc
+from pycircuit.command_interrupt import Stopped
 from pycircuit.files.atomic import write_text
 from pycircuit.files.atomic_folder import new_folder
 from pycircuit.loading import NAMES, available_device, language_model
@@ -27,7 +28,7 @@ from pycircuit.transcoders import Transcoders
 from . import texts
 from .bundles import Bundle, option
 from .console import console, emit
-from .options import AsJson, Opening, Quiet, Running, Stopped, Texts, check_new_file, completions
+from .options import AsJson, Opening, Quiet, Running, Texts, check_new_file, completions
 from .tracing import MaxFeatures
 
 CURVES, RECORD = "training.svg", "training.json"  # beside the weights
