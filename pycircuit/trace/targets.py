@@ -170,8 +170,7 @@ def _token(model: ReplacementModel, frozen: FrozenModel, token: int, position: i
     if not 0 <= token < frozen.unembedding.shape[0]:
         last = frozen.unembedding.shape[0] - 1
         raise ValueError(f"attribute: targets must be token ids from 0 to {last}, got {token}")
-    weight = float(_probabilities(frozen, position)[token])
-    return _tokens(model, frozen, [token], position, [weight])[0]
+    return _tokens(model, frozen, [token], position, [1.0])[0]
 
 
 def _direction(frozen: FrozenModel, label: str, weight: float, vector: Tensor, position: int) -> Target:
