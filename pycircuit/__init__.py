@@ -20,6 +20,7 @@ if _TYPE_CHECKING:
     from .loading import load
     from .model import Family, FamilyError, ReplacementModel, register_family
     from .ops import BatchTopK, ImplementationError, JumpReLU, ReLU, SparseFeatures, TopK, explain, last_run, use
+    from .page import PageServer, serve
     from .trace import CheckpointError, Estimate, Feature, MemoryBoundError, attribute, attribute_many, estimate
     from .training import Evaluation, Recipe, evaluate, train
     from .transcoders import CrossLayerTranscoder, PerLayerTranscoders, Transcoders
@@ -45,6 +46,7 @@ __all__ = [
     "Intervention",
     "JumpReLU",
     "MemoryBoundError",
+    "PageServer",
     "Path",
     "PerLayerTranscoders",
     "Pruned",
@@ -69,6 +71,7 @@ __all__ = [
     "ops",
     "register_family",
     "register_format",
+    "serve",
     "train",
     "use",
     "validate",
@@ -83,13 +86,14 @@ _HOMES = {
     "loading": "load",
     "model": "Family FamilyError ReplacementModel register_family",
     "ops": "BatchTopK ImplementationError JumpReLU ReLU SparseFeatures TopK explain last_run use",
+    "page": "PageServer serve",
     "trace": "CheckpointError Estimate Feature MemoryBoundError attribute attribute_many estimate",
     "training": "Evaluation Recipe evaluate train",
     "transcoders": "CrossLayerTranscoder PerLayerTranscoders Transcoders",
     "transcoders.formats": "register_format",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
-_PACKAGES = ("graph", "interventions", "model", "ops", "trace", "training", "transcoders")
+_PACKAGES = ("graph", "interventions", "model", "ops", "page", "trace", "training", "transcoders")
 
 
 def __getattr__(name: str) -> object:
