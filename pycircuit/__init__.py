@@ -21,7 +21,16 @@ if _TYPE_CHECKING:
     from .model import Family, FamilyError, ReplacementModel, register_family
     from .ops import BatchTopK, ImplementationError, JumpReLU, ReLU, SparseFeatures, TopK, explain, last_run, use
     from .page import PageServer, serve
-    from .trace import CheckpointError, Estimate, Feature, MemoryBoundError, attribute, attribute_many, estimate
+    from .trace import (
+        CheckpointError,
+        Contrast,
+        Estimate,
+        Feature,
+        MemoryBoundError,
+        attribute,
+        attribute_many,
+        estimate,
+    )
     from .training import Evaluation, Recipe, evaluate, train
     from .transcoders import CrossLayerTranscoder, PerLayerTranscoders, Transcoders
     from .transcoders.formats import register_format
@@ -33,6 +42,7 @@ __path__ = [folder for folder in __path__ if folder != _os.path.dirname(_os.path
 __all__ = [
     "BatchTopK",
     "CheckpointError",
+    "Contrast",
     "CrossLayerTranscoder",
     "Estimate",
     "Evaluation",
@@ -87,7 +97,7 @@ _HOMES = {
     "model": "Family FamilyError ReplacementModel register_family",
     "ops": "BatchTopK ImplementationError JumpReLU ReLU SparseFeatures TopK explain last_run use",
     "page": "PageServer serve",
-    "trace": "CheckpointError Estimate Feature MemoryBoundError attribute attribute_many estimate",
+    "trace": "CheckpointError Contrast Estimate Feature MemoryBoundError attribute attribute_many estimate",
     "training": "Evaluation Recipe evaluate train",
     "transcoders": "CrossLayerTranscoder PerLayerTranscoders Transcoders",
     "transcoders.formats": "register_format",
