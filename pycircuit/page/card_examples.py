@@ -25,7 +25,7 @@ LARGEST_FILE = 16 << 20  # bytes
 _TAIL = 256  # bytes at the end of a file, where its frequency may stand
 _FREQUENCY = re.compile(rb'"activation_frequency"\s*:\s*([0-9.eE+-]+)')
 _COUNTS = ExampleCounts(top=10, groups=3, per_group=3, around=12)
-_STATEMENTS = 800  # of the demo model's facts
+STATEMENTS = 800  # of the demo model's facts
 
 
 class Examples(Protocol):
@@ -109,7 +109,7 @@ class CorpusExamples:
         from pycircuit.demo.facts import facts
 
         prompts = [statement.prompt for statement in facts().statements()]
-        return cls(model, prompts[:: max(1, len(prompts) // _STATEMENTS)])
+        return cls(model, prompts[:: max(1, len(prompts) // STATEMENTS)])
 
     def content(self, layer: int, feature: int) -> dict[str, Any] | None:
         """Describe a feature's activations."""

@@ -78,7 +78,7 @@ def _feature_changes(graph: Graph, change: object) -> list[FeatureChange]:
     """Changes of the features of one entry: {node or nodes, value or scale or ablate, everywhere}."""
     if not isinstance(change, dict):
         raise ValueError(f"{OP}: a change must be an object, got {type(change).__name__}")
-    actions = [name for name in _ACTIONS if change.get(name) not in (None, False)]
+    actions = [name for name in _ACTIONS if change.get(name) is not None and change[name] is not False]
     if len(actions) != 1 or ("node" in change) == ("nodes" in change):
         raise ValueError(f"{OP}: a change must have node or nodes, and one of {', '.join(_ACTIONS)}")
     number = 0.0 if actions[0] == "ablate" else change[actions[0]]
