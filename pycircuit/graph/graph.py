@@ -42,6 +42,7 @@ class Graph:
         of rounding errors where that sum cancels; zeros where it is not known.
     dropped, dropped_mass: [rows], the sum of the entries a compressed row leaves out, and of their absolute values.
     labels: names of features by (layer, feature), where they have one.
+    automatic_labels: what features raise and are active on, in a few words, by (layer, feature); names come first.
     """
 
     features: Tensor
@@ -61,6 +62,7 @@ class Graph:
     timings: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     labels: dict[tuple[int, int], str] = field(default_factory=dict)
+    automatic_labels: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in validate(self).items():
@@ -112,13 +114,24 @@ class Graph:
         """Node of a target."""
         return self.first_target + index_below("Graph.target_node", "target", target, len(self.targets))
 
+    def label(self, layer: int, feature: int) -> tuple[str, bool]:
+        """Label of a feature, and True if it is automatic rather than a name; ("", False) where it has none."""
+        key = (layer, feature)
+        if key in self.labels:
+            return self.labels[key], False
+        return self.automatic_labels.get(key, ""), key in self.automatic_labels
+
     def describe(self, node: int) -> dict[str, Any]:
-        """Description of a node: its kind, and its layer, position, feature, value, token, label, weight."""
+        """Description of a node: its kind, and its layer, position, feature, value, token, label, automatic, weight.
+
+        automatic: of a feature with a label, True unless the label is a name.
+        """
         node = index_below("Graph.describe", "node", node, self.nodes)
         if node < self.first_error:
             layer, position, feature = self.features[node].tolist()
             value = float(self.values[node])
-            label = {"label": self.labels[layer, feature]} if (layer, feature) in self.labels else {}
+            text, automatic = self.label(layer, feature)
+            label = {"label": text, "automatic": automatic} if text else {}
             return {"kind": "feature", "layer": layer, "position": position, "feature": feature, "value": value} | label
         if node < self.first_token:
             layer, position = divmod(node - self.first_error, self.positions)

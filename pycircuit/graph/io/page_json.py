@@ -134,8 +134,14 @@ def _feature(description: dict[str, Any]) -> dict[str, Any]:
         "feature_type": "cross layer transcoder",
         "jsNodeId": f"{layer}_{feature}-0",
         "activation": description["value"],
-        "clerp": description.get("label", ""),
+        "clerp": _clerp(description),
     }
+
+
+def _clerp(description: dict[str, Any]) -> str:
+    """Label of a feature for the page, which has no field that says that it is automatic."""
+    label: str = description.get("label", "").replace("(p=", "(p =")  # pages split at the first `(p=`
+    return f"{label} (automatic)" if description.get("automatic") else label
 
 
 def _error(description: dict[str, Any]) -> dict[str, Any]:
