@@ -18,7 +18,7 @@ from .faithfulness import KEY, Faithfulness
 from .influence import node_influence
 from .invariants import validate
 from .io import circuit_tracer_graph, graph_file, libraries, page_json
-from .paths import Path, paths
+from .paths import Path, Sign, paths
 from .prune import Pruned, prune, subgraph
 from .scores import Scores, scores
 from .show.plot import plot
@@ -205,9 +205,12 @@ class Graph:
         """Scores (replacement, completeness): the shares of influence that run through features rather than errors."""
         return scores(self)
 
-    def paths(self, source: int, target: int, k: int = 1) -> list[Path]:
-        """The k strongest paths from node to node, strongest first."""
-        return paths(self, source, target, k)
+    def paths(self, source: int, target: int, k: int = 1, sign: Sign | None = None) -> list[Path]:
+        """The k strongest paths from node to node, strongest first: a path is nearly as strong as its weakest edge.
+
+        sign: 1 for paths that support the target, -1 for those that oppose it, None for both.
+        """
+        return paths(self, source, target, k, sign)
 
     def supernodes(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> list[Supernode]:
         """Groups of pruned features that read as one: of one label at one position, or one feature without a label.
@@ -216,13 +219,30 @@ class Graph:
         """
         return supernodes(self.prune(node_threshold, edge_threshold))
 
-    def tree(self, target: int = 0, depth: int = 5, branches: int = 3, least: float = 0.02) -> str:
+    def tree(
+        self,
+        target: int = 0,
+        depth: int = 5,
+        branches: int = 4,
+        least: float = 0.1,
+        *,
+        errors: bool = False,
+        group: bool = True,
+        max_lines: int = 40,
+    ) -> str:
         """Tree of a target's inputs as indented text: the strongest inputs, theirs below them, down to the tokens.
 
-        branches: inputs shown of a node; depth: levels below the target; least: share of a row's mass that an input
-        must have. The strongest path from a token is always shown, marked; a node is unfolded once.
+        A line has an edge's weight, its share of all that enters, and the node: its label, its identifier
+        (LAYER/POSITION/FEATURE, as `pycircuit intervene` reads it) and its token. The most important nodes are
+        unfolded, once each, until there are max_lines. The strongest path from a token that supports the target
+        follows, and its edges are marked.
+
+        branches: inputs shown of a node, at most; depth: levels below the target; least: weight of an input relative
+        to the strongest beside it. errors: sum up the errors of every node, not of the target alone. group: features
+        of one label at one position are one line.
         """
-        return "\n".join(line.text for line in lines(self, target, depth, branches, least))
+        text = lines(self, target, depth, branches, least, errors, group, max_lines)
+        return "\n".join(line.text for line in text)
 
     def plot(
         self,
