@@ -21,7 +21,17 @@ if _TYPE_CHECKING:
     from .loading import load
     from .model import Family, FamilyError, ReplacementModel, register_family
     from .ops import BatchTopK, ImplementationError, JumpReLU, ReLU, SparseFeatures, TopK, explain, last_run, use
-    from .trace import CheckpointError, Estimate, Feature, MemoryBoundError, attribute, attribute_many, estimate
+    from .page import PageServer, serve
+    from .trace import (
+        CheckpointError,
+        Contrast,
+        Estimate,
+        Feature,
+        MemoryBoundError,
+        attribute,
+        attribute_many,
+        estimate,
+    )
     from .training import Evaluation, Recipe, evaluate, train
     from .transcoders import CrossLayerTranscoder, PerLayerTranscoders, Transcoders
     from .transcoders.formats import register_format
@@ -33,6 +43,7 @@ __path__ = [folder for folder in __path__ if folder != _os.path.dirname(_os.path
 __all__ = [
     "BatchTopK",
     "CheckpointError",
+    "Contrast",
     "CrossLayerTranscoder",
     "Estimate",
     "Evaluation",
@@ -46,6 +57,7 @@ __all__ = [
     "Intervention",
     "JumpReLU",
     "MemoryBoundError",
+    "PageServer",
     "Path",
     "PerLayerTranscoders",
     "Picture",
@@ -72,6 +84,7 @@ __all__ = [
     "ops",
     "register_family",
     "register_format",
+    "serve",
     "train",
     "use",
     "validate",
@@ -87,13 +100,14 @@ _HOMES = {
     "loading": "load",
     "model": "Family FamilyError ReplacementModel register_family",
     "ops": "BatchTopK ImplementationError JumpReLU ReLU SparseFeatures TopK explain last_run use",
-    "trace": "CheckpointError Estimate Feature MemoryBoundError attribute attribute_many estimate",
+    "page": "PageServer serve",
+    "trace": "CheckpointError Contrast Estimate Feature MemoryBoundError attribute attribute_many estimate",
     "training": "Evaluation Recipe evaluate train",
     "transcoders": "CrossLayerTranscoder PerLayerTranscoders Transcoders",
     "transcoders.formats": "register_format",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
-_PACKAGES = ("graph", "interventions", "model", "ops", "trace", "training", "transcoders")
+_PACKAGES = ("graph", "interventions", "model", "ops", "page", "trace", "training", "transcoders")
 
 
 def __getattr__(name: str) -> object:

@@ -36,6 +36,7 @@ LAYERS = (
     ("examples",),
     ("demo",),
     ("loading",),
+    ("page",),
     ("pycircuit",),  # the public names
     ("bench",),
     ("doctor", "integrations"),

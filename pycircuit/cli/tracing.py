@@ -29,7 +29,7 @@ from .options import (
     check_new_file,
     check_output_folder,
     completions,
-    parse_target,
+    parse_targets,
 )
 from .texts import Text
 
@@ -72,6 +72,13 @@ class Tracing:
             show_default="the likeliest",
         ),
     ] = None
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The text of a token or id:8941; or several: the difference of the mean logit of every --target and "
+            "theirs is the one target.",
+        ),
+    ] = None
     position: Annotated[
         list[int] | None, typer.Option(help="Where outputs are read; or several.", show_default="the last")
     ] = None
@@ -87,7 +94,7 @@ class Tracing:
     def arguments(self) -> dict[str, Any]:
         """Arguments of pc.attribute."""
         return {
-            "targets": [parse_target(text) for text in self.targets] if self.targets else None,
+            "targets": parse_targets(self.targets or [], self.against or []),
             "position": self.position or -1,
             "probability": self.probability,
             "max_targets": self.max_targets,

@@ -5,7 +5,7 @@
  1. Check that a trace of this length can fit the memory bound.                           estimate.py, memory_plan.py
  2. Run the model once. Freeze its attention patterns and the denominators of its norms, and replace each MLP by its
     active features and an error: what is left is linear in features, errors and tokens.  model/replacement.py
- 3. Choose the targets: the likeliest next tokens, or what the caller names.              targets.py
+ 3. Choose the targets: the likeliest next tokens, or what the caller names.  targets.py, contrast.py
  4. Give each source a column of the edge rows.                                           columns.py
  5. Plan the memory: rows dense, packed or cut to their largest entries; tile size.    memory_plan.py, memory_model.py
     Unless the caller names a number, decide how many features get a row.                 default_features.py
@@ -22,6 +22,7 @@
 
 from .attribute import attribute, trace_frozen
 from .checkpoint import CheckpointError
+from .contrast import Contrast
 from .estimate import Estimate, estimate
 from .many import attribute_many
 from .memory_plan import MemoryBoundError
@@ -30,6 +31,7 @@ from .targets import Feature, TargetLike, TargetList
 
 __all__ = [
     "CheckpointError",
+    "Contrast",
     "Estimate",
     "Feature",
     "MemoryBoundError",

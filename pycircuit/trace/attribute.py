@@ -56,9 +56,9 @@ def attribute(
     """Return the graph of direct effects on the targets and on the features that influence them most.
 
     targets: None for the likeliest next tokens up to `probability`, at most max_targets; or a list of token ids, token
-    strings, (label, weight, direction) or pc.Feature. max_features: how many features get a row of their own, the most
-    influential first; "all"; None: 4,096, or as many as take about five minutes and fit the memory, and the progress
-    says how many of all. position: where the outputs are read, one or several.
+    strings, (label, weight, direction), pc.Contrast or pc.Feature. max_features: how many features get a row of their
+    own, the most influential first; "all"; None: 4,096, or as many as take about five minutes and fit the memory, and
+    the progress says how many of all. position: where the outputs are read, one or several.
     precision: of the sweep's products; docs/law.md has the choices, and how closely the law holds under each.
     memory: "8GiB" or bytes, the peak beside the model; None: most of what is free. Rows that do not fit keep their
     largest entries, and `graph.dropped` has the sum of the others.
