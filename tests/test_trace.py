@@ -32,8 +32,6 @@ def test_law(family: str, kind: str) -> None:
         assert graph.certificate < arithmetic.tolerance == graph.provenance["tolerance"]
 
 
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma2", "olmo2", "gpt2"])
 def test_every_edge_equals_autograd(family: str, kind: str) -> None:
