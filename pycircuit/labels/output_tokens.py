@@ -77,8 +77,7 @@ class OutputTokens:
             tokens = ids.gather(1, order)
         mean = total / len(unembedding)
         deviation = (squares / len(unembedding) - mean.square()).clamp_min(0).sqrt()
-        score = torch.where(deviation > 0, (best[:, 0].double() - mean) / deviation, torch.zeros_like(mean))
-        return tokens.cpu(), score.float().cpu()
+        return tokens, torch.where(deviation > 0, (best[:, 0].double() - mean) / deviation, torch.zeros_like(mean))
 
     def _written(self, layer: int, features: Tensor) -> Tensor:
         """Sum over layers that a unit of each feature adds to the stream, without a post-norm's denominator: [n, d]."""
