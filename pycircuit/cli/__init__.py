@@ -13,7 +13,7 @@ import typer
 import pycircuit as pc
 from pycircuit import command_interrupt
 
-from . import examples, machine_commands, steer, tracing, train, transcoders
+from . import examples, graph_command, machine_commands, steer, tracing, train, transcoders
 from .bundles import bundled
 from .machine_commands import WRONG
 from .options import Stopped
@@ -42,6 +42,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     train.train: "pycircuit train smollm2 --texts prose.txt --features 4096 --out transcoders",
     train.evaluate: "pycircuit evaluate smollm2 --transcoders transcoders --texts other.txt --plot figure.svg",
     examples.examples: "pycircuit examples smollm2 --transcoders transcoders --texts prose.txt --out graphs",
+    graph_command.graph: "pycircuit graph dallas.safetensors --paths token/7 target/0 --out dallas.graphml",
     transcoders.inspect: "pycircuit inspect transcoders --json",
     transcoders.convert: "pycircuit convert mntss/gemma-scope-transcoders mine --to saelens --dtype float32",
     machine_commands.demo: "pycircuit demo --plot dallas.svg",
