@@ -223,6 +223,7 @@ HOSTILE = {
     "empty": b"", "text": b"hello", "binary": bytes(range(256)), "list": b"[]", "number": b"3", "object": b"{}",
     "nan": json.dumps(foreign()).replace("1.5", "NaN").encode(), "infinity": b'{"metadata": Infinity}',
     "nested": b"[" * 200_000, "nested_objects": b'{"metadata":' * 100_000, "digits": b"1" * 1_000_000,
+    "lists": b"[" + b"[]," * 4_200_000 + b"[]]",
     "cut": json.dumps(foreign()).encode()[:-3], "twice": json.dumps(foreign()).encode() * 2, "utf16": b"\xff\xfe[\x00",
     "feature": json.dumps(change("nodes.0", node("t", "x", 0, 2, 10**4000))).encode(),
     "many_errors": json.dumps(
