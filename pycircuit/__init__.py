@@ -15,11 +15,13 @@ from . import command_interrupt as _command_interrupt  # noqa: F401 - first: it 
 if _TYPE_CHECKING:
     from . import graph, ops
     from .examples import write_examples
-    from .graph import Faithfulness, Graph, Path, Pruned, Scores
+    from .graph import Faithfulness, Graph, Path, Picture, Pruned, Scores
     from .interventions import Intervened, Intervention, generate, intervene, intervene_many, validate
+    from .labels import label
     from .loading import load
     from .model import Family, FamilyError, ReplacementModel, register_family
     from .ops import BatchTopK, ImplementationError, JumpReLU, ReLU, SparseFeatures, TopK, explain, last_run, use
+    from .page import PageServer, serve
     from .trace import (
         CheckpointError,
         Contrast,
@@ -55,8 +57,10 @@ __all__ = [
     "Intervention",
     "JumpReLU",
     "MemoryBoundError",
+    "PageServer",
     "Path",
     "PerLayerTranscoders",
+    "Picture",
     "Pruned",
     "ReLU",
     "Recipe",
@@ -74,11 +78,13 @@ __all__ = [
     "graph",
     "intervene",
     "intervene_many",
+    "label",
     "last_run",
     "load",
     "ops",
     "register_family",
     "register_format",
+    "serve",
     "train",
     "use",
     "validate",
@@ -88,18 +94,20 @@ __all__ = [
 # The module of each public name, as the imports above say it too.
 _HOMES = {
     "examples": "write_examples",
-    "graph": "Faithfulness Graph Path Pruned Scores",
+    "graph": "Faithfulness Graph Path Picture Pruned Scores",
     "interventions": "Intervened Intervention generate intervene intervene_many validate",
+    "labels": "label",
     "loading": "load",
     "model": "Family FamilyError ReplacementModel register_family",
     "ops": "BatchTopK ImplementationError JumpReLU ReLU SparseFeatures TopK explain last_run use",
+    "page": "PageServer serve",
     "trace": "CheckpointError Contrast Estimate Feature MemoryBoundError attribute attribute_many estimate",
     "training": "Evaluation Recipe evaluate train",
     "transcoders": "CrossLayerTranscoder PerLayerTranscoders Transcoders",
     "transcoders.formats": "register_format",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
-_PACKAGES = ("graph", "interventions", "model", "ops", "trace", "training", "transcoders")
+_PACKAGES = ("graph", "interventions", "model", "ops", "page", "trace", "training", "transcoders")
 
 
 def __getattr__(name: str) -> object:

@@ -66,7 +66,8 @@ def test_our_own_files_come_back(tmp_path: Path, flavour: Any, seed: int) -> Non
     graph = random_graph(count=60, seed=seed)
     labels = {(layer, feature): f"F{layer} (p=1)" for layer, _, feature in graph.features[::3].tolist()}
     odd = Targets([" a(p=3)", 'b "c" − d'], torch.tensor([5, -1]), graph.targets.weights, graph.targets.positions)
-    graph = replace(graph, labels=labels, targets=odd)
+    automatic = {(layer, feature): "raises x" for layer, _, feature in graph.features[1::3].tolist()}
+    graph = replace(graph, labels=labels, automatic_labels=automatic, targets=odd)
     graph.to_json(tmp_path / "g.json", slug="mine", flavour=flavour)
     got, pruned = Graph.from_json(tmp_path / "g.json"), graph.prune().graph
     remaining = [tuple(f) for f in pruned.features.tolist()]
@@ -83,6 +84,10 @@ def test_our_own_files_come_back(tmp_path: Path, flavour: Any, seed: int) -> Non
     assert {key: text.replace("(p=", "(p =") for key, text in got.labels.items()} == {
         (layer, feature): labels[layer, feature].replace("(p=", "(p =")
         for layer, _, feature in remaining if (layer, feature) in labels
+    }  # fmt: skip
+    assert got.automatic_labels == {
+        (layer, feature): "raises x" for layer, _, feature in remaining
+        if (layer, feature) in automatic and (layer, feature) not in labels
     }  # fmt: skip
     assert got.provenance["page"]["slug"] == "mine"
 

@@ -8,7 +8,9 @@ from .io.graph_file import GraphFileError
 from .paths import Path
 from .prune import Pruned
 from .scores import Scores
+from .show.picture import Picture
 
 __all__ = [
-    "Agreement", "Faithfulness", "Graph", "GraphFileError", "Path", "Pruned", "Rows", "Scores", "Targets", "Tokens",
+    "Agreement", "Faithfulness", "Graph", "GraphFileError", "Path", "Picture", "Pruned", "Rows", "Scores", "Targets",
+    "Tokens",
 ]  # fmt: skip

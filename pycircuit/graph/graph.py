@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pycircuit.files.atomic import writable_svg
 from pycircuit.ops import checks
 
 from .csr import Rows, index_below
@@ -21,9 +22,11 @@ from .invariants import validate
 from .io import circuit_tracer_graph, graph_file, graphml, libraries, open_graph, page_json, page_reader, tables
 from .io.page_json import Flavour, Groups, PageOptions
 from .io.tables import Table
-from .paths import Path, paths
+from .paths import Path, Sign, paths
 from .prune import Pruned, prune, subgraph
 from .scores import Scores, scores
+from .show.notebook import graph_html
+from .show.picture import Picture
 from .show.plot import plot
 from .show.tree import lines
 from .supernodes import Supernode, supernodes
@@ -45,6 +48,7 @@ class Graph:
         of rounding errors where that sum cancels; zeros where it is not known.
     dropped, dropped_mass: [rows], the sum of the entries a compressed row leaves out, and of their absolute values.
     labels: names of features by (layer, feature), where they have one.
+    automatic_labels: what features raise and are active on, in a few words, by (layer, feature); names come first.
     """
 
     features: Tensor
@@ -64,6 +68,7 @@ class Graph:
     timings: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     labels: dict[tuple[int, int], str] = field(default_factory=dict)
+    automatic_labels: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in validate(self).items():
@@ -115,13 +120,24 @@ class Graph:
         """Node of a target."""
         return self.first_target + index_below("Graph.target_node", "target", target, len(self.targets))
 
+    def label(self, layer: int, feature: int) -> tuple[str, bool]:
+        """Label of a feature, and True if it is automatic rather than a name; ("", False) where it has none."""
+        key = (layer, feature)
+        if key in self.labels:
+            return self.labels[key], False
+        return self.automatic_labels.get(key, ""), key in self.automatic_labels
+
     def describe(self, node: int) -> dict[str, Any]:
-        """Description of a node: its kind, and its layer, position, feature, value, token, label, weight."""
+        """Description of a node: its kind, and its layer, position, feature, value, token, label, automatic, weight.
+
+        automatic: of a feature with a label, True unless the label is a name.
+        """
         node = index_below("Graph.describe", "node", node, self.nodes)
         if node < self.first_error:
             layer, position, feature = self.features[node].tolist()
             value = float(self.values[node])
-            label = {"label": self.labels[layer, feature]} if (layer, feature) in self.labels else {}
+            text, automatic = self.label(layer, feature)
+            label = {"label": text, "automatic": automatic} if text else {}
             return {"kind": "feature", "layer": layer, "position": position, "feature": feature, "value": value} | label
         if node < self.first_token:
             layer, position = divmod(node - self.first_error, self.positions)
@@ -195,9 +211,12 @@ class Graph:
         """Scores (replacement, completeness): the shares of influence that run through features rather than errors."""
         return scores(self)
 
-    def paths(self, source: int, target: int, k: int = 1) -> list[Path]:
-        """The k strongest paths from node to node, strongest first."""
-        return paths(self, source, target, k)
+    def paths(self, source: int, target: int, k: int = 1, sign: Sign | None = None) -> list[Path]:
+        """The k strongest paths from node to node, strongest first: a path is nearly as strong as its weakest edge.
+
+        sign: 1 for paths that support the target, -1 for those that oppose it, None for both.
+        """
+        return paths(self, source, target, k, sign)
 
     def supernodes(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> list[Supernode]:
         """Groups of pruned features that read as one: of one label at one position, or one feature without a label.
@@ -206,30 +225,54 @@ class Graph:
         """
         return supernodes(self.prune(node_threshold, edge_threshold))
 
-    def tree(self, target: int = 0, depth: int = 5, branches: int = 3, least: float = 0.02) -> str:
+    def tree(
+        self,
+        target: int = 0,
+        depth: int = 5,
+        branches: int = 4,
+        least: float = 0.1,
+        *,
+        errors: bool = False,
+        group: bool = True,
+        max_lines: int = 40,
+    ) -> str:
         """Tree of a target's inputs as indented text: the strongest inputs, theirs below them, down to the tokens.
 
-        branches: inputs shown of a node; depth: levels below the target; least: share of a row's mass that an input
-        must have. The strongest path from a token is always shown, marked; a node is unfolded once.
+        A line has an edge's weight, its share of all that enters, and the node: its label, its identifier
+        (LAYER/POSITION/FEATURE, as `pycircuit intervene` reads it) and its token. The most important nodes are
+        unfolded, once each, until there are max_lines. The strongest path from a token that supports the target
+        follows, and its edges are marked.
+
+        branches: inputs shown of a node, at most; depth: levels below the target; least: weight of an input relative
+        to the strongest beside it. errors: sum up the errors of every node, not of the target alone. group: features
+        of one label at one position are one line.
         """
-        return "\n".join(line.text for line in lines(self, target, depth, branches, least))
+        text = lines(self, target, depth, branches, least, errors, group, max_lines)
+        return "\n".join(line.text for line in text)
 
     def plot(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         node_threshold: float = 0.8,
         edge_threshold: float = 0.98,
         max_nodes: int = 40,
         target: int = 0,
         group: bool = True,
-    ) -> None:
-        """Write a picture, SVG: tokens as columns, layers as rows, targets on top.
+        errors: bool = False,
+    ) -> Picture:
+        """Draw a picture, SVG: tokens as columns, layers as rows, targets on top; notebooks show it.
 
-        After pruning, the max_nodes most influential boxes are drawn; the strongest path to `target` is marked.
-        group: features of one label at one position are one box, at the lowest of their layers, with the sums of
-        their weights.
+        After pruning, the max_nodes most influential boxes are drawn, in as many columns as fit into 1,600 pixels;
+        the strongest path that supports `target` is marked. Edges that lower are dashed.
+
+        path: a file to write as well. group: features of one label at one position are one box, at the lowest of
+        their layers, with the sums of their weights. errors: draw those of each column as one box.
         """
-        plot(self, path, node_threshold, edge_threshold, max_nodes, target, group)
+        svg_path = None if path is None else writable_svg("plot", path)
+        picture = plot(self.prune(node_threshold, edge_threshold), max_nodes, target, group, errors)
+        if svg_path is not None:
+            picture.save(svg_path)
+        return picture
 
     def subgraph(self, node_mask: Any, edge_mask: Any = None) -> Graph:
         """Graph of the nodes in node_mask, [nodes], and the edges in edge_mask, [entries].
@@ -331,6 +374,9 @@ class Graph:
     def to_scipy(self) -> Any:
         """A scipy.sparse.csr_array [nodes, nodes]: row = target, column = source."""
         return libraries.to_scipy(self)
+
+    def _repr_html_(self) -> str:
+        return graph_html(self)
 
     def __repr__(self) -> str:
         return (

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Flavour: TypeAlias = Literal["circuit-tracer", "neuronpedia"]
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 Groups: TypeAlias = Sequence[tuple[str, Sequence[int]]]
+AUTOMATIC = " (automatic)"  # ends a label that no person gave
 PAGE = "page"  # of the provenance of a graph from a page's JSON: its slug, pins and groups
 
 _OP = "Graph.to_json"
@@ -300,8 +301,14 @@ def _feature(description: dict[str, Any]) -> dict[str, Any]:
         "feature_type": "cross layer transcoder",
         "jsNodeId": f"{layer}_{feature}-0",
         "activation": description["value"],
-        "clerp": description.get("label", ""),
+        "clerp": _clerp(description),
     }
+
+
+def _clerp(description: dict[str, Any]) -> str:
+    """Label of a feature for the page, which has no field that says that it is automatic."""
+    label: str = description.get("label", "").replace("(p=", "(p =")  # pages split at the first `(p=`
+    return label + AUTOMATIC if description.get("automatic") else label
 
 
 def _error(description: dict[str, Any]) -> dict[str, Any]:

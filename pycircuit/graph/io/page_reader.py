@@ -21,7 +21,7 @@ from pycircuit.graph.csr import Rows
 from pycircuit.graph.endpoints import Targets, Tokens
 
 from .graph_file import GraphFileError
-from .page_json import PAGE
+from .page_json import AUTOMATIC, PAGE
 
 if TYPE_CHECKING:
     from pycircuit.graph.graph import Graph
@@ -114,6 +114,7 @@ class _Nodes:
     token_ids: dict[int, int] = field(default_factory=dict)
     targets: dict[str, dict[str, Any]] = field(default_factory=dict)
     labels: dict[tuple[int, int], str] = field(default_factory=dict)
+    automatic_labels: dict[tuple[int, int], str] = field(default_factory=dict)
     logit_layer: int = 0
 
     def add(self, node: Any, place: str) -> None:
@@ -152,7 +153,8 @@ class _Nodes:
         self.values.append(_number(node, place, "activation"))
         label = _field(node, place, "clerp", str, "")
         if label:
-            self.labels.setdefault((layer, feature), label)
+            labels = self.automatic_labels if label.endswith(AUTOMATIC) else self.labels
+            labels.setdefault((layer, feature), label.removesuffix(AUTOMATIC))
 
 
 def _layer(node: dict[str, Any], place: str) -> int:
@@ -220,6 +222,7 @@ def _graph(graph_type: type[Graph], content: dict[str, Any]) -> Graph:
         vocab_size=vocab_size,
         provenance=_provenance(metadata, parameters, nodes),
         labels=nodes.labels | _edited_labels(parameters),
+        automatic_labels=nodes.automatic_labels,
     )
 
 
