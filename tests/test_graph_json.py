@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from graphs import by_hand, cone_graph, random_graph
-from page_schema import drawn, violations
+from page_schema import drawn, scores, violations
 
 import pycircuit as pc
 from pycircuit.graph import Graph, Targets
@@ -226,6 +226,7 @@ def test_neuronpedia_opens_it(tmp_path: Path, make: Any) -> None:
     probabilities = [value for value in page.values() if isinstance(value, float)]
     assert probabilities == pytest.approx(graph.targets.weights.tolist(), abs=5e-4)
     assert [n["token_prob"] for n in got["nodes"] if n["feature_type"] == "logit"] == graph.targets.weights.tolist()
+    assert scores(got) == pytest.approx(pruned.graph.scores(), rel=1e-9)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["g.json"]  # the overview is circuit-tracer's
 
 

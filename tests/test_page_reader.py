@@ -125,6 +125,12 @@ def test_a_file_with_required_fields_alone(tmp_path: Path) -> None:
     graph.prune().graph.tree()
 
 
+def test_errors_named_as_before_july_2026(tmp_path: Path) -> None:
+    content = change("nodes.2", node("mlp reconstruction error", "0_24_2", "24", 2, -1, jsNodeId="24_2-0"))
+    content["links"][3]["source"] = "0_24_2"
+    assert torch.equal(read(content, tmp_path).dense(), read(foreign(), tmp_path).dense())
+
+
 def test_optional_fields(tmp_path: Path) -> None:
     content = foreign()
     del content["qParams"]
