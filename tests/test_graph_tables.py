@@ -10,6 +10,7 @@ from typing import Any
 
 import networkx
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from graphs import by_hand, random_graph
@@ -57,7 +58,6 @@ def test_the_law_can_be_checked_from_the_tables() -> None:
 
 @pytest.mark.parametrize("make", [odd_graph, by_hand, lambda: random_graph(count=0)], ids=["odd", "by_hand", "empty"])
 def test_parquet(tmp_path: Path, make: Any) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
     graph = make()
     for _ in range(2):  # the second replaces the first
         graph.to_parquet(tmp_path / "tables")
