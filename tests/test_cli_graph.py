@@ -100,3 +100,12 @@ def test_wrong_arguments(
     monkeypatch.chdir(file.parent)
     done = run("graph", *arguments)
     assert done.code == 2 and message in done.err and done.err.count("\n") == 1 and not Path("x.csv").exists()
+
+
+def test_attribute_writes_either_flavour(run: Run, tmp_path: Path) -> None:
+    command = ("attribute", "demo", "the capital of the state of Texas is", "--quiet", "--json", "--max-features", "8")
+    options = ("--to-json", tmp_path / "n.json", "--flavour", "neuronpedia", "--scan", "gemma-2-2b")
+    assert run(*command, *options).code == 0
+    assert json.loads((tmp_path / "n.json").read_text())["metadata"]["scan"] == "gemma-2-2b"
+    done = run(*command, "--flavour", "html")
+    assert done.code == 2 and "--flavour must be one of circuit-tracer, neuronpedia, got 'html'" in done.err

@@ -266,6 +266,15 @@ def test_names_on_neuronpedia(tmp_path: Path) -> None:
     assert not (tmp_path / "no.json").exists()
 
 
+@pytest.mark.parametrize(
+    "page", [3, {}, {"groups": 3}, {"groups": [3, [], [1, 2]], "pinned": [None, "x"]}, {"pinned": {}}]
+)
+def test_pins_and_groups_of_another_kind_in_a_file(tmp_path: Path, page: Any) -> None:
+    graph = by_hand()
+    got = written(replace(graph, provenance={**graph.provenance, "page": page}), tmp_path / "g.json", node_threshold=1)
+    assert got["qParams"]["pinnedIds"] == got["qParams"]["supernodes"] == []
+
+
 def test_groups_and_pins_asked_for(tmp_path: Path) -> None:
     """Nodes in them are written whatever the thresholds, with their edges to the nodes that remain."""
     graph = random_graph(count=80, seed=1)
