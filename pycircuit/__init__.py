@@ -15,7 +15,7 @@ from . import command_interrupt as _command_interrupt  # noqa: F401 - first: it 
 if _TYPE_CHECKING:
     from . import graph, ops
     from .examples import write_examples
-    from .graph import Faithfulness, Graph, Path, Pruned, Scores
+    from .graph import Faithfulness, Graph, Path, Pruned, Scores, Stability, Supernode
     from .interventions import Intervened, Intervention, generate, intervene, intervene_many, validate
     from .loading import load
     from .model import Family, FamilyError, ReplacementModel, register_family
@@ -53,6 +53,8 @@ __all__ = [
     "ReplacementModel",
     "Scores",
     "SparseFeatures",
+    "Stability",
+    "Supernode",
     "TopK",
     "Transcoders",
     "attribute",
@@ -78,7 +80,7 @@ __all__ = [
 # The module of each public name, as the imports above say it too.
 _HOMES = {
     "examples": "write_examples",
-    "graph": "Faithfulness Graph Path Pruned Scores",
+    "graph": "Faithfulness Graph Path Pruned Scores Stability Supernode",
     "interventions": "Intervened Intervention generate intervene intervene_many validate",
     "loading": "load",
     "model": "Family FamilyError ReplacementModel register_family",
