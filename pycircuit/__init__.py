@@ -15,8 +15,8 @@ from . import command_interrupt as _command_interrupt  # noqa: F401 - first: it 
 if _TYPE_CHECKING:
     from . import graph, ops
     from .examples import write_examples
-    from .graph import Faithfulness, Graph, Path, Pruned, Scores, Stability, Supernode
-    from .interventions import Intervened, Intervention, generate, intervene, intervene_many, validate
+    from .graph import Comparison, Faithfulness, Graph, Path, Pruned, Scores, Stability, Supernode, compare
+    from .interventions import GroupEffects, Intervened, Intervention, generate, intervene, intervene_many, validate
     from .loading import load
     from .model import Family, FamilyError, ReplacementModel, register_family
     from .ops import BatchTopK, ImplementationError, JumpReLU, ReLU, SparseFeatures, TopK, explain, last_run, use
@@ -32,6 +32,7 @@ __path__ = [folder for folder in __path__ if folder != _os.path.dirname(_os.path
 __all__ = [
     "BatchTopK",
     "CheckpointError",
+    "Comparison",
     "CrossLayerTranscoder",
     "Estimate",
     "Evaluation",
@@ -40,6 +41,7 @@ __all__ = [
     "FamilyError",
     "Feature",
     "Graph",
+    "GroupEffects",
     "ImplementationError",
     "Intervened",
     "Intervention",
@@ -59,6 +61,7 @@ __all__ = [
     "Transcoders",
     "attribute",
     "attribute_many",
+    "compare",
     "estimate",
     "evaluate",
     "explain",
@@ -80,8 +83,8 @@ __all__ = [
 # The module of each public name, as the imports above say it too.
 _HOMES = {
     "examples": "write_examples",
-    "graph": "Faithfulness Graph Path Pruned Scores Stability Supernode",
-    "interventions": "Intervened Intervention generate intervene intervene_many validate",
+    "graph": "Comparison Faithfulness Graph Path Pruned Scores Stability Supernode compare",
+    "interventions": "GroupEffects Intervened Intervention generate intervene intervene_many validate",
     "loading": "load",
     "model": "Family FamilyError ReplacementModel register_family",
     "ops": "BatchTopK ImplementationError JumpReLU ReLU SparseFeatures TopK explain last_run use",

@@ -13,7 +13,7 @@ import typer
 import pycircuit as pc
 from pycircuit import command_interrupt
 
-from . import examples, machine_commands, steer, tracing, train, transcoders
+from . import compare_graphs, examples, machine_commands, steer, tracing, train, transcoders
 from .bundles import bundled
 from .machine_commands import WRONG
 from .options import Stopped
@@ -39,6 +39,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     steer.intervene: "pycircuit intervene demo 'the capital of the state containing Dallas is' --ablate Texas",
     steer.generate: "pycircuit generate demo 'the capital of the state of Texas is' --set California=6",
     tracing.estimate: "pycircuit estimate demo 'the capital of the state containing Dallas is' --memory 2GiB",
+    compare_graphs.compare: "pycircuit compare dallas.safetensors oakland.safetensors --align feature",
     train.train: "pycircuit train smollm2 --texts prose.txt --features 4096 --out transcoders",
     train.evaluate: "pycircuit evaluate smollm2 --transcoders transcoders --texts other.txt --plot figure.svg",
     examples.examples: "pycircuit examples smollm2 --transcoders transcoders --texts prose.txt --out graphs",
