@@ -29,7 +29,7 @@ _QUESTION_WORDS = {"capital": "capital", "code": "code"} | {
 
 def language(prompt: str) -> str:
     """Language of a statement's prompt, by its first word."""
-    return {"le": "French", "el": "Spanish"}.get(prompt.split()[0], "English")
+    return {"le": "fr", "el": "es"}.get(prompt.split()[0], "en")
 
 
 def fact_classes(model: ReplacementModel, facts: Facts) -> dict[tuple[int, int], str]:

@@ -1,14 +1,16 @@
 """Groups of features on the demo model: against its facts, against interventions, and how fast. `make bench-grouping`.
 
-100 prompts, as even over kinds of question and languages as there are statements. The weights and the threshold of
-the method were chosen on 100 others (`--development`, whose prompts are left out of these).
+100 prompts, as even over kinds of question and languages as there are statements. The choices of
+the method were made on 100 others (`--development`, whose prompts are left out of these).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -51,17 +53,25 @@ class Case:
         return np.array([f"{f} {p}" if by_position else str(f) for f, p in zip(self.fact, position, strict=True)])
 
 
-def statements(seed: int, count: int, excluded: set[str]) -> list[Statement]:
+def statements(seed: int, count: int) -> list[Statement]:
     """Statements drawn in turn from every kind and language."""
     draw, strata = random.Random(seed), {}
     for statement in facts().statements():
-        if statement.prompt not in excluded:
-            strata.setdefault((statement.kind, language(statement.prompt)), []).append(statement)
+        strata.setdefault((statement.kind, language(statement.prompt)), []).append(statement)
     queues = [draw.sample(strata[name], len(strata[name])) for name in sorted(strata)]
-    chosen: list[Statement] = []
-    while len(chosen) < count and any(queues):
-        chosen += [queue.pop() for queue in queues if queue]
-    return chosen[:count]
+    rounds = (queue[i] for i in range(max(map(len, queues))) for queue in queues if i < len(queue))
+    return list(itertools.islice(rounds, count))
+
+
+def test_statements() -> list[Statement]:
+    """The prompts of the figures."""
+    return statements(SEED, PROMPTS)
+
+
+def development_statements() -> list[Statement]:
+    """The prompts that the method's choices were made on, none of them among those of the figures."""
+    used = {statement.prompt for statement in test_statements()}
+    return [s for s in statements(DEVELOPMENT_SEED, 2 * PROMPTS) if s.prompt not in used][:PROMPTS]
 
 
 def adjusted_rand(a: np.ndarray, b: np.ndarray) -> float:
@@ -214,19 +224,18 @@ def dallas(model: pc.ReplacementModel) -> dict[str, Any]:
 def measure(kind: str, development: bool) -> dict[str, Any]:
     """All figures of the demo model with one of its transcoder sets."""
     model = pc.load("demo", transcoders=kind)
-    test = statements(SEED, PROMPTS, set())
-    used = {statement.prompt for statement in test}
-    chosen = statements(DEVELOPMENT_SEED, PROMPTS, used) if development else test
+    chosen = development_statements() if development else test_statements()
     begin = time.perf_counter()
     by_threshold = cases(model, fact_classes(model, facts()), chosen)
     result: dict[str, Any] = {"preparation seconds": time.perf_counter() - begin}
+    print(f"{kind}: {PROMPTS} graphs after {result['preparation seconds']:.0f} s", file=sys.stderr, flush=True)
     for threshold, case_list in zip(THRESHOLDS, by_threshold, strict=True):
         result[f"node threshold {threshold}"] = {
             "graphs": len(case_list),
             "features": float(np.mean([len(case.nodes) for case in case_list])),
             "facts": float(np.mean([len({f for f in case.fact if f}) for case in case_list])),
             "adjusted rand": agreement(case_list),
-            "effects": effects(model, case_list),
+            "effects": effects(model, case_list) if threshold == THRESHOLDS[0] else {},
             "milliseconds a graph": 1e3 * float(np.mean([case.seconds["structure"] for case in case_list])),
         }
     return result | {"dallas": dallas(model)}
@@ -240,7 +249,7 @@ def report(results: dict[str, Any]) -> str:
     lines = [
         "# Groups of features, measured\n",
         "`make bench-grouping` writes this page and `grouping-cpu.json`. 100 prompts of the demo model; the method's "
-        "one constant was chosen on 100 others (`--development`). A feature's fact is measured, not read from its "
+        "choices were made on 100 others (`--development`). A feature's fact is measured, not read from its "
         "label: among state, country, answer, language and kind of question, the one that explains most of the "
         "variance of its activation over all statements. Adjusted Rand index, mean over prompts: 1 for the same "
         "partition, 0 for chance. K-means is told the true number of groups; no other method is.\n",
@@ -250,7 +259,7 @@ def report(results: dict[str, Any]) -> str:
             block = result[f"node threshold {threshold}"]
             lines += [
                 f"## {kind}, node threshold {threshold}\n",
-                f"{block['graphs']} graphs, {block['features']:.1f} features and {block['facts']:.1f} facts on average, "
+                f"{block['graphs']} graphs, {block['features']:.1f} features, {block['facts']:.1f} facts on average, "
                 f"{block['milliseconds a graph']:.1f} ms to group a graph.\n",
                 "| method | fact | fact and position | groups |\n|---|---|---|---|",
             ]
@@ -258,13 +267,16 @@ def report(results: dict[str, Any]) -> str:
                 f"| {name} | {row['fact']:.3f} | {row['fact and position']:.3f} | {row['groups']:.1f} |"
                 for name, row in block["adjusted rand"].items()
             ]
-            lines.append("\n| frozen, factor on the group | effects | correlation | slope | signs |\n|---|---|---|---|---|")
-            lines += [
-                f"| {name} | {row['pairs']} | {row['correlation']:.3f} | {row['slope']:.2f} | {100 * row['signs']:.0f}% |"
-                for name, row in block["effects"].items()
-            ]
+            if block["effects"]:
+                lines.append("\n| frozen, factor | effects | correlation | slope | signs |\n|---|---|---|---|---|")
+            for name, row in block["effects"].items():
+                figures = f"{row['correlation']:.3f} | {row['slope']:.2f} | {100 * row['signs']:.0f}%"
+                lines.append(f"| {name} | {row['pairs']} | {figures} |")
             lines.append("")
-        lines.append(f"## {kind}, {two_hop('Dallas')}\n\n| selection | features | replacement | completeness |\n|---|---|---|---|")
+        lines.append(
+            f"## {kind}, {two_hop('Dallas')}\n\n| selection | features | replacement | completeness |\n"
+            "|---|---|---|---|"
+        )
         lines += [
             f"| {name} | {row.get('features', '')} | {row['replacement']:.3f} | {row['completeness']:.3f} |"
             for name, row in result["dallas"].items()
@@ -280,7 +292,9 @@ def report(results: dict[str, Any]) -> str:
 def main() -> None:
     """Measure both transcoder sets and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--development", action="store_true", help="the prompts that choices are made on; writes nothing")
+    parser.add_argument(
+        "--development", action="store_true", help="the prompts that choices are made on; writes nothing"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = {"prompts": PROMPTS, "seed": SEED, "sets": {k: measure(k, arguments.development) for k in KINDS}}

@@ -73,7 +73,9 @@ def test_weights_and_influence_are_sums_over_the_whole_graphs(align: pc.graph.co
     for edge in result.edges:
         if edge.source in nodes and edge.target in nodes:
             source, target = nodes[edge.source], nodes[edge.target]
-            sums = [float(m[list(t)][:, list(s)].sum()) for m, s, t in zip(dense, source[2:4], target[2:4], strict=True)]
+            sums = [
+                float(m[list(t)][:, list(s)].sum()) for m, s, t in zip(dense, source[2:4], target[2:4], strict=True)
+            ]
             assert (edge.weight_a, edge.weight_b) == (pytest.approx(sums[0]), pytest.approx(sums[1]))
             count += 1
     assert count > 5
