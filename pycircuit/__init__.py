@@ -15,12 +15,23 @@ from . import command_interrupt as _command_interrupt  # noqa: F401 - first: it 
 if _TYPE_CHECKING:
     from . import graph, ops
     from .examples import write_examples
-    from .graph import Comparison, Faithfulness, Graph, Path, Pruned, Scores, Stability, Supernode, compare
+    from .graph import Comparison, Faithfulness, Graph, Path, Picture, Pruned, Scores, Stability, Supernode, compare
     from .interventions import GroupEffects, Intervened, Intervention, generate, intervene, intervene_many, validate
+    from .labels import label
     from .loading import load
     from .model import Family, FamilyError, ReplacementModel, register_family
     from .ops import BatchTopK, ImplementationError, JumpReLU, ReLU, SparseFeatures, TopK, explain, last_run, use
-    from .trace import CheckpointError, Estimate, Feature, MemoryBoundError, attribute, attribute_many, estimate
+    from .page import PageServer, serve
+    from .trace import (
+        CheckpointError,
+        Contrast,
+        Estimate,
+        Feature,
+        MemoryBoundError,
+        attribute,
+        attribute_many,
+        estimate,
+    )
     from .training import Evaluation, Recipe, evaluate, train
     from .transcoders import CrossLayerTranscoder, PerLayerTranscoders, Transcoders
     from .transcoders.formats import register_format
@@ -33,6 +44,7 @@ __all__ = [
     "BatchTopK",
     "CheckpointError",
     "Comparison",
+    "Contrast",
     "CrossLayerTranscoder",
     "Estimate",
     "Evaluation",
@@ -47,8 +59,10 @@ __all__ = [
     "Intervention",
     "JumpReLU",
     "MemoryBoundError",
+    "PageServer",
     "Path",
     "PerLayerTranscoders",
+    "Picture",
     "Pruned",
     "ReLU",
     "Recipe",
@@ -69,11 +83,13 @@ __all__ = [
     "graph",
     "intervene",
     "intervene_many",
+    "label",
     "last_run",
     "load",
     "ops",
     "register_family",
     "register_format",
+    "serve",
     "train",
     "use",
     "validate",
@@ -83,18 +99,20 @@ __all__ = [
 # The module of each public name, as the imports above say it too.
 _HOMES = {
     "examples": "write_examples",
-    "graph": "Comparison Faithfulness Graph Path Pruned Scores Stability Supernode compare",
+    "graph": "Comparison Faithfulness Graph Path Picture Pruned Scores Stability Supernode compare",
     "interventions": "GroupEffects Intervened Intervention generate intervene intervene_many validate",
+    "labels": "label",
     "loading": "load",
     "model": "Family FamilyError ReplacementModel register_family",
     "ops": "BatchTopK ImplementationError JumpReLU ReLU SparseFeatures TopK explain last_run use",
-    "trace": "CheckpointError Estimate Feature MemoryBoundError attribute attribute_many estimate",
+    "page": "PageServer serve",
+    "trace": "CheckpointError Contrast Estimate Feature MemoryBoundError attribute attribute_many estimate",
     "training": "Evaluation Recipe evaluate train",
     "transcoders": "CrossLayerTranscoder PerLayerTranscoders Transcoders",
     "transcoders.formats": "register_format",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
-_PACKAGES = ("graph", "interventions", "model", "ops", "trace", "training", "transcoders")
+_PACKAGES = ("graph", "interventions", "model", "ops", "page", "trace", "training", "transcoders")
 
 
 def __getattr__(name: str) -> object:

@@ -60,3 +60,14 @@ def test_committed_figures(kind: str) -> None:
         assert f"| structure | {index['structure']['fact']:.3f} |" in page
     ablated = result["node threshold 0.8"]["effects"]["attention, x0"]
     assert ablated["correlation"] >= 0.8 and f"| {ablated['correlation']:.3f} |" in page
+
+
+def test_the_page_of_groups_has_the_committed_figures() -> None:
+    text = (BENCHMARKS.parent / "docs/groups.md").read_text()
+    blocks = [json.loads((BENCHMARKS / "results/grouping-cpu.json").read_text())["sets"][kind] for kind in SETS]
+    for method in ("structure", "label", "position", "k-means on decoders"):
+        index = [block["node threshold 0.8"]["adjusted rand"][method]["fact"] for block in blocks]
+        assert f"| {index[0]:.3f} | {index[1]:.3f} |" in text
+    for effect in ("attention, x0", "attention, x2"):
+        correlation = [block["node threshold 0.8"]["effects"][effect]["correlation"] for block in blocks]
+        assert f"| {correlation[0]:.3f} | {correlation[1]:.3f} |" in text

@@ -5,32 +5,27 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import time
 import xml.etree.ElementTree as Xml
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from graphs import assemble, random_graph
+from graphs import assemble, cone_graph, labelled_graph, random_graph
 
 from pycircuit.graph import Graph, Tokens
-from pycircuit.graph.show.layout import Box, lay_out, measure, route, shorten
-from pycircuit.graph.show.tree import lines, name, strongest
+from pycircuit.graph.paths import strongest_path
+from pycircuit.graph.show.layout import WIDEST, Box, lay_out, measure, route, shorten
+from pycircuit.graph.show.tree import lines
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def labelled(seed: int = 0, **options) -> Graph:
-    graph = random_graph(seed=seed, **options)
-    names = ["Texas", 'say <Austin> & "more"', "a name that is far too long to be drawn in one box"]
-    keys = sorted({(layer, feature) for layer, _, feature in graph.features.tolist()})
-    return replace(graph, labels={key: names[i % 4] for i, key in enumerate(keys) if i % 4 < 3})
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_labels_are_kept(tmp_path: Path, seed: int) -> None:
-    graph = labelled(seed)
+    graph = labelled_graph(seed)
     graph.save(tmp_path / "g.safetensors")
     assert Graph.load(tmp_path / "g.safetensors").labels == graph.labels
     assert graph.prune().graph.labels == graph.labels
@@ -45,7 +40,7 @@ def test_wrong_labels(labels) -> None:
 
 
 def test_supernodes() -> None:
-    graph = labelled(count=60)
+    graph = labelled_graph(count=60)
     groups = graph.supernodes(1, 1)
     members = [node for group in groups for node in group.nodes]
     assert groups and len(members) == len(set(members))
@@ -62,7 +57,7 @@ def test_supernodes() -> None:
 
 
 def test_json_has_labels_and_supernodes(tmp_path: Path) -> None:
-    graph = labelled(count=60)
+    graph = labelled_graph(count=60)
     graph.to_json(tmp_path / "g.json", node_threshold=1, edge_threshold=1)
     written = json.loads((tmp_path / "g.json").read_text())
     nodes = {node["node_id"]: node for node in written["nodes"]}
@@ -76,48 +71,6 @@ def test_json_has_labels_and_supernodes(tmp_path: Path) -> None:
         assert clerps == ({label} if label in graph.labels.values() else {""})
         named += label in graph.labels.values()
     assert 0 < named < len(groups)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_tree_holds_the_strongest_path(seed: int) -> None:
-    graph = labelled(seed)
-    path = strongest(graph, 0)
-    best = max(
-        (p for index in range(1, graph.positions) for p in graph.paths(graph.token_node(index), graph.target_node(0))),
-        key=lambda p: p.strength,
-    )
-    assert path is not None and path == best
-    result = lines(graph, 0, 9, 2, 0.0)
-    assert result[0].style == "target" and result[0].text.startswith("t0")
-    for depth in (9, 2, 1):
-        marked = [line.text for line in lines(graph, 0, depth, 2, 0.0) if line.style == "path"]
-        assert all(text.endswith("◀") for text in marked)
-        for text, node in zip(marked, path.nodes[-2::-1], strict=True):  # one chain, target to token
-            assert name(graph, node)[:20] in text
-    assert all(len(line.text) < 110 and line.text.isprintable() for line in result)
-
-
-def test_tree_of_nothing() -> None:
-    empty = assemble(torch.zeros(3, 3), [], 1, 1, [0.5])
-    assert empty.tree() == "t0  0.500"
-    with pytest.raises(ValueError, match="target must be"):
-        empty.tree(target=3)
-    with pytest.raises(ValueError, match="depth must be"):
-        empty.tree(depth=0)
-    with pytest.raises(ValueError, match="least must be from 0 to 1"):
-        empty.tree(least=2)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_tree_unfolds_a_node_once(seed: int) -> None:
-    """Every node with inputs has them once below it, wherever the depth ends; no line but these is marked."""
-    graph = labelled(seed, count=60)
-    result = [line.text for line in lines(graph, 0, 9, 3, 0.0)]
-    depth = [(len(text) - len(text.lstrip("│ └├"))) // 3 for text in result]
-    for index, text in enumerate(result[:-1]):
-        if "(above)" in text or "(see ◀)" in text or "“" in text or "errors" in text:
-            assert depth[index + 1] <= depth[index]
-    assert all("  ◀" not in line.text for line in lines(graph, 0, 9, 3, 0.0) if line.style != "path")
 
 
 BLANK = ("", " ", "\n\n", "\t", "\x00\x1b[31m", "\ud800", "\ufffe", "\u202e", "\u0301", "<&]]>", "x" * 5000)
@@ -135,13 +88,13 @@ def test_texts_that_are_empty_or_cannot_be_printed(text: str, tmp_path: Path) ->
         graph.plot(tmp_path / "g.svg", 1, 1, group=group)
         drawing = Xml.parse(tmp_path / "g.svg").getroot()
         assert all(t.text for t in drawing.iter(f"{SVG}text"))
-    assert all(len(line.text) < 110 and line.text.isprintable() for line in lines(graph, 1, 9, 3, 0.0)[1:])
+    assert all(len(line.text) < 110 and line.text.isprintable() for line in lines(graph, 1, 5, 3, 0.0)[1:])
     graph.to_json(tmp_path / "g.json")
     assert json.loads((tmp_path / "g.json").read_text())["metadata"]["prompt_tokens"] == tokens.text
 
 
 def test_features_with_an_empty_label_are_no_group() -> None:
-    graph = labelled(count=60)
+    graph = labelled_graph(count=60)
     unnamed = replace(graph, labels=dict.fromkeys(graph.labels, ""))
     assert unnamed.supernodes(1, 1) == replace(graph, labels={}).supernodes(1, 1)
 
@@ -167,6 +120,11 @@ def spans(root: Xml.Element) -> list[tuple[float, float, float, float]]:
     return out
 
 
+def on_path(root: Xml.Element) -> list[Xml.Element]:
+    """The curves of the strongest path."""
+    return [p for p in root.iter(f"{SVG}path") if "pc-path" in p.get("class", "")]
+
+
 def check(graph: Graph, out: Path) -> Xml.Element:
     """Nothing overlaps, nothing stands outside, the strongest path is drawn."""
     shapes, (width, height), root = boxes(out)
@@ -178,17 +136,17 @@ def check(graph: Graph, out: Path) -> Xml.Element:
     assert all(a >= 0 and b <= width and c >= 0 and d <= height for a, b, c, d in texts)
     for item, two in itertools.combinations(texts, 2):
         assert item[1] <= two[0] or two[1] <= item[0] or item[3] <= two[2] or two[3] <= item[2], "texts overlap"
-    path = strongest(graph, 0)
-    orange = [p for p in root.iter(f"{SVG}path") if p.get("stroke") == "#e07b00"]
-    assert len(orange) <= len(path.nodes) - 1 if path else not orange
-    assert path is None or orange
+    path = strongest_path(graph)
+    marked = on_path(root)
+    assert 0 < len(marked) <= len(path.nodes) - 1 if path else not marked
+    assert width <= WIDEST + 1
     return root
 
 
 @pytest.mark.parametrize(("count", "positions", "seed"), [(30, 3, 0), (120, 6, 1), (0, 2, 2), (200, 60, 3), (5, 1, 4)])
 @pytest.mark.parametrize("thresholds", [(0.8, 0.98), (1, 1)])
 def test_plot(tmp_path: Path, count: int, positions: int, seed: int, thresholds: tuple[float, float]) -> None:
-    graph = labelled(seed, count=count, positions=positions)
+    graph = labelled_graph(seed, count=count, positions=positions)
     for group in (True, False):
         graph.plot(tmp_path / "g.svg", *thresholds, group=group)
         check(graph, tmp_path / "g.svg")
@@ -200,11 +158,11 @@ def test_plot_draws_the_path_of_paths(tmp_path: Path) -> None:
     graph = random_graph(count=40)
     graph.plot(tmp_path / "g.svg", group=False)
     _, _, root = boxes(tmp_path / "g.svg")
-    titles = [p.find(f"{SVG}title") for p in root.iter(f"{SVG}path") if p.get("stroke") == "#e07b00"]
-    path = strongest(graph, 0)
+    titles = [p.find(f"{SVG}title") for p in on_path(root)]
+    path = strongest_path(graph)
     assert path is not None and len(titles) == len(path.nodes) - 1
     texts = " ".join(title.text or "" for title in titles if title is not None)
-    assert all(f": {weight:+.3f}," in texts for weight in path.weights)
+    assert all(f": {weight:+.3g}," in texts for weight in path.weights)
 
 
 def test_plot_sums_groups(tmp_path: Path) -> None:
@@ -218,9 +176,9 @@ def test_plot_sums_groups(tmp_path: Path) -> None:
         root = check(graph, tmp_path / "g.svg")
         texts[group] = [t.text or "" for p in root.iter(f"{SVG}path") for t in p.iter(f"{SVG}title")]
     assert sorted(texts[True]) == [
-        "one ×2 to t0 50%: +2.000, 100% of what is drawn", "w0 to one ×2: +6.000, 100% of what is drawn",
+        "one ×2 to t0 50%: +2, 100% of what is drawn", "w0 to one ×2: +6, 100% of what is drawn",
     ]  # fmt: skip
-    assert len(texts[False]) == 4 and any("-1.000, 25%" in text for text in texts[False])
+    assert len(texts[False]) == 4 and any(": -1, 25%" in text for text in texts[False])
 
 
 def test_curves_end_at_their_boxes() -> None:
@@ -230,7 +188,7 @@ def test_curves_end_at_their_boxes() -> None:
         return Box([node], "feature", f"f{node}", "", row, 0, 1.0 / (1 + node), dict.fromkeys(sources, 1.0))
 
     boxes = [box(0, 1, 1, 2, 3), box(1, 0), box(2, 1), box(3, 2)]
-    layout = lay_out(boxes, 3)
+    layout = lay_out(boxes)
     for source, target, ((x0, y0), _, _, (x1, y1)) in route(boxes, layout.width):
         a, b = boxes[source], boxes[target]
         assert a.x < x0 < a.x + a.width and b.x < x1 < b.x + b.width
@@ -242,9 +200,24 @@ def test_plot_of_only_errors(tmp_path: Path) -> None:
     matrix = torch.zeros(7, 7)
     matrix[6, 0], matrix[6, 1] = 1, -2
     graph = assemble(matrix, [], 2, 2, [0.5])
-    graph.plot(tmp_path / "g.svg", 1, 1)
-    root = check(graph, tmp_path / "g.svg")
-    assert [t.text for t in root.iter(f"{SVG}text")].count("error") == 2
+    counts = []
+    for errors in (False, True):
+        graph.plot(tmp_path / "g.svg", 1, 1, errors=errors)
+        root = check(graph, tmp_path / "g.svg")
+        counts.append([t.text for t in root.iter(f"{SVG}text")].count("errors"))
+    assert counts == [0, 3]  # one in each column, and the row's name
+
+
+def test_plot_merges_errors_by_column(tmp_path: Path) -> None:
+    """Three errors of one column are a box, with the sum of their edges and the names of all."""
+    matrix = torch.zeros(8, 8, dtype=torch.float64)
+    matrix[7, [3, 4, 5]] = torch.tensor([3.0, -1, 2], dtype=torch.float64)
+    matrix[7, 0], matrix[0, 6] = 1, 1
+    graph = assemble(matrix, [[0, 0, 1], [0, 0, 2], [0, 0, 3]], 3, 1, [0.5])
+    root = check(graph, graph.plot(tmp_path / "g.svg", 1, 1, errors=True) and tmp_path / "g.svg")
+    titles = [t.text or "" for t in root.iter(f"{SVG}title")]
+    assert "errors ×3 to t0 50%: +4, 80% of what is drawn" in titles
+    assert any(text.startswith("error/0/0 @w0\nerror/1/0 @w0\nerror/2/0 @w0\n") for text in titles)
 
 
 def test_plot_draws_all_of_a_path(tmp_path: Path) -> None:
@@ -256,21 +229,21 @@ def test_plot_draws_all_of_a_path(tmp_path: Path) -> None:
     graph = assemble(matrix, [[layer, 0, layer] for layer in range(5)], 5, 1, [0.5])
     graph.plot(tmp_path / "g.svg", max_nodes=1)
     root = check(graph, tmp_path / "g.svg")
-    assert sum(p.get("stroke") == "#e07b00" for p in root.iter(f"{SVG}path")) == 6
+    assert len(on_path(root)) == 6
 
 
 def test_plot_leaves_out_and_says_so(tmp_path: Path) -> None:
     graph = random_graph(count=60)
     graph.plot(tmp_path / "g.svg", 1, 1, max_nodes=4)
     root = check(graph, tmp_path / "g.svg")
-    inner = int(graph.prune(1, 1).node_mask[: graph.first_token].sum())
+    inner = int(graph.prune(1, 1).node_mask[: graph.first_error].sum())
     drawn = len(boxes(tmp_path / "g.svg")[0]) - graph.positions - len(graph.targets)
     texts = [t.text for t in root.iter(f"{SVG}text")]
     assert 0 < drawn <= 4 and f"{inner - drawn} weaker boxes not drawn" in texts
 
 
 def test_plot_of_odd_text(tmp_path: Path) -> None:
-    graph = labelled(count=40)
+    graph = labelled_graph(count=40)
     odd = Tokens(graph.tokens.ids, ["<bos>", ' "a&b"\n', "\x00\x1b\ud800\uffff"])
     graph = replace(graph, tokens=odd)
     graph.plot(tmp_path / "g.svg", max_nodes=5)
@@ -291,5 +264,67 @@ def test_plot_errors(tmp_path: Path) -> None:
         random_graph().plot(tmp_path / "absent" / "g.svg")
     with pytest.raises(ValueError, match="plot: max_nodes must be"):
         random_graph().plot(tmp_path / "g.svg", max_nodes=0)
-    with pytest.raises(TypeError, match="plot: group must be True or False, got str"):
-        random_graph().plot(tmp_path / "g.svg", group="yes")  # type: ignore[arg-type]
+    for argument in ("group", "errors"):
+        with pytest.raises(TypeError, match=f"plot: {argument} must be True or False, got str"):
+            random_graph().plot(tmp_path / "g.svg", **{argument: "yes"})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def long_graph() -> Graph:
+    """26 layers, 512 tokens, 40,000 features, some of which are fed by others, and wide labels."""
+    graph = cone_graph(26, 512, 3, 120, targets=2)
+    return replace(graph, labels={(layer, 0): f"a label of {layer} that is rather long" for layer in range(26)})
+
+
+def test_picture_of_a_long_prompt(long_graph: Graph, tmp_path: Path) -> None:
+    """As narrow as any, with the columns of its boxes alone and a mark for the others, in less than two seconds."""
+    start = time.process_time()
+    picture = long_graph.plot(tmp_path / "g.svg", max_nodes=60)
+    assert time.process_time() - start < 2
+    root = check(long_graph, tmp_path / "g.svg")
+    texts = [t.text or "" for t in root.iter(f"{SVG}text")]
+    titles = [t.text or "" for t in root.iter(f"{SVG}title")]
+    tokens = [int(text[1:]) for text in texts if re.fullmatch(r"w\d+", text)]
+    assert 2 < len(tokens) <= 20 and 511 in tokens and tokens == sorted(tokens)
+    absent = [re.match(r"tokens (\d+) to (\d+) are not drawn: w\1 ", title + " ") for title in titles]
+    gaps = [(int(m[1]), int(m[2])) for m in absent if m]
+    covered = [p for a, b in gaps for p in range(a, b + 1)]
+    assert sorted([*covered, *tokens]) == list(range(512)) and texts.count("⋯") == len(gaps)
+    assert picture.svg == (tmp_path / "g.svg").read_text(encoding="utf-8")
+
+
+def test_plot_returns_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a path nothing is written; a notebook finds the picture, which `save` writes."""
+    monkeypatch.chdir(tmp_path)
+    picture = random_graph().plot()
+    assert not list(tmp_path.iterdir()) and picture._repr_svg_() == picture.svg
+    assert Xml.fromstring(picture.svg).tag == f"{SVG}svg" and len(repr(picture)) < 100
+    picture.save("g.svg")
+    assert (tmp_path / "g.svg").read_text(encoding="utf-8") == random_graph().plot().svg
+    with pytest.raises(ValueError, match=r"Picture.save: path must end in .svg, got g.png"):
+        picture.save("g.png")
+
+
+def test_signs_are_told_apart_without_colour(tmp_path: Path) -> None:
+    graph = random_graph(count=40)
+    _, _, root = boxes(graph.plot(tmp_path / "g.svg", group=False) and tmp_path / "g.svg")
+    edges = [p for p in root.iter(f"{SVG}path") if p.get("class", "").startswith(("pc-up", "pc-down"))]
+    for edge in edges:
+        lowers = ": -" in (edge.findtext(f"{SVG}title") or "")
+        assert lowers == edge.get("class", "").startswith("pc-down") == (edge.get("stroke-dasharray") is not None)
+    assert len({edge.get("stroke") for edge in edges}) == 2
+
+
+def test_an_automatic_label_is_italic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    describe = Graph.describe
+    graph = random_graph(count=40)
+    italic = Xml.fromstring(graph.plot().svg)
+    assert not [t for t in italic.iter(f"{SVG}text") if t.get("font-style")]
+    monkeypatch.setattr(
+        Graph, "describe",
+        lambda g, n: describe(g, n) | ({"label": "Vienna", "automatic": True} if n < g.first_error else {}),
+    )  # fmt: skip
+    root = Xml.fromstring(graph.plot().svg)
+    texts = [t for t in root.iter(f"{SVG}text") if t.text == "Vienna"]
+    assert texts and all(t.get("font-style") == "italic" for t in texts)
+    assert "italic: automatic label" in [t.text for t in root.iter(f"{SVG}text")]

@@ -35,10 +35,6 @@ def completions(*names: str) -> Callable[[str], list[str]]:
     return complete
 
 
-class Stopped(Exception):
-    """Ctrl-C; the message says how to continue."""
-
-
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Prompt = Annotated[str | None, typer.Argument(help="Text; - reads it from standard input.")]
@@ -156,6 +152,19 @@ def parse_target(text: str) -> int | pc.Feature | str:
     if not number.isdecimal():
         raise ValueError(f"--target must be id: and a number from 0, as in id:8941, got {text!r}")
     return int(number)
+
+
+def parse_targets(texts: list[str], against: list[str]) -> list[int | str | pc.Feature | pc.Contrast] | None:
+    """Parse the targets of a trace; None for the likeliest. against: makes them one side of one contrast."""
+    if not against:
+        return [parse_target(text) for text in texts] or None
+    if not texts:
+        raise ValueError("--against must go with the tokens of --target, got none")
+    sides = [[parse_target(text) for text in side] for side in (texts, against)]
+    features = [text for text in texts + against if _FEATURE.fullmatch(text)]
+    if features:
+        raise ValueError(f"--target and --against must be tokens, got the feature {features[0]}")
+    return [pc.Contrast(*cast(list[list[int | str]], sides))]
 
 
 @dataclass(frozen=True)

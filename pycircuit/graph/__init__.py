@@ -9,10 +9,11 @@ from .io.graph_file import GraphFileError
 from .paths import Path
 from .prune import Pruned
 from .scores import Scores
+from .show.picture import Picture
 from .stability import Stability
 from .supernodes import Supernode
 
 __all__ = [
     "Agreement", "ComparedEdge", "ComparedNode", "Comparison", "Faithfulness", "Graph", "GraphFileError", "Path",
-    "Pruned", "Rows", "Scores", "Stability", "Supernode", "Targets", "Tokens", "compare",
+    "Picture", "Pruned", "Rows", "Scores", "Stability", "Supernode", "Targets", "Tokens", "compare",
 ]  # fmt: skip

@@ -7,22 +7,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from pycircuit.files.atomic import writable_svg
 from pycircuit.ops import checks
 from pycircuit.progress import Report
 
+from .conservation import residual
 from .csr import Rows, index_below
 from .endpoints import Targets, Tokens
 from .faithfulness import KEY, Faithfulness
 from .influence import node_influence
 from .invariants import validate
-from .io import circuit_tracer_graph, graph_file, libraries, page_json
-from .paths import Path, paths
+from .io import circuit_tracer_graph, graph_file, libraries, open_graph, page_json, page_reader
+from .io.page_json import Flavour, Groups, PageOptions
+from .paths import Path, Sign, paths
 from .prune import Pruned, prune, subgraph
 from .scores import Scores, scores, subgraph_scores
+from .show.notebook import graph_html
+from .show.picture import Picture
 from .show.plot import plot
 from .show.tree import lines
 from .stability import Stability, stability
@@ -45,6 +49,7 @@ class Graph:
         of rounding errors where that sum cancels; zeros where it is not known.
     dropped, dropped_mass: [rows], the sum of the entries a compressed row leaves out, and of their absolute values.
     labels: names of features by (layer, feature), where they have one.
+    automatic_labels: what features raise and are active on, in a few words, by (layer, feature); names come first.
     """
 
     features: Tensor
@@ -64,6 +69,7 @@ class Graph:
     timings: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     labels: dict[tuple[int, int], str] = field(default_factory=dict)
+    automatic_labels: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in validate(self).items():
@@ -115,13 +121,24 @@ class Graph:
         """Node of a target."""
         return self.first_target + index_below("Graph.target_node", "target", target, len(self.targets))
 
+    def label(self, layer: int, feature: int) -> tuple[str, bool]:
+        """Label of a feature, and True if it is automatic rather than a name; ("", False) where it has none."""
+        key = (layer, feature)
+        if key in self.labels:
+            return self.labels[key], False
+        return self.automatic_labels.get(key, ""), key in self.automatic_labels
+
     def describe(self, node: int) -> dict[str, Any]:
-        """Description of a node: its kind, and its layer, position, feature, value, token, label, weight."""
+        """Description of a node: its kind, and its layer, position, feature, value, token, label, automatic, weight.
+
+        automatic: of a feature with a label, True unless the label is a name.
+        """
         node = index_below("Graph.describe", "node", node, self.nodes)
         if node < self.first_error:
             layer, position, feature = self.features[node].tolist()
             value = float(self.values[node])
-            label = {"label": self.labels[layer, feature]} if (layer, feature) in self.labels else {}
+            text, automatic = self.label(layer, feature)
+            label = {"label": text, "automatic": automatic} if text else {}
             return {"kind": "feature", "layer": layer, "position": position, "feature": feature, "value": value} | label
         if node < self.first_token:
             layer, position = divmod(node - self.first_error, self.positions)
@@ -150,17 +167,7 @@ class Graph:
         pre-activation, is measured by its terms, not by their small sum. NaN for a graph from a file that lacks the
         pre-activations.
         """
-        if self.provenance.get("law") == "unknown":
-            return torch.full((self.rows.count,), torch.nan, dtype=torch.float64, device="cpu")
-        expected, weight = _array(self.preactivation), self.rows.weight.numpy()
-        difference = _array(self.dropped) + _array(self.bias) - expected
-        scale = _array(self.dropped_mass) + np.abs(_array(self.bias)) + np.abs(expected)
-        for block in self.rows.blocks():
-            terms = block.gather(weight).astype(np.float64)
-            difference[block.rows] += block.reduce(np.add, terms)
-            scale[block.rows] += block.reduce(np.add, np.abs(terms, out=terms))
-        np.maximum(scale, _array(self.product_norm), out=scale)
-        return torch.from_numpy(np.divide(np.abs(difference), scale, out=np.zeros_like(difference), where=scale > 0))
+        return residual(self)
 
     @property
     def certificate(self) -> float:
@@ -196,13 +203,12 @@ class Graph:
         return scores(self)
 
     def subgraph_scores(self, nodes: Iterable[int]) -> Scores:
-        """Scores of a selection: every feature that is not among the nodes counts as an error, in the whole graph.
+        """Scores of a selection in the whole graph: every feature that is not among the nodes counts as an error.
 
-        Influence starts at the targets, is handed on by every selected feature to the sources of its row in the shares
-        of their |weights|, and ends at tokens, errors and features that are not selected. replacement: tokens / (tokens
-        + errors + other features), of the influence that arrives there. completeness: 1 - (errors + other features) /
-        all influence, that of the targets included. With every feature selected these are `scores()`; with none,
-        replacement is the tokens' share of the targets' rows. Tokens and targets are always in, errors never.
+        Influence starts at the targets; each selected feature hands it on in the shares of its row's |weights|; tokens,
+        errors and other features end it. replacement: tokens / (tokens + errors + other features), of the influence
+        there; completeness: 1 - (errors + other features) / all influence, the targets' included. With all features
+        these are `scores()`; with none, replacement is the tokens' share of the targets' rows.
         """
         return subgraph_scores(self, nodes)
 
@@ -218,15 +224,17 @@ class Graph:
     ) -> Stability:
         """Shares of prunings that keep each node and edge, over every pair of thresholds and samples of the targets.
 
-        A sample multiplies the targets' weights by independent exponential numbers, drawn from `seed` (the Bayesian
-        bootstrap); the first has the weights as they are. core: share of the prunings that core nodes and edges have
-        at least.
+        A sample multiplies the targets' weights by exponential numbers drawn from `seed` (the Bayesian bootstrap); the
+        first leaves them. core: least share of the prunings for nodes and edges of the core.
         """
         return stability(self, node_thresholds, edge_thresholds, samples, seed, core, progress)
 
-    def paths(self, source: int, target: int, k: int = 1) -> list[Path]:
-        """The k strongest paths from node to node, strongest first."""
-        return paths(self, source, target, k)
+    def paths(self, source: int, target: int, k: int = 1, sign: Sign | None = None) -> list[Path]:
+        """The k strongest paths from node to node, strongest first: a path is nearly as strong as its weakest edge.
+
+        sign: 1 for paths that support the target, -1 for those that oppose it, None for both.
+        """
+        return paths(self, source, target, k, sign)
 
     def supernodes(
         self,
@@ -247,30 +255,54 @@ class Graph:
         chosen = method or ("label" if any(self.labels.values()) else "structure")
         return supernodes(self.prune(node_threshold, edge_threshold), chosen, fixed, decoders)
 
-    def tree(self, target: int = 0, depth: int = 5, branches: int = 3, least: float = 0.02) -> str:
+    def tree(
+        self,
+        target: int = 0,
+        depth: int = 5,
+        branches: int = 4,
+        least: float = 0.1,
+        *,
+        errors: bool = False,
+        group: bool = True,
+        max_lines: int = 40,
+    ) -> str:
         """Tree of a target's inputs as indented text: the strongest inputs, theirs below them, down to the tokens.
 
-        branches: inputs shown of a node; depth: levels below the target; least: share of a row's mass that an input
-        must have. The strongest path from a token is always shown, marked; a node is unfolded once.
+        A line has an edge's weight, its share of all that enters, and the node: its label, its identifier
+        (LAYER/POSITION/FEATURE, as `pycircuit intervene` reads it) and its token. The most important nodes are
+        unfolded, once each, until there are max_lines. The strongest path from a token that supports the target
+        follows, and its edges are marked.
+
+        branches: inputs shown of a node, at most; depth: levels below the target; least: weight of an input relative
+        to the strongest beside it. errors: sum up the errors of every node, not of the target alone. group: features
+        of one label at one position are one line.
         """
-        return "\n".join(line.text for line in lines(self, target, depth, branches, least))
+        text = lines(self, target, depth, branches, least, errors, group, max_lines)
+        return "\n".join(line.text for line in text)
 
     def plot(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         node_threshold: float = 0.8,
         edge_threshold: float = 0.98,
         max_nodes: int = 40,
         target: int = 0,
         group: bool = True,
-    ) -> None:
-        """Write a picture, SVG: tokens as columns, layers as rows, targets on top.
+        errors: bool = False,
+    ) -> Picture:
+        """Draw a picture, SVG: tokens as columns, layers as rows, targets on top; notebooks show it.
 
-        After pruning, the max_nodes most influential boxes are drawn; the strongest path to `target` is marked.
-        group: features of one label at one position are one box, at the lowest of their layers, with the sums of
-        their weights.
+        After pruning, the max_nodes most influential boxes are drawn, in as many columns as fit into 1,600 pixels;
+        the strongest path that supports `target` is marked. Edges that lower are dashed.
+
+        path: a file to write as well. group: features of one label at one position are one box, at the lowest of
+        their layers, with the sums of their weights. errors: draw those of each column as one box.
         """
-        plot(self, path, node_threshold, edge_threshold, max_nodes, target, group)
+        svg_path = None if path is None else writable_svg("plot", path)
+        picture = plot(self.prune(node_threshold, edge_threshold), max_nodes, target, group, errors)
+        if svg_path is not None:
+            picture.save(svg_path)
+        return picture
 
     def subgraph(self, node_mask: Any, edge_mask: Any = None) -> Graph:
         """Graph of the nodes in node_mask, [nodes], and the edges in edge_mask, [entries].
@@ -291,6 +323,14 @@ class Graph:
         """Read a file that `save` wrote; GraphFileError, naming file and tensor, for any other."""
         return graph_file.load(cls, path)
 
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], tokenizer: Any = None) -> Graph:
+        """Read a graph file by its ending: .safetensors as `load`, .json as `from_json`, .pt as `from_circuit_tracer`.
+
+        tokenizer: turns the ids of a .pt file into text.
+        """
+        return open_graph.open_graph(cls, path, tokenizer)
+
     def to_json(
         self,
         path: str | os.PathLike[str],
@@ -298,15 +338,31 @@ class Graph:
         node_threshold: float = 0.8,
         edge_threshold: float = 0.98,
         scan: str | None = None,
+        *,
+        flavour: Flavour = "circuit-tracer",
+        feature_details: Mapping[str, str] | None = None,
+        groups: Groups | None = None,
+        pinned: Sequence[int] | None = None,
     ) -> str:
-        """Write the pruned graph as JSON for circuit-tracer's page, and enter it in graph-metadata.json beside it.
+        """Write the pruned graph as JSON for circuit-tracer's page or Neuronpedia's; return the query of its address.
 
-        slug: the graph's name there, the file's by default. scan: the set of transcoders, under which the page looks
-        for labels; provenance["scan"] by default, or else "local". The most influential supernodes are pinned, up to
-        200 nodes. Returns the query of the address, `index.html?...`, that shows them on circuit-tracer's page;
-        Neuronpedia's page reads them from the file, and opens no graph of layer 0 alone (a warning).
+        slug: the graph's name there, the file's by default. scan: for circuit-tracer the set of transcoders, under
+        which its page looks for labels and beside which graph-metadata.json lists the graph; for Neuronpedia the id of
+        the model. feature_details: where Neuronpedia finds cards, {"neuronpedia_source_set": ...} or
+        {"feature_json_base_url": ...}. groups: (name, nodes) of each, the most influential supernodes by default;
+        their nodes and those of `pinned` are pinned, and written whatever the thresholds.
         """
-        return page_json.to_json(self, path, slug, node_threshold, edge_threshold, scan)
+        options = PageOptions(slug, node_threshold, edge_threshold, scan, flavour, feature_details, groups, pinned)
+        return page_json.to_json(self, path, options)
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Graph:
+        """Read a graph in the JSON of circuit-tracer's page or Neuronpedia's; GraphFileError for any other.
+
+        The file has the edges that pruning left and no pre-activations, so `certificate` is NaN. Its pins and groups
+        are in provenance["page"].
+        """
+        return page_reader.load(cls, path)
 
     @classmethod
     def from_circuit_tracer(cls, path: str | os.PathLike[str], tokenizer: Any = None) -> Graph:
@@ -334,13 +390,11 @@ class Graph:
         """A scipy.sparse.csr_array [nodes, nodes]: row = target, column = source."""
         return libraries.to_scipy(self)
 
+    def _repr_html_(self) -> str:
+        return graph_html(self)
+
     def __repr__(self) -> str:
         return (
             f"Graph(features={len(self.features)}, layers={self.layers}, positions={self.positions}, "
             f"targets={len(self.targets)}, rows={self.rows.count}, edges={self.rows.entries})"
         )
-
-
-def _array(t: Tensor | None) -> np.ndarray:
-    assert t is not None  # validate() has set it
-    return t.numpy().astype(np.float64)
