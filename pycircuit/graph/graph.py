@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pycircuit.files.atomic import writable_svg
 from pycircuit.ops import checks
+from pycircuit.progress import Report
 
+from .conservation import residual
 from .csr import Rows, index_below
 from .endpoints import Targets, Tokens
 from .faithfulness import KEY, Faithfulness
@@ -24,12 +25,13 @@ from .io.page_json import Flavour, Groups, PageOptions
 from .io.tables import Table
 from .paths import Path, Sign, paths
 from .prune import Pruned, prune, subgraph
-from .scores import Scores, scores
+from .scores import Scores, scores, subgraph_scores
 from .show.notebook import graph_html
 from .show.picture import Picture
 from .show.plot import plot
 from .show.tree import lines
-from .supernodes import Supernode, supernodes
+from .stability import Stability, stability
+from .supernodes import Grouping, Supernode, supernodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,17 +168,7 @@ class Graph:
         pre-activation, is measured by its terms, not by their small sum. NaN for a graph from a file that lacks the
         pre-activations.
         """
-        if self.provenance.get("law") == "unknown":
-            return torch.full((self.rows.count,), torch.nan, dtype=torch.float64, device="cpu")
-        expected, weight = _array(self.preactivation), self.rows.weight.numpy()
-        difference = _array(self.dropped) + _array(self.bias) - expected
-        scale = _array(self.dropped_mass) + np.abs(_array(self.bias)) + np.abs(expected)
-        for block in self.rows.blocks():
-            terms = block.gather(weight).astype(np.float64)
-            difference[block.rows] += block.reduce(np.add, terms)
-            scale[block.rows] += block.reduce(np.add, np.abs(terms, out=terms))
-        np.maximum(scale, _array(self.product_norm), out=scale)
-        return torch.from_numpy(np.divide(np.abs(difference), scale, out=np.zeros_like(difference), where=scale > 0))
+        return residual(self)
 
     @property
     def certificate(self) -> float:
@@ -211,6 +203,33 @@ class Graph:
         """Scores (replacement, completeness): the shares of influence that run through features rather than errors."""
         return scores(self)
 
+    def subgraph_scores(self, nodes: Iterable[int]) -> Scores:
+        """Scores of a selection in the whole graph: every feature that is not among the nodes counts as an error.
+
+        Influence starts at the targets; each selected feature hands it on in the shares of its row's |weights|; tokens,
+        errors and other features end it. replacement: tokens / (tokens + errors + other features), of the influence
+        there; completeness: 1 - (errors + other features) / all influence, the targets' included. With all features
+        these are `scores()`; with none, replacement is the tokens' share of the targets' rows.
+        """
+        return subgraph_scores(self, nodes)
+
+    def stability(
+        self,
+        node_thresholds: Sequence[float] = (0.7, 0.8, 0.9),
+        edge_thresholds: Sequence[float] = (0.95, 0.98),
+        *,
+        samples: int = 8,
+        seed: int = 0,
+        core: float = 0.95,
+        progress: bool | Report = True,
+    ) -> Stability:
+        """Shares of prunings that keep each node and edge, over every pair of thresholds and samples of the targets.
+
+        A sample multiplies the targets' weights by exponential numbers drawn from `seed` (the Bayesian bootstrap); the
+        first leaves them. core: least share of the prunings for nodes and edges of the core.
+        """
+        return stability(self, node_thresholds, edge_thresholds, samples, seed, core, progress)
+
     def paths(self, source: int, target: int, k: int = 1, sign: Sign | None = None) -> list[Path]:
         """The k strongest paths from node to node, strongest first: a path is nearly as strong as its weakest edge.
 
@@ -218,12 +237,24 @@ class Graph:
         """
         return paths(self, source, target, k, sign)
 
-    def supernodes(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> list[Supernode]:
-        """Groups of pruned features that read as one: of one label at one position, or one feature without a label.
+    def supernodes(
+        self,
+        node_threshold: float = 0.8,
+        edge_threshold: float = 0.98,
+        *,
+        method: Grouping | None = None,
+        fixed: Mapping[str, Sequence[int]] | None = None,
+        decoders: Any = None,
+    ) -> list[Supernode]:
+        """Groups of two or more pruned features that act as one, and the `fixed` groups, the most influential first.
 
-        Two or more nodes each; the most influential group first.
+        method: "structure", features alike in what they read and write and in where they are, as many groups as the
+        graph has, without a path that leaves a group and returns; "label", features of one label at one position, or
+        one feature without a label; None: "label" if the graph has labels. fixed: groups of nodes by name, which stay
+        as they are. decoders: [features, width], decoder rows, which "structure" then compares too.
         """
-        return supernodes(self.prune(node_threshold, edge_threshold))
+        chosen = method or ("label" if any(self.labels.values()) else "structure")
+        return supernodes(self.prune(node_threshold, edge_threshold), chosen, fixed, decoders)
 
     def tree(
         self,
@@ -383,8 +414,3 @@ class Graph:
             f"Graph(features={len(self.features)}, layers={self.layers}, positions={self.positions}, "
             f"targets={len(self.targets)}, rows={self.rows.count}, edges={self.rows.entries})"
         )
-
-
-def _array(t: Tensor | None) -> np.ndarray:
-    assert t is not None  # validate() has set it
-    return t.numpy().astype(np.float64)
