@@ -86,14 +86,6 @@ class GraphIndex:
         size = np.abs(self.graph.rows.weight.numpy()[entries]).astype(np.float64)
         return np.divide(size, mass, out=np.zeros_like(size), where=mass > 0)
 
-    def label(self, layer: int, feature: int) -> tuple[str, bool]:
-        """Return the label of a feature, and True if nobody wrote it; ("", False) where it has none."""
-        name = self.graph.labels.get((layer, feature))
-        if name is not None:
-            return name, False
-        automatic: dict[tuple[int, int], str] = getattr(self.graph, "automatic_labels", {})
-        return automatic.get((layer, feature), ""), (layer, feature) in automatic
-
     def describe(self, nodes: np.ndarray | Sequence[int]) -> list[dict[str, Any]]:
         """Describe nodes as the page draws them: [n]."""
         nodes = np.asarray(nodes, np.int64)
@@ -110,7 +102,7 @@ class GraphIndex:
         out["weight"] = None
         if node < graph.first_error:
             layer, position, feature = graph.features[node].tolist()
-            label, automatic = self.label(layer, feature)
+            label, automatic = graph.label(layer, feature)
             value = finite(float(f"{float(graph.values[node]):.{DIGITS}g}"))
             return out | {
                 "kind": KINDS[0], "layer": layer, "position": position, "feature": feature, "value": value,
