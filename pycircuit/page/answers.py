@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .card_examples import CorpusExamples, ExampleFolder, Examples
+from .comparison import compare
 from .edit_document import empty_document
 from .edits import Edits
 from .effects import effects
@@ -18,6 +19,7 @@ from .json_bytes import Download, encoded
 from .node_search import search
 from .page_links import document_of_file, document_of_link
 from .request_values import fraction, integer, text
+from .selections import selection_groups, selection_scores
 from .traces import Traces
 from .views import MAX_NODES, node_details, strongest_paths, view
 
@@ -135,6 +137,20 @@ class Answers:
         document = self.documents.state(name)["document"]
         grouped = [node for group in document["groups"] for node in group["nodes"]]
         return effects(self.traces.served, self._open(path).index, body, [*document["pins"], *grouped])
+
+    def scores(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return the scores of a selection."""
+        return selection_scores(self._open(path).index, body)
+
+    def group(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return groups of a selection."""
+        return selection_groups(self._open(path).index, body)
+
+    def compare(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Compare two graphs."""
+        a, b = (self.graphs.open(text(query, name)).index for name in "ab")
+        thresholds = fraction(query, "node_threshold", 0.8), fraction(query, "edge_threshold", 0.98)
+        return compare(a, b, text(query, "align", "position"), thresholds)
 
     def export(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
         """Return the graph as JSON of another page, with its groups and pins."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
 from typing import Any
 
 import numpy as np
 
-from pycircuit.graph import Graph
+from pycircuit.graph import Graph, Pruned
 from pycircuit.graph.influence import node_influence
 from pycircuit.graph.threshold import cumulative
 
@@ -41,6 +41,7 @@ class GraphIndex:
 
     graph: Graph
     density: Callable[[int, int], float | None] = lambda layer, feature: None
+    _prunings: dict[tuple[float, float], Pruned] = field(default_factory=dict)
 
     @cached_property
     def influence(self) -> np.ndarray:
@@ -79,6 +80,16 @@ class GraphIndex:
     def certificate(self) -> float | None:
         """Largest violation of the conservation law; None where it is not known."""
         return finite(self.graph.certificate)
+
+    def pruned(self, node_threshold: float, edge_threshold: float) -> Pruned:
+        """Prune the graph; the last pruning is kept."""
+        key = (node_threshold, edge_threshold)
+        known = self._prunings.get(key)
+        if known is None:
+            known = self.graph.prune(node_threshold, edge_threshold)
+            self._prunings.clear()
+            self._prunings[key] = known
+        return known
 
     def shares(self, entries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Share of each entry in the mass of its row: [entries]. rows: the row of each."""
