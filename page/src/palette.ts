@@ -38,8 +38,9 @@ const NAMES: Record<keyof Palette, string> = {
 
 export function readPalette(element: Element): Palette {
   const style = getComputedStyle(element);
-  const entries = Object.entries(NAMES).map(([key, name]) => [key, style.getPropertyValue(name).trim()]);
-  return Object.fromEntries(entries);
+  const palette = { ...NAMES };
+  for (const key of Object.keys(NAMES) as (keyof Palette)[]) palette[key] = style.getPropertyValue(NAMES[key]).trim();
+  return palette;
 }
 
 /** Colours of groups, apart from each other for colour-blind eyes too (Okabe and Ito). */
