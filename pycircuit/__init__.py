@@ -17,6 +17,7 @@ if _TYPE_CHECKING:
     from .examples import write_examples
     from .graph import Faithfulness, Graph, Path, Pruned, Scores
     from .interventions import Intervened, Intervention, generate, intervene, intervene_many, validate
+    from .labels import label
     from .loading import load
     from .model import Family, FamilyError, ReplacementModel, register_family
     from .ops import BatchTopK, ImplementationError, JumpReLU, ReLU, SparseFeatures, TopK, explain, last_run, use
@@ -76,6 +77,7 @@ __all__ = [
     "graph",
     "intervene",
     "intervene_many",
+    "label",
     "last_run",
     "load",
     "ops",
@@ -93,6 +95,7 @@ _HOMES = {
     "examples": "write_examples",
     "graph": "Faithfulness Graph Path Pruned Scores",
     "interventions": "Intervened Intervention generate intervene intervene_many validate",
+    "labels": "label",
     "loading": "load",
     "model": "Family FamilyError ReplacementModel register_family",
     "ops": "BatchTopK ImplementationError JumpReLU ReLU SparseFeatures TopK explain last_run use",

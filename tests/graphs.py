@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +77,13 @@ def random_graph(
     features = random_features(count, layers, positions, seed)
     matrix = random_matrix(features, layers, positions, targets, density, seed, dtype)
     return assemble(matrix, features, layers, positions, [0.6, 0.3, 0.05][:targets])
+
+
+def labelled_graph(seed: int = 0, **options: Any) -> Graph:
+    graph = random_graph(seed=seed, **options)
+    names = ["Texas", 'say <Austin> & "more"', "a name that is far too long to be drawn in one box"]
+    keys = sorted({(layer, feature) for layer, _, feature in graph.features.tolist()})
+    return replace(graph, labels={key: names[i % 4] for i, key in enumerate(keys) if i % 4 < 3})
 
 
 def by_hand() -> Graph:

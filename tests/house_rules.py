@@ -30,6 +30,7 @@ LAYERS = (
     ("transcoders",),
     ("model",),
     ("graph",),
+    ("labels",),
     ("trace",),
     ("interventions", "training"),
     ("examples",),

@@ -156,7 +156,7 @@ def test_defaults_of_torch_do_not_change_results(model: pc.ReplacementModel, tmp
     graph = pc.attribute(model, PROMPT, max_features=90, progress=False)
     assert graph.certificate < 1e-5 and graph.rows.weight.dtype == torch.float32 and graph.targets.labels == ["Austin"]
     assert graph.feature_node(0, 7, 347) == graph.features.tolist().index([0, 7, 347])
-    assert "Texas @Dallas" in graph.tree() and graph.scores().completeness > 0.5
+    assert "Texas 0/7/347 @Dallas" in graph.tree() and graph.scores().completeness > 0.5
     assert graph.prune().node_mask.sum() < graph.nodes
     graph.save(tmp_path / "g.safetensors")
     graph.plot(tmp_path / "g.svg")

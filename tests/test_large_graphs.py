@@ -45,21 +45,25 @@ def test_large_graphs_by_their_dense_matrix(large: Graph, order: str) -> None:
 
 @pytest.mark.parametrize("k", [1, 3, 12])
 def test_paths_of_a_large_graph(large: Graph, k: int) -> None:
-    """By the same recursion over whole columns: the k best into each node, in the order of layers."""
-    share, layer = normalised(large.dense()), large.features[:, 0]
+    """By the same recursion over whole columns: the k best of each sign into each node, in the order of layers."""
+    dense, layer = large.dense(), large.features[:, 0]
+    share = normalised(dense)
     source, target = large.token_node(2), large.target_node(3)
-    best: dict[int, list[tuple[float, tuple[int, ...]]]] = {source: [(1.0, (source,))]}
+    best: dict[int, list[tuple[float, int, tuple[int, ...]]]] = {source: [(0.0, 1, (source,))]}
     inner = sorted(range(large.first_error), key=lambda n: int(layer[n]))
     for node in [*inner, target]:
         candidates = [
-            (s * float(share[node, before]), (*way, node))
+            (cost + float(share[node, before]) ** -8, sign * (1 if dense[node, before] > 0 else -1), (*way, node))
             for before in share[node].nonzero()[:, 0].tolist()
-            for s, way in best.get(before, [])
+            for cost, sign, way in best.get(before, [])
         ]
-        best[node] = sorted(candidates, key=lambda p: -p[0])[:k]
-    got = large.paths(source, target, k)
-    assert [p.strength for p in got] == pytest.approx([s for s, _ in best[target]])
-    assert [p.nodes for p in got] == [way for _, way in best[target]]
+        candidates.sort(key=lambda p: p[0])
+        best[node] = [p for sign in (1, -1) for p in [q for q in candidates if q[1] == sign][:k]]
+    for sign in (1, -1):
+        got = large.paths(source, target, k, sign)
+        truth = [p for p in best[target] if p[1] == sign]
+        assert [p.strength for p in got] == pytest.approx([cost**-0.125 for cost, _, _ in truth])
+        assert [p.nodes for p in got] == [way for _, _, way in truth]
 
 
 LIMITS = {"certificate": 0.3, "influence": 0.3, "scores": 0.3, "paths": 0.3, "prune": 1.5}  # of the rows' own bytes

@@ -11,26 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from graphs import assemble, random_graph
+from graphs import assemble, labelled_graph, random_graph
 
 from pycircuit.graph import Graph, Tokens
+from pycircuit.graph.paths import strongest_path
 from pycircuit.graph.show.layout import Box, lay_out, measure, route, shorten
-from pycircuit.graph.show.tree import lines, name, strongest
+from pycircuit.graph.show.tree import lines
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def labelled(seed: int = 0, **options) -> Graph:
-    graph = random_graph(seed=seed, **options)
-    names = ["Texas", 'say <Austin> & "more"', "a name that is far too long to be drawn in one box"]
-    keys = sorted({(layer, feature) for layer, _, feature in graph.features.tolist()})
-    return replace(graph, labels={key: names[i % 4] for i, key in enumerate(keys) if i % 4 < 3})
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_labels_are_kept(tmp_path: Path, seed: int) -> None:
-    graph = labelled(seed)
+    graph = labelled_graph(seed)
     graph.save(tmp_path / "g.safetensors")
     assert Graph.load(tmp_path / "g.safetensors").labels == graph.labels
     assert graph.prune().graph.labels == graph.labels
@@ -45,7 +39,7 @@ def test_wrong_labels(labels) -> None:
 
 
 def test_supernodes() -> None:
-    graph = labelled(count=60)
+    graph = labelled_graph(count=60)
     groups = graph.supernodes(1, 1)
     members = [node for group in groups for node in group.nodes]
     assert groups and len(members) == len(set(members))
@@ -62,7 +56,7 @@ def test_supernodes() -> None:
 
 
 def test_json_has_labels_and_supernodes(tmp_path: Path) -> None:
-    graph = labelled(count=60)
+    graph = labelled_graph(count=60)
     graph.to_json(tmp_path / "g.json", node_threshold=1, edge_threshold=1)
     written = json.loads((tmp_path / "g.json").read_text())
     nodes = {node["node_id"]: node for node in written["nodes"]}
@@ -76,48 +70,6 @@ def test_json_has_labels_and_supernodes(tmp_path: Path) -> None:
         assert clerps == ({label} if label in graph.labels.values() else {""})
         named += label in graph.labels.values()
     assert 0 < named < len(groups)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_tree_holds_the_strongest_path(seed: int) -> None:
-    graph = labelled(seed)
-    path = strongest(graph, 0)
-    best = max(
-        (p for index in range(1, graph.positions) for p in graph.paths(graph.token_node(index), graph.target_node(0))),
-        key=lambda p: p.strength,
-    )
-    assert path is not None and path == best
-    result = lines(graph, 0, 9, 2, 0.0)
-    assert result[0].style == "target" and result[0].text.startswith("t0")
-    for depth in (9, 2, 1):
-        marked = [line.text for line in lines(graph, 0, depth, 2, 0.0) if line.style == "path"]
-        assert all(text.endswith("◀") for text in marked)
-        for text, node in zip(marked, path.nodes[-2::-1], strict=True):  # one chain, target to token
-            assert name(graph, node)[:20] in text
-    assert all(len(line.text) < 110 and line.text.isprintable() for line in result)
-
-
-def test_tree_of_nothing() -> None:
-    empty = assemble(torch.zeros(3, 3), [], 1, 1, [0.5])
-    assert empty.tree() == "t0  0.500"
-    with pytest.raises(ValueError, match="target must be"):
-        empty.tree(target=3)
-    with pytest.raises(ValueError, match="depth must be"):
-        empty.tree(depth=0)
-    with pytest.raises(ValueError, match="least must be from 0 to 1"):
-        empty.tree(least=2)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_tree_unfolds_a_node_once(seed: int) -> None:
-    """Every node with inputs has them once below it, wherever the depth ends; no line but these is marked."""
-    graph = labelled(seed, count=60)
-    result = [line.text for line in lines(graph, 0, 9, 3, 0.0)]
-    depth = [(len(text) - len(text.lstrip("│ └├"))) // 3 for text in result]
-    for index, text in enumerate(result[:-1]):
-        if "(above)" in text or "(see ◀)" in text or "“" in text or "errors" in text:
-            assert depth[index + 1] <= depth[index]
-    assert all("  ◀" not in line.text for line in lines(graph, 0, 9, 3, 0.0) if line.style != "path")
 
 
 BLANK = ("", " ", "\n\n", "\t", "\x00\x1b[31m", "\ud800", "\ufffe", "\u202e", "\u0301", "<&]]>", "x" * 5000)
@@ -135,13 +87,13 @@ def test_texts_that_are_empty_or_cannot_be_printed(text: str, tmp_path: Path) ->
         graph.plot(tmp_path / "g.svg", 1, 1, group=group)
         drawing = Xml.parse(tmp_path / "g.svg").getroot()
         assert all(t.text for t in drawing.iter(f"{SVG}text"))
-    assert all(len(line.text) < 110 and line.text.isprintable() for line in lines(graph, 1, 9, 3, 0.0)[1:])
+    assert all(len(line.text) < 110 and line.text.isprintable() for line in lines(graph, 1, 5, 3, 0.0)[1:])
     graph.to_json(tmp_path / "g.json")
     assert json.loads((tmp_path / "g.json").read_text())["metadata"]["prompt_tokens"] == tokens.text
 
 
 def test_features_with_an_empty_label_are_no_group() -> None:
-    graph = labelled(count=60)
+    graph = labelled_graph(count=60)
     unnamed = replace(graph, labels=dict.fromkeys(graph.labels, ""))
     assert unnamed.supernodes(1, 1) == replace(graph, labels={}).supernodes(1, 1)
 
@@ -178,7 +130,7 @@ def check(graph: Graph, out: Path) -> Xml.Element:
     assert all(a >= 0 and b <= width and c >= 0 and d <= height for a, b, c, d in texts)
     for item, two in itertools.combinations(texts, 2):
         assert item[1] <= two[0] or two[1] <= item[0] or item[3] <= two[2] or two[3] <= item[2], "texts overlap"
-    path = strongest(graph, 0)
+    path = strongest_path(graph)
     orange = [p for p in root.iter(f"{SVG}path") if p.get("stroke") == "#e07b00"]
     assert len(orange) <= len(path.nodes) - 1 if path else not orange
     assert path is None or orange
@@ -188,7 +140,7 @@ def check(graph: Graph, out: Path) -> Xml.Element:
 @pytest.mark.parametrize(("count", "positions", "seed"), [(30, 3, 0), (120, 6, 1), (0, 2, 2), (200, 60, 3), (5, 1, 4)])
 @pytest.mark.parametrize("thresholds", [(0.8, 0.98), (1, 1)])
 def test_plot(tmp_path: Path, count: int, positions: int, seed: int, thresholds: tuple[float, float]) -> None:
-    graph = labelled(seed, count=count, positions=positions)
+    graph = labelled_graph(seed, count=count, positions=positions)
     for group in (True, False):
         graph.plot(tmp_path / "g.svg", *thresholds, group=group)
         check(graph, tmp_path / "g.svg")
@@ -201,7 +153,7 @@ def test_plot_draws_the_path_of_paths(tmp_path: Path) -> None:
     graph.plot(tmp_path / "g.svg", group=False)
     _, _, root = boxes(tmp_path / "g.svg")
     titles = [p.find(f"{SVG}title") for p in root.iter(f"{SVG}path") if p.get("stroke") == "#e07b00"]
-    path = strongest(graph, 0)
+    path = strongest_path(graph)
     assert path is not None and len(titles) == len(path.nodes) - 1
     texts = " ".join(title.text or "" for title in titles if title is not None)
     assert all(f": {weight:+.3f}," in texts for weight in path.weights)
@@ -270,7 +222,7 @@ def test_plot_leaves_out_and_says_so(tmp_path: Path) -> None:
 
 
 def test_plot_of_odd_text(tmp_path: Path) -> None:
-    graph = labelled(count=40)
+    graph = labelled_graph(count=40)
     odd = Tokens(graph.tokens.ids, ["<bos>", ' "a&b"\n', "\x00\x1b\ud800\uffff"])
     graph = replace(graph, tokens=odd)
     graph.plot(tmp_path / "g.svg", max_nodes=5)

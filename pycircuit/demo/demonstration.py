@@ -68,7 +68,7 @@ def _print_circuit(console: Console, graph: Graph) -> None:
         f"pre-activation within {graph.certificate:.0e}; {pruned.graph.rows.entries} edges carry the influence.\n",
         highlight=False,
     )
-    for line in lines(graph, 0, 5, 3, 0.02):
+    for line in lines(graph):
         console.print(line.text, style=STYLES.get(line.style), highlight=False, markup=False)
     console.print("weight, share of the row, feature and where it is active; ◀ the strongest path", style="dim")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from pycircuit.graph.show.tree import strongest
+from pycircuit.graph.paths import strongest_path
 from pycircuit.interventions import intervene
 
 from .facts import Facts, Statement
@@ -55,7 +55,7 @@ def agreement(model: ReplacementModel, statements: Sequence[Statement]) -> float
 
 def labelled_path(graph: Graph) -> list[str]:
     """Labels, or other names, of the nodes on the strongest path to the first target, from the token up."""
-    path = strongest(graph, 0)
+    path = strongest_path(graph)
     descriptions = [graph.describe(node) for node in (path.nodes if path else ())]
     return [str(d.get("label") or f"L{d['layer']}/{d.get('feature', 'error')}") for d in descriptions]
 

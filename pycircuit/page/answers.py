@@ -6,12 +6,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .card_examples import CorpusExamples, ExampleFolder, Examples
 from .edits import Edits
+from .effects import effects
+from .feature_cards import feature_card
 from .graph_folder import GraphFolder, OpenGraph
 from .graph_index import GraphIndex
 from .json_bytes import encoded
 from .node_search import search
 from .request_values import fraction, integer, text
+from .traces import Traces
 from .views import MAX_NODES, node_details, strongest_paths, view
 
 if TYPE_CHECKING:
@@ -26,9 +30,22 @@ class Answers:
     def __init__(self, graphs: GraphFolder, model: ServedModel | None, examples: Path | None) -> None:
         self.graphs, self.model = graphs, model
         self.documents = Edits(graphs.path)
+        self.examples = _examples(graphs, model, examples)
+        if self.examples is not None:
+            graphs.density = self.examples.density
+        self._traces = None if model is None else Traces(model, graphs)
 
     def close(self) -> None:
         """End what runs."""
+        if self._traces is not None:
+            self._traces.queue.close()
+
+    @property
+    def traces(self) -> Traces:
+        """Traces of the model; an error without one."""
+        if self._traces is None:
+            raise ValueError("page: a model must be served for this, got a folder alone; pycircuit serve MODEL")
+        return self._traces
 
     def state(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
         """Describe the server: version, model and graphs."""
@@ -36,7 +53,10 @@ class Answers:
         described = None
         if model is not None:
             described = {"name": model.name, "layers": model.model.depth, "can_trace": True, "can_intervene": True}
-        return {"version": version("pycircuit"), "model": described, "graphs": self.graphs.listing()}
+        traces = [] if self._traces is None else self._traces.listing()
+        return {
+            "version": version("pycircuit"), "model": described, "graphs": self.graphs.listing(), "traces": traces
+        }  # fmt: skip
 
     def view(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> bytes:
         """Return the view of a graph at thresholds."""
@@ -79,8 +99,55 @@ class Answers:
         """Make the edit again that was taken back."""
         return self.documents.redo(self._name(path), body.get("revision"))
 
+    def feature(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return the card of a feature."""
+        layer, feature = (integer(path, name, 0, 0, 10**9 - 1) for name in ("layer", "feature"))
+        name = query.get("graph")
+        index = None if name is None else self.graphs.open(name).index
+        labels = {} if name is None else self.documents.state(name)["document"]["labels"]
+        served = None if self._traces is None else self._traces.served
+        if served is not None and index is not None and index.graph.layers != served.model.depth:
+            served = None  # the graph is another model's
+        return feature_card(layer, feature, index, served, self.examples, labels)
+
+    def estimate(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return memory and time of a trace."""
+        return self.traces.estimate(body)
+
+    def trace(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Put a trace into the queue."""
+        return self.traces.submit(body)
+
+    def trace_events(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Stream the progress of a trace."""
+        return self.traces.stream(path["id"])
+
+    def cancel_trace(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Cancel a trace."""
+        return self.traces.cancel(path["id"])
+
+    def intervene(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Change features in the model, and return what that does."""
+        name = self._name(path)
+        document = self.documents.state(name)["document"]
+        grouped = [node for group in document["groups"] for node in group["nodes"]]
+        return effects(self.traces.served, self._open(path).index, body, [*document["pins"], *grouped])
+
     def _name(self, path: dict[str, Any]) -> str:
         return self.graphs.file(path["name"]).name
 
     def _open(self, path: dict[str, Any]) -> OpenGraph:
         return self.graphs.open(path["name"])
+
+
+def _examples(graphs: GraphFolder, model: ServedModel | None, folder: Path | None) -> Examples | None:
+    """Return the examples of the folder that was named, or beside the graphs, or of the demo model's facts."""
+    if folder is not None:
+        examples = ExampleFolder.of(folder)
+        if examples is None:
+            raise ValueError(f"serve: examples must be a folder of pc.write_examples with one set, got {folder}")
+        return examples
+    beside = ExampleFolder.of(graphs.path)
+    if beside is None and model is not None and model.is_demo:
+        return CorpusExamples.of_demo(model.model)
+    return beside

@@ -72,6 +72,7 @@ class GraphFolder:
     """Graphs of one folder by file name. Nothing outside it is read, and names are looked up in its list alone."""
 
     def __init__(self, path: str | os.PathLike[str], tokenizer: Any = None) -> None:
+        self.density: Callable[[int, int], float | None] = lambda layer, feature: None
         self.path = Path(path).resolve()
         if not self.path.is_dir():
             raise NotADirectoryError(f"serve: folder must be one that exists, got {os.fspath(path)}")
@@ -128,7 +129,7 @@ class GraphFolder:
 
     def _read(self, file: GraphFile, key: tuple[Any, ...]) -> OpenGraph:
         try:
-            return OpenGraph(GraphIndex(read_graph(file, self.tokenizer)))
+            return OpenGraph(GraphIndex(read_graph(file, self.tokenizer), self.density))
         except Exception as error:
             self._errors[key] = message_of(error)
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
@@ -37,9 +37,10 @@ def finite(value: float) -> float | None:
 
 @dataclass(frozen=True, eq=False)
 class GraphIndex:
-    """A graph with its influence, shares and names at hand."""
+    """A graph with its influence, shares and names at hand. density: of a feature by layer and index, where known."""
 
     graph: Graph
+    density: Callable[[int, int], float | None] = lambda layer, feature: None
 
     @cached_property
     def influence(self) -> np.ndarray:
@@ -85,26 +86,35 @@ class GraphIndex:
         size = np.abs(self.graph.rows.weight.numpy()[entries]).astype(np.float64)
         return np.divide(size, mass, out=np.zeros_like(size), where=mass > 0)
 
+    def label(self, layer: int, feature: int) -> tuple[str, bool]:
+        """Return the label of a feature, and True if nobody wrote it; ("", False) where it has none."""
+        name = self.graph.labels.get((layer, feature))
+        if name is not None:
+            return name, False
+        automatic: dict[tuple[int, int], str] = getattr(self.graph, "automatic_labels", {})
+        return automatic.get((layer, feature), ""), (layer, feature) in automatic
+
     def describe(self, nodes: np.ndarray | Sequence[int]) -> list[dict[str, Any]]:
         """Describe nodes as the page draws them: [n]."""
         nodes = np.asarray(nodes, np.int64)
         influence = significant(self.influence[nodes]).tolist()
         share = significant(self.cumulative[nodes]).tolist()
         return [
-            {"id": name, **self._fields(node), "influence": i, "cumulative": c, "density": None}
+            {"id": name, **self._fields(node), "influence": i, "cumulative": c}
             for name, node, i, c in zip(node_ids(self.graph, nodes), nodes.tolist(), influence, share, strict=True)
         ]
 
     def _fields(self, node: int) -> dict[str, Any]:
         graph = self.graph
-        out: dict[str, Any] = {"feature": None, "value": None, "label": "", "automatic": False, "weight": None}
+        out: dict[str, Any] = {"feature": None, "value": None, "label": "", "automatic": False, "density": None}
+        out["weight"] = None
         if node < graph.first_error:
             layer, position, feature = graph.features[node].tolist()
-            label = graph.labels.get((layer, feature), "")
+            label, automatic = self.label(layer, feature)
             value = finite(float(f"{float(graph.values[node]):.{DIGITS}g}"))
             return out | {
                 "kind": KINDS[0], "layer": layer, "position": position, "feature": feature, "value": value,
-                "label": label,
+                "label": label, "automatic": automatic, "density": self.density(layer, feature),
             }  # fmt: skip
         if node < graph.first_token:
             layer, position = divmod(node - graph.first_error, graph.positions)

@@ -22,6 +22,7 @@ from .edits import EditConflict
 from .graph_folder import GraphFolder, message_of
 from .guard import LOCAL_NAMES, Access, Guard
 from .json_bytes import encoded
+from .tracing_queue import QueueFull
 
 if TYPE_CHECKING:
     from .served_model import ServedModel
@@ -69,6 +70,12 @@ class Site:
             ("PUT", f"{graph}/edits", a.replace_edits),
             ("POST", f"{graph}/edits/undo", a.undo),
             ("POST", f"{graph}/edits/redo", a.redo),
+            ("POST", f"{graph}/intervene", a.intervene),
+            ("GET", "/api/features/{layer}/{feature}", a.feature),
+            ("POST", "/api/estimate", a.estimate),
+            ("POST", "/api/traces", a.trace),
+            ("GET", "/api/traces/{id}/events", a.trace_events),
+            ("DELETE", "/api/traces/{id}", a.cancel_trace),
         ]
         methods: dict[str, dict[str, Callable[..., Any]]] = {}
         for method, path, handler in table:
@@ -107,6 +114,8 @@ def _call(
         content = handler(path, query, _parsed(body))
     except EditConflict as conflict:
         return 409, encoded({"error": str(conflict), **conflict.state})
+    except QueueFull as error:
+        return 429, encoded({"error": str(error)})
     except (KeyError, FileNotFoundError) as error:
         return 404, encoded({"error": message_of(error)})
     except (ValueError, TypeError, OverflowError, RecursionError) as error:

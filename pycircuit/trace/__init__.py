@@ -8,6 +8,7 @@
  3. Choose the targets: the likeliest next tokens, or what the caller names.  targets.py, contrast.py
  4. Give each source a column of the edge rows.                                           columns.py
  5. Plan the memory: rows dense, packed or cut to their largest entries; tile size.    memory_plan.py, memory_model.py
+    Unless the caller names a number, decide how many features get a row.                 default_features.py
  6. Sweep backward from a tile of targets. At every layer, a source's edge is its vector times the gradient there.
                                                                                           sweep.py, precision.py
  7. Where a target meets its first attention, keep its gradient as a few vectors.         first_attention.py
@@ -16,6 +17,7 @@
  9. Rank the features without a row by their influence on the targets, sweep from the best of them as in 6 to 8, and
     repeat until max_features have a row.                                                 collect.py
 10. Pack all rows and build the `Graph`.                                                  graph_of_rows.py
+11. Label the features without a name by the tokens they raise and are active on.         labels/automatic.py
 """
 
 from .attribute import attribute, trace_frozen

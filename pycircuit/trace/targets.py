@@ -189,8 +189,7 @@ def _token_id(model: ReplacementModel, frozen: FrozenModel, token: int | str) ->
 
 
 def _token(model: ReplacementModel, frozen: FrozenModel, token: int, position: int) -> Target:
-    weight = float(_probabilities(frozen, position)[token])
-    return _tokens(model, frozen, [token], position, [weight])[0]
+    return _tokens(model, frozen, [token], position, [1.0])[0]
 
 
 def _contrast(model: ReplacementModel, frozen: FrozenModel, target: Contrast, position: int) -> Target:

@@ -9,11 +9,12 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from pycircuit.files.atomic import writable_svg, write_text
+from pycircuit.graph.paths import strongest_path
 from pycircuit.graph.supernodes import key
 from pycircuit.ops import checks
 
 from .layout import LEFT, Box, Curve, Layout, lay_out, measure, route, shorten
-from .tree import name, plain, strongest
+from .node_names import name, plain
 
 if TYPE_CHECKING:
     from pycircuit.graph.graph import Graph
@@ -42,7 +43,7 @@ def plot(
         raise TypeError(f"plot: group must be True or False, got {type(group).__name__}")
     graph.target_node(target)
     pruned = graph.prune(node_threshold, edge_threshold)
-    best = strongest(graph, target)
+    best = strongest_path(graph, target)
     path_nodes = [] if best is None else list(best.nodes)
     boxes, inner = _boxes(pruned, max_nodes, set(path_nodes), group)
     _edges(pruned, boxes, path_nodes)
@@ -87,7 +88,7 @@ def _box(graph: Graph, nodes: list[int], influence: float) -> Box:
     else:
         text = plain(first.get("label") or f"L{first['layer']}/{first['feature']}")
     text = shorten(text, size, _LABEL_WIDTH) + suffix
-    title = "\n".join(name(graph, node) for node in nodes)
+    title = "\n".join(name(graph, [node]) for node in nodes)
     return Box(nodes, kind, text, f"{title}\ninfluence {influence:.3f}", row, first["position"], influence)
 
 
@@ -145,7 +146,7 @@ def _collapsed(graph: Graph, boxes: list[Box]) -> list[Box]:
         run_boxes = [box for _, box in run]
         if len(run_boxes) > 1:
             nodes = [node for box in run_boxes for node in box.nodes]
-            text, title = f"… {len(run_boxes)} …", " ".join(name(graph, node) for node in nodes)
+            text, title = f"… {len(run_boxes)} …", " ".join(name(graph, [node]) for node in nodes)
             run_boxes = [Box(nodes, "token", text, title, -1, run_boxes[0].column, 0.0)]
         remaining += run_boxes
     return remaining

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
+from pycircuit.graph.paths import Path, strongest_path
 from pycircuit.ops import checks
+
+from .node_names import name, percent, units
 
 if TYPE_CHECKING:
     from pycircuit.graph.graph import Graph
-    from pycircuit.graph.paths import Path
-
-_NAME_WIDTH = 32  # of a name
 
 
 class Line(NamedTuple):
@@ -22,108 +25,138 @@ class Line(NamedTuple):
     style: str
 
 
-def strongest(graph: Graph, target: int) -> Path | None:
-    """The strongest path from any token to a target; the first position counts only if it is the only one."""
-    node = graph.target_node(target)
-    tokens = range(min(1, graph.positions - 1), int(graph.targets.positions[target]) + 1)
-    paths = [path for p in tokens for path in graph.paths(graph.token_node(p), node)]
-    return max(paths, key=lambda path: path.strength, default=None)
+class _Input(NamedTuple):
+    """An input of a unit. unit: its lowest node, -1 for all errors; share: of all that enters, in absolute weights."""
+
+    unit: int
+    weight: float
+    share: float
 
 
-def name(graph: Graph, node: int) -> str:
-    """Name a node: `Texas @Dallas`, `L3/412 @Dallas`, a token's text in quotes, a target's label."""
-    description = graph.describe(node)
-    if description["kind"] == "target":
-        return plain(description["label"])
-    token = plain(graph.tokens.text[description["position"]])
-    if description["kind"] == "token":
-        return f"“{token}”"
-    if "feature" not in description:
-        return f"error @{token}"
-    label = description.get("label") or f"L{description['layer']}/{description['feature']}"
-    return f"{plain(label)} @{token}"
+@dataclass
+class _Branch:
+    """A line to be: an input of the line above it. importance: the product of the shares from the target on."""
+
+    input: _Input
+    depth: int
+    importance: float
+    inputs: list[_Branch] = field(default_factory=list)
 
 
-def plain(text: str) -> str:
-    """Replace control characters, so that the text is on one line."""
-    return "".join(c if c.isprintable() else "·" for c in text.strip(" ")) or "␣"
-
-
-def lines(graph: Graph, target: int, depth: int, branches: int, least: float) -> list[Line]:
-    """Lines of the tree of a target's inputs."""
+def lines(
+    graph: Graph, target: int = 0, depth: int = 5, branches: int = 4, least: float = 0.1, errors: bool = False,
+    group: bool = True, max_lines: int = 40,
+) -> list[Line]:  # fmt: skip
+    """Lines of the tree of a target's inputs, and of the strongest path to it."""
     op = "tree"
-    checks.whole_number(op, "depth", depth, 1)
-    checks.whole_number(op, "branches", branches, 1)
+    for argument, value in (("depth", depth), ("branches", branches), ("max_lines", max_lines)):
+        checks.whole_number(op, argument, value, 1)
     if not 0 <= checks.number(op, "least", least) <= 1:
         raise ValueError(f"{op}: least must be from 0 to 1, got {least}")
+    for argument, value in (("errors", errors), ("group", group)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{op}: {argument} must be True or False, got {type(value).__name__}")
     top = graph.target_node(target)
     weight = float(graph.targets.weights[target])
-    path = strongest(graph, target)
-    tree = _Tree(graph, branches, least, () if path is None else path.nodes)
-    out = [Line(f"{name(graph, top)}  {weight:.3f}", "target")]
-    return out + tree.lines_below(top, "", depth)
+    path = strongest_path(graph, target)
+    tree = _Tree(graph, branches, least, errors, group, path)
+    root = tree.grow(top, depth, max_lines)
+    out = [Line(f"{name(graph, [top])}  {weight:.3f}", "target"), *tree.lines_below(root, "")]
+    return out if path is None else [*out, *tree.path_lines(path)]
 
 
 class _Tree:
-    def __init__(self, graph: Graph, branches: int, least: float, path: Sequence[int]) -> None:
-        self.graph, self.branches, self.least = graph, branches, least
-        self.path, self.links = set(path), set(itertools.pairwise(path))
+    def __init__(self, graph: Graph, branches: int, least: float, errors: bool, group: bool, path: Path | None) -> None:
+        self.graph, self.branches, self.least, self.errors = graph, branches, least, errors
+        self.unit, self.members = units(graph, group)
+        steps = [] if path is None else self.unit[list(path.nodes)].tolist()
+        self.links = set(itertools.pairwise(steps))
         self.row = {node: r for r, node in enumerate(graph.row_node.tolist())}
-        self.shown: set[int] = set()
+        self.unfolded: dict[int, _Branch] = {}
+        self.printed: set[int] = set()
 
-    def lines_below(self, node: int, indent: str, depth: int) -> list[Line]:
-        """Lines of a node's inputs; below the depth those of the path alone."""
-        if node not in self.row or (depth <= 0 and node not in self.path):
+    def nodes(self, unit: int) -> list[int]:
+        """Nodes of a unit."""
+        return self.members.get(unit, [unit])
+
+    def grow(self, top: int, depth: int, max_lines: int) -> _Branch:
+        """Unfold the most important line with inputs, again and again, until the tree is as deep or long as allowed."""
+        root = _Branch(_Input(top, 1.0, 1.0), 0, 1.0)
+        waiting = [(-1.0, 0, root)]
+        count, number = 1, itertools.count(1)
+        while waiting and count < max_lines:
+            branch = heapq.heappop(waiting)[2]
+            if branch.input.unit in self.unfolded:
+                continue
+            inputs = self._inputs(branch.input.unit, self.errors or branch is root)[: max_lines - count]
+            self.unfolded[branch.input.unit] = branch
+            for step in inputs:
+                below = _Branch(step, branch.depth + 1, branch.importance * step.share)
+                branch.inputs.append(below)
+                if below.depth < depth and any(node in self.row for node in self.nodes(step.unit)):
+                    heapq.heappush(waiting, (-below.importance, next(number), below))
+            count += len(inputs)
+        return root
+
+    def _inputs(self, unit: int, errors: bool) -> list[_Input]:
+        """Strongest inputs of a unit, and the sum of all errors behind them."""
+        graph = self.graph
+        rows = [graph.rows.row(self.row[node]) for node in self.nodes(unit) if node in self.row]
+        if not rows:
             return []
-        chosen, errors = self._inputs(node, depth > 0)
+        source = self.unit[np.concatenate([columns.numpy() for columns, _ in rows])]
+        weight = np.concatenate([weights.double().numpy() for _, weights in rows]) * (source != unit)
+        mass = float(np.abs(weight).sum())
+        if mass == 0:
+            return []
+        net = np.bincount(source, weight, minlength=graph.nodes)
+        error = float(net[graph.first_error : graph.first_token].sum())
+        error_mass = float(np.abs(weight[(source >= graph.first_error) & (source < graph.first_token)]).sum())
+        net[graph.first_error : graph.first_token] = 0
+        size = np.abs(net)
+        cutoff = max(self.least * float(size.max()), float(np.finfo(np.float64).tiny))
+        strong = np.flatnonzero(size >= cutoff)
+        strong = strong[np.argsort(-size[strong], kind="stable")][: self.branches]
+        out = [_Input(i, float(net[i]), float(size[i]) / mass) for i in strong.tolist()]
+        return [*out, _Input(-1, error, error_mass / mass)] if errors and error_mass > 0 else out
+
+    def lines_below(self, branch: _Branch, indent: str) -> list[Line]:
+        """Lines of a branch's inputs."""
         out: list[Line] = []
-        for index, (source, weight, share) in enumerate(chosen):
-            last = index == len(chosen) - 1 and errors is None
-            marked = (source, node) in self.links
-            reference = self._reference(source, marked)
-            text = (
-                f"{indent}{'└─' if last else '├─'} {weight:+7.2f} {100 * share:3.0f}%  {self._name(source)}{reference}"
-            )
-            token = source >= self.graph.first_token
-            style = "path" if marked else "token" if token else "node"
-            out.append(Line(text + ("  ◀" if marked else ""), style))
-            if not reference:
-                if depth > 1:
-                    self.shown.add(source)
-                out += self.lines_below(source, indent + ("   " if last else "│  "), depth - 1)
-        if errors is not None:
-            out.append(Line(f"{indent}└─ {errors[0]:+7.2f} {100 * errors[1]:3.0f}%  errors", "error"))
+        self.printed.add(branch.input.unit)
+        for below in branch.inputs:
+            last = below is branch.inputs[-1]
+            marked = (below.input.unit, branch.input.unit) in self.links
+            text = f"{indent}{'└─' if last else '├─'} {self._figures(below.input)}{self._reference(below)}"
+            out.append(Line(text + ("  ◀" if marked else ""), "path" if marked else self._style(below.input.unit)))
+            out += self.lines_below(below, indent + ("   " if last else "│  ")) if below.inputs else []
         return out
 
-    def _reference(self, source: int, marked: bool) -> str:
-        """Reference to the line that unfolds a node, or "": nodes of the path are unfolded on the path alone."""
-        if marked or source not in self.row:
+    def _figures(self, step: _Input) -> str:
+        text = "errors" if step.unit < 0 else name(self.graph, self.nodes(step.unit))
+        return f"{step.weight:+8.3g} {percent(step.share):>6}  {text}"
+
+    def _style(self, unit: int) -> str:
+        return "error" if unit < 0 else "node" if unit < self.graph.first_token else "token"
+
+    def _reference(self, branch: _Branch) -> str:
+        """Say where a unit is unfolded, if not below this line, or that nothing of it was traced."""
+        unit = branch.input.unit
+        if branch.inputs or not 0 <= unit < self.graph.first_error:
             return ""
-        return " (see ◀)" if source in self.path else " (above)" if source in self.shown else ""
+        if unit in self.unfolded and self.unfolded[unit].inputs:
+            return " (above)" if unit in self.printed else " (below)"
+        return "" if any(node in self.row for node in self.nodes(unit)) else " (no row)"
 
-    def _name(self, node: int) -> str:
-        text = name(self.graph, node)
-        return text if len(text) <= _NAME_WIDTH else text[: _NAME_WIDTH - 1] + "…"
+    def path_lines(self, path: Path) -> list[Line]:
+        """A line for every node of the strongest path, with its edge from the node before."""
+        out = [Line(f"strongest path, at least {percent(min(self._shares(path)))} at every step", "path")]
+        figures = ["", *(f"{w:+8.3g} {percent(s):>6}" for w, s in zip(path.weights, self._shares(path), strict=True))]
+        for node, figure in zip(path.nodes, figures, strict=True):
+            out.append(Line(f"   {figure:15}  {name(self.graph, [node])}", "path"))
+        return out
 
-    def _inputs(self, node: int, unfold: bool) -> tuple[list[tuple[int, float, float]], tuple[float, float] | None]:
-        """Strongest inputs and the one on the path: (node, weight, share of the row); sum of all errors.
-
-        unfold: False for the input on the path alone.
-        """
-        graph = self.graph
-        columns, weights = graph.rows.row(self.row[node])
-        size = weights.double().abs()
-        mass = float(size.sum())
-        if mass == 0:
-            return [], None
-        share = size / mass
-        is_error = (columns >= graph.first_error) & (columns < graph.first_token)
-        order = [i for i in share.argsort(descending=True, stable=True).tolist() if not is_error[i]]
-        shown = [i for i in order[: self.branches] if share[i] >= self.least] if unfold else []
-        shown += [i for i in order if (int(columns[i]), node) in self.links and i not in shown]
-        chosen = [(int(columns[i]), float(weights[i]), float(share[i])) for i in shown]
-        error_share = float(share[is_error].sum())
-        errors = (
-            (float(weights[is_error].sum()), error_share) if unfold and error_share >= max(self.least, 1e-12) else None
-        )
-        return chosen, errors
+    def _shares(self, path: Path) -> list[float]:
+        """Share of each edge of a path in the row of its target."""
+        masses = (float(self.graph.rows.row(self.row[node])[1].double().abs().sum()) for node in path.nodes[1:])
+        return [abs(weight) / mass for weight, mass in zip(path.weights, masses, strict=True)]
