@@ -4,8 +4,8 @@ import { decimal, percent } from "./model";
 import type { Intervened } from "./types";
 
 export function Agreement({ result }: { result: Intervened }) {
-  const points = result.nodes.flatMap(({ id, before, after, predicted }) =>
-    before === null || after === null || predicted === null ? [] : [{ id, x: predicted, y: after - before }],
+  const points = result.nodes.flatMap(({ id, changed, change, foretold }) =>
+    changed || change === null || foretold === null ? [] : [{ id, x: foretold, y: change }],
   );
   if (points.length === 0) return null;
   const reach = Math.max(1e-9, ...points.flatMap(({ x, y }) => [Math.abs(x), Math.abs(y)]));

@@ -23,7 +23,7 @@ export function FeatureCard({ node }: { node: GraphNode }) {
   }, [store, graph, node.layer, node.feature]);
   return (
     <section class="card" aria-label="Feature card" data-testid="card">
-      <ActiveHere node={node} />
+      <ActiveHere node={node} here={card?.here ?? []} />
       {failure !== null && <p class="hint">No card: {failure}</p>}
       {card && <CardContent card={card} />}
     </section>
@@ -51,15 +51,13 @@ function CardContent({ card }: { card: Card }) {
 }
 
 /** The prompt with the tokens on which the feature is active. */
-function ActiveHere({ node }: { node: GraphNode }) {
+function ActiveHere({ node, here }: { node: GraphNode; here: Card["here"] }) {
   const store = useStore();
   const view = store.model.value?.view;
   if (!view) return null;
-  const active = new Map<number, GraphNode>();
-  for (const other of view.nodes)
-    if (other.kind === "feature" && other.layer === node.layer && other.feature === node.feature)
-      active.set(other.position, other);
-  const highest = Math.max(1e-12, ...[...active.values()].map((other) => other.value ?? 0));
+  const active = new Map(here.map(({ position, value }) => [position, value]));
+  if (node.value !== null) active.set(node.position, node.value);
+  const highest = Math.max(1e-12, ...active.values());
   const around = view.tokens.length > 80 ? [Math.max(0, node.position - 30), node.position + 10] : [0, Infinity];
   return (
     <>
@@ -67,10 +65,9 @@ function ActiveHere({ node }: { node: GraphNode }) {
       <p class="text">
         {view.tokens.map((token, position) => {
           if (position < around[0]! || position > around[1]!) return null;
-          const here = active.get(position);
-          const share = here ? (here.value ?? 0) / highest : 0;
-          return here ? (
-            <mark key={position} class={heat(share)} title={decimal(here.value)}>
+          const value = active.get(position);
+          return value !== undefined ? (
+            <mark key={position} class={heat(value / highest)} title={decimal(value)}>
               {token}
             </mark>
           ) : (

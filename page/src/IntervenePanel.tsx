@@ -197,7 +197,7 @@ function Outcome({ result }: { result: Intervened }) {
                 <th>Node</th>
                 <th class="number">before</th>
                 <th class="number">after</th>
-                <th class="number">foretold</th>
+                <th class="number">predicted</th>
               </tr>
             </thead>
             <tbody>

@@ -9,7 +9,7 @@ import { groupColour } from "./palette";
 import { percent } from "./model";
 import { useStore } from "./context";
 import type { Store } from "./store";
-import type { GraphNode, Group, SubgraphScores } from "./types";
+import type { Edges, GraphNode, Group, Scores } from "./types";
 
 const FIRST_FEATURES = 40; // grouped by "group for me" where nothing is pinned
 
@@ -21,7 +21,8 @@ function members(store: Store): string[] {
 
 export function Subgraph() {
   const store = useStore();
-  const [scores, setScores] = useState<SubgraphScores | null>(null);
+  const [scores, setScores] = useState<Scores | null>(null);
+  const [pinned, setPinned] = useState<Edges | null>(null);
   const [current, setCurrent] = useState<string | null>(null);
   const ids = members(store);
   const key = ids.join(" ");
@@ -29,14 +30,15 @@ export function Subgraph() {
   useEffect(() => {
     if (graph === null || key === "") {
       setScores(null);
+      setPinned(null);
       return undefined;
     }
     let open = true;
     const timer = window.setTimeout(() => {
-      store.source
-        .scores(graph, key.split(" "))
-        .then((answer) => open && setScores(answer))
-        .catch((error: unknown) => store.report(error));
+      const nodes = key.split(" ");
+      const report = (error: unknown): void => store.report(error);
+      store.source.edges(graph, nodes).then((answer) => open && setPinned(answer), report);
+      store.source.scores(graph, nodes).then((answer) => open && setScores(answer), report);
     }, 60);
     return () => {
       open = false;
@@ -47,7 +49,7 @@ export function Subgraph() {
   return (
     <section class="subgraph" aria-label="Subgraph" data-testid="subgraph">
       <SubgraphBar scores={scores} current={current} setCurrent={setCurrent} />
-      {ids.length === 0 ? <NoPins /> : <Drawing scores={scores} current={current} setCurrent={setCurrent} />}
+      {ids.length === 0 ? <NoPins /> : <Drawing pinned={pinned} current={current} setCurrent={setCurrent} />}
     </section>
   );
 }
@@ -63,24 +65,27 @@ function NoPins() {
   );
 }
 
-interface CurrentProps {
-  scores: SubgraphScores | null;
+interface DrawingProps {
+  pinned: Edges | null;
   current: string | null;
   setCurrent: (id: string | null) => void;
 }
 
-function Drawing({ scores, current, setCurrent }: CurrentProps) {
+interface CurrentProps {
+  scores: Scores | null;
+  current: string | null;
+  setCurrent: (id: string | null) => void;
+}
+
+function Drawing({ pinned, current, setCurrent }: DrawingProps) {
   const store = useStore();
   const document = store.document.value;
   const boxes = useMemo(() => {
-    const byId = new Map((scores?.nodes ?? []).map((node) => [node.id, node]));
+    const byId = new Map((pinned?.nodes ?? []).map((node) => [node.id, node]));
     const find = (id: string): GraphNode | null => byId.get(id) ?? store.model.value?.node(id) ?? null;
     return boxesOf(document, find);
-  }, [document, scores, store.model.value]);
-  const edges = useMemo(
-    () => (scores?.nodes && scores.edges ? boxEdges(boxes, scores.nodes, scores.edges) : []),
-    [boxes, scores],
-  );
+  }, [document, pinned, store.model.value]);
+  const edges = useMemo(() => (pinned ? boxEdges(boxes, pinned.nodes, pinned.edges) : []), [boxes, pinned]);
   return <SubgraphDrawing boxes={boxes} edges={edges} current={current} setCurrent={setCurrent} />;
 }
 
@@ -133,7 +138,7 @@ function SubgraphBar({ scores, current, setCurrent }: CurrentProps) {
   );
 }
 
-function ScoreMeters({ scores }: { scores: SubgraphScores }) {
+function ScoreMeters({ scores }: { scores: Scores }) {
   if (scores.replacement === null && scores.completeness === null) return null;
   return (
     <dl class="scores" data-testid="scores">

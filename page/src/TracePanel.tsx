@@ -66,6 +66,20 @@ export function TracePanel() {
   );
 }
 
+/** Targets as people type them: tokens between commas, "Austin vs Sacramento" for a contrast, | within a side. */
+export function targetsOf(text: string): TraceRequest["targets"] {
+  const words = text
+    .split(",")
+    .map((word) => word.trim())
+    .filter((word) => word !== "");
+  if (words.length === 0) return null;
+  const side = (part: string): string[] => part.split("|").map((token) => token.trim());
+  return words.map((word) => {
+    const [tokens, against] = word.split(/\s+vs\.?\s+/);
+    return tokens && against ? { tokens: side(tokens), against: side(against) } : word;
+  });
+}
+
 interface FieldValues {
   prompt: string;
   targets: string;
@@ -76,7 +90,7 @@ interface FieldValues {
 function requestOf({ prompt, targets, position, most }: FieldValues): TraceRequest {
   return {
     prompt,
-    targets: targets.trim() === "" ? null : targets.split(",").map((text) => text.trim()),
+    targets: targetsOf(targets),
     position: Number(position),
     max_features: most.trim() === "" ? null : Number(most),
   };
@@ -92,7 +106,7 @@ function Fields({ fields, edit }: { fields: FieldValues; edit: (part: Partial<Fi
       <label class="field">
         Targets
         <input
-          placeholder="the likeliest tokens; or Austin, Sacramento"
+          placeholder="the likeliest tokens; or Austin; or Austin vs Sacramento"
           value={fields.targets}
           onInput={(event) => edit({ targets: event.currentTarget.value })}
         />

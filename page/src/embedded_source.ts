@@ -4,7 +4,7 @@ import { GraphModel, nodeName } from "./model";
 import { EMPTY_DOCUMENT, type Source } from "./source";
 import { strongestPaths } from "./strongest_paths";
 import { History } from "./history";
-import type { EdgeColumns, Edits, GraphNode, NodeDetail, ServerState, StrongPath, SubgraphScores, View } from "./types";
+import type { EdgeColumns, Edges, Edits, GraphNode, NodeDetail, ServerState, StrongPath, Scores, View } from "./types";
 
 export interface Embedded {
   version: string;
@@ -70,16 +70,13 @@ export class EmbeddedSource implements Source {
     return Promise.resolve({ nodes: matches.slice(0, 100), total: matches.length });
   }
 
-  scores(_: string, nodes: string[]): Promise<SubgraphScores> {
-    const chosen = new Set(nodes);
-    const view = this.data.view;
-    return Promise.resolve({
-      replacement: null,
-      completeness: null,
-      nodes: view.nodes,
-      edges: view.edges,
-      missing: nodes.length - view.nodes.filter((node) => chosen.has(node.id)).length,
-    } as SubgraphScores);
+  edges(): Promise<Edges> {
+    const { nodes, edges } = this.data.view;
+    return Promise.resolve({ nodes, edges });
+  }
+
+  scores(): Promise<Scores> {
+    return Promise.resolve({ replacement: null, completeness: null });
   }
 
   edits(): Promise<Edits> {

@@ -14,7 +14,8 @@ import type {
   NodeDetail,
   ServerState,
   StrongPath,
-  SubgraphScores,
+  Edges,
+  Scores,
   TraceEvent,
   TraceRequest,
   View,
@@ -86,7 +87,11 @@ export class ServerSource implements Source {
     return get(graphPath(name, "/search"), { q: text });
   }
 
-  scores(name: string, nodes: string[]): Promise<SubgraphScores> {
+  edges(name: string, nodes: string[]): Promise<Edges> {
+    return send("POST", graphPath(name, "/edges"), { nodes });
+  }
+
+  scores(name: string, nodes: string[]): Promise<Scores> {
     return send("POST", graphPath(name, "/scores"), { nodes });
   }
 

@@ -13,7 +13,8 @@ import type {
   GraphNode,
   ServerState,
   StrongPath,
-  SubgraphScores,
+  Edges,
+  Scores,
   TraceEvent,
   TraceRequest,
   View,
@@ -27,7 +28,9 @@ export interface Source {
   node(name: string, id: string): Promise<NodeDetail>;
   paths(name: string, source: string, target: string, count: number): Promise<StrongPath[]>;
   search(name: string, text: string): Promise<{ nodes: GraphNode[]; total: number }>;
-  scores(name: string, nodes: string[]): Promise<SubgraphScores>;
+  /** Edges among nodes, of the complete graph. */
+  edges(name: string, nodes: string[]): Promise<Edges>;
+  scores(name: string, nodes: string[]): Promise<Scores>;
   group(name: string, nodes: string[], fixed: Record<string, string[]>): Promise<Group[]>;
   edits(name: string): Promise<Edits>;
   putEdits(name: string, revision: number, document: EditDocument): Promise<Edits>;

@@ -101,9 +101,10 @@ export interface Edits {
   can_redo: boolean;
 }
 
-export interface SubgraphScores extends Scores {
-  nodes?: GraphNode[];
-  edges?: EdgeColumns;
+/** Nodes and the edges among them, in the complete graph. */
+export interface Edges {
+  nodes: GraphNode[];
+  edges: EdgeColumns;
 }
 
 export interface TokenValue {
@@ -118,6 +119,7 @@ export interface Example {
 }
 
 export interface Card {
+  here: { position: number; value: number }[];
   label: string;
   automatic: boolean;
   raised: TokenValue[];
@@ -140,10 +142,21 @@ export interface TokenProbability {
   probability: number;
 }
 
+/** predicted: its activation by the graph; change, foretold: of its input, measured and by the graph. */
+export interface ChangedNode {
+  id: string;
+  changed: boolean;
+  before: number | null;
+  after: number | null;
+  predicted: number | null;
+  change: number | null;
+  foretold: number | null;
+}
+
 export interface Intervened {
   before: TokenProbability[];
   after: TokenProbability[];
-  nodes: { id: string; before: number | null; after: number | null; predicted: number | null }[];
+  nodes: ChangedNode[];
   agreement: { correlation: number | null; sign: number | null } | null;
   text: { before: string; after: string } | null;
   notes: string[];
@@ -165,7 +178,7 @@ export interface Estimate {
 
 export interface TraceRequest {
   prompt: string;
-  targets: string[] | null;
+  targets: (string | { tokens: string[]; against: string[] })[] | null;
   position: number;
   max_features: number | null;
 }

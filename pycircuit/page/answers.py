@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .card_examples import CorpusExamples, ExampleFolder, Examples
+from .edit_document import node_list
 from .edits import Edits
 from .effects import effects
 from .feature_cards import feature_card
@@ -14,6 +15,7 @@ from .graph_folder import GraphFolder, OpenGraph
 from .graph_index import GraphIndex
 from .json_bytes import encoded
 from .node_search import search
+from .pinned_edges import pinned_edges
 from .request_values import fraction, integer, text
 from .traces import Traces
 from .views import MAX_NODES, node_details, strongest_paths, view
@@ -125,6 +127,10 @@ class Answers:
     def cancel_trace(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
         """Cancel a trace."""
         return self.traces.cancel(path["id"])
+
+    def edges(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return the edges among nodes of a graph."""
+        return pinned_edges(self._open(path).index, node_list("nodes", body.get("nodes")))
 
     def intervene(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
         """Change features in the model, and return what that does."""

@@ -70,6 +70,7 @@ class Site:
             ("PUT", f"{graph}/edits", a.replace_edits),
             ("POST", f"{graph}/edits/undo", a.undo),
             ("POST", f"{graph}/edits/redo", a.redo),
+            ("POST", f"{graph}/edges", a.edges),
             ("POST", f"{graph}/intervene", a.intervene),
             ("GET", "/api/features/{layer}/{feature}", a.feature),
             ("POST", "/api/estimate", a.estimate),
