@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pycircuit.examples.outputs import OutputTokens
+from pycircuit.labels.output_tokens import OutputTokens
 
 from .card_examples import Examples
 from .graph_index import GraphIndex, significant
