@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .card_examples import CorpusExamples, ExampleFolder, Examples
 from .comparison import compare
-from .edit_document import empty_document
+from .edit_document import empty_document, node_list
 from .edits import Edits
 from .effects import effects
 from .exports import exported
@@ -18,6 +18,7 @@ from .graph_index import GraphIndex
 from .json_bytes import Download, encoded
 from .node_search import search
 from .page_links import document_of_file, document_of_link
+from .pinned_edges import pinned_edges
 from .request_values import fraction, integer, text
 from .selections import selection_groups, selection_scores
 from .traces import Traces
@@ -130,6 +131,10 @@ class Answers:
     def cancel_trace(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
         """Cancel a trace."""
         return self.traces.cancel(path["id"])
+
+    def edges(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return the edges among nodes of a graph."""
+        return pinned_edges(self._open(path).index, node_list("nodes", body.get("nodes")))
 
     def intervene(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
         """Change features in the model, and return what that does."""

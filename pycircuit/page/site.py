@@ -77,6 +77,7 @@ class Site:
             ("GET", "/api/compare", a.compare),
             ("GET", f"{graph}/export.json", a.export),
             ("POST", f"{graph}/import", a.import_link),
+            ("POST", f"{graph}/edges", a.edges),
             ("POST", f"{graph}/intervene", a.intervene),
             ("GET", "/api/features/{layer}/{feature}", a.feature),
             ("POST", "/api/estimate", a.estimate),
