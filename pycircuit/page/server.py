@@ -113,7 +113,11 @@ def serve(
     served = None if model is None else ServedModel(model, name or _model_name(source, model))
     listener = _listener(access_host, port)
     bound_port = int(listener.getsockname()[1])
-    site = Site(graphs, served, None if examples is None else Path(examples), access_host, bound_port, token)
+    try:
+        site = Site(graphs, served, None if examples is None else Path(examples), access_host, bound_port, token)
+    except BaseException:
+        listener.close()
+        raise
     written_host = f"[{access_host}]" if ":" in access_host else access_host
     address = f"http://{written_host}:{bound_port}/" + (f"?token={token}" if token else "")
     page = PageServer(site, [listener], address)
