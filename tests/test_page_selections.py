@@ -17,10 +17,10 @@ from page_client import Client, serving
 import pycircuit as pc
 from pycircuit.graph import Targets
 from pycircuit.page import views
-from pycircuit.page.comparison import compare
 from pycircuit.page.graph_index import GraphIndex, significant
 from pycircuit.page.json_bytes import encoded
 from pycircuit.page.node_ids import node_ids, node_of
+from pycircuit.page.side_by_side import compare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GRAPH = "/api/graphs/random.safetensors"
