@@ -21,7 +21,7 @@ if _TYPE_CHECKING:
     from .loading import load
     from .model import Family, FamilyError, ReplacementModel, register_family
     from .ops import BatchTopK, ImplementationError, JumpReLU, ReLU, SparseFeatures, TopK, explain, last_run, use
-    from .page import PageServer, serve
+    from .page.server import PageServer, serve
     from .trace import (
         CheckpointError,
         Contrast,
@@ -105,7 +105,7 @@ _HOMES = {
     "loading": "load",
     "model": "Family FamilyError ReplacementModel register_family",
     "ops": "BatchTopK ImplementationError JumpReLU ReLU SparseFeatures TopK explain last_run use",
-    "page": "PageServer serve",
+    "page.server": "PageServer serve",
     "trace": "CheckpointError Contrast Estimate Feature MemoryBoundError attribute attribute_many estimate",
     "training": "Evaluation Recipe evaluate train",
     "transcoders": "CrossLayerTranscoder PerLayerTranscoders Transcoders",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -304,6 +305,23 @@ class Graph:
         if svg_path is not None:
             picture.save(svg_path)
         return picture
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        node_threshold: float = 0.95,
+        edge_threshold: float = 0.99,
+        max_nodes: int = 1000,
+    ) -> None:
+        """Write the interactive page with this graph in it as one HTML file, which needs no server and no network.
+
+        The file holds what pruning at these thresholds leaves; its sliders prune further.
+        """
+        import_module("pycircuit.page.embed").to_html(self, path, node_threshold, edge_threshold, max_nodes)
+
+    def show(self, node_threshold: float = 0.95, edge_threshold: float = 0.99, max_nodes: int = 1000) -> Any:
+        """Show the interactive page in a notebook, as `to_html` writes it; asks for `pycircuit[notebook]`."""
+        return import_module("pycircuit.page.embed").show(self, node_threshold, edge_threshold, max_nodes)
 
     def subgraph(self, node_mask: Any, edge_mask: Any = None) -> Graph:
         """Graph of the nodes in node_mask, [nodes], and the edges in edge_mask, [entries].
