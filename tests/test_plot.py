@@ -265,7 +265,7 @@ def test_plot_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="plot: max_nodes must be"):
         random_graph().plot(tmp_path / "g.svg", max_nodes=0)
     for argument in ("group", "errors"):
-        with pytest.raises(TypeError, match=f"plot: {argument} must be True or False, got str"):
+        with pytest.raises(TypeError, match=f"plot: {argument} must be True.*, got str"):
             random_graph().plot(tmp_path / "g.svg", **{argument: "yes"})  # type: ignore[arg-type]
 
 

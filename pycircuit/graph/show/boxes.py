@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .layout import ERRORS, LEFT, RIGHT, TOKENS, WIDEST, Box, Layout, lay_out, shorten
-from .node_names import AUTOMATIC, identifier, label, name, plain, units
+from .node_names import AUTOMATIC, Grouping, identifier, label, name, plain, units
 
 if TYPE_CHECKING:
     from pycircuit.graph.prune import Pruned
@@ -21,13 +21,14 @@ _FAINT = 0.05  # of a box's strongest input: weaker ones are not drawn
 _SHOWN = 12  # nodes, or tokens of a gap, that a title names
 
 
-def choose(pruned: Pruned, limit: int, path: Sequence[int], group: bool, errors: bool) -> tuple[list[Box], int]:
+def choose(pruned: Pruned, limit: int, path: Sequence[int], group: Grouping, errors: bool) -> tuple[list[Box], int]:
     """(boxes of the path, the most influential others and what stands at their ends; number of features that qualify).
 
     limit: boxes of features, those of the path aside.
     """
     graph, influence = pruned.original, pruned.influence.numpy()
-    unit, _ = units(graph, group)
+    all_units = units("plot", graph, group)
+    unit = all_units.unit
     features = pruned.node_mask.numpy()[: graph.first_error].copy()
     features[[node for node in path if node < graph.first_error]] = True
     nodes = features.nonzero()[0]
@@ -40,11 +41,9 @@ def choose(pruned: Pruned, limit: int, path: Sequence[int], group: bool, errors:
     members: dict[int, list[int]] = {u: [] for u in chosen}
     for node in nodes[np.isin(unit[nodes], chosen)].tolist():
         members[int(unit[node])].append(node)
-    groups = list(members.values())
-    if errors:
-        groups += _errors_by_column(pruned)
-    groups += [[n] for n in range(graph.first_token, graph.nodes)]
-    boxes = [_box(pruned, group_nodes) for group_nodes in groups]
+    boxes = [_box(pruned, nodes, all_units.names.get(u)) for u, nodes in members.items()]
+    boxes += [_box(pruned, nodes) for nodes in (_errors_by_column(pruned) if errors else [])]
+    boxes += [_box(pruned, [node]) for node in range(graph.first_token, graph.nodes)]
     _edges(pruned, boxes, path)
     return _connected(boxes, set(path)), len(candidates)
 
@@ -58,11 +57,11 @@ def _errors_by_column(pruned: Pruned) -> list[list[int]]:
     return list(columns.values())
 
 
-def _box(pruned: Pruned, nodes: list[int]) -> Box:
+def _box(pruned: Pruned, nodes: list[int], group_name: str | None = None) -> Box:
     graph = pruned.original
     first = graph.describe(nodes[0])
     kind, influence = first["kind"], float(pruned.influence[nodes].sum())
-    text = label(graph, nodes[0])
+    text = label(graph, nodes[0]) if group_name is None else plain(group_name)
     row = {"token": TOKENS, "error": ERRORS, "target": graph.layers}.get(kind, first.get("layer", 0))
     names = [name(graph, [node]) for node in nodes[:_SHOWN]]
     if len(nodes) > _SHOWN:
@@ -77,7 +76,7 @@ def _box(pruned: Pruned, nodes: list[int]) -> Box:
         text = text or identifier(graph, nodes[0])
     title = "\n".join([*names, f"influence {influence:.3g}"])
     box = Box(nodes, kind, text.removeprefix(AUTOMATIC), title, row, first["position"], influence)
-    box.automatic = text.startswith(AUTOMATIC) and kind == "feature"
+    box.automatic = text.startswith(AUTOMATIC) and kind == "feature" and group_name is None
     return box
 
 
