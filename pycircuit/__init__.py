@@ -17,10 +17,21 @@ if _TYPE_CHECKING:
     from .examples import write_examples
     from .graph import Faithfulness, Graph, Path, Picture, Pruned, Scores
     from .interventions import Intervened, Intervention, generate, intervene, intervene_many, validate
+    from .labels import label
     from .loading import load
     from .model import Family, FamilyError, ReplacementModel, register_family
     from .ops import BatchTopK, ImplementationError, JumpReLU, ReLU, SparseFeatures, TopK, explain, last_run, use
-    from .trace import CheckpointError, Estimate, Feature, MemoryBoundError, attribute, attribute_many, estimate
+    from .page import PageServer, serve
+    from .trace import (
+        CheckpointError,
+        Contrast,
+        Estimate,
+        Feature,
+        MemoryBoundError,
+        attribute,
+        attribute_many,
+        estimate,
+    )
     from .training import Evaluation, Recipe, evaluate, train
     from .transcoders import CrossLayerTranscoder, PerLayerTranscoders, Transcoders
     from .transcoders.formats import register_format
@@ -32,6 +43,7 @@ __path__ = [folder for folder in __path__ if folder != _os.path.dirname(_os.path
 __all__ = [
     "BatchTopK",
     "CheckpointError",
+    "Contrast",
     "CrossLayerTranscoder",
     "Estimate",
     "Evaluation",
@@ -45,6 +57,7 @@ __all__ = [
     "Intervention",
     "JumpReLU",
     "MemoryBoundError",
+    "PageServer",
     "Path",
     "PerLayerTranscoders",
     "Picture",
@@ -65,11 +78,13 @@ __all__ = [
     "graph",
     "intervene",
     "intervene_many",
+    "label",
     "last_run",
     "load",
     "ops",
     "register_family",
     "register_format",
+    "serve",
     "train",
     "use",
     "validate",
@@ -81,16 +96,18 @@ _HOMES = {
     "examples": "write_examples",
     "graph": "Faithfulness Graph Path Picture Pruned Scores",
     "interventions": "Intervened Intervention generate intervene intervene_many validate",
+    "labels": "label",
     "loading": "load",
     "model": "Family FamilyError ReplacementModel register_family",
     "ops": "BatchTopK ImplementationError JumpReLU ReLU SparseFeatures TopK explain last_run use",
-    "trace": "CheckpointError Estimate Feature MemoryBoundError attribute attribute_many estimate",
+    "page": "PageServer serve",
+    "trace": "CheckpointError Contrast Estimate Feature MemoryBoundError attribute attribute_many estimate",
     "training": "Evaluation Recipe evaluate train",
     "transcoders": "CrossLayerTranscoder PerLayerTranscoders Transcoders",
     "transcoders.formats": "register_format",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
-_PACKAGES = ("graph", "interventions", "model", "ops", "trace", "training", "transcoders")
+_PACKAGES = ("graph", "interventions", "model", "ops", "page", "trace", "training", "transcoders")
 
 
 def __getattr__(name: str) -> object:

@@ -30,11 +30,13 @@ LAYERS = (
     ("transcoders",),
     ("model",),
     ("graph",),
+    ("labels",),
     ("trace",),
     ("interventions", "training"),
     ("examples",),
     ("demo",),
     ("loading",),
+    ("page",),
     ("pycircuit",),  # the public names
     ("bench",),
     ("doctor", "integrations"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 from graphs import by_hand, cone_graph, random_graph
+from page_schema import drawn, violations
 
+import pycircuit as pc
 from pycircuit.graph import Graph, Targets
 
+URL = "https://github.com/pycircuit/pycircuit"
 REQUIRED = {"node_id", "feature", "layer", "ctx_idx", "feature_type", "jsNodeId", "clerp"}
 
 
@@ -25,9 +29,13 @@ def written(graph: Graph, path: Path, **settings: Any) -> dict[str, Any]:
 
 def test_json_by_hand(tmp_path: Path) -> None:
     got = written(by_hand(), tmp_path / "g.json", slug="a-slug", node_threshold=1, edge_threshold=1)
+    info = got["metadata"].pop("info")
+    assert info["generator"] == {"name": "pycircuit", "version": pc.__version__, "url": URL}
+    assert abs(info["create_time_ms"] / 1000 - time.time()) < 600
     assert got["metadata"] == {
         "slug": "a-slug", "scan": "set", "transcoder_list": [], "prompt_tokens": [" w0"], "prompt": " w0",
         "node_threshold": 1, "schema_version": 1, "pruning_settings": {"node_threshold": 1, "edge_threshold": 1},
+        "generation_settings": {"layers": 2, "vocab_size": 100},
     }  # fmt: skip
     assert got["qParams"] == {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
     by_id = {node["node_id"]: node for node in got["nodes"]}
@@ -169,3 +177,123 @@ def test_scan_must_be_a_name(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     got = written(by_hand(), tmp_path / "g.json", node_threshold=np.float32(0.5))
     assert got["metadata"]["node_threshold"] == 0.5
+
+
+# Neuronpedia
+
+
+def large_features() -> Graph:
+    """Features of a wide transcoder in a late layer, whose numbers are near the largest of JavaScript."""
+    return replace(by_hand(), features=torch.tensor([[0, 0, 2**24 - 1], [25, 0, 2**24 - 7]]), layers=26, **longer(26))
+
+
+def longer(layers: int) -> dict[str, Any]:
+    """Fields of the graph made by hand in a model of more layers."""
+    rows = by_hand().rows
+    shifted = torch.where(rows.column == 3, 2 + 25, torch.where(rows.column == 4, 2 + layers, rows.column))
+    node = by_hand().row_node
+    return {
+        "rows": pc.graph.Rows(rows.row_ptr, shifted.to(torch.int32), rows.weight),
+        "row_node": torch.where(node == 5, 2 + layers + 1, node),
+    }
+
+
+def two_layers() -> Graph:
+    return random_graph(count=60, seed=3)
+
+
+def one_layer() -> Graph:
+    return random_graph(layers=1)
+
+
+@pytest.mark.parametrize("flavour", ["circuit-tracer", "neuronpedia"])
+@pytest.mark.parametrize("make", [by_hand, two_layers, one_layer, large_features])
+@pytest.mark.filterwarnings("ignore:Graph.to_json. features or errors must be above layer 0")
+def test_published_schema(tmp_path: Path, make: Any, flavour: Any) -> None:
+    details = {"neuronpedia_source_set": "clt-hp"}
+    got = written(make(), tmp_path / "g.json", flavour=flavour, feature_details=details, node_threshold=1)
+    assert violations(got) == []
+    assert got["metadata"]["schema_version"] == 1 and got["metadata"]["feature_details"] == details
+
+
+@pytest.mark.parametrize("make", [by_hand, two_layers, one_layer, large_features])
+def test_neuronpedia_opens_it(tmp_path: Path, make: Any) -> None:
+    graph = make()
+    got = written(graph, tmp_path / "g.json", flavour="neuronpedia", node_threshold=1, edge_threshold=1)
+    page, pruned = drawn(got), graph.prune(1, 1)
+    for layer, position, feature in graph.features[pruned.node_mask[: graph.first_error]].tolist():
+        assert page[f"{layer}_{feature}_{position}"] == (layer, feature)
+    probabilities = [value for value in page.values() if isinstance(value, float)]
+    assert probabilities == pytest.approx(graph.targets.weights.tolist(), abs=5e-4)
+    assert [n["token_prob"] for n in got["nodes"] if n["feature_type"] == "logit"] == graph.targets.weights.tolist()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["g.json"]  # the overview is circuit-tracer's
+
+
+def test_a_graph_of_one_layer_opens_by_a_node_that_says_so(tmp_path: Path) -> None:
+    graph = one_layer()
+    with pytest.raises(ValueError, match="No layer found"), pytest.warns(UserWarning, match="flavour='neuronpedia'"):
+        drawn(written(graph, tmp_path / "c.json"))
+    got = written(graph, tmp_path / "n.json", flavour="neuronpedia")
+    added = next(n for n in got["nodes"] if n["layer"] == "1")
+    assert (
+        added["feature_type"] == "mlp reconstruction error" and added["influence"] == 1 and added["activation"] is None
+    )
+    assert not any(added["node_id"] in (link["source"], link["target"]) for link in got["links"])
+    assert added["node_id"] in got["metadata"]["info"]["description"]
+    count = int(graph.prune().node_mask.sum())
+    assert len(got["nodes"]) == count + 1
+    again = Graph.from_json(tmp_path / "n.json")  # which reads it as nothing
+    assert again.layers == 1 and len(again.features) == int(graph.prune().node_mask[: graph.first_error].sum())
+
+
+def test_names_on_neuronpedia(tmp_path: Path) -> None:
+    graph = by_hand()
+    model = replace(graph, provenance={"model": "google/gemma-2-2b"})
+    got = written(model, tmp_path / "a graph & more.json", flavour="neuronpedia")["metadata"]
+    assert (got["slug"], got["scan"]) == ("a-graph-more", "gemma-2-2b")
+    assert written(model, tmp_path / "g.json", flavour="neuronpedia", scan="qwen3-4b")["metadata"]["scan"] == "qwen3-4b"
+    for name, settings in (("slug", {"slug": "a b"}), ("scan", {"scan": "org/model"}), ("scan", {"scan": ""})):
+        with pytest.raises(ValueError, match=rf"Graph\.to_json: {name} must be letters, digits"):
+            model.to_json(tmp_path / "no.json", flavour="neuronpedia", **settings)
+    with pytest.raises(ValueError, match="got ''; name the model's id there with scan="):
+        replace(graph, provenance={}).to_json(tmp_path / "no.json", flavour="neuronpedia")
+    with pytest.raises(ValueError, match="flavour must be one of circuit-tracer, neuronpedia, got 'html'"):
+        graph.to_json(tmp_path / "no.json", flavour="html")  # type: ignore[arg-type]
+    for details in ({"base_url": "x"}, {"neuronpedia_source_set": 3}, {"neuronpedia_source_set": ""}):
+        with pytest.raises(ValueError, match="feature_details must be texts of feature_json_base_url"):
+            graph.to_json(tmp_path / "no.json", feature_details=details)
+    assert not (tmp_path / "no.json").exists()
+
+
+def test_groups_and_pins_asked_for(tmp_path: Path) -> None:
+    """Nodes in them are written whatever the thresholds, with their edges to the nodes that remain."""
+    graph = random_graph(count=80, seed=1)
+    pruned = graph.prune(0.5, 0.5)
+    left_out = (~pruned.node_mask[: graph.first_error]).nonzero()[:2, 0].tolist()
+    inside = pruned.node_mask[: graph.first_error].nonzero()[:2, 0].tolist()
+    groups = [("mine", left_out), ("mine", inside)]
+    query = graph.to_json(
+        tmp_path / "g.json", flavour="neuronpedia", node_threshold=0.5, edge_threshold=0.5, groups=groups,
+        pinned=[graph.token_node(0)],
+    )  # fmt: skip
+    got = json.loads((tmp_path / "g.json").read_text())
+
+    def ids(nodes: list[int]) -> list[str]:
+        return [f"{la}_{f}_{p}" for la, p, f in graph.features[nodes].tolist()]
+
+    assert got["qParams"]["supernodes"] == [["mine", *ids(left_out)], ["mine (2)", *ids(inside)]]
+    assert got["qParams"]["pinnedIds"] == [*ids(left_out), *ids(inside), "E_7_0"]
+    assert len(got["nodes"]) == int(pruned.node_mask.sum()) + 2
+    present, dense = {n["node_id"] for n in got["nodes"]}, graph.dense()
+    links = {(link["source"], link["target"]): link["weight"] for link in got["links"]}
+    assert len(links) > int(pruned.edge_mask.sum())
+    for source in left_out:
+        for target in dense[:, source].nonzero()[:, 0].tolist():
+            name = ids([target])[0] if target < graph.first_error else f"5_{40 + target - graph.first_target}_2"
+            if name in present:
+                assert links.pop((ids([source])[0], name)) == float(dense[target, source])
+    values = dict(parse_qsl(query, strict_parsing=True))
+    assert values["pinnedIds"].split(",") == got["qParams"]["pinnedIds"]
+    assert json.loads(values["supernodes"]) == got["qParams"]["supernodes"]
+    with pytest.raises(ValueError, match=r"pinned must be"):
+        graph.to_json(tmp_path / "g.json", pinned=[graph.nodes])

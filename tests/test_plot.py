@@ -88,7 +88,7 @@ def test_texts_that_are_empty_or_cannot_be_printed(text: str, tmp_path: Path) ->
         graph.plot(tmp_path / "g.svg", 1, 1, group=group)
         drawing = Xml.parse(tmp_path / "g.svg").getroot()
         assert all(t.text for t in drawing.iter(f"{SVG}text"))
-    assert all(len(line.text) < 110 and line.text.isprintable() for line in lines(graph, 1, 5, 3, 0.0)[1:])
+    assert all(len(line.text) < 110 and line.text.isprintable() for line in lines(graph, 1, 9, 3, 0.0)[1:])
     graph.to_json(tmp_path / "g.json")
     assert json.loads((tmp_path / "g.json").read_text())["metadata"]["prompt_tokens"] == tokens.text
 

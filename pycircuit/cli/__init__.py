@@ -56,6 +56,7 @@ COMMANDS = {
         "transcoders.convert",
         "pycircuit convert mntss/gemma-scope-transcoders mine --to saelens --dtype float32",
     ),
+    "serve": ("serve.serve", "pycircuit serve demo --folder graphs"),
     "demo": ("demo_command.demo", "pycircuit demo --plot dallas.svg"),
     "doctor": ("machine_commands.doctor", "pycircuit doctor --json"),
     "bench": ("machine_commands.bench_app", "pycircuit bench --op encode --json mine.json"),

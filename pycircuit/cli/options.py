@@ -154,6 +154,19 @@ def parse_target(text: str) -> int | pc.Feature | str:
     return int(number)
 
 
+def parse_targets(texts: list[str], against: list[str]) -> list[int | str | pc.Feature | pc.Contrast] | None:
+    """Parse the targets of a trace; None for the likeliest. against: makes them one side of one contrast."""
+    if not against:
+        return [parse_target(text) for text in texts] or None
+    if not texts:
+        raise ValueError("--against must go with the tokens of --target, got none")
+    sides = [[parse_target(text) for text in side] for side in (texts, against)]
+    features = [text for text in texts + against if _FEATURE.fullmatch(text)]
+    if features:
+        raise ValueError(f"--target and --against must be tokens, got the feature {features[0]}")
+    return [pc.Contrast(*cast(list[list[int | str]], sides))]
+
+
 @dataclass(frozen=True)
 class PromptList:
     """Prompts of a command: PROMPT alone, or those of the file of --prompts with their line numbers."""

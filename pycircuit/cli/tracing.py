@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
@@ -29,7 +29,7 @@ from .options import (
     check_new_file,
     check_output_folder,
     completions,
-    parse_target,
+    parse_targets,
 )
 from .texts import Text
 
@@ -37,7 +37,13 @@ STRONGEST = 10  # features listed
 ENDINGS = (".safetensors", ".json", ".svg")  # of --save, --to-json and --plot
 
 MaxFeatures = Annotated[
-    int | None, typer.Option(help="Features with a row of their own, the most influential ones.", show_default="all")
+    str | None,
+    typer.Option(
+        metavar="NUMBER|all",
+        help="Features with a row of their own, the most influential ones.",
+        show_default="4096, or fewer in about 5 minutes and the memory",
+        autocompletion=completions("all"),
+    ),
 ]
 MaxTargets = Annotated[int, typer.Option(help="Likeliest next tokens, at most.")]
 Memory = Annotated[
@@ -66,6 +72,13 @@ class Tracing:
             show_default="the likeliest",
         ),
     ] = None
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The text of a token or id:8941; or several: the difference of the mean logit of every --target and "
+            "theirs is the one target.",
+        ),
+    ] = None
     position: Annotated[
         list[int] | None, typer.Option(help="Where outputs are read; or several.", show_default="the last")
     ] = None
@@ -81,15 +94,43 @@ class Tracing:
     def arguments(self) -> dict[str, Any]:
         """Arguments of pc.attribute."""
         return {
-            "targets": [parse_target(text) for text in self.targets] if self.targets else None,
+            "targets": parse_targets(self.targets or [], self.against or []),
             "position": self.position or -1,
             "probability": self.probability,
             "max_targets": self.max_targets,
-            "max_features": self.max_features,
+            "max_features": parse_feature_count(self.max_features),
             "memory": self.memory,
             "round_size": self.round_size,
             "precision": self.precision,
         }
+
+
+def parse_feature_count(text: str | None) -> int | Literal["all"] | None:
+    """Parse --max-features: a number, or all."""
+    if text is None or text == "all":
+        return None if text is None else "all"
+    if not text.isdecimal():
+        raise ValueError(f"--max-features must be a number from 0, or all, got {text!r}")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Automatic labels of the features without a name."""
+
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of `pycircuit examples`: features are labelled by its texts.", show_default="the prompt"
+        ),
+    ] = None
+    no_labels: Annotated[bool, typer.Option("--no-labels", help="No automatic labels.")] = False
+
+    def argument(self) -> bool | Path:
+        """Argument of pc.attribute."""
+        if self.labels is not None and self.no_labels:
+            raise ValueError("one of --labels and --no-labels must be given, got both")
+        return not self.no_labels if self.labels is None else self.labels
 
 
 @dataclass(frozen=True)
@@ -167,6 +208,7 @@ def attribute(
         Path | None, typer.Option(help="A folder; after a stop the same command continues from it.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Prompts of --prompts traced at a time.", min=1)] = None,
+    labelling: Labelling,
     outputs: Outputs,
     running: Running,
     as_json: AsJson = False,
@@ -178,7 +220,7 @@ def attribute(
     of its prompt: 0003.svg is the third line's, blank lines counted.
     """
     prompt_list = PromptList.of(prompt, prompts, ids)
-    arguments = tracing.arguments()
+    arguments = {**tracing.arguments(), "labels": labelling.argument()}
     outputs.check(prompt_list.from_file)
     every_target = bool(tracing.targets)
     if prompt_list.from_file and checkpoint is not None:
@@ -218,8 +260,8 @@ def _report(
         terminal.print(outputs.tree(graph, i), markup=False, highlight=False)
     _print_strongest(terminal, pruned)
     terminal.print(
-        f"{len(graph.features)} features, {graph.rows.count} rows, {graph.rows.entries} edges; pruned to "
-        f"{int(pruned.node_mask.sum())} nodes and {int(pruned.edge_mask.sum())} edges; replacement score "
+        f"{len(graph.features)} features, {graph.rows.count} rows{_limit(graph)}, {graph.rows.entries} edges; "
+        f"pruned to {int(pruned.node_mask.sum())} nodes and {int(pruned.edge_mask.sum())} edges; replacement score "
         f"{scores.replacement:.3f}, completeness {scores.completeness:.3f}; law {graph.certificate:.1e} off; "
         f"{sum(graph.timings.values()):.2f} s",
         highlight=False,
@@ -237,6 +279,14 @@ def _print_strongest(terminal: Console, pruned: Pruned) -> None:
         terminal.print(rows, highlight=False)
 
 
+def _limit(graph: pc.Graph) -> str:
+    """Say that features are without a row because nobody chose how many get one."""
+    settings = graph.provenance["settings"]
+    rows = len(graph.row_node) - len(graph.targets)
+    chosen = settings["max_features_chosen"] or graph.provenance["interrupted"]
+    return "" if chosen or rows >= len(graph.features) else " (--max-features all for the others)"
+
+
 def summary(graph: pc.Graph, pruned: Pruned) -> dict[str, Any]:
     """Facts of a graph for JSON: targets, sizes, strongest features, scores, precision and timings."""
     targets = [graph.describe(graph.target_node(i)) for i in range(len(graph.targets))]
@@ -246,6 +296,7 @@ def summary(graph: pc.Graph, pruned: Pruned) -> dict[str, Any]:
         "features": len(graph.features),
         "rows": graph.rows.count,
         "edges": graph.rows.entries,
+        "max_features": graph.provenance["settings"]["max_features"],
         "pruned": {"nodes": int(pruned.node_mask.sum()), "edges": int(pruned.edge_mask.sum())},
         "strongest": _strongest(graph, pruned),
         "scores": graph.scores()._asdict(),
@@ -286,7 +337,7 @@ def estimate(
             pc.estimate(
                 model,
                 text,
-                max_features=max_features,
+                max_features=parse_feature_count(max_features),
                 max_targets=max_targets,
                 precision=cast(Precision, precision),
                 memory=memory,

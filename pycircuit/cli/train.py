@@ -29,7 +29,7 @@ from . import texts
 from .bundles import Bundle, option
 from .console import console, emit
 from .options import AsJson, Opening, Quiet, Running, Texts, check_new_file, completions
-from .tracing import MaxFeatures
+from .tracing import MaxFeatures, parse_feature_count
 
 CURVES, RECORD = "training.svg", "training.json"  # beside the weights
 
@@ -204,7 +204,7 @@ def evaluate(
             held_out_texts,
             context=context,
             graphs=graphs,
-            max_features=max_features,
+            max_features=parse_feature_count(max_features),
             progress=not quiet,
         )
     if plot is not None:

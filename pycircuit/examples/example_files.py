@@ -16,13 +16,13 @@ import torch
 
 from pycircuit.files.atomic_folder import draft_folder, new_folder
 from pycircuit.graph.io.page_json import feature_id
+from pycircuit.labels.output_tokens import OutputTokens
 from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops import checks
 from pycircuit.progress import Progress, Report
 from pycircuit.training.sources import Texts, split_to_context, token_ids
 
 from .feature import ExampleCounts, describe
-from .outputs import OutputTokens
 from .runs import ActivationRuns, Block
 from .token_texts import Corpus, TokenText
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,8 @@ from .endpoints import Targets, Tokens
 from .faithfulness import KEY, Faithfulness
 from .influence import node_influence
 from .invariants import validate
-from .io import circuit_tracer_graph, graph_file, libraries, page_json
+from .io import circuit_tracer_graph, graph_file, libraries, open_graph, page_json, page_reader
+from .io.page_json import Flavour, Groups, PageOptions
 from .paths import Path, Sign, paths
 from .prune import Pruned, prune, subgraph
 from .scores import Scores, scores
@@ -46,6 +47,7 @@ class Graph:
         of rounding errors where that sum cancels; zeros where it is not known.
     dropped, dropped_mass: [rows], the sum of the entries a compressed row leaves out, and of their absolute values.
     labels: names of features by (layer, feature), where they have one.
+    automatic_labels: what features raise and are active on, in a few words, by (layer, feature); names come first.
     """
 
     features: Tensor
@@ -65,6 +67,7 @@ class Graph:
     timings: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     labels: dict[tuple[int, int], str] = field(default_factory=dict)
+    automatic_labels: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in validate(self).items():
@@ -116,13 +119,24 @@ class Graph:
         """Node of a target."""
         return self.first_target + index_below("Graph.target_node", "target", target, len(self.targets))
 
+    def label(self, layer: int, feature: int) -> tuple[str, bool]:
+        """Label of a feature, and True if it is automatic rather than a name; ("", False) where it has none."""
+        key = (layer, feature)
+        if key in self.labels:
+            return self.labels[key], False
+        return self.automatic_labels.get(key, ""), key in self.automatic_labels
+
     def describe(self, node: int) -> dict[str, Any]:
-        """Description of a node: its kind, and its layer, position, feature, value, token, label, weight."""
+        """Description of a node: its kind, and its layer, position, feature, value, token, label, automatic, weight.
+
+        automatic: of a feature with a label, True unless the label is a name.
+        """
         node = index_below("Graph.describe", "node", node, self.nodes)
         if node < self.first_error:
             layer, position, feature = self.features[node].tolist()
             value = float(self.values[node])
-            label = {"label": self.labels[layer, feature]} if (layer, feature) in self.labels else {}
+            text, automatic = self.label(layer, feature)
+            label = {"label": text, "automatic": automatic} if text else {}
             return {"kind": "feature", "layer": layer, "position": position, "feature": feature, "value": value} | label
         if node < self.first_token:
             layer, position = divmod(node - self.first_error, self.positions)
@@ -279,6 +293,14 @@ class Graph:
         """Read a file that `save` wrote; GraphFileError, naming file and tensor, for any other."""
         return graph_file.load(cls, path)
 
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], tokenizer: Any = None) -> Graph:
+        """Read a graph file by its ending: .safetensors as `load`, .json as `from_json`, .pt as `from_circuit_tracer`.
+
+        tokenizer: turns the ids of a .pt file into text.
+        """
+        return open_graph.open_graph(cls, path, tokenizer)
+
     def to_json(
         self,
         path: str | os.PathLike[str],
@@ -286,15 +308,31 @@ class Graph:
         node_threshold: float = 0.8,
         edge_threshold: float = 0.98,
         scan: str | None = None,
+        *,
+        flavour: Flavour = "circuit-tracer",
+        feature_details: Mapping[str, str] | None = None,
+        groups: Groups | None = None,
+        pinned: Sequence[int] | None = None,
     ) -> str:
-        """Write the pruned graph as JSON for circuit-tracer's page, and enter it in graph-metadata.json beside it.
+        """Write the pruned graph as JSON for circuit-tracer's page or Neuronpedia's; return the query of its address.
 
-        slug: the graph's name there, the file's by default. scan: the set of transcoders, under which the page looks
-        for labels; provenance["scan"] by default, or else "local". The most influential supernodes are pinned, up to
-        200 nodes. Returns the query of the address, `index.html?...`, that shows them on circuit-tracer's page;
-        Neuronpedia's page reads them from the file, and opens no graph of layer 0 alone (a warning).
+        slug: the graph's name there, the file's by default. scan: for circuit-tracer the set of transcoders, under
+        which its page looks for labels and beside which graph-metadata.json lists the graph; for Neuronpedia the id of
+        the model. feature_details: where Neuronpedia finds cards, {"neuronpedia_source_set": ...} or
+        {"feature_json_base_url": ...}. groups: (name, nodes) of each, the most influential supernodes by default;
+        their nodes and those of `pinned` are pinned, and written whatever the thresholds.
         """
-        return page_json.to_json(self, path, slug, node_threshold, edge_threshold, scan)
+        options = PageOptions(slug, node_threshold, edge_threshold, scan, flavour, feature_details, groups, pinned)
+        return page_json.to_json(self, path, options)
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Graph:
+        """Read a graph in the JSON of circuit-tracer's page or Neuronpedia's; GraphFileError for any other.
+
+        The file has the edges that pruning left and no pre-activations, so `certificate` is NaN. Its pins and groups
+        are in provenance["page"].
+        """
+        return page_reader.load(cls, path)
 
     @classmethod
     def from_circuit_tracer(cls, path: str | os.PathLike[str], tokenizer: Any = None) -> Graph:

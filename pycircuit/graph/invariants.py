@@ -38,20 +38,22 @@ def validate(graph: Graph) -> dict[str, Any]:
     _text("prompt", graph.prompt)
     _json("timings", graph.timings)
     _json("provenance", graph.provenance)
-    _labels(graph.labels)
+    _labels("labels", graph.labels)
+    _labels("automatic_labels", graph.automatic_labels)
     return {
         "features": features, "values": values, "row_node": row_node, "tokens": tokens, "targets": targets,
         "layers": layers, "vocab_size": vocab_size, **_sums(graph),
     }  # fmt: skip
 
 
-def _labels(labels: Any) -> None:
+def _labels(name: str, labels: Any) -> None:
     if not isinstance(labels, dict):
-        raise TypeError(f"{_OP}: labels must be a dict, got {type(labels).__name__}")
+        raise TypeError(f"{_OP}: {name} must be a dict, got {type(labels).__name__}")
     for key, text in labels.items():
         if not isinstance(key, tuple) or len(key) != 2 or not all(type(n) is int for n in key):
-            raise TypeError(f"{_OP}: labels must be by (layer, feature), got {key!r}")
-        _text(f"labels[{key}]", text)
+            raise TypeError(f"{_OP}: {name} must be by (layer, feature), got {key!r}")
+        if not isinstance(text, str):
+            raise TypeError(f"{_OP}: {name}[{key}] must be a string, got {type(text).__name__}")
 
 
 def within(name: str, t: Tensor, low: int, high: int) -> None:

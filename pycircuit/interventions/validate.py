@@ -17,6 +17,7 @@ from pycircuit.model.agreement import relative_error
 from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops import checks
 from pycircuit.ops.torch_settings import full_float32, without_autocast
+from pycircuit.trace.contrast import contrasts_of, direction
 
 from .intervention import Freeze, Frozen, Intervention
 from .intervention_run import BATCH_POSITIONS, BaselineRun, InterventionRun, State, run_baseline
@@ -183,7 +184,12 @@ class _Rows:
         self.layer[inner], self.position[inner], self.index[inner] = features.unbind(1)
         target = node[~inner] - graph.first_target
         self.position[~inner], self.index[~inner] = graph.targets.positions[target], graph.targets.ids[target]
-        self.readable = self.index >= 0  # the graph does not hold the vector of a target that is no token
+        # The graph does not hold the vector of a direction; that of a contrast comes from its tokens.
+        contrasts = contrasts_of(graph)
+        target_of_row = dict(zip((~inner).nonzero()[:, 0].tolist(), target.tolist(), strict=True))
+        self.contrasts = {row: contrasts[t] for row, t in target_of_row.items() if t in contrasts}
+        self.readable = self.index >= 0
+        self.readable[list(self.contrasts)] = True
 
     def changes(self, after: State, before: State) -> Tensor:
         """Changes of the rows' pre-activations, zero where a row is not readable: [rows]."""
@@ -193,7 +199,7 @@ class _Rows:
             position, index = self.position[rows].to(after.final.device), self.index[rows].to(after.final.device)
             if layer == self.model.depth:
                 change = after.final - before.final
-                vectors = self.model.weights.unembedding[index].to(change.dtype) - self.model.weights.unembedding_mean
+                vectors = self._output_vectors(rows.tolist(), index).to(change.dtype)
             elif len(rows):
                 change = after.reads(layer) - before.reads(layer)
                 vectors = self.model.transcoders.w_enc[layer][index].to(change.dtype)
@@ -201,6 +207,15 @@ class _Rows:
                 continue
             out[rows] = (change[position] * vectors).sum(1).double().cpu()
         return out
+
+    def _output_vectors(self, rows: list[int], index: Tensor) -> Tensor:
+        """Vectors of targets at the end of the stream: [rows, width]. index: their tokens, -1 of a contrast."""
+        weights = self.model.weights
+        vectors = weights.unembedding[index.clamp(min=0)].to(weights.unembedding_mean.dtype) - weights.unembedding_mean
+        for i, row in enumerate(rows):
+            if row in self.contrasts:
+                vectors[i] = direction(weights.unembedding, self.contrasts[row])
+        return vectors
 
 
 def _measure(

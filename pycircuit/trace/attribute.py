@@ -6,13 +6,14 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pycircuit.graph import Graph
+from pycircuit.labels.automatic import Labels, add_labels, check_labels
 from pycircuit.model.freed_memory import released_at_once, trim
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel, check_model
 from pycircuit.ops import StoredAttention
@@ -23,6 +24,7 @@ from pycircuit.transcoders.lazy import cached_row_bytes
 from .checkpoint import Checkpoint, digest, reserved
 from .collect import RowCollector
 from .columns import Columns
+from .default_features import plan_default, with_default
 from .estimate import sample_prompt
 from .finite import check_active
 from .graph_of_rows import graph_of_rows
@@ -30,7 +32,7 @@ from .memory_model import TraceSize, round_length, trace_size
 from .memory_plan import Bound, Fixed, MemoryBoundError, MemoryPlan, plan_memory, refusal_message, smallest_bound
 from .precision import Precision
 from .targets import Target, TargetList, choose
-from .trace_options import TraceOptions
+from .trace_options import MaxFeatures, TraceOptions
 
 
 @without_autocast()
@@ -40,7 +42,7 @@ def attribute(
     prompt: str | Sequence[int] | Tensor,
     *,
     targets: TargetList = None,
-    max_features: int | None = None,
+    max_features: MaxFeatures = None,
     position: int | Sequence[int] = -1,
     probability: float = 0.95,
     max_targets: int = 10,
@@ -49,12 +51,14 @@ def attribute(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | Report = True,
     round_size: int | None = None,
+    labels: Labels = True,
 ) -> Graph:
     """Return the graph of direct effects on the targets and on the features that influence them most.
 
     targets: None for the likeliest next tokens up to `probability`, at most max_targets; or a list of token ids, token
-    strings, (label, weight, direction) or pc.Feature. max_features: how many features get a row of their own, the most
-    influential first; None: all. position: where the outputs are read, one or several.
+    strings, (label, weight, direction), pc.Contrast or pc.Feature. max_features: how many features get a row of their
+    own, the most influential first; "all"; None: 4,096, or as many as take about five minutes and fit the memory, and
+    the progress says how many of all. position: where the outputs are read, one or several.
     precision: of the sweep's products; docs/law.md has the choices, and how closely the law holds under each.
     memory: "8GiB" or bytes, the peak beside the model; None: most of what is free. Rows that do not fit keep their
     largest entries, and `graph.dropped` has the sum of the others.
@@ -63,8 +67,11 @@ def attribute(
     progress: True writes to stderr, False is silent, a function is called with (phase, done, total). Ctrl-C ends the
     sweep and returns the graph of the rows so far, `provenance["interrupted"]` set.
     round_size: features chosen at a time; None: an eighth of max_features, at least 64.
+    labels: give features without a name automatic labels, as pc.label does, from a folder of pc.write_examples or,
+    with True, from the prompt; the tokens raised are found for the most influential features.
     """
     check_model("attribute", model)
+    check_labels("attribute", labels)
     options = TraceOptions.checked(
         "attribute", model, targets, max_features, position, probability, max_targets, precision, round_size
     )
@@ -74,9 +81,16 @@ def attribute(
         begin = time.perf_counter()
         ids = model.tokens(prompt)
         settings = _settings(options, bound, len(ids))
-        local, chosen, plan = _freeze_and_plan(model, ids, options, bound, checkpoint, progress_line)
+        local, chosen, options, plan = _freeze_and_plan(model, ids, options, bound, checkpoint, progress_line)
+        settings["max_features"] = "all" if options.max_features is None else options.max_features
         forward = time.perf_counter() - begin
-        return _trace(model, local, chosen, options, plan, progress_line, checkpoint, settings, forward)
+        graph = _trace(model, local, chosen, options, plan, progress_line, checkpoint, settings, forward)
+        del local
+        # 11. Label the features.
+        begin = time.perf_counter()
+        add_labels(model, graph, labels, progress_line)
+        graph.timings["labels"] = time.perf_counter() - begin
+        return graph
 
 
 @without_autocast()
@@ -86,7 +100,7 @@ def trace_frozen(
     local: LocalReplacement,
     *,
     targets: TargetList = None,
-    max_features: int | None = None,
+    max_features: MaxFeatures = None,
     position: int | Sequence[int] = -1,
     probability: float = 0.95,
     max_targets: int = 10,
@@ -107,7 +121,7 @@ def trace_frozen(
 def _settings(options: TraceOptions, bound: Bound, positions: int) -> dict[str, Any]:
     """Return the settings of a trace for its provenance."""
     return {
-        "max_features": options.max_features,
+        "max_features_chosen": options.chosen,
         "round_size": options.round_size,
         "positions": options.positions(positions),
         "probability": options.probability,
@@ -124,7 +138,7 @@ def _freeze_and_plan(
     bound: Bound,
     checkpoint: str | os.PathLike[str] | None,
     progress: Progress,
-) -> tuple[LocalReplacement, list[Target], MemoryPlan]:
+) -> tuple[LocalReplacement, list[Target], TraceOptions, MemoryPlan]:
     fixed = Fixed(rows=Checkpoint.planned(checkpoint))
     stored_bytes = Checkpoint.largest(checkpoint)
     # 1. Check the length.
@@ -136,13 +150,25 @@ def _freeze_and_plan(
     # 3. Choose the targets.
     targets = _choose(model, local, options)
     # 4 and 5. Count the columns that they see, and plan the memory.
-    plan = plan_memory(model, _size(local, targets, options, stored_bytes), bound, fixed)
+    columns = Columns.of(local)
+    options = with_default(model, options, columns, checkpoint)
+    options, plan = plan_default(
+        model, options, lambda settled: _size(local, targets, settled, stored_bytes), bound, fixed
+    )
+    _say_limit(options, columns.features, progress)
     if plan.stored != stored:  # beside the features, there is no memory for patterns
         del local, targets
         trim()
         local = _freeze(model, ids, plan.stored, bound)
         targets = _choose(model, local, options)
-    return local, targets, plan
+    return local, targets, options, plan
+
+
+def _say_limit(options: TraceOptions, active: int, progress: Progress) -> None:
+    """Say that only a part of the features get rows, where nobody chose it."""
+    rows = options.expanded(active)
+    if not options.chosen and rows < active:
+        progress.say(f'{rows:,} of {active:,} active features get a row (max_features="all" gives all of them one)')
 
 
 def _minimal_plan(
@@ -158,7 +184,7 @@ def _minimal_plan(
     try:
         return plan_memory(model, minimum, bound)
     except MemoryBoundError:
-        trace = replace(sample_prompt(model, ids, options).trace, stored_bytes=stored_bytes)
+        trace = sample_prompt(model, ids, options, stored_bytes).size(model, options)
         raise MemoryBoundError(refusal_message(trace, smallest_bound(model, trace, fixed), bound, fixed)) from None
 
 

@@ -138,6 +138,12 @@ class Checkpoint:
         return None if run is None else (run["plan"]["dense"], run["plan"]["keep"])
 
     @staticmethod
+    def begun_features(folder: str | os.PathLike[str] | None) -> int | None:
+        """Return how many features the run in a folder gives a row; None where there is no run."""
+        run = None if folder is None else read_run(Path(folder))
+        return None if run is None else int(run["max_features"])
+
+    @staticmethod
     def largest(folder: str | os.PathLike[str] | None) -> int | None:
         """Return the bytes of the largest file of rows in a folder; None without a folder."""
         if folder is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -12,7 +13,9 @@ from pycircuit.graph import Graph, Targets, Tokens
 from pycircuit.model.replacement import ReplacementModel
 
 from .collect import RowCollector
+from .contrast import KEY as CONTRASTS
 from .row_store import PackedRows
+from .targets import Target
 
 
 def graph_of_rows(
@@ -47,9 +50,15 @@ def graph_of_rows(
         dropped=torch.from_numpy(packed.dropped),
         dropped_mass=torch.from_numpy(packed.mass),
         timings=timings,
-        provenance={**_model_provenance(model), **provenance},
+        provenance={**_model_provenance(model), **provenance, **_contrasts(targets)},
         labels=_labels(model, collector),
     )
+
+
+def _contrasts(targets: Sequence[Target]) -> dict[str, Any]:
+    """Return the token ids of both sides of each contrast by its label."""
+    sides = {t.label: [list(side) for side in t.sides] for t in targets if t.sides is not None}
+    return {CONTRASTS: sides} if sides else {}
 
 
 def _text(model: ReplacementModel, ids: list[int]) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pycircuit.graph import Graph
+from pycircuit.labels.automatic import Labels, check_labels
 from pycircuit.model.replacement import ReplacementModel, check_model
 from pycircuit.ops.checks import is_int
 from pycircuit.progress import Progress, Report
@@ -19,6 +20,7 @@ from .attribute import attribute
 from .memory_plan import Bound
 from .precision import Precision, arithmetic_of
 from .targets import TargetList
+from .trace_options import MaxFeatures, feature_limit
 
 
 def attribute_many(
@@ -26,7 +28,7 @@ def attribute_many(
     prompts: Sequence[str | Sequence[int] | Tensor],
     *,
     targets: TargetList = None,
-    max_features: int | None = None,
+    max_features: MaxFeatures = None,
     position: int | Sequence[int] = -1,
     probability: float = 0.95,
     max_targets: int = 10,
@@ -35,6 +37,7 @@ def attribute_many(
     workers: int | None = None,
     progress: bool | Report = True,
     round_size: int | None = None,
+    labels: Labels = True,
 ) -> Iterator[Graph]:
     """Yield the graph of each prompt, in their order, as they are done. Arguments as `attribute` takes them.
 
@@ -48,6 +51,8 @@ def attribute_many(
     if workers is not None and (not is_int(workers) or workers < 1):
         raise ValueError(f"attribute_many: workers must be an int of at least 1, got {workers!r}")
     arithmetic_of("attribute_many", precision, model.device, model.dtype)
+    feature_limit("attribute_many", max_features)
+    check_labels("attribute_many", labels)
     ids = []
     for i, prompt in enumerate(prompts):
         try:
@@ -73,6 +78,7 @@ def attribute_many(
             memory=share,
             progress=False,
             round_size=round_size,
+            labels=labels,
         )
 
     return _graphs(trace, ids, count, threads, ahead, Progress(progress))

@@ -1,9 +1,9 @@
-"""Targets of a trace: output tokens, directions of the output, or features, at any position."""
+"""Targets of a trace: output tokens, contrasts and directions of the output, or features, at any position."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, TypeAlias
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from pycircuit.model.frozen import FrozenModel
 from pycircuit.model.replacement import LocalReplacement, ReplacementModel
 from pycircuit.ops import checks
+
+from .contrast import Contrast, Side, contrast_label, direction
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Feature:
             object.__setattr__(self, name, checks.whole_number("Feature", name, getattr(self, name), -(2**63)))
 
 
-TargetLike: TypeAlias = int | str | tuple[str, float, Tensor] | Feature
+TargetLike: TypeAlias = int | str | tuple[str, float, Tensor] | Feature | Contrast
 TargetList: TypeAlias = Sequence[TargetLike] | Tensor | np.ndarray | None
 
 
@@ -37,9 +39,9 @@ TargetList: TypeAlias = Sequence[TargetLike] | Tensor | np.ndarray | None
 class Target:
     """A vector that reads the residual stream, whose edges a trace finds.
 
-    token: its id, -1 of a direction or a feature. layer: where it reads, the model's depth for the end of the stream;
-    vector: [width], reads there; preactivation: the sum that edges and bias must have; product_norm: the norm of the
-    products that it is the sum of.
+    token: its id, -1 of a direction, a contrast or a feature. layer: where it reads, the model's depth for the end of
+    the stream; vector: [width], reads there; preactivation: the sum that edges and bias must have; product_norm: the
+    norm of the products that it is the sum of. sides: the token ids of a contrast.
     """
 
     label: str
@@ -50,6 +52,7 @@ class Target:
     vector: Tensor
     preactivation: float
     product_norm: float = 0.0
+    sides: tuple[Side, Side] | None = None
 
 
 def choose(
@@ -75,7 +78,16 @@ def choose(
         chosen += [_feature(local, t) for t in targets if isinstance(t, Feature)]
     if not chosen:
         raise ValueError("attribute: targets must name at least one target, got none")
+    _require_own_labels(chosen)
     return chosen
+
+
+def _require_own_labels(targets: list[Target]) -> None:
+    """Raise if a contrast shares its label, by which a graph finds its tokens, with another kind of target."""
+    sides: dict[str, tuple[Side, Side] | None] = {}
+    for target in targets:
+        if target.token < 0 and sides.setdefault(target.label, target.sides) != target.sides:
+            raise ValueError(f"attribute: targets must have labels of their own, got {target.label!r} of two kinds")
 
 
 def positions_of(position: int | Sequence[int], count: int) -> list[int]:
@@ -153,25 +165,38 @@ def _token_ids(tokenizer: Any, text: str) -> list[int]:
 
 def _output(model: ReplacementModel, local: LocalReplacement, target: object, position: int) -> Target:
     """Return the target of a token id, a token string or a direction, at one position."""
-    if isinstance(target, str):
-        ids = [] if model.tokenizer is None else _token_ids(model.tokenizer, target)
-        if len(ids) != 1:
-            raise ValueError(f"attribute: targets must be single tokens, got {target!r} ({len(ids)} of them)")
-        return _token(model, local.model, ids[0], position)
-    if checks.is_int(target):
-        return _token(model, local.model, int(target), position)
+    if isinstance(target, str) or checks.is_int(target):
+        return _token(model, local.model, _token_id(model, local.model, target), position)
+    if isinstance(target, Contrast):
+        return _contrast(model, local.model, target, position)
     if isinstance(target, tuple) and len(target) == 3 and isinstance(target[2], Tensor):
         return _direction(local.model, *target, position)
-    known = "token ids, token strings, (label, weight, direction) or pc.Feature"
+    known = "token ids, token strings, (label, weight, direction), pc.Contrast or pc.Feature"
     raise TypeError(f"attribute: targets must be {known}, got {target!r}")
 
 
-def _token(model: ReplacementModel, frozen: FrozenModel, token: int, position: int) -> Target:
+def _token_id(model: ReplacementModel, frozen: FrozenModel, token: int | str) -> int:
+    """Return the id of a token given as its id or its text."""
+    if isinstance(token, str):
+        ids = [] if model.tokenizer is None else _token_ids(model.tokenizer, token)
+        if len(ids) != 1:
+            raise ValueError(f"attribute: targets must be single tokens, got {token!r} ({len(ids)} of them)")
+        token = ids[0]
     if not 0 <= token < frozen.unembedding.shape[0]:
         last = frozen.unembedding.shape[0] - 1
         raise ValueError(f"attribute: targets must be token ids from 0 to {last}, got {token}")
-    weight = float(_probabilities(frozen, position)[token])
-    return _tokens(model, frozen, [token], position, [weight])[0]
+    return int(token)
+
+
+def _token(model: ReplacementModel, frozen: FrozenModel, token: int, position: int) -> Target:
+    return _tokens(model, frozen, [token], position, [1.0])[0]
+
+
+def _contrast(model: ReplacementModel, frozen: FrozenModel, target: Contrast, position: int) -> Target:
+    sides = target.sides(lambda token: _token_id(model, frozen, token))
+    first, second = ([_text(model, token) for token in side] for side in sides)
+    vectors = direction(frozen.unembedding, sides)[None]
+    return replace(_outputs(frozen, [contrast_label((first, second))], [-1], [1.0], position, vectors)[0], sides=sides)
 
 
 def _direction(frozen: FrozenModel, label: str, weight: float, vector: Tensor, position: int) -> Target:

@@ -19,6 +19,7 @@ from pycircuit.ops import FileRows, SparseFeatures
 from pycircuit.ops.torch_settings import without_autocast
 from pycircuit.progress import Progress, Report
 from pycircuit.trace.attribute import attribute
+from pycircuit.trace.trace_options import MaxFeatures
 from pycircuit.transcoders import Transcoders
 
 from .figure import Panel, chart
@@ -114,7 +115,7 @@ def evaluate(
     ignore_positions: int | None = None,
     context: int = 256,
     graphs: int = 0,
-    max_features: int | None = None,
+    max_features: MaxFeatures = None,
     progress: bool | Report = True,
 ) -> Evaluation:
     """Evaluate transcoders on texts or token ids they were not trained on; the result prints as a table.
@@ -162,7 +163,7 @@ def _with_scores(
     source: Source,
     transcoders: Transcoders,
     prompts: list[Tensor],
-    max_features: int | None,
+    max_features: MaxFeatures,
     show: Progress,
 ) -> Evaluation:
     """Evaluation with the mean scores of the prompts' graphs; as it is without prompts."""
@@ -172,7 +173,7 @@ def _with_scores(
     scores = []
     show.step("graphs", 0, len(prompts), "graphs")
     for ids in prompts:
-        scores.append(attribute(model, ids, max_features=max_features, progress=False).scores())
+        scores.append(attribute(model, ids, max_features=max_features, labels=False, progress=False).scores())
         show.step("graphs", len(scores), len(prompts), "graphs")
     return replace(
         evaluation,

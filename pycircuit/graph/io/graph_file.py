@@ -37,6 +37,7 @@ _TEXTS: dict[str, type] = {
     "layers": int, "prompt": str, "vocab_size": int, "target_labels": list, "token_text": list, "timings": dict,
     "provenance": dict,
 }  # fmt: skip
+_LABELS = ("labels", "automatic_labels")  # older files have names alone
 
 
 class GraphFileError(ValueError):
@@ -56,7 +57,8 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     metadata = {
         "version": VERSION, "layers": graph.layers, "prompt": graph.prompt, "vocab_size": graph.vocab_size,
         "target_labels": graph.targets.labels, "token_text": graph.tokens.text, "timings": graph.timings,
-        "provenance": graph.provenance, "labels": [[*key, text] for key, text in graph.labels.items()],
+        "provenance": graph.provenance,
+        **{name: [[*key, text] for key, text in getattr(graph, name).items()] for name in _LABELS},
     }  # fmt: skip
     tensors = {name: fields[name] for name in _TENSORS}
     header = {_KEY: json.dumps(metadata, allow_nan=False)}
@@ -71,13 +73,15 @@ def load(graph_type: type[Graph], path: str | os.PathLike[str]) -> Graph:
     plain = ("layers", "prompt", "vocab_size", "timings", "provenance")
     fields: dict[str, Any] = {name: tensors.get(name) for name in arrays} | {name: metadata[name] for name in plain}
     try:
-        labels = {(layer, feature): text for layer, feature, text in metadata.get("labels", [])}
+        labels: dict[str, Any] = {
+            name: {(layer, feature): text for layer, feature, text in metadata.get(name, [])} for name in _LABELS
+        }
         rows = Rows(tensors["row_ptr"], tensors["column"], tensors["weight"])
         targets = Targets(
             metadata["target_labels"], tensors["target_ids"], tensors["target_weights"], tensors["target_positions"]
         )
         tokens = Tokens(tensors["token_ids"], metadata["token_text"])
-        return graph_type(rows=rows, targets=targets, tokens=tokens, labels=labels, **fields)
+        return graph_type(rows=rows, targets=targets, tokens=tokens, **labels, **fields)
     except (TypeError, ValueError) as error:
         raise GraphFileError(f"Graph.load: {path} must hold a sound graph, got: {error}") from None
 

@@ -1,4 +1,4 @@
-"""The JSON that circuit-tracer's page reads."""
+"""The JSON that circuit-tracer's page and Neuronpedia's read, in the flavour of either."""
 
 from __future__ import annotations
 
@@ -6,53 +6,128 @@ import hashlib
 import json
 import os
 import re
+import time
 import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from urllib.parse import quote, urlencode
 
 import numpy as np
+import torch
 
 from pycircuit.files.atomic import writable, write_text
 from pycircuit.files.locks import locked
+from pycircuit.graph.csr import index_below
+from pycircuit.graph.identifiers import node_of
 from pycircuit.graph.prune import Pruned, thresholds
 from pycircuit.graph.supernodes import supernodes
 
 if TYPE_CHECKING:
     from pycircuit.graph.graph import Graph
 
+Flavour: TypeAlias = Literal["circuit-tracer", "neuronpedia"]
+FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+Groups: TypeAlias = Sequence[tuple[str, Sequence[int]]]
+PAGE = "page"  # of the provenance of a graph from a page's JSON: its slug, pins and groups
+
+_OP = "Graph.to_json"
 _SLUG = re.compile(r"[^/\\\x00-\x1f]+")
+_NEURONPEDIA_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _OVERVIEW = "graph-metadata.json"
 _PINNED = 200  # circuit-tracer's page draws no more in its subgraph
+_UPLOAD = 100 << 20  # bytes that Neuronpedia takes
+_URL = "https://github.com/pycircuit/pycircuit"
+_DETAILS = ("feature_json_base_url", "neuronpedia_source_set", "neuronpedia_lorsa_source_set")
 
 
-def to_json(
-    graph: Graph, path: str | os.PathLike[str], slug: str | None, node_threshold: float, edge_threshold: float,
-    scan: str | None,
-) -> str:  # fmt: skip
-    """Write a graph as JSON for circuit-tracer's page; return the query of its address."""
-    path = writable("Graph.to_json", path)
-    slug = path.stem if slug is None else slug
-    if not isinstance(slug, str) or not _SLUG.fullmatch(slug):
-        raise ValueError(f"Graph.to_json: slug must be a name without slashes or control characters, got {slug!r}")
-    scan, transcoder_list = _transcoders(graph, scan)
-    node_threshold, edge_threshold = thresholds("Graph.to_json", node_threshold, edge_threshold)
+@dataclass(frozen=True)
+class PageOptions:
+    """Options of `Graph.to_json`, named as there."""
+
+    slug: str | None
+    node_threshold: float
+    edge_threshold: float
+    scan: str | None
+    flavour: Flavour
+    feature_details: Mapping[str, str] | None
+    groups: Groups | None
+    pinned: Sequence[int] | None
+
+
+def to_json(graph: Graph, path: str | os.PathLike[str], options: PageOptions) -> str:
+    """Write a graph as JSON for a page; return the query of its address."""
+    path = writable(_OP, path)
+    if options.flavour not in FLAVOURS:
+        raise ValueError(f"{_OP}: flavour must be one of {', '.join(FLAVOURS)}, got {options.flavour!r}")
+    neuronpedia = options.flavour == "neuronpedia"
+    metadata = _metadata(graph, path, options, neuronpedia)
+    node_threshold, edge_threshold = metadata["pruning_settings"].values()
     pruned = graph.prune(node_threshold, edge_threshold)
-    metadata = {
-        "slug": slug, "scan": scan, "transcoder_list": transcoder_list, "prompt_tokens": list(graph.tokens.text),
-        "prompt": graph.prompt, "node_threshold": node_threshold, "schema_version": 1,
-        "pruning_settings": {"node_threshold": node_threshold, "edge_threshold": edge_threshold},
-    }  # fmt: skip
+    members = _named_groups(graph, pruned, options.groups)
+    pins = [index_below(_OP, "pinned", node, graph.nodes) for node in options.pinned or _pins_of_file(graph)]
+    pruned = _with_nodes(pruned, [*pins, *(node for _, nodes in members for node in nodes)])
     nodes = _nodes(pruned)
-    ids = {node: entry["node_id"] for node, entry in nodes.items()}
-    groups = _groups(pruned, ids)
-    pinned = [node_id for _, *members in groups for node_id in members]
+    if neuronpedia:
+        _reach_layer_1(graph, nodes, metadata)
+    ids = {node: entry["node_id"] for node, entry in nodes.items() if node >= 0}
+    groups = [[name, *(ids[node] for node in group)] for name, group in members]
+    pinned = list(dict.fromkeys([*(node_id for _, *group in groups for node_id in group), *(ids[n] for n in pins)]))
     parameters = {"pinnedIds": pinned, "supernodes": groups, "linkType": "both", "clickedId": "", "sg_pos": ""}
     content = {"metadata": metadata, "qParams": parameters, "nodes": list(nodes.values()), "links": _links(pruned, ids)}
-    write_text("Graph.to_json", path, json.dumps(content, allow_nan=False))
-    _add_to_overview(path.with_name(_OVERVIEW), metadata)
-    _warn_of_one_layer(pruned)
-    return _query(slug, pinned, groups)
+    text = json.dumps(content, allow_nan=False)
+    write_text(_OP, path, text)
+    if neuronpedia:
+        _warn_of_size(len(text))
+    else:
+        _add_to_overview(path.with_name(_OVERVIEW), metadata)
+        _warn_of_one_layer(pruned)
+    return _query(metadata["slug"], pinned, groups, neuronpedia)
+
+
+def _metadata(graph: Graph, path: Path, options: PageOptions, neuronpedia: bool) -> dict[str, Any]:
+    node, edge = thresholds(_OP, options.node_threshold, options.edge_threshold)
+    if neuronpedia:
+        slug, scan = _neuronpedia_names(graph, path, options)
+        transcoder_list: list[str] = []
+    else:
+        slug = path.stem if options.slug is None else options.slug
+        if not isinstance(slug, str) or not _SLUG.fullmatch(slug):
+            raise ValueError(f"{_OP}: slug must be a name without slashes or control characters, got {slug!r}")
+        scan, transcoder_list = _transcoders(graph, options.scan)
+    metadata: dict[str, Any] = {
+        "slug": slug, "scan": scan, "transcoder_list": transcoder_list, "prompt_tokens": list(graph.tokens.text),
+        "prompt": graph.prompt, "node_threshold": node, "schema_version": 1, "info": _info(),
+        "generation_settings": _generation_settings(graph),
+        "pruning_settings": {"node_threshold": node, "edge_threshold": edge},
+    }  # fmt: skip
+    details = _feature_details(options.feature_details)
+    return metadata | ({"feature_details": details} if details else {})
+
+
+def _info() -> dict[str, Any]:
+    generator = {"name": "pycircuit", "version": version("pycircuit"), "url": _URL}
+    return {"generator": generator, "create_time_ms": int(time.time() * 1000)}
+
+
+def _generation_settings(graph: Graph) -> dict[str, Any]:
+    """Settings of the trace under the names that pages know, and what a reader cannot tell from the nodes."""
+    settings = graph.provenance.get("settings", {})
+    names = {"max_n_logits": "max_targets", "desired_logit_prob": "probability", "max_feature_nodes": "max_features"}
+    known = {name: settings[ours] for name, ours in names.items() if settings.get(ours) is not None}
+    return known | {"layers": graph.layers, "vocab_size": graph.vocab_size}
+
+
+def _feature_details(details: Mapping[str, str] | None) -> dict[str, str]:
+    details = {} if details is None else details
+    if not isinstance(details, Mapping):
+        raise TypeError(f"{_OP}: feature_details must be a dict, got {type(details).__name__}")
+    for name, value in details.items():
+        if name not in _DETAILS or not isinstance(value, str) or not value:
+            raise ValueError(f"{_OP}: feature_details must be texts of {', '.join(_DETAILS)}, got {name!r}: {value!r}")
+    return dict(details)
 
 
 def _transcoders(graph: Graph, scan: str | None) -> tuple[str, list[str]]:
@@ -61,33 +136,120 @@ def _transcoders(graph: Graph, scan: str | None) -> tuple[str, list[str]]:
     if isinstance(names, list) and scan is None:
         return f"custom-{hashlib.sha256('-'.join(names).encode()).hexdigest()[:16]}", names
     if not isinstance(names, str):
-        raise TypeError(f"Graph.to_json: scan must be a string, got {type(names).__name__}")
+        raise TypeError(f"{_OP}: scan must be a string, got {type(names).__name__}")
     return names, []
 
 
-def _groups(pruned: Pruned, ids: dict[int, str]) -> list[list[str]]:
-    """Name and node ids of each supernode, the most influential first, as many as can be pinned.
+def _neuronpedia_names(graph: Graph, path: Path, options: PageOptions) -> tuple[str, str]:
+    """(slug, model id) in the characters that Neuronpedia takes; the model's own name without its owner by default."""
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", path.stem) if options.slug is None else options.slug
+    model = str(graph.provenance.get("model", graph.provenance.get("scan", ""))).rstrip("/").rpartition("/")[2]
+    names = {"slug": slug, "scan": model if options.scan is None else options.scan}
+    for name, value in names.items():
+        if not isinstance(value, str) or not _NEURONPEDIA_NAME.fullmatch(value):
+            fix = "; name the model's id there with scan=" if name == "scan" else ""
+            raise ValueError(
+                f"{_OP}: {name} must be letters, digits, '_', '.' and '-' for Neuronpedia, got {value!r}{fix}"
+            )
+    return slug, names["scan"]
 
-    Names are made unique, since pages merge groups of one name.
-    """
-    groups: list[list[str]] = []
+
+def _named_groups(graph: Graph, pruned: Pruned, groups: Groups | None) -> list[tuple[str, tuple[int, ...]]]:
+    """Groups with names of their own, since pages merge groups of one name: those asked for, of the file, or ours."""
+    if groups is not None:
+        wanted = [(str(name), _members(graph, nodes)) for name, nodes in groups]
+    elif PAGE in graph.provenance:
+        wanted = [(name, tuple(_present(graph, ids))) for name, *ids in graph.provenance[PAGE]["groups"]]
+    else:
+        wanted = _that_fit([(name, nodes) for name, nodes in supernodes(pruned)])
     names: set[str] = set()
-    count = 0
-    for name, members in supernodes(pruned):
-        if count + len(members) > _PINNED:
-            continue
-        count += len(members)
+    result = []
+    for name, nodes in wanted:
         unique, number = name, 2
         while unique in names:
             unique, number = f"{name} ({number})", number + 1
         names.add(unique)
-        groups.append([unique, *(ids[node] for node in members)])
-    return groups
+        if nodes:
+            result.append((unique, nodes))
+    return result
 
 
-def _query(slug: str, pinned: list[str], groups: list[list[str]]) -> str:
+def _members(graph: Graph, nodes: Iterable[int]) -> tuple[int, ...]:
+    return tuple(index_below(_OP, "groups", node, graph.nodes) for node in nodes)
+
+
+def _that_fit(groups: list[tuple[str, tuple[int, ...]]]) -> list[tuple[str, tuple[int, ...]]]:
+    """Groups, the most influential first, as many as can be pinned."""
+    result, count = [], 0
+    for name, nodes in groups:
+        if count + len(nodes) <= _PINNED:
+            count += len(nodes)
+            result.append((name, nodes))
+    return result
+
+
+def _present(graph: Graph, identifiers: Iterable[str]) -> Iterable[int]:
+    """Nodes of the identifiers that this graph still has."""
+    for text in identifiers:
+        try:
+            yield node_of(graph, text)
+        except ValueError:
+            continue
+
+
+def _pins_of_file(graph: Graph) -> Iterable[int]:
+    return _present(graph, graph.provenance.get(PAGE, {}).get("pinned", []))
+
+
+def _with_nodes(pruned: Pruned, nodes: list[int]) -> Pruned:
+    """Pruning with these nodes too, and with their edges from and to all that remains."""
+    added = torch.zeros_like(pruned.node_mask)
+    added[nodes] = True
+    added &= ~pruned.node_mask
+    if not added.any():
+        return pruned
+    rows, node_mask = pruned.original.rows, pruned.node_mask | added
+    source, target = rows.column.long(), pruned.original.row_node[torch.from_numpy(rows.row_of_entry())]
+    edges = node_mask[source] & node_mask[target] & (added[source] | added[target])
+    return replace(pruned, node_mask=node_mask, edge_mask=pruned.edge_mask | edges)
+
+
+def _reach_layer_1(graph: Graph, nodes: dict[int, dict[str, Any]], metadata: dict[str, Any]) -> None:
+    """Add an error of layer 1 without links if there is nothing above layer 0: Neuronpedia's page opens no other file.
+
+    Its influence is beyond the page's slider, so the page does not draw it, and `info` says what it is.
+    """
+    if _highest_layer(nodes.values()) >= 1:
+        return
+    placeholder = _error({"layer": 1, "position": 0})
+    nodes[-1] = _BLANK | placeholder | {"ctx_idx": 0, "influence": 1.0}
+    metadata["info"]["description"] = (
+        f"The node {placeholder['node_id']} has no links and stands for nothing: pages need one above layer 0."
+    )
+
+
+def _highest_layer(nodes: Iterable[dict[str, Any]]) -> int:
+    return max((int(n["layer"]) for n in nodes if n["feature_type"] not in ("embedding", "logit")), default=-1)
+
+
+def _warn_of_size(size: int) -> None:
+    if size > _UPLOAD:
+        warnings.warn(
+            f"{_OP}: the file must have at most {_UPLOAD >> 20} MB for Neuronpedia, got {size >> 20}; lower the "
+            "thresholds",
+            stacklevel=4,
+        )
+
+
+def _query(slug: str, pinned: list[str], groups: list[list[str]], neuronpedia: bool) -> str:
     """Query of the page's address. circuit-tracer's page reads supernodes only from there, and decodes them twice."""
-    values = {"slug": slug} | ({"pinnedIds": ",".join(pinned), "supernodes": json.dumps(groups)} if groups else {})
+    values = {"slug": slug}
+    if pinned:
+        values["pinnedIds"] = ",".join(pinned)
+    if groups:
+        values["supernodes"] = json.dumps(groups)
+    if neuronpedia:
+        return urlencode(values)
     return "&".join(f"{name}={quote(quote(value, safe=''), safe='')}" for name, value in values.items())
 
 
@@ -97,8 +259,9 @@ def _warn_of_one_layer(pruned: Pruned) -> None:
     errors = nodes[(nodes >= graph.first_error) & (nodes < graph.first_token)] - graph.first_error
     if max([*layers, *(errors // graph.positions).tolist()], default=0) < 1:
         warnings.warn(
-            "Graph.to_json: features or errors must be above layer 0 for Neuronpedia's page, which opens no other "
-            f"file, got none of {graph.layers} layers; circuit-tracer's page opens it",
+            f"{_OP}: features or errors must be above layer 0 for Neuronpedia's page, which opens no other "
+            f"file, got none of {graph.layers} layers; circuit-tracer's page opens it, and flavour='neuronpedia' "
+            "writes a file that Neuronpedia's opens",
             stacklevel=4,
         )
 
@@ -109,14 +272,17 @@ def _nodes(pruned: Pruned) -> dict[int, dict[str, Any]]:
     return {node: _node(pruned.original, node, share) for node, share in zip(nodes, shares, strict=True)}
 
 
+_BLANK: dict[str, Any] = {
+    "ctx_idx": 0, "run_idx": 0, "reverse_ctx_idx": 0, "token_prob": 0.0, "is_target_logit": False, "clerp": "",
+    "influence": None, "activation": None,
+}  # fmt: skip
+
+
 def _node(graph: Graph, node: int, cumulative: float) -> dict[str, Any]:
     description = graph.describe(node)
     position = description["position"]
     fields = {"feature": _feature, "error": _error, "token": _token}.get(description["kind"])
-    entry = {
-        "ctx_idx": position, "run_idx": 0, "reverse_ctx_idx": 0, "token_prob": 0.0, "is_target_logit": False,
-        "clerp": "", "influence": cumulative, "activation": None,
-    }  # fmt: skip
+    entry = _BLANK | {"ctx_idx": position, "influence": cumulative}
     return entry | (fields(description) if fields else _target(graph, node - graph.first_target, description))
 
 
@@ -134,8 +300,14 @@ def _feature(description: dict[str, Any]) -> dict[str, Any]:
         "feature_type": "cross layer transcoder",
         "jsNodeId": f"{layer}_{feature}-0",
         "activation": description["value"],
-        "clerp": description.get("label", ""),
+        "clerp": _clerp(description),
     }
+
+
+def _clerp(description: dict[str, Any]) -> str:
+    """Label of a feature for the page, which has no field that says that it is automatic."""
+    label: str = description.get("label", "").replace("(p=", "(p =")  # pages split at the first `(p=`
+    return f"{label} (automatic)" if description.get("automatic") else label
 
 
 def _error(description: dict[str, Any]) -> dict[str, Any]:
@@ -199,7 +371,7 @@ def _add_to_overview(path: Path, metadata: dict[str, Any]) -> None:
     """Replace or add the graph's entry in the overview."""
     with locked(path.parent):
         graphs = [entry for entry in _entries(path) if entry.get("slug") != metadata["slug"]]
-        write_text("Graph.to_json", path, json.dumps({"graphs": [*graphs, metadata]}, allow_nan=False, indent=2))
+        write_text(_OP, path, json.dumps({"graphs": [*graphs, metadata]}, allow_nan=False, indent=2))
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
@@ -211,4 +383,4 @@ def _entries(path: Path) -> list[dict[str, Any]]:
             return list(graphs)
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise ValueError(f'Graph.to_json: {path} must be {{"graphs": [...]}}, got something else; move it away')
+    raise ValueError(f'{_OP}: {path} must be {{"graphs": [...]}}, got something else; move it away')

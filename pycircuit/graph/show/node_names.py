@@ -12,7 +12,7 @@ from pycircuit.graph.supernodes import Supernode, key
 if TYPE_CHECKING:
     from pycircuit.graph.graph import Graph
 
-LABEL_WIDTH, TOKEN_WIDTH = 24, 14  # characters of a label and of a token in a name
+LABEL_WIDTH, TOKEN_WIDTH = 32, 14  # characters of a label and of a token in a name
 AUTOMATIC = "~"  # stands before a label that no person gave
 
 

@@ -1,0 +1,153 @@
+"""Answers of the page's server: a function of path, query and body each."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .card_examples import CorpusExamples, ExampleFolder, Examples
+from .edits import Edits
+from .effects import effects
+from .feature_cards import feature_card
+from .graph_folder import GraphFolder, OpenGraph
+from .graph_index import GraphIndex
+from .json_bytes import encoded
+from .node_search import search
+from .request_values import fraction, integer, text
+from .traces import Traces
+from .views import MAX_NODES, node_details, strongest_paths, view
+
+if TYPE_CHECKING:
+    from .served_model import ServedModel
+
+MOST_NODES = 20_000  # in a view
+
+
+class Answers:
+    """Graphs, their edits and a model or None, and the answers about them."""
+
+    def __init__(self, graphs: GraphFolder, model: ServedModel | None, examples: Path | None) -> None:
+        self.graphs, self.model = graphs, model
+        self.documents = Edits(graphs.path)
+        self.examples = _examples(graphs, model, examples)
+        if self.examples is not None:
+            graphs.density = self.examples.density
+        self._traces = None if model is None else Traces(model, graphs)
+
+    def close(self) -> None:
+        """End what runs."""
+        if self._traces is not None:
+            self._traces.queue.close()
+
+    @property
+    def traces(self) -> Traces:
+        """Traces of the model; an error without one."""
+        if self._traces is None:
+            raise ValueError("page: a model must be served for this, got a folder alone; pycircuit serve MODEL")
+        return self._traces
+
+    def state(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Describe the server: version, model and graphs."""
+        model = self.model
+        described = None
+        if model is not None:
+            described = {"name": model.name, "layers": model.model.depth, "can_trace": True, "can_intervene": True}
+        traces = [] if self._traces is None else self._traces.listing()
+        return {
+            "version": version("pycircuit"), "model": described, "graphs": self.graphs.listing(), "traces": traces
+        }  # fmt: skip
+
+    def view(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> bytes:
+        """Return the view of a graph at thresholds."""
+        node = fraction(query, "node_threshold", 0.8)
+        edge = fraction(query, "edge_threshold", 0.98)
+        most = integer(query, "max_nodes", MAX_NODES, 1, MOST_NODES)
+
+        def make(index: GraphIndex) -> bytes:
+            return encoded({"name": path["name"], **view(index.graph, node, edge, most, index=index)})
+
+        return self._open(path).view((node, edge, most), make)
+
+    def node(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return a node with its inputs and outputs."""
+        return node_details(self._open(path).index, text(query, "id"), integer(query, "limit", 50, 1, 1000))
+
+    def paths(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return the strongest paths between two nodes."""
+        k = integer(query, "k", 5, 1, 50)
+        return strongest_paths(self._open(path).index, text(query, "source"), text(query, "target"), k)
+
+    def search(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return the nodes that a text names."""
+        labels = self.documents.state(path["name"])["document"]["labels"]
+        return search(self._open(path).index, text(query, "q"), labels)
+
+    def edits(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return the edits of a graph."""
+        return self.documents.state(self.graphs.file(path["name"]).name)
+
+    def replace_edits(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Keep a new document of edits."""
+        return self.documents.replace(self._name(path), body.get("revision"), body.get("document"))
+
+    def undo(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Take the last edit back."""
+        return self.documents.undo(self._name(path), body.get("revision"))
+
+    def redo(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Make the edit again that was taken back."""
+        return self.documents.redo(self._name(path), body.get("revision"))
+
+    def feature(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return the card of a feature."""
+        layer, feature = (integer(path, name, 0, 0, 10**9 - 1) for name in ("layer", "feature"))
+        name = query.get("graph")
+        index = None if name is None else self.graphs.open(name).index
+        labels = {} if name is None else self.documents.state(name)["document"]["labels"]
+        served = None if self._traces is None else self._traces.served
+        if served is not None and index is not None and index.graph.layers != served.model.depth:
+            served = None  # the graph is another model's
+        return feature_card(layer, feature, index, served, self.examples, labels)
+
+    def estimate(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return memory and time of a trace."""
+        return self.traces.estimate(body)
+
+    def trace(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Put a trace into the queue."""
+        return self.traces.submit(body)
+
+    def trace_events(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Stream the progress of a trace."""
+        return self.traces.stream(path["id"])
+
+    def cancel_trace(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Cancel a trace."""
+        return self.traces.cancel(path["id"])
+
+    def intervene(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Change features in the model, and return what that does."""
+        name = self._name(path)
+        document = self.documents.state(name)["document"]
+        grouped = [node for group in document["groups"] for node in group["nodes"]]
+        return effects(self.traces.served, self._open(path).index, body, [*document["pins"], *grouped])
+
+    def _name(self, path: dict[str, Any]) -> str:
+        return self.graphs.file(path["name"]).name
+
+    def _open(self, path: dict[str, Any]) -> OpenGraph:
+        return self.graphs.open(path["name"])
+
+
+def _examples(graphs: GraphFolder, model: ServedModel | None, folder: Path | None) -> Examples | None:
+    """Return the examples of the folder that was named, or beside the graphs, or of the demo model's facts."""
+    if folder is not None:
+        examples = ExampleFolder.of(folder)
+        if examples is None:
+            raise ValueError(f"serve: examples must be a folder of pc.write_examples with one set, got {folder}")
+        return examples
+    beside = ExampleFolder.of(graphs.path)
+    if beside is None and model is not None and model.is_demo:
+        return CorpusExamples.of_demo(model.model)
+    return beside

@@ -1,0 +1,27 @@
+"""The model that the server traces and changes, with its name on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pycircuit.demo.tokenizer import NameTokenizer
+from pycircuit.model import ReplacementModel
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """A model and its name."""
+
+    model: ReplacementModel
+    name: str
+
+    @property
+    def is_demo(self) -> bool:
+        """True for the demo model, whose tokens are the words of its facts."""
+        return isinstance(self.model.tokenizer, NameTokenizer)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Return the text of token ids; the ids themselves without a tokenizer."""
+        tokenizer = self.model.tokenizer
+        return " ".join(map(str, tokens)) if tokenizer is None else str(tokenizer.decode(list(tokens)))
