@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .layout import ERRORS, LEFT, RIGHT, TOKENS, WIDEST, Box, Layout, lay_out, shorten
+from .layout import ERRORS, TOKENS, WIDEST, Box, Layout, lay_out, shorten
 from .node_names import AUTOMATIC, Grouping, identifier, label, name, plain, units
 
 if TYPE_CHECKING:
     from pycircuit.graph.prune import Pruned
 
+_TALL = 800  # pixels
 _LABEL_WIDTHS = (150, 110, 80, 56)  # pixels, tried in turn until the picture is narrow enough
 _MOST_COLUMNS = 20
 _ALL_COLUMNS = 12  # positions of a prompt whose columns are all drawn
-_FAINT = 0.05  # of a box's strongest input: weaker ones are not drawn
+_FAINT, _MOST_INPUTS = 0.1, 6  # of a box: weight of an input relative to the strongest, and number, that are drawn
 _SHOWN = 12  # nodes, or tokens of a gap, that a title names
 
 
@@ -104,7 +105,8 @@ def _edges(pruned: Pruned, boxes: list[Box], path: Sequence[int]) -> None:
 
 def _leave_out_faint(box: Box, path: set[int]) -> None:
     """Remove inputs that are next to nothing beside the strongest; those on the path stay."""
-    cutoff = _FAINT * max(map(abs, box.inputs.values()), default=0.0)
+    sizes = sorted(map(abs, box.inputs.values()), reverse=True)
+    cutoff = max([0.0, *(_FAINT * size for size in sizes[:1]), *sizes[_MOST_INPUTS - 1 : _MOST_INPUTS]])
     box.inputs = {source: w for source, w in box.inputs.items() if abs(w) >= cutoff or source in path}
 
 
@@ -149,15 +151,18 @@ def fit(boxes: list[Box], path: set[int], tokens: Sequence[str]) -> tuple[list[B
 def _shortened(boxes: list[Box], tokens: Sequence[str]) -> tuple[list[Box], Layout]:
     """(boxes and gaps, their layout with the longest labels that fit)."""
     drawn = [*boxes, *_gaps({box.column for box in boxes}, tokens)]
-    columns = len({box.column for box in drawn})
     for limit in _LABEL_WIDTHS:
         for box in boxes:
             box.text = shorten(box.full_text, box.size, limit) + _suffix(box)
-        share = (WIDEST - LEFT - RIGHT * columns) / columns
-        layout = lay_out(drawn, max(limit, min(2 * limit, share)))
+        widest = limit + 20
+        layout = lay_out(drawn, widest)
         if layout.width <= WIDEST:
             break
-    return drawn, layout
+    for beside in (2, 3, 4):  # labels, while a picture is tall and there is room
+        if layout.height <= _TALL or (wider := lay_out(drawn, beside * (limit + 20))).width > WIDEST:
+            break
+        layout, widest = wider, beside * (limit + 20)
+    return drawn, lay_out(drawn, widest)
 
 
 def _suffix(box: Box) -> str:
