@@ -11,8 +11,9 @@ import torch
 from graphs import assemble, by_hand, cone_graph, labelled_graph, random_graph
 
 from pycircuit.graph import Graph
+from pycircuit.graph.identifiers import identifier
 from pycircuit.graph.paths import strongest_path
-from pycircuit.graph.show.node_names import identifier, name, percent
+from pycircuit.graph.show.node_names import name, percent
 from pycircuit.graph.show.tree import Line, lines
 from pycircuit.graph.supernodes import Supernode
 

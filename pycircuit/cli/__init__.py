@@ -51,6 +51,10 @@ COMMANDS = {
         "examples.examples",
         "pycircuit examples smollm2 --transcoders transcoders --texts prose.txt --out graphs",
     ),
+    "graph": (
+        "graph_command.graph",
+        "pycircuit graph dallas.safetensors --paths token/7 target/0 --out dallas.graphml",
+    ),
     "inspect": ("transcoders.inspect", "pycircuit inspect transcoders --json"),
     "convert": (
         "transcoders.convert",

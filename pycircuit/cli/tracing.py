@@ -12,6 +12,7 @@ from rich.markup import escape
 
 import pycircuit as pc
 from pycircuit.command_interrupt import Stopped
+from pycircuit.graph.io.page_json import FLAVOURS, Flavour
 from pycircuit.graph.prune import Pruned, thresholds
 from pycircuit.graph.show.notebook import strongest_features
 from pycircuit.trace.precision import PRECISIONS, Precision
@@ -138,10 +139,16 @@ class Outputs:
     """Files of a graph, its pruning, and the tree on the terminal."""
 
     save: Annotated[Path | None, typer.Option(help="The whole graph, as safetensors.")] = None
-    to_json: Annotated[Path | None, typer.Option(help="The pruned graph, for circuit-tracer's page.")] = None
+    to_json: Annotated[Path | None, typer.Option(help="The pruned graph, for a page: see --flavour.")] = None
     plot: Annotated[Path | None, typer.Option(help="The pruned graph, as SVG.")] = None
+    flavour: Annotated[
+        str, typer.Option(help=" | ".join(FLAVOURS) + ", of --to-json.", autocompletion=completions(*FLAVOURS))
+    ] = FLAVOURS[0]
     slug: Annotated[str | None, typer.Option(help="The graph's name on the page.", show_default="the file's")] = None
-    scan: Annotated[str | None, typer.Option(help="The set of transcoders, for the page's labels.")] = None
+    scan: Annotated[
+        str | None,
+        typer.Option(help="The set of transcoders, for the page's labels, or Neuronpedia's id of the model."),
+    ] = None
     node_threshold: Annotated[float, typer.Option(help="Share of the influence in the nodes that pruning keeps.")] = 0.8
     edge_threshold: Annotated[float, typer.Option(help="Share of the influence in the edges that pruning keeps.")] = (
         0.98
@@ -160,6 +167,8 @@ class Outputs:
     def check(self, many: bool) -> None:
         """Refuse paths that cannot be written, before anything is computed. many: the paths are folders."""
         thresholds("attribute", self.node_threshold, self.edge_threshold)
+        if self.flavour not in FLAVOURS:
+            raise ValueError(f"--flavour must be one of {', '.join(FLAVOURS)}, got {self.flavour!r}")
         if many and self.slug:
             raise ValueError(
                 "--slug must name one graph, got --prompts; graphs are named after the line of their prompt"
@@ -180,7 +189,8 @@ class Outputs:
             written["save"] = str(path)
         if self.to_json is not None:
             path = _file(self.to_json, number, ENDINGS[1])
-            graph.to_json(path, self.slug, self.node_threshold, self.edge_threshold, self.scan)
+            limits = self.node_threshold, self.edge_threshold
+            graph.to_json(path, self.slug, *limits, self.scan, flavour=cast(Flavour, self.flavour))
             written["to_json"] = str(path)
         if self.plot is not None:
             path = _file(self.plot, number, ENDINGS[2])

@@ -19,8 +19,9 @@ from .endpoints import Targets, Tokens
 from .faithfulness import KEY, Faithfulness
 from .influence import node_influence
 from .invariants import validate
-from .io import circuit_tracer_graph, graph_file, libraries, open_graph, page_json, page_reader
+from .io import circuit_tracer_graph, graph_file, graphml, libraries, open_graph, page_json, page_reader, tables
 from .io.page_json import Flavour, Groups, PageOptions
+from .io.tables import Table
 from .paths import Path, Sign, paths
 from .prune import Pruned, prune, subgraph
 from .scores import Scores, scores
@@ -351,6 +352,21 @@ class Graph:
         tokenizer_name, scan: the tokenizer and the transcoders that its page looks for; None: those of the provenance.
         """
         circuit_tracer_graph.save(self, path, tokenizer_name, scan)
+
+    def tables(self) -> dict[str, Table]:
+        """Columns of two tables, "nodes" and "edges", as pandas.DataFrame and polars.DataFrame take them.
+
+        -1, NaN and "" stand for what a node does not have.
+        """
+        return tables.tables(self)
+
+    def to_parquet(self, folder: str | os.PathLike[str]) -> None:
+        """Write nodes.parquet and edges.parquet, for pandas, Polars or DuckDB, with nulls for what a node has not."""
+        tables.to_parquet(self, folder)
+
+    def to_graphml(self, path: str | os.PathLike[str]) -> None:
+        """Write GraphML, for Gephi, Cytoscape and others: nodes and edges with the columns of `tables`."""
+        graphml.to_graphml(self, path)
 
     def to_networkx(self) -> Any:
         """A networkx.DiGraph, edges from source to target with `weight`; node attributes as in `describe`."""

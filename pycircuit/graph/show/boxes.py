@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pycircuit.graph.identifiers import identifier
+
 from .layout import ERRORS, TOKENS, WIDEST, Box, Layout, lay_out, shorten
-from .node_names import AUTOMATIC, Grouping, identifier, label, name, plain, units
+from .node_names import AUTOMATIC, Grouping, label, name, plain, units
 
 if TYPE_CHECKING:
     from pycircuit.graph.prune import Pruned

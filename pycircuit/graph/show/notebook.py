@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pycircuit.graph.identifiers import identifier
+
 from .html_table import Cell, html_table
-from .node_names import identifier, label, percent, plain
+from .node_names import label, percent, plain
 from .plot import plot
 
 if TYPE_CHECKING:
