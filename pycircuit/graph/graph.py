@@ -265,7 +265,7 @@ class Graph:
         least: float = 0.1,
         *,
         errors: bool = False,
-        group: bool = True,
+        group: bool | Sequence[Supernode] = True,
         max_lines: int = 40,
     ) -> str:
         """Tree of a target's inputs as indented text: the strongest inputs, theirs below them, down to the tokens.
@@ -277,7 +277,7 @@ class Graph:
 
         branches: inputs shown of a node, at most; depth: levels below the target; least: weight of an input relative
         to the strongest beside it. errors: sum up the errors of every node, not of the target alone. group: features
-        of one label at one position are one line.
+        of one label at one position are one line; or a list of supernodes that are one line each.
         """
         text = lines(self, target, depth, branches, least, errors, group, max_lines)
         return "\n".join(line.text for line in text)
@@ -289,7 +289,7 @@ class Graph:
         edge_threshold: float = 0.98,
         max_nodes: int = 40,
         target: int = 0,
-        group: bool = True,
+        group: bool | Sequence[Supernode] = True,
         errors: bool = False,
     ) -> Picture:
         """Draw a picture, SVG: tokens as columns, layers as rows, targets on top; notebooks show it.
@@ -298,7 +298,8 @@ class Graph:
         the strongest path that supports `target` is marked. Edges that lower are dashed.
 
         path: a file to write as well. group: features of one label at one position are one box, at the lowest of
-        their layers, with the sums of their weights. errors: draw those of each column as one box.
+        their layers, with the sums of their weights; or a list of supernodes that are one box each. errors: draw
+        those of each column as one box.
         """
         svg_path = None if path is None else writable_svg("plot", path)
         picture = plot(self.prune(node_threshold, edge_threshold), max_nodes, target, group, errors)
