@@ -22,7 +22,7 @@ from .faithfulness import KEY, Faithfulness
 from .influence import node_influence
 from .invariants import validate
 from .io import circuit_tracer_graph, graph_file, graphml, libraries, open_graph, page_json, page_reader, tables
-from .io.page_json import Flavour, Groups, PageOptions
+from .io.page_metadata import Flavour, Groups, PageOptions
 from .io.tables import Table
 from .paths import Path, Sign, paths
 from .prune import Pruned, prune, subgraph
