@@ -8,7 +8,10 @@ from .io.graph_file import GraphFileError
 from .paths import Path
 from .prune import Pruned
 from .scores import Scores
+from .stability import Stability
+from .supernodes import Supernode
 
 __all__ = [
-    "Agreement", "Faithfulness", "Graph", "GraphFileError", "Path", "Pruned", "Rows", "Scores", "Targets", "Tokens",
+    "Agreement", "Faithfulness", "Graph", "GraphFileError", "Path", "Pruned", "Rows", "Scores", "Stability",
+    "Supernode", "Targets", "Tokens",
 ]  # fmt: skip

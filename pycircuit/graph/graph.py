@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pycircuit.ops import checks
+from pycircuit.progress import Report
 
 from .csr import Rows, index_below
 from .endpoints import Targets, Tokens
@@ -23,10 +24,11 @@ from .io import circuit_tracer_graph, graph_file, libraries, open_graph, page_js
 from .io.page_json import Flavour, Groups, PageOptions
 from .paths import Path, Sign, paths
 from .prune import Pruned, prune, subgraph
-from .scores import Scores, scores
+from .scores import Scores, scores, subgraph_scores
 from .show.plot import plot
 from .show.tree import lines
-from .supernodes import Supernode, supernodes
+from .stability import Stability, stability
+from .supernodes import Grouping, Supernode, supernodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +210,35 @@ class Graph:
         """Scores (replacement, completeness): the shares of influence that run through features rather than errors."""
         return scores(self)
 
+    def subgraph_scores(self, nodes: Iterable[int]) -> Scores:
+        """Scores of a selection: every feature that is not among the nodes counts as an error, in the whole graph.
+
+        Influence starts at the targets, is handed on by every selected feature to the sources of its row in the shares
+        of their |weights|, and ends at tokens, errors and features that are not selected. replacement: tokens / (tokens
+        + errors + other features), of the influence that arrives there. completeness: 1 - (errors + other features) /
+        all influence, that of the targets included. With every feature selected these are `scores()`; with none,
+        replacement is the tokens' share of the targets' rows. Tokens and targets are always in, errors never.
+        """
+        return subgraph_scores(self, nodes)
+
+    def stability(
+        self,
+        node_thresholds: Sequence[float] = (0.7, 0.8, 0.9),
+        edge_thresholds: Sequence[float] = (0.95, 0.98),
+        *,
+        samples: int = 8,
+        seed: int = 0,
+        core: float = 0.95,
+        progress: bool | Report = True,
+    ) -> Stability:
+        """Shares of prunings that keep each node and edge, over every pair of thresholds and samples of the targets.
+
+        A sample multiplies the targets' weights by independent exponential numbers, drawn from `seed` (the Bayesian
+        bootstrap); the first has the weights as they are. core: share of the prunings that core nodes and edges have
+        at least.
+        """
+        return stability(self, node_thresholds, edge_thresholds, samples, seed, core, progress)
+
     def paths(self, source: int, target: int, k: int = 1, sign: Sign | None = None) -> list[Path]:
         """The k strongest paths from node to node, strongest first: a path is nearly as strong as its weakest edge.
 
@@ -215,12 +246,24 @@ class Graph:
         """
         return paths(self, source, target, k, sign)
 
-    def supernodes(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> list[Supernode]:
-        """Groups of pruned features that read as one: of one label at one position, or one feature without a label.
+    def supernodes(
+        self,
+        node_threshold: float = 0.8,
+        edge_threshold: float = 0.98,
+        *,
+        method: Grouping | None = None,
+        fixed: Mapping[str, Sequence[int]] | None = None,
+        decoders: Any = None,
+    ) -> list[Supernode]:
+        """Groups of two or more pruned features that act as one, and the `fixed` groups, the most influential first.
 
-        Two or more nodes each; the most influential group first.
+        method: "structure", features alike in what they read and write and in where they are, as many groups as the
+        graph has, without a path that leaves a group and returns; "label", features of one label at one position, or
+        one feature without a label; None: "label" if the graph has labels. fixed: groups of nodes by name, which stay
+        as they are. decoders: [features, width], decoder rows, which "structure" then compares too.
         """
-        return supernodes(self.prune(node_threshold, edge_threshold))
+        chosen = method or ("label" if any(self.labels.values()) else "structure")
+        return supernodes(self.prune(node_threshold, edge_threshold), chosen, fixed, decoders)
 
     def tree(
         self,

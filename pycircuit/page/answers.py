@@ -7,16 +7,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .card_examples import CorpusExamples, ExampleFolder, Examples
+<<<<<<< HEAD
 from .edit_document import node_list
+=======
+from .comparison import compare
+from .edit_document import empty_document
+>>>>>>> 4e7f03f0c0dede1ba332311af4f705a3c23740ec
 from .edits import Edits
 from .effects import effects
+from .exports import exported
 from .feature_cards import feature_card
 from .graph_folder import GraphFolder, OpenGraph
 from .graph_index import GraphIndex
-from .json_bytes import encoded
+from .json_bytes import Download, encoded
 from .node_search import search
+<<<<<<< HEAD
 from .pinned_edges import pinned_edges
+=======
+from .page_links import document_of_file, document_of_link
+>>>>>>> 4e7f03f0c0dede1ba332311af4f705a3c23740ec
 from .request_values import fraction, integer, text
+from .selections import selection_groups, selection_scores
 from .traces import Traces
 from .views import MAX_NODES, node_details, strongest_paths, view
 
@@ -31,7 +42,7 @@ class Answers:
 
     def __init__(self, graphs: GraphFolder, model: ServedModel | None, examples: Path | None) -> None:
         self.graphs, self.model = graphs, model
-        self.documents = Edits(graphs.path)
+        self.documents = Edits(graphs.path, self._initial_document)
         self.examples = _examples(graphs, model, examples)
         if self.examples is not None:
             graphs.density = self.examples.density
@@ -138,6 +149,41 @@ class Answers:
         document = self.documents.state(name)["document"]
         grouped = [node for group in document["groups"] for node in group["nodes"]]
         return effects(self.traces.served, self._open(path).index, body, [*document["pins"], *grouped])
+
+    def scores(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return the scores of a selection."""
+        return selection_scores(self._open(path).index, body)
+
+    def group(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return groups of a selection."""
+        return selection_groups(self._open(path).index, body)
+
+    def compare(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Compare two graphs."""
+        a, b = (self.graphs.open(text(query, name)).index for name in "ab")
+        thresholds = fraction(query, "node_threshold", 0.8), fraction(query, "edge_threshold", 0.98)
+        return compare(a, b, text(query, "align", "position"), thresholds)
+
+    def export(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return the graph as JSON of another page, with its groups and pins."""
+        name, flavour = self._name(path), text(query, "flavour", "circuit-tracer")
+        thresholds = fraction(query, "node_threshold", 0.8), fraction(query, "edge_threshold", 0.98)
+        document, scan = self.documents.state(name)["document"], query.get("scan")
+        content = exported(self._open(path).graph, document, flavour, self.graphs.path, name, thresholds, scan)
+        return Download(content, f"{Path(name).stem}.json")
+
+    def import_link(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Make the pins, groups and labels of another page's link an edit."""
+        name = self._name(path)
+        state = self.documents.state(name)
+        document, notes = document_of_link(self._open(path).graph, body.get("text"), state["document"])
+        revision = body.get("revision", state["revision"])
+        return {**self.documents.replace(name, revision, document), "notes": notes}
+
+    def _initial_document(self, name: str) -> dict[str, Any]:
+        if not name.endswith(".json"):
+            return empty_document()
+        return document_of_file(self.graphs.open(name).graph)
 
     def _name(self, path: dict[str, Any]) -> str:
         return self.graphs.file(path["name"]).name

@@ -31,7 +31,7 @@ def view(
     influential features and errors up to max_nodes, with their max_edges strongest edges.
     """
     index = GraphIndex(graph) if index is None else index
-    pruned = graph.prune(node_threshold, edge_threshold)
+    pruned = index.pruned(node_threshold, edge_threshold)
     nodes = _shown(index, pruned, max_nodes)
     return {
         "prompt": graph.prompt,
