@@ -47,7 +47,11 @@ def synthetic_graph(nodes: int, edges: int) -> pc.Graph:
     columns, pointers = [], [0]
     for node in range(nodes):
         below = int((layer < layer[node]).sum())
-        row = torch.randint(0, below, (per_row,), generator=generator).unique() if below else torch.tensor([first_token + 1])
+        row = (
+            torch.randint(0, below, (per_row,), generator=generator).unique()
+            if below
+            else torch.tensor([first_token + 1])
+        )
         columns.append(row)
         pointers.append(pointers[-1] + len(row))
     columns.append(torch.arange(nodes - min(nodes, 400), nodes))

@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .card_examples import CorpusExamples, ExampleFolder, Examples
-<<<<<<< HEAD
-from .edit_document import node_list
-=======
 from .comparison import compare
-from .edit_document import empty_document
->>>>>>> 4e7f03f0c0dede1ba332311af4f705a3c23740ec
+from .edit_document import empty_document, node_list
 from .edits import Edits
 from .effects import effects
 from .exports import exported
@@ -21,11 +17,8 @@ from .graph_folder import GraphFolder, OpenGraph
 from .graph_index import GraphIndex
 from .json_bytes import Download, encoded
 from .node_search import search
-<<<<<<< HEAD
-from .pinned_edges import pinned_edges
-=======
 from .page_links import document_of_file, document_of_link
->>>>>>> 4e7f03f0c0dede1ba332311af4f705a3c23740ec
+from .pinned_edges import pinned_edges
 from .request_values import fraction, integer, text
 from .selections import selection_groups, selection_scores
 from .traces import Traces

@@ -10,10 +10,7 @@ import numpy as np
 import torch
 
 from pycircuit.labels.output_tokens import OutputTokens
-<<<<<<< HEAD
-=======
 from pycircuit.model.frozen import unembed
->>>>>>> 4e7f03f0c0dede1ba332311af4f705a3c23740ec
 
 from .card_examples import Examples
 from .graph_index import GraphIndex, significant

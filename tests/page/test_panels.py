@@ -36,7 +36,8 @@ def test_intervene(page: Page, shot: Callable[..., None]) -> None:
     expect(outcome.get_by_role("img", name="Predicted against measured changes")).to_be_visible()
     expect(outcome.locator(".texts dd")).to_have_count(2)
     before, after = (
-        float(text.rstrip("%")) for text in outcome.locator("tr", has_text="Austin").first.locator("td.number").all_inner_texts()
+        float(text.rstrip("%"))
+        for text in outcome.locator("tr", has_text="Austin").first.locator("td.number").all_inner_texts()
     )
     assert before > 90 > after
     shot(page)

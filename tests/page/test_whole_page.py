@@ -77,7 +77,24 @@ def test_narrow_screen(new_page: Callable[..., Page], address: str, page: Page, 
 
 
 def test_keyboard_only(page: Page, shot: Callable[..., None]) -> None:
-    keys = ["ArrowDown", "p", "ArrowDown", "p", "ArrowDown", "p", "x", "ArrowUp", "x", "g", "2", "1", "e", ",", "d", "d"]
+    keys = [
+        "ArrowDown",
+        "p",
+        "ArrowDown",
+        "p",
+        "ArrowDown",
+        "p",
+        "x",
+        "ArrowUp",
+        "x",
+        "g",
+        "2",
+        "1",
+        "e",
+        ",",
+        "d",
+        "d",
+    ]
     for key in keys:
         page.keyboard.press(key)
         page.wait_for_timeout(80)
@@ -124,7 +141,9 @@ def test_file_by_itself(
     shot(page)
 
 
-def test_texts_cannot_break_out_of_a_file(new_page: Callable[..., Page], graphs: dict[str, pc.Graph], tmp_path: Path) -> None:
+def test_texts_cannot_break_out_of_a_file(
+    new_page: Callable[..., Page], graphs: dict[str, pc.Graph], tmp_path: Path
+) -> None:
     hostile = pc.Graph.load(saved_copy(graphs["dallas"], tmp_path))
     hostile.labels[0, 347] = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 1'>"
     hostile.to_html(tmp_path / "hostile.html")
@@ -140,7 +159,9 @@ def saved_copy(graph: pc.Graph, folder: Path) -> Path:
     return folder / "copy.safetensors"
 
 
-def test_notebook(graphs: dict[str, pc.Graph], new_page: Callable[..., Page], address: str, shot: Callable[..., None]) -> None:
+def test_notebook(
+    graphs: dict[str, pc.Graph], new_page: Callable[..., Page], address: str, shot: Callable[..., None]
+) -> None:
     """The widget's script draws from the widget's data, as anywidget runs it."""
     widget = graphs["dallas"].show()
     page = new_page(1000, 800)
