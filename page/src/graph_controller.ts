@@ -8,7 +8,7 @@ import { layOut } from "./layout";
 import { nodeName, percent } from "./model";
 import { paintOverlay } from "./overlay";
 import { groupColour, readPalette } from "./palette";
-import type { Scene } from "./paint";
+import { highestInfluence, type Scene } from "./paint";
 import { isPinned, togglePin } from "./groups";
 import type { Store } from "./store";
 import type { GraphNode } from "./types";
@@ -84,6 +84,7 @@ export class GraphController {
       model,
       layout,
       palette: readPalette(this.frame),
+      highest: highestInfluence(model),
       edges: model.visibleEdges(filter, visible),
       visible,
       text,

@@ -170,7 +170,8 @@ def test_notebook(
     page.add_style_tag(content=widget._css)
     page.evaluate(
         """async ([script, data]) => {
-          const { default: widget } = await import(URL.createObjectURL(new Blob([script], { type: "text/javascript" })));
+          const code = URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
+          const { default: widget } = await import(code);
           widget.render({ model: { get: () => data }, el: document.getElementById("cell") });
         }""",
         [widget._esm, widget.data],
