@@ -303,10 +303,18 @@ function BoxShape({ box, chosen, target, faded, onPointerDown, onHover, onKey }:
         width={box.w}
         height={BOX_HEIGHT}
         rx={kind === "token" ? 4 : 8}
-        stroke={colour ?? undefined}
+        style={colour ? { stroke: colour } : undefined}
       />
       {colour && (
-        <rect class="stripe" x={left + 5} y={top + 7} width={4} height={BOX_HEIGHT - 14} rx={2} fill={colour} />
+        <rect
+          class="stripe"
+          x={left + 5}
+          y={top + 7}
+          width={4}
+          height={BOX_HEIGHT - 14}
+          rx={2}
+          style={{ fill: colour }}
+        />
       )}
       <text y={1}>{text.length > letters ? `${text.slice(0, letters - 1)}…` : text}</text>
       <title>{box.nodes.map((node) => `${nodeName(node, labels)}  ${node.id}`).join("\n")}</title>
