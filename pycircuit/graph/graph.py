@@ -147,12 +147,16 @@ class Graph:
             token, text = int(self.tokens.ids[position]), self.tokens.text[position]
             return {"kind": "token", "position": position, "token": token, "label": text}
         target = node - self.first_target
+        position, token = int(self.targets.positions[target]), int(self.targets.ids[target])
+        weight = float(self.targets.weights[target])
+        probability = self.provenance.get("probabilities", {}).get(f"{token}/{position}")
         return {
             "kind": "target",
-            "position": int(self.targets.positions[target]),
-            "token": int(self.targets.ids[target]),
+            "position": position,
+            "token": token,
             "label": self.targets.labels[target],
-            "weight": float(self.targets.weights[target]),
+            "weight": weight,
+            **({} if probability is None else {"probability": probability}),
         }
 
     # The law
