@@ -112,13 +112,21 @@ def test_a_checkpoint_keeps_its_number(
     assert torch.equal(first.rows.weight, again.rows.weight)
 
 
-def test_explicit_targets_weigh_the_same(model: pc.ReplacementModel) -> None:
+def test_explicit_targets_weigh_the_same(model: pc.ReplacementModel, tmp_path: Path) -> None:
     likeliest = pc.attribute(model, PROMPT, max_features=4, progress=False)
     assert len(set(likeliest.targets.weights.tolist())) > 1
     feature = pc.Feature(*likeliest.features[-1].tolist())
     direction = ("mine", 0.25, torch.ones(model.width))
     graph = pc.attribute(model, PROMPT, targets=[3, 7, direction, feature], max_features=4, progress=False)
     assert graph.targets.weights.tolist() == [1.0, 1.0, 0.25, 1.0]
+    logits = model.hf_model(input_ids=PROMPT[None]).logits[0, -1].detach().double()
+    graph.to_json(tmp_path / "g.json")
+    nodes = json.loads((tmp_path / "g.json").read_text())["nodes"]
+    shown = {node["feature"]: node for node in nodes if node["feature_type"] == "logit"}
+    for token in (3, 7):  # pages show the probability, which the weight no longer is
+        probability = float(logits.softmax(0)[token])
+        assert shown[token]["token_prob"] == pytest.approx(probability, rel=1e-4)
+        assert f"(p={probability:.3f})" in shown[token]["clerp"]
 
 
 def test_numbers_on_the_command_line(run: Run, few: int) -> None:

@@ -173,6 +173,10 @@ WRONG = {
         "targets.weights must be finite and not negative",
     ),
     "provenance": (lambda g: replace(g, provenance={"a": torch.ones(1)}), "provenance must hold only what JSON can"),
+    "probabilities": (
+        lambda g: replace(g, provenance={"probabilities": {"3/1": 2.0}}),
+        "provenance's probabilities must be numbers from 0 to 1 by token",
+    ),
     "timings": (lambda g: replace(g, timings={"a": float("nan")}), "timings must hold only what JSON can"),
     "mass": (lambda g: replace(g, dropped_mass=-torch.ones(3)), "dropped_mass must not be negative"),
 }

@@ -38,12 +38,19 @@ def validate(graph: Graph) -> dict[str, Any]:
     _text("prompt", graph.prompt)
     _json("timings", graph.timings)
     _json("provenance", graph.provenance)
+    _probabilities(graph.provenance.get("probabilities", {}))
     _labels("labels", graph.labels)
     _labels("automatic_labels", graph.automatic_labels)
     return {
         "features": features, "values": values, "row_node": row_node, "tokens": tokens, "targets": targets,
         "layers": layers, "vocab_size": vocab_size, **_sums(graph),
     }  # fmt: skip
+
+
+def _probabilities(known: Any) -> None:
+    """Raise unless these are probabilities by name."""
+    if not isinstance(known, dict) or not all(type(p) is float and 0 <= p <= 1 for p in known.values()):
+        raise ValueError(f"{_OP}: provenance's probabilities must be numbers from 0 to 1 by token, got {known!r:.80}")
 
 
 def _labels(name: str, labels: Any) -> None:

@@ -22,6 +22,7 @@ class Nodes:
     layers: int
     labels: dict[tuple[int, int], str]
     automatic_labels: dict[tuple[int, int], str]
+    provenance: dict[str, Any]
 
     @property
     def positions(self) -> int:
@@ -94,10 +95,13 @@ class Nodes:
             token, text = int(self.tokens.ids[position]), self.tokens.text[position]
             return {"kind": "token", "position": position, "token": token, "label": text}
         target = node - self.first_target
+        position, token = int(self.targets.positions[target]), int(self.targets.ids[target])
+        probability = self.provenance.get("probabilities", {}).get(f"{token}/{position}")
         return {
             "kind": "target",
-            "position": int(self.targets.positions[target]),
-            "token": int(self.targets.ids[target]),
+            "position": position,
+            "token": token,
             "label": self.targets.labels[target],
             "weight": float(self.targets.weights[target]),
+            **({} if probability is None else {"probability": probability}),
         }

@@ -50,7 +50,7 @@ def graph_of_rows(
         dropped=torch.from_numpy(packed.dropped),
         dropped_mass=torch.from_numpy(packed.mass),
         timings=timings,
-        provenance={**_model_provenance(model), **provenance, **_contrasts(targets)},
+        provenance={**_model_provenance(model), **provenance, **_contrasts(targets), **_probabilities(targets)},
         labels=_labels(model, collector),
     )
 
@@ -59,6 +59,12 @@ def _contrasts(targets: Sequence[Target]) -> dict[str, Any]:
     """Return the token ids of both sides of each contrast by its label."""
     sides = {t.label: [list(side) for side in t.sides] for t in targets if t.sides is not None}
     return {CONTRASTS: sides} if sides else {}
+
+
+def _probabilities(targets: Sequence[Target]) -> dict[str, dict[str, float]]:
+    """Return probabilities of tokens that the caller named, by token and position, where there are any."""
+    known = {f"{t.token}/{t.position}": t.probability for t in targets if t.probability is not None}
+    return {"probabilities": known} if known else {}
 
 
 def _text(model: ReplacementModel, ids: list[int]) -> str:

@@ -41,7 +41,8 @@ class Target:
 
     token: its id, -1 of a direction, a contrast or a feature. layer: where it reads, the model's depth for the end of
     the stream; vector: [width], reads there; preactivation: the sum that edges and bias must have; product_norm: the
-    norm of the products that it is the sum of. sides: the token ids of a contrast.
+    norm of the products that it is the sum of. sides: the token ids of a contrast. probability: of a token that the
+    caller names, whose weight is another number.
     """
 
     label: str
@@ -53,6 +54,7 @@ class Target:
     preactivation: float
     product_norm: float = 0.0
     sides: tuple[Side, Side] | None = None
+    probability: float | None = None
 
 
 def choose(
@@ -189,7 +191,8 @@ def _token_id(model: ReplacementModel, frozen: FrozenModel, token: int | str) ->
 
 
 def _token(model: ReplacementModel, frozen: FrozenModel, token: int, position: int) -> Target:
-    return _tokens(model, frozen, [token], position, [1.0])[0]
+    probability = float(_probabilities(frozen, position)[token])
+    return replace(_tokens(model, frozen, [token], position, [1.0])[0], probability=probability)
 
 
 def _contrast(model: ReplacementModel, frozen: FrozenModel, target: Contrast, position: int) -> Target:

@@ -248,6 +248,7 @@ def _token(description: dict[str, Any]) -> dict[str, Any]:
 
 def _target(graph: Graph, target: int, description: dict[str, Any]) -> dict[str, Any]:
     layer, position, token = graph.layers + 1, description["position"], _token_id(graph, target)
+    probability = description.get("probability", description["weight"])
     label = description["label"].replace("(p=", "(p =")  # the page takes the probability from the first `(p=`
     return {
         "node_id": f"{layer}_{token}_{position}",
@@ -255,9 +256,9 @@ def _target(graph: Graph, target: int, description: dict[str, Any]) -> dict[str,
         "layer": str(layer),
         "feature_type": "logit",
         "jsNodeId": f"L_{token}-{position}",
-        "token_prob": description["weight"],
+        "token_prob": probability,
         "is_target_logit": target == 0,
-        "clerp": f'Output "{label}" (p={description["weight"]:.3f})',
+        "clerp": f'Output "{label}" (p={probability:.3f})',
         "influence": None,
     }
 
