@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from pycircuit.files.atomic import writable_svg
 from pycircuit.ops import checks
 from pycircuit.progress import Report
 
+from .conservation import residual
 from .csr import Rows, index_below
 from .endpoints import Targets, Tokens
 from .faithfulness import KEY, Faithfulness
@@ -169,17 +169,7 @@ class Graph:
         pre-activation, is measured by its terms, not by their small sum. NaN for a graph from a file that lacks the
         pre-activations.
         """
-        if self.provenance.get("law") == "unknown":
-            return torch.full((self.rows.count,), torch.nan, dtype=torch.float64, device="cpu")
-        expected, weight = _array(self.preactivation), self.rows.weight.numpy()
-        difference = _array(self.dropped) + _array(self.bias) - expected
-        scale = _array(self.dropped_mass) + np.abs(_array(self.bias)) + np.abs(expected)
-        for block in self.rows.blocks():
-            terms = block.gather(weight).astype(np.float64)
-            difference[block.rows] += block.reduce(np.add, terms)
-            scale[block.rows] += block.reduce(np.add, np.abs(terms, out=terms))
-        np.maximum(scale, _array(self.product_norm), out=scale)
-        return torch.from_numpy(np.divide(np.abs(difference), scale, out=np.zeros_like(difference), where=scale > 0))
+        return residual(self)
 
     @property
     def certificate(self) -> float:
@@ -215,13 +205,12 @@ class Graph:
         return scores(self)
 
     def subgraph_scores(self, nodes: Iterable[int]) -> Scores:
-        """Scores of a selection: every feature that is not among the nodes counts as an error, in the whole graph.
+        """Scores of a selection in the whole graph: every feature that is not among the nodes counts as an error.
 
-        Influence starts at the targets, is handed on by every selected feature to the sources of its row in the shares
-        of their |weights|, and ends at tokens, errors and features that are not selected. replacement: tokens / (tokens
-        + errors + other features), of the influence that arrives there. completeness: 1 - (errors + other features) /
-        all influence, that of the targets included. With every feature selected these are `scores()`; with none,
-        replacement is the tokens' share of the targets' rows. Tokens and targets are always in, errors never.
+        Influence starts at the targets; each selected feature hands it on in the shares of its row's |weights|; tokens,
+        errors and other features end it. replacement: tokens / (tokens + errors + other features), of the influence
+        there; completeness: 1 - (errors + other features) / all influence, the targets' included. With all features
+        these are `scores()`; with none, replacement is the tokens' share of the targets' rows.
         """
         return subgraph_scores(self, nodes)
 
@@ -237,9 +226,8 @@ class Graph:
     ) -> Stability:
         """Shares of prunings that keep each node and edge, over every pair of thresholds and samples of the targets.
 
-        A sample multiplies the targets' weights by independent exponential numbers, drawn from `seed` (the Bayesian
-        bootstrap); the first has the weights as they are. core: share of the prunings that core nodes and edges have
-        at least.
+        A sample multiplies the targets' weights by exponential numbers drawn from `seed` (the Bayesian bootstrap); the
+        first leaves them. core: least share of the prunings for nodes and edges of the core.
         """
         return stability(self, node_thresholds, edge_thresholds, samples, seed, core, progress)
 
@@ -444,8 +432,3 @@ class Graph:
             f"Graph(features={len(self.features)}, layers={self.layers}, positions={self.positions}, "
             f"targets={len(self.targets)}, rows={self.rows.count}, edges={self.rows.entries})"
         )
-
-
-def _array(t: Tensor | None) -> np.ndarray:
-    assert t is not None  # validate() has set it
-    return t.numpy().astype(np.float64)
