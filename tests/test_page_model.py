@@ -166,6 +166,15 @@ def test_with_everything_frozen_the_graph_foretells_every_change(client: Client,
         assert node["change"] == pytest.approx(node["foretold"], rel=1e-3, abs=1e-4)
 
 
+def test_a_contrast_changes_as_foretold(client: Client) -> None:
+    request = {"prompt": DALLAS, "targets": [{"tokens": "Austin", "against": "Sacramento"}], "name": "contrast"}
+    assert "graph" in list(events(client, client.post("/api/traces", request)["id"]))[-1]
+    body = {"changes": [{"node": "0/7/347", "ablate": True}], "freeze": "all"}
+    (target,) = client.post("/api/graphs/contrast.safetensors/intervene", body)["nodes"]
+    assert target["change"] == pytest.approx(target["foretold"], rel=1e-3)
+    assert target["after"] == pytest.approx(target["before"] + target["change"], rel=1e-3)
+
+
 def test_pinned_nodes_are_in_the_answer(client: Client) -> None:
     address = "/api/graphs/dallas.safetensors/edits"
     state = client.get(address)
@@ -202,11 +211,11 @@ def test_foretold_changes_are_sums_over_paths() -> None:
 
     graph = by_hand()  # target = 3 f1 + 1 f0 - 1 e1; f1 = 2 f0 + 2 e0; activations 1 and 2
     rows = {int(node): r for r, node in enumerate(graph.row_node)}
-    direct = foretold_changes(graph, {0: 0.0}, through_features=False)
+    direct = foretold_changes(graph, {0: 0.0}, follow_features=False)
     assert direct[rows[5]] == -1 and direct[rows[1]] == -2
-    total = foretold_changes(graph, {0: 0.0}, through_features=True)
+    total = foretold_changes(graph, {0: 0.0}, follow_features=True)
     assert total[rows[1]] == -2 and total[rows[5]] == -1 - 3  # f1 falls by all of its 2, and its edge is 3
-    both = foretold_changes(graph, {0: 0.0, 1: 4.0}, through_features=True)
+    both = foretold_changes(graph, {0: 0.0, 1: 4.0}, follow_features=True)
     assert both[rows[5]] == -1 + 3  # a changed feature keeps the value that it was given
     assert agreement(np.array([1.0, 2, -3]), np.array([1.0, 2, 3])) == {
         "correlation": pytest.approx(np.corrcoef([1, 2, -3], [1, 2, 3])[0, 1]), "sign": pytest.approx(2 / 3)

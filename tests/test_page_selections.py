@@ -77,8 +77,8 @@ def test_a_comparison_names_what_each_graph_has_alone(client: Client) -> None:
     a, b = random_graph(), random_graph(seed=1)
     result = client.get("/api/compare?a=random.safetensors&b=other.safetensors&node_threshold=1&edge_threshold=1")
     pruned = [set(node_ids(g, g.prune(1, 1).node_mask.nonzero()[:, 0].numpy())) for g in (a, b)]
-    assert {node["id"] for node in result["only_a"]} == pruned[0] - pruned[1]
-    assert {node["id"] for node in result["only_b"]} == pruned[1] - pruned[0]
+    assert {entry["node"]["id"] for entry in result["only_a"]} == pruned[0] - pruned[1]
+    assert {entry["node"]["id"] for entry in result["only_b"]} == pruned[1] - pruned[0]
     assert {pair["a"]["id"] for pair in result["both"]} == pruned[0] & pruned[1]
     influence = [g.influence() for g in (a, b)]
     for pair in result["both"]:
@@ -97,7 +97,7 @@ def test_features_are_aligned_across_positions() -> None:
     features[:, 1] = (features[:, 1] + 1) % 3
     object.__setattr__(moved, "features", features)  # every feature one position on, with the edges it had
     sides = GraphIndex(graph), GraphIndex(moved)
-    alone = {align: [n for n in compare(*sides, align, (1, 1))["only_a"] if n["kind"] == "feature"]
+    alone = {align: [n for n in compare(*sides, align, (1, 1))["only_a"] if n["node"]["kind"] == "feature"]
              for align in ("position", "feature")}  # fmt: skip
     assert alone["position"] and not alone["feature"]
     pairs = [pair for pair in compare(*sides, "feature", (1, 1))["both"] if pair["a"]["kind"] == "feature"]

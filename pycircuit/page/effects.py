@@ -9,6 +9,7 @@ import torch
 
 from pycircuit.graph import Graph
 from pycircuit.interventions import Intervened, generate, intervene
+from pycircuit.interventions.graph_effects import RowReader
 from pycircuit.interventions.steering import activations_at
 
 from .change_request import ChangeRequest, FeatureChange
@@ -97,7 +98,7 @@ def _node_effects(
         if node < graph.first_error or node >= graph.first_target:
             nodes.append(node)
             names.append(identifier)
-    changes = _measured(graph, result, nodes)
+    changes = _measured(index, result, nodes)
     out, pairs = [], []
     for node, name, (before, after, change) in zip(nodes, names, changes, strict=True):
         row = int(index.row_of[node])
@@ -123,8 +124,10 @@ def _short(number: float | None) -> float | None:
 Change = tuple[float | None, float | None, float | None]  # before, after, change of the pre-activation
 
 
-def _measured(graph: Graph, result: Intervened, nodes: list[int]) -> list[Change]:
+def _measured(index: GraphIndex, result: Intervened, nodes: list[int]) -> list[Change]:
     """Activation before and after of features, centred logit of targets, and the change of the pre-activation."""
+    graph, reader = index.graph, RowReader(result.before.model, index.graph)
+    changes, readable = reader.changes(result.after, result.before).numpy(), reader.readable.numpy()
     features = [tuple(graph.features[node].tolist()) for node in nodes if node < graph.first_error]
     moved = iter(result.effect(features).tolist() if features else [])
     pre = iter(result.effect(features, preactivation=True).tolist() if features else [])
@@ -134,19 +137,18 @@ def _measured(graph: Graph, result: Intervened, nodes: list[int]) -> list[Change
             before = float(graph.values[node])
             out.append((before, before + next(moved), next(pre)))
         else:
-            out.append(_target_change(graph, result, node - graph.first_target))
+            out.append(_target_change(index, node - graph.first_target, changes, readable))
     return out
 
 
-def _target_change(graph: Graph, result: Intervened, target: int) -> Change:
-    """Change of a target that is a token: its logit against the mean of all logits, as it was traced."""
-    token, position = int(graph.targets.ids[target]), int(graph.targets.positions[target])
-    if token < 0:
+def _target_change(index: GraphIndex, target: int, changes: np.ndarray, readable: np.ndarray) -> Change:
+    """Change of a target that is a token or a contrast: of its logit against the mean of all, as it was traced."""
+    graph = index.graph
+    row = int(index.row_of[graph.first_target + target])
+    if row < 0 or not readable[row]:
         return None, None, None
-    weights = result.before.model.weights
-    vector = weights.unembedding[token].double() - weights.unembedding_mean.double()
-    before, after = (float(state.final[position].double() @ vector) for state in (result.before, result.after))
-    return before, after, after - before
+    before, change = float(graph.preactivation[row]), float(changes[row])
+    return before, before + change, change
 
 
 def _probabilities(served: ServedModel, result: Intervened) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

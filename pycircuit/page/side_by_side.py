@@ -86,7 +86,7 @@ def _only(own: _Side, other: _Side) -> list[dict[str, Any]]:
     keys = own.strongest(own.shown.keys() - other.shown.keys())
     described = own.index.describe([own.shown[key] for key in keys])
     return [
-        {**node, "influence": _short(own.influence[key]), "active_in_other": key in other.influence}
+        {"node": node, "influence": _short(own.influence[key]), "active_in_other": key in other.influence}
         for key, node in zip(keys, described, strict=True)
     ]
 
