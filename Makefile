@@ -5,8 +5,8 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt pyproject.toml constraints.txt
 MODULES := $(shell find pycircuit kernels -name '*.py' | sort)
 
-.PHONY: demo test test-gpu test-package test-peers test-real lint compile bench bench-growth bench-lazy bench-peers bench-short demo-model gpu sanitize build clean
-.PHONY: docs package
+.PHONY: demo test test-gpu test-package test-peers test-real lint compile bench bench-growth bench-grouping bench-lazy bench-peers bench-short demo-model gpu sanitize build clean
+.PHONY: docs package page test-page bench-page chromium
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -85,6 +85,33 @@ compile: build build/triton-3.6/.done
 test-real: build .venv/.real
 	$(BIN)/pytest -q tests/real
 
+# The page that `pycircuit serve` shows: TypeScript in page/, built into the package. Only this asks for node.
+page/node_modules/.done: page/package-lock.json
+	npm ci --silent --no-audit --no-fund --prefix page
+	@touch $@
+
+page: page/node_modules/.done
+	npm run --silent --prefix page build
+
+.venv/.browser: .venv/.build
+	$(PIP) starlette uvicorn anywidget playwright
+	@touch $@
+
+# Debian's, where the machine has none.
+chromium:
+	@test -x /usr/bin/chromium || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -yqq chromium; }
+
+# Types, style and units of the page; the built files against a new build; then the page in a real browser, with
+# pictures in build/page-screenshots.
+test-page: build page/node_modules/.done .venv/.browser chromium
+	npm run --silent --prefix page check
+	npm run --silent --prefix page test
+	$(BIN)/pytest -q tests/page
+
+# First view, and frames a second while panning and hovering, at 500, 2,000 and 8,000 nodes.
+bench-page: build .venv/.browser chromium
+	$(BIN)/python benchmarks/page.py
+
 # The pages as a site in build/site; a broken link or an unknown name is an error.
 .venv/.docs: .venv/.tools
 	$(PIP) mkdocs mkdocs-material 'mkdocstrings[python]' ruff
@@ -116,6 +143,10 @@ bench: build
 # Time and memory from 64 to 8,192 tokens. What this commit measured here on quiet cores is not measured again.
 bench-growth: build
 	$(BIN)/python benchmarks/growth.py
+
+# Groups of features against the demo model's facts and against interventions: benchmarks/GROUPING.md.
+bench-grouping: build
+	$(BIN)/python benchmarks/grouping.py
 
 # A cross-layer transcoder left in its files: memory, time and cold reads. Some minutes, 2 GB of disk.
 bench-lazy: build

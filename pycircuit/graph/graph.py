@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pycircuit.files.atomic import writable_svg
-from pycircuit.ops import checks
+from pycircuit.progress import Report
 
-from .csr import Rows, index_below
+from .conservation import residual
+from .csr import Rows
 from .endpoints import Targets, Tokens
 from .faithfulness import KEY, Faithfulness
 from .influence import node_influence
 from .invariants import validate
 from .io import circuit_tracer_graph, graph_file, graphml, libraries, open_graph, page_json, page_reader, tables
-from .io.page_json import Flavour, Groups, PageOptions
+from .io.page_metadata import Flavour, Groups, PageOptions
 from .io.tables import Table
+from .nodes import Nodes
 from .paths import Path, Sign, paths
 from .prune import Pruned, prune, subgraph
-from .scores import Scores, scores
+from .scores import Scores, scores, subgraph_scores
 from .show.notebook import graph_html
 from .show.picture import Picture
 from .show.plot import plot
 from .show.tree import lines
-from .supernodes import Supernode, supernodes
+from .stability import Stability, stability
+from .supernodes import Grouping, Supernode, supernodes
 
 
 @dataclass(frozen=True, eq=False)
-class Graph:
+class Graph(Nodes):
     """Direct effects of features, errors and tokens on features and targets, for one prompt. Lives on the CPU.
 
     Nodes, in the order of columns: features, errors (layer-major, layers x positions), tokens, targets.
@@ -74,91 +77,6 @@ class Graph:
         for name, value in validate(self).items():
             object.__setattr__(self, name, value)
 
-    # Nodes
-
-    @property
-    def positions(self) -> int:
-        return len(self.tokens.text)
-
-    @property
-    def first_error(self) -> int:
-        return len(self.features)
-
-    @property
-    def first_token(self) -> int:
-        return self.first_error + self.layers * self.positions
-
-    @property
-    def first_target(self) -> int:
-        return self.first_token + self.positions
-
-    @property
-    def nodes(self) -> int:
-        """Number of nodes."""
-        return self.first_target + len(self.targets)
-
-    def feature_node(self, layer: int, position: int, feature: int) -> int:
-        """Node of a feature; KeyError if it is not active."""
-        names = {"layer": layer, "position": position, "feature": feature}
-        triple = [min(checks.whole_number("Graph.feature_node", name, n, -(2**63)), 2**62) for name, n in names.items()]
-        matches = (self.features == self.features.new_tensor(triple)).all(1).nonzero()
-        if not len(matches):
-            raise KeyError(f"Graph.feature_node: feature must be active, got layer {layer}, {position=}, {feature=}")
-        return int(matches[0, 0])
-
-    def error_node(self, layer: int, position: int) -> int:
-        """Node of the reconstruction error of a layer at a position."""
-        layer = index_below("Graph.error_node", "layer", layer, self.layers)
-        position = index_below("Graph.error_node", "position", position, self.positions)
-        return self.first_error + layer * self.positions + position
-
-    def token_node(self, position: int) -> int:
-        """Node of the token at a position."""
-        return self.first_token + index_below("Graph.token_node", "position", position, self.positions)
-
-    def target_node(self, target: int = 0) -> int:
-        """Node of a target."""
-        return self.first_target + index_below("Graph.target_node", "target", target, len(self.targets))
-
-    def label(self, layer: int, feature: int) -> tuple[str, bool]:
-        """Label of a feature, and True if it is automatic rather than a name; ("", False) where it has none."""
-        key = (layer, feature)
-        if key in self.labels:
-            return self.labels[key], False
-        return self.automatic_labels.get(key, ""), key in self.automatic_labels
-
-    def describe(self, node: int) -> dict[str, Any]:
-        """Description of a node: its kind, and its layer, position, feature, value, token, label, automatic, weight.
-
-        automatic: of a feature with a label, True unless the label is a name.
-        """
-        node = index_below("Graph.describe", "node", node, self.nodes)
-        if node < self.first_error:
-            layer, position, feature = self.features[node].tolist()
-            value = float(self.values[node])
-            text, automatic = self.label(layer, feature)
-            label = {"label": text, "automatic": automatic} if text else {}
-            return {"kind": "feature", "layer": layer, "position": position, "feature": feature, "value": value} | label
-        if node < self.first_token:
-            layer, position = divmod(node - self.first_error, self.positions)
-            return {"kind": "error", "layer": layer, "position": position}
-        if node < self.first_target:
-            position = node - self.first_token
-            token, text = int(self.tokens.ids[position]), self.tokens.text[position]
-            return {"kind": "token", "position": position, "token": token, "label": text}
-        target = node - self.first_target
-        position, token = int(self.targets.positions[target]), int(self.targets.ids[target])
-        weight = float(self.targets.weights[target])
-        probability = self.provenance.get("probabilities", {}).get(f"{token}/{position}")
-        return {
-            "kind": "target",
-            "position": position,
-            "token": token,
-            "label": self.targets.labels[target],
-            "weight": weight,
-            **({} if probability is None else {"probability": probability}),
-        }
-
     # The law
 
     @property
@@ -170,17 +88,7 @@ class Graph:
         pre-activation, is measured by its terms, not by their small sum. NaN for a graph from a file that lacks the
         pre-activations.
         """
-        if self.provenance.get("law") == "unknown":
-            return torch.full((self.rows.count,), torch.nan, dtype=torch.float64, device="cpu")
-        expected, weight = _array(self.preactivation), self.rows.weight.numpy()
-        difference = _array(self.dropped) + _array(self.bias) - expected
-        scale = _array(self.dropped_mass) + np.abs(_array(self.bias)) + np.abs(expected)
-        for block in self.rows.blocks():
-            terms = block.gather(weight).astype(np.float64)
-            difference[block.rows] += block.reduce(np.add, terms)
-            scale[block.rows] += block.reduce(np.add, np.abs(terms, out=terms))
-        np.maximum(scale, _array(self.product_norm), out=scale)
-        return torch.from_numpy(np.divide(np.abs(difference), scale, out=np.zeros_like(difference), where=scale > 0))
+        return residual(self)
 
     @property
     def certificate(self) -> float:
@@ -215,6 +123,33 @@ class Graph:
         """Scores (replacement, completeness): the shares of influence that run through features rather than errors."""
         return scores(self)
 
+    def subgraph_scores(self, nodes: Iterable[int]) -> Scores:
+        """Scores of a selection in the whole graph: every feature that is not among the nodes counts as an error.
+
+        Influence starts at the targets; each selected feature hands it on in the shares of its row's |weights|; tokens,
+        errors and other features end it. replacement: tokens / (tokens + errors + other features), of the influence
+        there; completeness: 1 - (errors + other features) / all influence, the targets' included. With all features
+        these are `scores()`; with none, replacement is the tokens' share of the targets' rows.
+        """
+        return subgraph_scores(self, nodes)
+
+    def stability(
+        self,
+        node_thresholds: Sequence[float] = (0.7, 0.8, 0.9),
+        edge_thresholds: Sequence[float] = (0.95, 0.98),
+        *,
+        samples: int = 8,
+        seed: int = 0,
+        core: float = 0.95,
+        progress: bool | Report = True,
+    ) -> Stability:
+        """Shares of prunings that keep each node and edge, over every pair of thresholds and samples of the targets.
+
+        A sample multiplies the targets' weights by exponential numbers drawn from `seed` (the Bayesian bootstrap); the
+        first leaves them. core: least share of the prunings for nodes and edges of the core.
+        """
+        return stability(self, node_thresholds, edge_thresholds, samples, seed, core, progress)
+
     def paths(self, source: int, target: int, k: int = 1, sign: Sign | None = None) -> list[Path]:
         """The k strongest paths from node to node, strongest first: a path is nearly as strong as its weakest edge.
 
@@ -222,12 +157,24 @@ class Graph:
         """
         return paths(self, source, target, k, sign)
 
-    def supernodes(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> list[Supernode]:
-        """Groups of pruned features that read as one: of one label at one position, or one feature without a label.
+    def supernodes(
+        self,
+        node_threshold: float = 0.8,
+        edge_threshold: float = 0.98,
+        *,
+        method: Grouping | None = None,
+        fixed: Mapping[str, Sequence[int]] | None = None,
+        decoders: Any = None,
+    ) -> list[Supernode]:
+        """Groups of two or more pruned features that act as one, and the `fixed` groups, the most influential first.
 
-        Two or more nodes each; the most influential group first.
+        method: "structure", features alike in what they read and write and in where they are, as many groups as the
+        graph has, without a path that leaves a group and returns; "label", features of one label at one position, or
+        one feature without a label; None: "label" if the graph has labels. fixed: groups of nodes by name, which stay
+        as they are. decoders: [features, width], decoder rows, which "structure" then compares too.
         """
-        return supernodes(self.prune(node_threshold, edge_threshold))
+        chosen = method or ("label" if any(self.labels.values()) else "structure")
+        return supernodes(self.prune(node_threshold, edge_threshold), chosen, fixed, decoders)
 
     def tree(
         self,
@@ -237,7 +184,7 @@ class Graph:
         least: float = 0.1,
         *,
         errors: bool = False,
-        group: bool = True,
+        group: bool | Sequence[Supernode] = True,
         max_lines: int = 40,
     ) -> str:
         """Tree of a target's inputs as indented text: the strongest inputs, theirs below them, down to the tokens.
@@ -249,7 +196,7 @@ class Graph:
 
         branches: inputs shown of a node, at most; depth: levels below the target; least: weight of an input relative
         to the strongest beside it. errors: sum up the errors of every node, not of the target alone. group: features
-        of one label at one position are one line.
+        of one label at one position are one line; or a list of supernodes that are one line each.
         """
         text = lines(self, target, depth, branches, least, errors, group, max_lines)
         return "\n".join(line.text for line in text)
@@ -261,7 +208,7 @@ class Graph:
         edge_threshold: float = 0.98,
         max_nodes: int = 40,
         target: int = 0,
-        group: bool = True,
+        group: bool | Sequence[Supernode] = True,
         errors: bool = False,
     ) -> Picture:
         """Draw a picture, SVG: tokens as columns, layers as rows, targets on top; notebooks show it.
@@ -270,13 +217,31 @@ class Graph:
         the strongest path that supports `target` is marked. Edges that lower are dashed.
 
         path: a file to write as well. group: features of one label at one position are one box, at the lowest of
-        their layers, with the sums of their weights. errors: draw those of each column as one box.
+        their layers, with the sums of their weights; or a list of supernodes that are one box each. errors: draw
+        those of each column as one box.
         """
         svg_path = None if path is None else writable_svg("plot", path)
         picture = plot(self.prune(node_threshold, edge_threshold), max_nodes, target, group, errors)
         if svg_path is not None:
             picture.save(svg_path)
         return picture
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        node_threshold: float = 0.95,
+        edge_threshold: float = 0.99,
+        max_nodes: int = 1000,
+    ) -> None:
+        """Write the interactive page with this graph in it as one HTML file, which needs no server and no network.
+
+        The file holds what pruning at these thresholds leaves; its sliders prune further.
+        """
+        import_module("pycircuit.page.embed").to_html(self, path, node_threshold, edge_threshold, max_nodes)
+
+    def show(self, node_threshold: float = 0.95, edge_threshold: float = 0.99, max_nodes: int = 1000) -> Any:
+        """Show the interactive page in a notebook, as `to_html` writes it; asks for `pycircuit[notebook]`."""
+        return import_module("pycircuit.page.embed").show(self, node_threshold, edge_threshold, max_nodes)
 
     def subgraph(self, node_mask: Any, edge_mask: Any = None) -> Graph:
         """Graph of the nodes in node_mask, [nodes], and the edges in edge_mask, [entries].
@@ -387,8 +352,3 @@ class Graph:
             f"Graph(features={len(self.features)}, layers={self.layers}, positions={self.positions}, "
             f"targets={len(self.targets)}, rows={self.rows.count}, edges={self.rows.entries})"
         )
-
-
-def _array(t: Tensor | None) -> np.ndarray:
-    assert t is not None  # validate() has set it
-    return t.numpy().astype(np.float64)

@@ -41,9 +41,12 @@ def layer_groups(graph: Graph) -> list[np.ndarray]:
     return [group for group in np.split(order, np.flatnonzero(np.diff(layer[order])) + 1) if len(group)]
 
 
-def propagate(graph: Graph, rows: Rows, scale: np.ndarray) -> np.ndarray:
-    """Influence of every node through `rows`, a selection of the graph's entries: [nodes] float64."""
-    entering = target_weights(graph)
+def propagate(graph: Graph, rows: Rows, scale: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Influence of every node through `rows`, a selection of the graph's entries: [nodes] float64.
+
+    weights: of the targets, zero elsewhere: [nodes]; None: the graph's own.
+    """
+    entering = target_weights(graph) if weights is None else weights
     total = np.zeros(graph.nodes)
     node, column, weight = graph.row_node.numpy(), rows.column.numpy(), rows.weight.numpy()
     for group in layer_groups(graph):
@@ -66,9 +69,10 @@ class EdgeInfluence:
     An iterator over chunks, which are computed anew each time rather than stored.
     """
 
-    def __init__(self, graph: Graph, rows: Rows) -> None:
+    def __init__(self, graph: Graph, rows: Rows, weights: np.ndarray | None = None) -> None:
         scale = scales(rows)
-        entering = propagate(graph, rows, scale) + target_weights(graph)
+        weights = target_weights(graph) if weights is None else weights
+        entering = propagate(graph, rows, scale, weights) + weights
         self.rows = rows
         self.factor = entering[graph.row_node.numpy()] * scale
 

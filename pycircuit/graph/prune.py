@@ -67,16 +67,16 @@ def thresholds(op: str, node: Any, edge: Any) -> tuple[float, float]:
     return node, edge
 
 
-def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Pruned:
-    """Prune a graph to the nodes and edges that carry these shares of the influence."""
+def prune(graph: Graph, node_threshold: float, edge_threshold: float, weights: np.ndarray | None = None) -> Pruned:
+    """Prune a graph to the nodes and edges that carry these shares of the influence. weights: as in propagate."""
     node_threshold, edge_threshold = thresholds("prune", node_threshold, edge_threshold)
-    node_influence = influence.node_influence(graph)
+    node_influence = influence.propagate(graph, graph.rows, influence.scales(graph.rows), weights)
     nodes = node_influence >= cutoff(node_influence, node_threshold)
     nodes[graph.first_token :] = True
     edges = _between(graph.rows, graph.row_node, nodes)
     inner = graph.rows if edges.all() else graph.rows.select(edges)
     # An edge's influence is its share of its row times the influence of the row's node, among remaining nodes only.
-    score = influence.EdgeInfluence(graph, inner)
+    score = influence.EdgeInfluence(graph, inner, weights)
     strong = score.at_least(cutoff(score, edge_threshold))
     _drop_dead_ends(graph, nodes, inner if strong.all() else inner.select(strong))
     strong &= _between(inner, graph.row_node, nodes)

@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .card_examples import CorpusExamples, ExampleFolder, Examples
+from .edit_document import empty_document, node_list
 from .edits import Edits
 from .effects import effects
+from .exports import exported
 from .feature_cards import feature_card
 from .graph_folder import GraphFolder, OpenGraph
 from .graph_index import GraphIndex
-from .json_bytes import encoded
+from .json_bytes import Download, encoded
 from .node_search import search
+from .page_links import document_of_file, document_of_link
+from .pinned_edges import pinned_edges
 from .request_values import fraction, integer, text
+from .selections import selection_groups, selection_scores
+from .side_by_side import compare
 from .traces import Traces
 from .views import MAX_NODES, node_details, strongest_paths, view
 
@@ -29,7 +35,7 @@ class Answers:
 
     def __init__(self, graphs: GraphFolder, model: ServedModel | None, examples: Path | None) -> None:
         self.graphs, self.model = graphs, model
-        self.documents = Edits(graphs.path)
+        self.documents = Edits(graphs.path, self._initial_document)
         self.examples = _examples(graphs, model, examples)
         if self.examples is not None:
             graphs.density = self.examples.density
@@ -105,10 +111,11 @@ class Answers:
         name = query.get("graph")
         index = None if name is None else self.graphs.open(name).index
         labels = {} if name is None else self.documents.state(name)["document"]["labels"]
-        served = None if self._traces is None else self._traces.served
-        if served is not None and index is not None and index.graph.layers != served.model.depth:
-            served = None  # the graph is another model's
-        return feature_card(layer, feature, index, served, self.examples, labels)
+        served, examples = None if self._traces is None else self._traces.served, self.examples
+        if served is not None and index is not None and not served.may_be_of(index.graph):
+            served = None  # what this model's feature does says nothing about the graph's
+            examples = None if isinstance(examples, CorpusExamples) else examples
+        return feature_card(layer, feature, index, served, examples, labels)
 
     def estimate(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
         """Return memory and time of a trace."""
@@ -126,12 +133,51 @@ class Answers:
         """Cancel a trace."""
         return self.traces.cancel(path["id"])
 
+    def edges(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return the edges among nodes of a graph."""
+        return pinned_edges(self._open(path).index, node_list("nodes", body.get("nodes")))
+
     def intervene(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
         """Change features in the model, and return what that does."""
         name = self._name(path)
         document = self.documents.state(name)["document"]
         grouped = [node for group in document["groups"] for node in group["nodes"]]
         return effects(self.traces.served, self._open(path).index, body, [*document["pins"], *grouped])
+
+    def scores(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return the scores of a selection."""
+        return selection_scores(self._open(path).index, body)
+
+    def group(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return groups of a selection."""
+        return selection_groups(self._open(path).index, body)
+
+    def compare(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Compare two graphs."""
+        a, b = (self.graphs.open(text(query, name)).index for name in "ab")
+        thresholds = fraction(query, "node_threshold", 0.8), fraction(query, "edge_threshold", 0.98)
+        return compare(a, b, text(query, "align", "position"), thresholds)
+
+    def export(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Return the graph as JSON of another page, with its groups and pins."""
+        name, flavour = self._name(path), text(query, "flavour", "circuit-tracer")
+        thresholds = fraction(query, "node_threshold", 0.8), fraction(query, "edge_threshold", 0.98)
+        document, scan = self.documents.state(name)["document"], query.get("scan")
+        content = exported(self._open(path).graph, document, flavour, self.graphs.path, name, thresholds, scan)
+        return Download(content, f"{Path(name).stem}.json")
+
+    def import_link(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Make the pins, groups and labels of another page's link an edit."""
+        name = self._name(path)
+        state = self.documents.state(name)
+        document, notes = document_of_link(self._open(path).graph, body.get("text"), state["document"])
+        revision = body.get("revision", state["revision"])
+        return {**self.documents.replace(name, revision, document), "notes": notes}
+
+    def _initial_document(self, name: str) -> dict[str, Any]:
+        if not name.endswith(".json"):
+            return empty_document()
+        return document_of_file(self.graphs.open(name).graph)
 
     def _name(self, path: dict[str, Any]) -> str:
         return self.graphs.file(path["name"]).name

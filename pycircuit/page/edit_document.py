@@ -6,7 +6,7 @@ import re
 from math import isfinite
 from typing import Any
 
-from .node_ids import is_node_id
+from .node_id_form import is_node_id
 
 OP = "page"
 LONGEST_TEXT = 400  # characters of a label or a name

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .edit_document import checked_document, empty_document
+from .edit_document import checked_document
 
 FILE = ".pycircuit-page.sqlite"
 OP = "page"
@@ -31,24 +31,29 @@ class EditConflict(Exception):
 
 
 class Edits:
-    """Documents of edits by a graph's name. Every change is on disk before it is answered."""
+    """Documents of edits by a graph's name. Every change is on disk before it is answered.
 
-    def __init__(self, folder: Path) -> None:
+    initial: makes the document of a graph before its first edit.
+    """
+
+    def __init__(self, folder: Path, initial: Callable[[str], dict[str, Any]]) -> None:
         self.path = folder / FILE
+        self.initial = initial
         self._lock = threading.Lock()
 
     def state(self, name: str) -> dict[str, Any]:
         """Return the revision, the document, and whether there is something to undo and redo."""
+        initial = self.initial(name)
         if not self.path.exists():
-            return _state(0, empty_document(), False, False)
+            return _state(0, initial, False, False)
         with self._lock, self._connection() as connection:
-            return _read_state(connection, name)
+            return _read_state(connection, name, initial)
 
     def replace(self, name: str, revision: object, document: object) -> dict[str, Any]:
         """Make a document the newest; EditConflict if someone else's is newer than `revision`."""
-        checked = checked_document(document)
+        checked, initial = checked_document(document), self.initial(name)
         with self._lock, self._connection() as connection:
-            state = _require_newest(connection, name, revision)
+            state = _require_newest(connection, name, revision, initial)
             if state["document"] == checked:
                 return state
             _, step = _position(connection, name)
@@ -56,7 +61,7 @@ class Edits:
             connection.execute("DELETE FROM steps WHERE name = ? AND step <= ?", (name, step - KEPT_STEPS))
             connection.execute("INSERT INTO steps VALUES (?, ?, ?)", (name, step + 1, json.dumps(checked)))
             _move(connection, name, state["revision"] + 1, step + 1)
-            return _read_state(connection, name)
+            return _read_state(connection, name, initial)
 
     def undo(self, name: str, revision: object) -> dict[str, Any]:
         """Go back by one document."""
@@ -67,13 +72,14 @@ class Edits:
         return self._walk(name, revision, 1)
 
     def _walk(self, name: str, revision: object, by: int) -> dict[str, Any]:
+        initial = self.initial(name)
         with self._lock, self._connection() as connection:
-            state = _require_newest(connection, name, revision)
+            state = _require_newest(connection, name, revision, initial)
             if not state["can_undo" if by < 0 else "can_redo"]:
                 return state
             _, step = _position(connection, name)
             _move(connection, name, state["revision"] + 1, step + by)
-            return _read_state(connection, name)
+            return _read_state(connection, name, initial)
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -118,13 +124,13 @@ def _move(connection: sqlite3.Connection, name: str, revision: int, step: int) -
     connection.execute("INSERT OR REPLACE INTO graphs VALUES (?, ?, ?)", (name, revision, step))
 
 
-def _read_state(connection: sqlite3.Connection, name: str) -> dict[str, Any]:
+def _read_state(connection: sqlite3.Connection, name: str, initial: dict[str, Any]) -> dict[str, Any]:
     revision, step = _position(connection, name)
     near = connection.execute(
         "SELECT step, document FROM steps WHERE name = ? AND step BETWEEN ? AND ?", (name, step - 1, step + 1)
     )
     documents = dict(near.fetchall())
-    document = json.loads(documents[step]) if step in documents else empty_document()
+    document = json.loads(documents[step]) if step in documents else initial
     can_undo = step == 1 or step - 1 in documents
     return _state(revision, document, can_undo, step + 1 in documents)
 
@@ -133,8 +139,10 @@ def _state(revision: int, document: dict[str, Any], can_undo: bool, can_redo: bo
     return {"revision": revision, "document": document, "can_undo": can_undo, "can_redo": can_redo}
 
 
-def _require_newest(connection: sqlite3.Connection, name: str, revision: object) -> dict[str, Any]:
-    state = _read_state(connection, name)
+def _require_newest(
+    connection: sqlite3.Connection, name: str, revision: object, initial: dict[str, Any]
+) -> dict[str, Any]:
+    state = _read_state(connection, name, initial)
     if type(revision) is not int:
         raise TypeError(f"{OP}: revision must be an int, got {type(revision).__name__}")
     if revision != state["revision"]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pycircuit.labels.output_tokens import OutputTokens
+from pycircuit.model.frozen import unembed
 
 from .card_examples import Examples
 from .graph_index import GraphIndex, significant
@@ -62,7 +63,7 @@ def _label(
     own = labels.get(f"{layer}/{feature}")
     if own is not None:
         return own, False
-    text, automatic = ("", False) if index is None else index.label(layer, feature)
+    text, automatic = ("", False) if index is None else index.graph.label(layer, feature)
     if text and not automatic:
         return text, False
     name = "" if served is None else served.model.labels.get((layer, feature), "")
@@ -89,9 +90,16 @@ def _output_tokens(
 ) -> tuple[Tokens, Tokens]:
     """Return the tokens raised and lowered most: by the model, or as the file says, without values."""
     if served is not None:
-        best, worst = OutputTokens(served.model, _LOGITS).extremes(layer, torch.tensor([feature]))
+        outputs = OutputTokens(served.model, _LOGITS)
+        logits = unembed(outputs.unbiased, outputs.directions(layer, torch.tensor([feature])))[0]
+        logits = logits - logits.mean()
+        chosen = (logits.topk(outputs.count), logits.topk(outputs.count, largest=False))
         return tuple(  # type: ignore[return-value]
-            [{"token": served.text([token]), "value": None} for token in tokens[0]] for tokens in (best, worst)
+            [
+                {"token": served.text([token]), "value": value}
+                for token, value in zip(best.indices.tolist(), significant(best.values.numpy()).tolist(), strict=True)
+            ]
+            for best in chosen
         )
     lists = [(content or {}).get(name) for name in ("top_logits", "bottom_logits")]
     return tuple(  # type: ignore[return-value]

@@ -18,7 +18,6 @@ from .graph_index import GraphIndex
 
 OP = "page"
 KINDS = {".safetensors": "safetensors", ".json": "json", ".pt": "pt"}
-LARGEST_JSON = 1 << 28  # bytes: Python's objects are ten times as large
 _CACHED_BYTES = 1 << 30
 _CACHED_VIEWS = 64
 _OVERVIEW = "graph-metadata.json"
@@ -129,10 +128,13 @@ class GraphFolder:
 
     def _read(self, file: GraphFile, key: tuple[Any, ...]) -> OpenGraph:
         try:
-            return OpenGraph(GraphIndex(read_graph(file, self.tokenizer), self.density))
+            return OpenGraph(GraphIndex(Graph.open(file.path, self.tokenizer), self.density))
         except Exception as error:
             self._errors[key] = message_of(error)
-            raise
+            if isinstance(error, ValueError | OSError | MemoryError):
+                raise
+            message = f"{type(error).__name__}: {message_of(error)}"
+            raise ValueError(f"{OP}: {file.name} must hold a sound graph, got {message}") from error
 
     def _forget(self, newest: tuple[Any, ...]) -> None:
         """Drop earlier states of the newest graph's file, and the graphs used longest ago beyond the bytes to keep."""
@@ -159,19 +161,6 @@ class GraphFolder:
         error = self._errors.get(key)
         facts = {"name": file.name, "kind": file.kind, "bytes": file.bytes, "modified": file.modified, "error": error}
         return facts | summary | {"title": summary["title"] or Path(file.name).stem}
-
-
-def read_graph(file: GraphFile, tokenizer: Any) -> Graph:
-    """Read a graph of any kind."""
-    if file.kind == "safetensors":
-        return Graph.load(file.path)
-    if file.kind == "pt":
-        return Graph.from_circuit_tracer(file.path, tokenizer)
-    if file.bytes > LARGEST_JSON:
-        raise ValueError(f"{OP}: a JSON file must have at most {LARGEST_JSON} bytes, got {file.bytes}")
-    if not hasattr(Graph, "from_json"):
-        raise ValueError(f"{OP}: a graph must be a .safetensors or .pt file, got {file.name}")
-    return Graph.from_json(file.path)
 
 
 def summarize(file: GraphFile) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
 from typing import Any
 
 import numpy as np
 
-from pycircuit.graph import Graph
+from pycircuit.graph import Graph, Pruned
 from pycircuit.graph.influence import node_influence
 from pycircuit.graph.threshold import cumulative
 
@@ -24,10 +24,10 @@ def significant(values: np.ndarray) -> np.ndarray:
     """Round to a few significant digits, so that numbers are short as text: float64, of the same shape."""
     values = values.astype(np.float64)
     size = np.abs(values)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         scale = 10.0 ** (DIGITS - 1 - np.floor(np.log10(size)))
-    usable = np.isfinite(scale) & (scale > 0) & np.isfinite(values)
-    return np.where(usable, np.round(values * np.where(usable, scale, 1)) / np.where(usable, scale, 1), values)
+        rounded = np.round(values * scale) / scale
+    return np.where(np.isfinite(rounded) & (scale > 0), rounded, values)
 
 
 def finite(value: float) -> float | None:
@@ -41,6 +41,7 @@ class GraphIndex:
 
     graph: Graph
     density: Callable[[int, int], float | None] = lambda layer, feature: None
+    _prunings: dict[tuple[float, float], Pruned] = field(default_factory=dict)
 
     @cached_property
     def influence(self) -> np.ndarray:
@@ -80,19 +81,21 @@ class GraphIndex:
         """Largest violation of the conservation law; None where it is not known."""
         return finite(self.graph.certificate)
 
+    def pruned(self, node_threshold: float, edge_threshold: float) -> Pruned:
+        """Prune the graph; the last pruning is kept."""
+        key = (node_threshold, edge_threshold)
+        known = self._prunings.get(key)
+        if known is None:
+            known = self.graph.prune(node_threshold, edge_threshold)
+            self._prunings.clear()
+            self._prunings[key] = known
+        return known
+
     def shares(self, entries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Share of each entry in the mass of its row: [entries]. rows: the row of each."""
         mass = self.masses[rows]
         size = np.abs(self.graph.rows.weight.numpy()[entries]).astype(np.float64)
         return np.divide(size, mass, out=np.zeros_like(size), where=mass > 0)
-
-    def label(self, layer: int, feature: int) -> tuple[str, bool]:
-        """Return the label of a feature, and True if nobody wrote it; ("", False) where it has none."""
-        name = self.graph.labels.get((layer, feature))
-        if name is not None:
-            return name, False
-        automatic: dict[tuple[int, int], str] = getattr(self.graph, "automatic_labels", {})
-        return automatic.get((layer, feature), ""), (layer, feature) in automatic
 
     def describe(self, nodes: np.ndarray | Sequence[int]) -> list[dict[str, Any]]:
         """Describe nodes as the page draws them: [n]."""
@@ -110,7 +113,7 @@ class GraphIndex:
         out["weight"] = None
         if node < graph.first_error:
             layer, position, feature = graph.features[node].tolist()
-            label, automatic = self.label(layer, feature)
+            label, automatic = graph.label(layer, feature)
             value = finite(float(f"{float(graph.values[node]):.{DIGITS}g}"))
             return out | {
                 "kind": KINDS[0], "layer": layer, "position": position, "feature": feature, "value": value,

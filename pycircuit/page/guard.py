@@ -23,6 +23,7 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 LONGEST_ADDRESS = 8192  # bytes of path and query
 LARGEST_BODY = 4 << 20
+LARGEST_HEADERS = 32 << 10  # bytes, all together
 BODY_SECONDS = 20.0  # for the whole body to arrive
 HEADER = "x-pycircuit"
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
@@ -90,7 +91,8 @@ def host_name(host: str) -> str | None:
         port = port[1:] if port.startswith(":") else port and "x"
         sound = bool(bracket) and _is_address(name)
     else:
-        name, _, port = host.partition(":")
+        name, colon, port = host.partition(":")
+        port = port or colon
         sound = bool(name) and len(name) <= 253 and all(c.isalnum() or c in "-._" for c in name) and name.isascii()
     return name.lower() if sound and (not port or (port.isdecimal() and len(port) <= 5)) else None
 
@@ -184,6 +186,8 @@ def _encoded(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
 
 def _headers(scope: Message) -> dict[str, str]:
     """Headers by name; one that must be single and is not is refused."""
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > LARGEST_HEADERS:
+        raise Refused(431, f"headers must have at most {LARGEST_HEADERS} bytes")
     headers: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file of JSON for the browser to keep."""
+
+    content: bytes
+    name: str
 
 
 def encoded(content: Any) -> bytes:

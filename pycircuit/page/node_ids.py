@@ -1,47 +1,40 @@
-"""Identifiers of nodes as people type them: 0/7/347, error/3/2, token/4, target/0."""
+"""Nodes of identifiers, and identifiers of nodes."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pycircuit.graph import identifiers
+
+from .node_id_form import FORM, is_node_id
+
 if TYPE_CHECKING:
     from pycircuit.graph import Graph
 
-FORM = "LAYER/POSITION/FEATURE, error/LAYER/POSITION, token/POSITION or target/N"
-_NUMBER = r"(0|[1-9]\d{0,8})"
-_FEATURE = re.compile(rf"{_NUMBER}/{_NUMBER}/{_NUMBER}", re.ASCII)
-_ERROR = re.compile(rf"error/{_NUMBER}/{_NUMBER}", re.ASCII)
-_END = re.compile(rf"(token|target)/{_NUMBER}", re.ASCII)
+OP = "page"
 
 
-def is_node_id(text: object) -> bool:
-    """Return True for an identifier in the right form, whether a graph has the node or not."""
-    return isinstance(text, str) and any(form.fullmatch(text) for form in (_FEATURE, _ERROR, _END))
-
-
-def node_of(graph: Graph, identifier: str) -> int:
+def node_of(graph: Graph, text: str) -> int:
     """Return the node of an identifier; ValueError for a wrong form, KeyError for a node that the graph lacks."""
-    if match := _FEATURE.fullmatch(identifier):
-        return graph.feature_node(*map(int, match.groups()))
-    if match := _ERROR.fullmatch(identifier):
-        layer, position = map(int, match.groups())
-        return _present(identifier, lambda: graph.error_node(layer, position))
-    if match := _END.fullmatch(identifier):
-        kind, number = match.groups()
-        find = graph.token_node if kind == "token" else graph.target_node
-        return _present(identifier, lambda: find(int(number)))
-    raise ValueError(f"page: a node must be {FORM}, got {identifier[:80]!r}")
-
-
-def _present(identifier: str, find: Callable[[], int]) -> int:
+    if not is_node_id(text):
+        raise ValueError(f"{OP}: a node must be {FORM}, got {str(text)[:80]!r}")
     try:
-        return find()
-    except ValueError:
-        raise KeyError(f"page: a node must be in the graph, got {identifier}") from None
+        return identifiers.node_of(graph, text, OP)
+    except ValueError as error:
+        raise KeyError(str(error)) from None
+
+
+def present_nodes(graph: Graph, identifiers: Iterable[str]) -> list[int]:
+    """Return the nodes that the graph has of these: an edit may name nodes of an earlier state of its file."""
+    nodes = []
+    for identifier in identifiers:
+        with suppress(KeyError):
+            nodes.append(node_of(graph, identifier))
+    return nodes
 
 
 def node_ids(graph: Graph, nodes: np.ndarray) -> list[str]:

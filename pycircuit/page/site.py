@@ -8,6 +8,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -21,7 +22,7 @@ from .answers import Answers
 from .edits import EditConflict
 from .graph_folder import GraphFolder, message_of
 from .guard import LOCAL_NAMES, Access, Guard
-from .json_bytes import encoded
+from .json_bytes import Download, encoded
 from .tracing_queue import QueueFull
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Site:
         }
         access = Access(frozenset(names), not local, token, f"pycircuit-{port}")
         app = Starlette(routes=self._routes(), exception_handlers={HTTPException: _http_error, Exception: _unexpected})
+        app.router.redirect_slashes = False
         self.app = Guard(app, access)
 
     def close(self) -> None:
@@ -70,6 +72,12 @@ class Site:
             ("PUT", f"{graph}/edits", a.replace_edits),
             ("POST", f"{graph}/edits/undo", a.undo),
             ("POST", f"{graph}/edits/redo", a.redo),
+            ("POST", f"{graph}/scores", a.scores),
+            ("POST", f"{graph}/group", a.group),
+            ("GET", "/api/compare", a.compare),
+            ("GET", f"{graph}/export.json", a.export),
+            ("POST", f"{graph}/import", a.import_link),
+            ("POST", f"{graph}/edges", a.edges),
             ("POST", f"{graph}/intervene", a.intervene),
             ("GET", "/api/features/{layer}/{feature}", a.feature),
             ("POST", "/api/estimate", a.estimate),
@@ -83,7 +91,7 @@ class Site:
         routes: list[Route | Mount] = [
             Route(path, _endpoint(handlers), methods=list(handlers)) for path, handlers in methods.items()
         ]
-        routes.append(Route("/api/{path:path}", _no_such_address))
+        routes += [Route(path, _no_such_address) for path in ("/api", "/api/{path:path}")]
         if STATIC.is_dir():
             routes.append(Mount("/", StaticFiles(directory=STATIC, html=True)))
         else:
@@ -101,6 +109,10 @@ def _endpoint(handlers: dict[str, Callable[..., Any]]) -> Callable[[Request], Aw
         status, content = await run_in_threadpool(call)
         if isinstance(content, Response):
             return content
+        if isinstance(content, Download):
+            disposition = f"attachment; filename*=UTF-8''{quote(content.name)}"
+            headers = {"cache-control": "no-store", "content-disposition": disposition}
+            return Response(content.content, status, headers, "application/json")
         return Response(content, status, {"cache-control": "no-store"}, "application/json")
 
     return endpoint
@@ -108,7 +120,7 @@ def _endpoint(handlers: dict[str, Callable[..., Any]]) -> Callable[[Request], Aw
 
 def _call(
     handler: Callable[..., Any], path: dict[str, Any], query: dict[str, str], body: bytes
-) -> tuple[int, bytes | Response]:
+) -> tuple[int, bytes | Download | Response]:
     """Run a handler and return status and content; errors of what was asked become answers."""
     try:
         content = handler(path, query, _parsed(body))
@@ -122,7 +134,7 @@ def _call(
         return 400, encoded({"error": message_of(error)})
     except (OSError, MemoryError, RuntimeError, ImportError) as error:
         return 500, encoded({"error": message_of(error)})
-    return 200, content if isinstance(content, bytes | Response) else encoded(content)
+    return 200, content if isinstance(content, bytes | Download | Response) else encoded(content)
 
 
 def _parsed(body: bytes) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def view(
     influential features and errors up to max_nodes, with their max_edges strongest edges.
     """
     index = GraphIndex(graph) if index is None else index
-    pruned = graph.prune(node_threshold, edge_threshold)
+    pruned = index.pruned(node_threshold, edge_threshold)
     nodes = _shown(index, pruned, max_nodes)
     return {
         "prompt": graph.prompt,
@@ -41,7 +41,10 @@ def view(
         "provenance": _plain(graph.provenance),
         "thresholds": {"node": node_threshold, "edge": edge_threshold},
         "total": {"nodes": graph.nodes, "features": len(graph.features), "edges": graph.rows.entries},
-        "pruned": {"nodes": int(pruned.node_mask.sum()), "edges": int(pruned.edge_mask.sum())},
+        "pruned": {
+            "nodes": int(np.count_nonzero(pruned.node_mask.numpy())),
+            "edges": int(np.count_nonzero(pruned.edge_mask.numpy())),
+        },
         "scores": index.scores,
         "nodes": index.describe(nodes),
         "edges": _edges(index, np.flatnonzero(pruned.edge_mask.numpy()), nodes, max_edges),
