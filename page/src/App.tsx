@@ -10,6 +10,7 @@ import { NodePanel } from "./NodePanel";
 import { ComparePanel } from "./ComparePanel";
 import { IntervenePanel } from "./IntervenePanel";
 import { Dialogs } from "./Dialogs";
+import { OtherGraph } from "./OtherGraph";
 import { Subgraph } from "./Subgraph";
 import { Toolbar } from "./Toolbar";
 import { TracePanel } from "./TracePanel";
@@ -40,7 +41,7 @@ function Page() {
           <GraphView onReady={onReady} />
           <Empty />
         </section>
-        <Subgraph />
+        <Lower />
         <Panels graph={graph} />
       </main>
       <Dialogs graph={graph} />
@@ -48,6 +49,17 @@ function Page() {
         {notice && <div class={notice.error ? "notice error" : "notice"}>{notice.text}</div>}
       </div>
     </div>
+  );
+}
+
+/** Below the graph: the subgraph, or the graph that it is compared with. */
+function Lower() {
+  const store = useStore();
+  const other = store.other.value;
+  return store.tab.value === "compare" && other !== null && store.source.live ? (
+    <OtherGraph name={other} />
+  ) : (
+    <Subgraph />
   );
 }
 

@@ -2,10 +2,10 @@
 
 import { useEffect, useState } from "preact/hooks";
 import { NodeName } from "./NodeName";
-import { decimal } from "./model";
+import { decimal, percent } from "./model";
 import { messageOf } from "./store";
 import { useStore } from "./context";
-import type { Comparison, GraphNode } from "./types";
+import type { Comparison, GraphNode, OwnNode } from "./types";
 
 type List = "both" | "only_a" | "only_b";
 
@@ -73,11 +73,11 @@ function Answer({ answer, a, b }: { answer: Comparison; a: string; b: string }) 
   const store = useStore();
   const [list, setList] = useState<List>("both");
   const counts: Record<List, [string, number]> = {
-    both: ["In both", answer.both.length],
-    only_a: ["Only in A", answer.only_a.length],
-    only_b: ["Only in B", answer.only_b.length],
+    both: ["In both", answer.summary.both],
+    only_a: ["Only in A", answer.summary.only_a],
+    only_b: ["Only in B", answer.summary.only_b],
   };
-  const total = Math.max(1, answer.both.length + answer.only_a.length + answer.only_b.length);
+  const total = Math.max(1, answer.summary.both + answer.summary.only_a + answer.summary.only_b);
   const changes = [...answer.both].sort((x, y) => Math.abs(y.influence_change) - Math.abs(x.influence_change));
   const largest = Math.max(1e-12, Math.abs(changes[0]?.influence_change ?? 0));
   return (
@@ -91,6 +91,10 @@ function Answer({ answer, a, b }: { answer: Comparison; a: string; b: string }) 
           <span key={name} class={name} style={{ width: `${(100 * counts[name][1]) / total}%` }} />
         ))}
       </div>
+      <p class="hint">
+        What both share carries {percent(answer.summary.influence_in_both[0])} of the influence in A and{" "}
+        {percent(answer.summary.influence_in_both[1])} in B.
+      </p>
       <div class="segments" role="tablist" aria-label="Which nodes">
         {(["only_a", "both", "only_b"] as const).map((name) => (
           <button key={name} role="tab" aria-selected={list === name} onClick={() => setList(name)}>
@@ -120,9 +124,8 @@ function Answer({ answer, a, b }: { answer: Comparison; a: string; b: string }) 
   );
 }
 
-function OnlyIn({ nodes, open }: { nodes: GraphNode[]; open: string }) {
+function OnlyIn({ nodes, open }: { nodes: OwnNode[]; open: string }) {
   const store = useStore();
-  const sorted = [...nodes].sort((x, y) => y.influence - x.influence);
   const choose = async (node: GraphNode): Promise<void> => {
     const before = store.graph.value;
     if (open !== before) {
@@ -133,15 +136,15 @@ function OnlyIn({ nodes, open }: { nodes: GraphNode[]; open: string }) {
   };
   return (
     <ul class="connections">
-      {sorted.slice(0, 100).map((node) => (
+      {nodes.slice(0, 100).map(({ node, influence, active_in_other: weak }) => (
         <li key={node.id}>
           <button class="line positive" onClick={() => void choose(node)}>
-            <span
-              class="meter"
-              style={{ width: `${(100 * node.influence) / Math.max(1e-12, sorted[0]!.influence)}%` }}
-            />
+            <span class="meter" style={{ width: `${(100 * influence) / Math.max(1e-12, nodes[0]!.influence)}%` }} />
             <NodeName node={node} />
-            <span class="value">{decimal(node.influence)}</span>
+            <span class="value">
+              {weak && <span class="quiet">weak in the other </span>}
+              {decimal(influence)}
+            </span>
           </button>
         </li>
       ))}

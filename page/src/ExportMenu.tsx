@@ -7,7 +7,7 @@ import { readPalette } from "./palette";
 import { download, graphSvg, pngOf, standaloneSvg } from "./svg";
 import { textOf } from "./graph_controller";
 import { useStore } from "./context";
-import type { Scene } from "./paint";
+import { highestInfluence, type Scene } from "./paint";
 import type { Store } from "./store";
 
 export function ExportMenu() {
@@ -111,6 +111,7 @@ function graphPicture(store: Store): string {
       model,
       layout,
       palette: readPalette(element),
+      highest: highestInfluence(model),
       edges: model.visibleEdges(store.filter.value, visible),
       visible,
       text,

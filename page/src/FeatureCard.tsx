@@ -58,6 +58,7 @@ function ActiveHere({ node, here }: { node: GraphNode; here: Card["here"] }) {
   const active = new Map(here.map(({ position, value }) => [position, value]));
   if (node.value !== null) active.set(node.position, node.value);
   const highest = Math.max(1e-12, ...active.values());
+  const gap = view.tokens.some((token) => /^\s/.test(token)) ? "" : " "; // between tokens that bring no spaces
   const around = view.tokens.length > 80 ? [Math.max(0, node.position - 30), node.position + 10] : [0, Infinity];
   return (
     <>
@@ -67,11 +68,14 @@ function ActiveHere({ node, here }: { node: GraphNode; here: Card["here"] }) {
           if (position < around[0]! || position > around[1]!) return null;
           const value = active.get(position);
           return value !== undefined ? (
-            <mark key={position} class={heat(value / highest)} title={decimal(value)}>
-              {token}
-            </mark>
+            <span key={position}>
+              <mark class={heat(value / highest)} title={decimal(value)}>
+                {token}
+              </mark>
+              {gap}
+            </span>
           ) : (
-            <span key={position}>{token}</span>
+            <span key={position}>{token + gap}</span>
           );
         })}
       </p>
@@ -100,6 +104,7 @@ function ExampleText({ example, heading }: { example: Example; heading: boolean 
   const highest = Math.max(1e-12, ...example.values);
   const peak = example.values.indexOf(Math.max(...example.values));
   const first = Math.max(0, peak - 24);
+  const gap = example.tokens.some((token) => /^\s/.test(token)) ? "" : " ";
   return (
     <>
       {heading && example.quantile && <h4>{example.quantile}</h4>}
@@ -110,6 +115,7 @@ function ExampleText({ example, heading }: { example: Example; heading: boolean 
           return (
             <span key={i} class={value > 0 ? heat(value / highest) : ""} title={value > 0 ? decimal(value) : undefined}>
               {token}
+              {gap}
             </span>
           );
         })}

@@ -234,7 +234,9 @@ function Outcome({ result }: { result: Intervened }) {
 function Probabilities({ before, after }: { before: TokenProbability[]; after: TokenProbability[] }) {
   const find = (list: TokenProbability[], token: string): number =>
     list.find((entry) => entry.token === token)?.probability ?? 0;
-  const tokens = [...new Set([...before.slice(0, 6), ...after.slice(0, 6)].map((entry) => entry.token))];
+  const likeliest = (list: TokenProbability[]): TokenProbability[] =>
+    [...list].sort((a, b) => b.probability - a.probability).slice(0, 6);
+  const tokens = [...new Set([...likeliest(before), ...likeliest(after)].map((entry) => entry.token))];
   tokens.sort((a, b) => Math.max(find(before, b), find(after, b)) - Math.max(find(before, a), find(after, a)));
   return (
     <table class="probabilities">

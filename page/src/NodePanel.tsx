@@ -233,7 +233,7 @@ function Line({ node, share, sign, value, title, graph }: LineProps) {
         <span class="meter" style={{ width: `${Math.min(100, 100 * share)}%` }} />
         <NodeName node={node} />
         <span class="value">
-          {sign < 0 ? "−" : ""}
+          {sign < 0 && !value.startsWith("<") ? "−" : ""}
           {value}
         </span>
       </button>

@@ -217,6 +217,19 @@ function Hulls({ boxes }: { boxes: PlacedBox[] }) {
   );
 }
 
+/** Pixels by which an edge bends aside, so that it does not run behind a box between its ends. */
+function sideways(source: PlacedBox, target: PlacedBox, boxes: PlacedBox[]): number {
+  const [low, high] = [Math.min(source.y, target.y), Math.max(source.y, target.y)];
+  const between = boxes.filter((box) => {
+    if (box === source || box === target || box.y < low + BOX_HEIGHT || box.y > high - BOX_HEIGHT) return false;
+    const x = source.x + ((target.x - source.x) * (box.y - source.y)) / (target.y - source.y);
+    return Math.abs(box.x - x) < box.w / 2 + 4;
+  });
+  if (between.length === 0) return 0;
+  const widest = Math.max(...between.map((box) => box.w));
+  return (target.x >= source.x ? 1 : -1) * (widest * 0.75 + 30);
+}
+
 function EdgeLine({ edge, boxes, focus }: { edge: BoxEdge; boxes: PlacedBox[]; focus: string | null }) {
   const source = boxes[edge.source];
   const target = boxes[edge.target];
@@ -227,7 +240,8 @@ function EdgeLine({ edge, boxes, focus }: { edge: BoxEdge; boxes: PlacedBox[]; f
   const bend = Math.max(16, Math.abs(y1 - y2) * 0.45) * (rises ? 1 : -1);
   const near = focus === source.id || focus === target.id;
   const kind = edge.weight < 0 ? "negative" : "positive";
-  const path = `M${source.x},${y1} C${source.x},${y1 - bend} ${target.x},${y2 + bend} ${target.x},${y2}`;
+  const bow = sideways(source, target, boxes);
+  const path = `M${source.x},${y1} C${source.x + bow},${y1 - bend} ${target.x + bow},${y2 + bend} ${target.x},${y2}`;
   return (
     <g class={`edge ${kind}${focus !== null && !near ? " faded" : ""}`}>
       <path
@@ -238,7 +252,7 @@ function EdgeLine({ edge, boxes, focus }: { edge: BoxEdge; boxes: PlacedBox[]; f
         <title>{`${decimal(edge.weight)}, ${percent(edge.share)} of the input`}</title>
       </path>
       {near && (
-        <text x={(source.x + target.x) / 2} y={(y1 + y2) / 2} class="edge-share">
+        <text x={(source.x + target.x) / 2 + 0.75 * bow} y={(y1 + y2) / 2} class="edge-share">
           {`${edge.weight < 0 ? "−" : ""}${percent(edge.share)}`}
         </text>
       )}
@@ -289,10 +303,18 @@ function BoxShape({ box, chosen, target, faded, onPointerDown, onHover, onKey }:
         width={box.w}
         height={BOX_HEIGHT}
         rx={kind === "token" ? 4 : 8}
-        stroke={colour ?? undefined}
+        style={colour ? { stroke: colour } : undefined}
       />
       {colour && (
-        <rect class="stripe" x={left + 5} y={top + 7} width={4} height={BOX_HEIGHT - 14} rx={2} fill={colour} />
+        <rect
+          class="stripe"
+          x={left + 5}
+          y={top + 7}
+          width={4}
+          height={BOX_HEIGHT - 14}
+          rx={2}
+          style={{ fill: colour }}
+        />
       )}
       <text y={1}>{text.length > letters ? `${text.slice(0, letters - 1)}…` : text}</text>
       <title>{box.nodes.map((node) => `${nodeName(node, labels)}  ${node.id}`).join("\n")}</title>

@@ -26,7 +26,7 @@ export function fit(content: Size, frame: Size, largest = 1.2, smallest = 0.34):
   const spareY = height - content.height * k;
   return {
     k,
-    dx: INSET.left + Math.max(0, spareX / 2),
+    dx: INSET.left + (spareX >= 0 ? spareX / 2 : spareX),
     dy: INSET.top + (spareY >= 0 ? spareY / 2 : 0),
   };
 }

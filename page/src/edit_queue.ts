@@ -37,7 +37,7 @@ export class EditQueue {
   }
 
   step(name: string, direction: "undo" | "redo"): void {
-    this.enqueue(name, () => this.source[direction](name));
+    this.enqueue(name, () => this.source[direction](name, this.edits.peek()?.revision ?? 0));
   }
 
   /** The edits as JSON for the address; null where there are none. */

@@ -8,7 +8,7 @@ import { layOut } from "./layout";
 import { nodeName, percent } from "./model";
 import { paintOverlay } from "./overlay";
 import { groupColour, readPalette } from "./palette";
-import type { Scene } from "./paint";
+import { highestInfluence, type Scene } from "./paint";
 import { isPinned, togglePin } from "./groups";
 import type { Store } from "./store";
 import type { GraphNode } from "./types";
@@ -84,6 +84,7 @@ export class GraphController {
       model,
       layout,
       palette: readPalette(this.frame),
+      highest: highestInfluence(model),
       edges: model.visibleEdges(filter, visible),
       visible,
       text,
@@ -92,7 +93,7 @@ export class GraphController {
     };
     this.hits = new HitGrid(layout);
     const wanted = this.store.camera.peek();
-    this.camera = wanted ?? fit(layout, this.size);
+    this.camera = wanted ?? this.fitted();
     this.base.setScene(this.scene, this.camera, this.size);
     if (!same) performance.mark("pycircuit-first-view");
     this.refresh();
@@ -101,11 +102,17 @@ export class GraphController {
   private onCameraSignal(): void {
     const wanted = this.store.camera.value;
     if (!this.scene) return;
-    const next = wanted ?? fit(this.scene.layout, this.size);
+    const next = wanted ?? this.fitted();
     if (next.k === this.camera.k && next.dx === this.camera.dx && next.dy === this.camera.dy) return;
     this.camera = next;
     this.base.move(next);
     this.refresh();
+  }
+
+  /** The camera that shows the graph; text stays legible, and where it does not fit the end of the prompt is shown. */
+  private fitted(): Camera {
+    const { layout } = this.scene!;
+    return fit(layout, this.size, 1.2, layout.chips ? 0.66 : 0.34);
   }
 
   private moveTo(camera: Camera): void {

@@ -118,6 +118,7 @@ export function visibleText(text: string): string {
 export function percent(share: number | null | undefined, digits = 0): string {
   if (share === null || share === undefined || Number.isNaN(share)) return "–";
   const value = 100 * share;
+  if (value !== 0 && Math.abs(value) < 0.05) return "<0.1%";
   if (value !== 0 && Math.abs(value) < 1 && digits === 0) return `${value.toFixed(1)}%`;
   return `${value.toFixed(digits)}%`;
 }

@@ -9,6 +9,8 @@ export interface Scene {
   model: GraphModel;
   layout: Layout;
   palette: Palette;
+  /** The greatest influence of a feature. */
+  highest: number;
   /** Visible edges, strongest first. */
   edges: Uint32Array;
   visible: Uint8Array;
@@ -19,6 +21,14 @@ export interface Scene {
 
 const BATCH = 150; // curves in one path: long paths are slow to fill
 const CURVES_UP_TO = 6000;
+
+/** The greatest influence of a feature of a model. */
+export function highestInfluence(model: GraphModel): number {
+  return model.view.nodes.reduce(
+    (most, node) => (node.kind === "feature" ? Math.max(most, node.influence) : most),
+    1e-12,
+  );
+}
 
 /** Level of an edge's width and darkness, 0 to 5, by its share of the target's input. */
 export function level(share: number): number {
@@ -93,14 +103,13 @@ export function ends(scene: Scene, edge: number): [number, number, number, numbe
 
 export function paintNodes(context: CanvasRenderingContext2D, scene: Scene, nodes: Iterable<number>): void {
   const { layout, model, palette } = scene;
-  const highest = Math.max(1e-12, ...model.view.nodes.map((node) => (node.kind === "feature" ? node.influence : 0)));
   context.textBaseline = "middle";
   context.textAlign = "center";
   for (const i of nodes) {
     if (layout.w[i] === 0) continue;
     const node = model.view.nodes[i]!;
     const pinned = scene.pinned.has(node.id);
-    const colours = coloursOf(node, palette, Math.sqrt(Math.max(0, node.influence) / highest));
+    const colours = coloursOf(node, palette, Math.sqrt(Math.max(0, node.influence) / scene.highest));
     outline(context, node, layout, i);
     context.fillStyle = colours.fill;
     context.fill();

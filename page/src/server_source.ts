@@ -111,12 +111,12 @@ export class ServerSource implements Source {
     return send("PUT", graphPath(name, "/edits"), { revision, document });
   }
 
-  undo(name: string): Promise<Edits> {
-    return send("POST", graphPath(name, "/edits/undo"), {});
+  undo(name: string, revision: number): Promise<Edits> {
+    return send("POST", graphPath(name, "/edits/undo"), { revision });
   }
 
-  redo(name: string): Promise<Edits> {
-    return send("POST", graphPath(name, "/edits/redo"), {});
+  redo(name: string, revision: number): Promise<Edits> {
+    return send("POST", graphPath(name, "/edits/redo"), { revision });
   }
 
   importLink(name: string, text: string): Promise<Edits> {

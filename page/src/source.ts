@@ -34,8 +34,8 @@ export interface Source {
   group(name: string, nodes: string[], fixed: Record<string, string[]>): Promise<Group[]>;
   edits(name: string): Promise<Edits>;
   putEdits(name: string, revision: number, document: EditDocument): Promise<Edits>;
-  undo(name: string): Promise<Edits>;
-  redo(name: string): Promise<Edits>;
+  undo(name: string, revision: number): Promise<Edits>;
+  redo(name: string, revision: number): Promise<Edits>;
   importLink(name: string, text: string): Promise<Edits>;
   exported(name: string, flavour: string): Promise<string>;
   card(name: string, layer: number, feature: number): Promise<Card>;

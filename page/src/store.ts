@@ -59,8 +59,10 @@ export class Store {
     effect(() => void this.loadDetail(this.graph.value, this.selected.value));
     effect(() => void this.loadPaths(this.graph.value, this.pathEnds.value.from, this.pathEnds.value.to));
     if (this.usesAddress) window.addEventListener("hashchange", () => this.onHash());
-    await this.refreshState();
-    const name = address.graph ?? this.server.value?.graphs.find((graph) => !graph.error)?.name ?? null;
+    const opened = address.graph === null ? null : this.open(address.graph, address.edits);
+    await Promise.all([this.refreshState(), opened]);
+    if (opened) return;
+    const name = this.server.value?.graphs.find((graph) => !graph.error)?.name ?? null;
     if (name) await this.open(name, address.edits);
     else this.tab.value = "trace";
   }

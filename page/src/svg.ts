@@ -67,11 +67,10 @@ function edgeParts(scene: Scene): string[] {
 }
 
 function nodeParts(scene: Scene, node: GraphNode, i: number, labels: Record<string, string>): string[] {
-  const { layout, palette, model } = scene;
+  const { layout, palette } = scene;
   const [x, y, w, h] = [layout.x[i]!, layout.y[i]!, layout.w[i]!, layout.h[i]!];
   if (w === 0) return [];
-  const highest = Math.max(1e-12, ...model.view.nodes.map((other) => (other.kind === "feature" ? other.influence : 0)));
-  const colours = coloursOf(node, palette, Math.sqrt(Math.max(0, node.influence) / highest));
+  const colours = coloursOf(node, palette, Math.sqrt(Math.max(0, node.influence) / scene.highest));
   const line = scene.pinned.has(node.id) ? (scene.groupColours.get(node.id) ?? palette.pin) : colours.line;
   const title = `<title>${escaped(`${textOf(node, labels)} ${node.id}`)}</title>`;
   if (node.kind === "error")

@@ -162,12 +162,19 @@ export interface Intervened {
   notes: string[];
 }
 
+/** A node of one graph alone; active_in_other: it is in the other too, and was pruned there. */
+export interface OwnNode {
+  node: GraphNode;
+  influence: number;
+  active_in_other: boolean;
+}
+
 export interface Comparison {
-  only_a: GraphNode[];
-  only_b: GraphNode[];
+  only_a: OwnNode[];
+  only_b: OwnNode[];
   both: { a: GraphNode; b: GraphNode; influence_change: number }[];
   edges: Record<string, unknown>;
-  summary: Record<string, unknown>;
+  summary: { only_a: number; only_b: number; both: number; influence_in_both: [number, number] };
 }
 
 export interface Estimate {

@@ -30,7 +30,7 @@ def drawn(page: Page) -> None:
 def select(page: Page, identifier: str) -> None:
     page.keyboard.press("/")
     page.keyboard.type(identifier)
-    expect(page.get_by_role("option").first).to_contain_text(identifier)
+    expect(page.locator(".results").get_by_role("option").first).to_contain_text(identifier)
     page.keyboard.press("Enter")
     expect(page.locator(".heading .mono")).to_have_text(identifier)
 

@@ -22,7 +22,7 @@ def search_for(page: Page, text: str) -> None:
     """Select the best match of a search."""
     page.keyboard.press("/")
     page.keyboard.type(text)
-    expect(page.get_by_role("option").first).to_be_visible()
+    expect(page.locator(".results").get_by_role("option").first).to_be_visible()
     page.keyboard.press("Enter")
 
 
@@ -92,7 +92,7 @@ def test_toggles(page: Page) -> None:
 def test_search(page: Page, shot: Callable[..., None]) -> None:
     page.keyboard.press("/")
     page.keyboard.type("texas")
-    options = page.get_by_role("option")
+    options = page.locator(".results").get_by_role("option")
     expect(options.first).to_contain_text("Texas")
     shot(page)
     page.keyboard.press("Enter")

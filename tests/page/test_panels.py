@@ -35,10 +35,8 @@ def test_intervene(page: Page, shot: Callable[..., None]) -> None:
     expect(outcome.locator("table.changes tbody tr")).to_have_count(4)  # the pinned nodes and the target
     expect(outcome.get_by_role("img", name="Predicted against measured changes")).to_be_visible()
     expect(outcome.locator(".texts dd")).to_have_count(2)
-    before, after = (
-        float(text.rstrip("%"))
-        for text in outcome.locator("tr", has_text="Austin").first.locator("td.number").all_inner_texts()
-    )
+    numbers = outcome.locator(".probabilities tr", has_text="Austin").locator("td.number").all_inner_texts()
+    before, after = (float(text.rstrip("%")) for text in numbers)
     assert before > 90 > after
     shot(page)
 
@@ -53,6 +51,10 @@ def test_compare(page: Page, graphs: dict[str, pc.Graph], shot: Callable[..., No
     for name in ("Only in A", "In both", "Only in B"):
         numbers[name] = int(re.findall(r"\d+", panel.get_by_role("tab", name=name).inner_text())[-1])
     assert min(numbers.values()) > 0
+    other = page.get_by_test_id("other-graph")
+    expect(other).to_contain_text("containing Oakland is")
+    expect(other.get_by_test_id("graph")).to_have_attribute("aria-label", re.compile("Oakland"))
+    page.wait_for_timeout(400)
     shot(page)
     panel.get_by_role("tab", name="Only in B").click()
     panel.get_by_role("listitem").first.click()
