@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt pyproject.toml constraints.txt
 MODULES := $(shell find pycircuit kernels -name '*.py' | sort)
 
-.PHONY: demo test test-peers test-real lint compile bench bench-growth bench-lazy bench-peers bench-short demo-model gpu sanitize build clean
+.PHONY: demo test test-gpu test-package test-peers test-real lint compile bench bench-growth bench-lazy bench-peers bench-short demo-model gpu sanitize build clean
 .PHONY: docs package page test-page bench-page chromium
 .DEFAULT_GOAL := test
 
@@ -60,6 +60,16 @@ demo-model: build .venv/.demo-model
 # One worker a core; threads that wait for each other leave the core to the other worker.
 test: build
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -q -n auto --maxprocesses 4
+
+# The GPU code without a GPU: kernels in Triton's interpreter, `make gpu` at tiny shapes, and everything that moves
+# tensors in a process that pretends to have a device.
+test-gpu: build
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -q -n auto --maxprocesses 4 tests/gpu
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 tests/gpu_sim
+
+# The source distribution of a used tree, and its wheel in an environment without triton, GPU or compiler.
+test-package: build
+	$(BIN)/pytest -q tests/package
 
 # Every Triton kernel compiled for three generations of cards, no GPU needed, under the oldest triton we allow and the
 # pinned one.

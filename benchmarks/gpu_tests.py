@@ -38,7 +38,8 @@ def files_with_gpu_tests(folder: Path) -> list[Path]:
     """Files with a test marked for a GPU: importing all others takes longer than these tests."""
     if folder.is_file():
         return [folder]
-    return [file for file in sorted(folder.glob("test_*.py")) if "mark.gpu" in file.read_text()]
+    files = [file for pattern in ("test_*.py", "gpu/test_*.py") for file in sorted(folder.glob(pattern))]
+    return [file for file in files if "mark.gpu" in file.read_text()]
 
 
 def run_tests(section: Section) -> None:

@@ -15,7 +15,7 @@ from . import command_interrupt as _command_interrupt  # noqa: F401 - first: it 
 if _TYPE_CHECKING:
     from . import graph, ops
     from .examples import write_examples
-    from .graph import Faithfulness, Graph, Path, Pruned, Scores, Stability, Supernode
+    from .graph import Faithfulness, Graph, Path, Picture, Pruned, Scores, Stability, Supernode
     from .interventions import Intervened, Intervention, generate, intervene, intervene_many, validate
     from .labels import label
     from .loading import load
@@ -60,6 +60,7 @@ __all__ = [
     "PageServer",
     "Path",
     "PerLayerTranscoders",
+    "Picture",
     "Pruned",
     "ReLU",
     "Recipe",
@@ -95,7 +96,7 @@ __all__ = [
 # The module of each public name, as the imports above say it too.
 _HOMES = {
     "examples": "write_examples",
-    "graph": "Faithfulness Graph Path Pruned Scores Stability Supernode",
+    "graph": "Faithfulness Graph Path Picture Pruned Scores Stability Supernode",
     "interventions": "Intervened Intervention generate intervene intervene_many validate",
     "labels": "label",
     "loading": "load",

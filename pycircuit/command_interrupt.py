@@ -18,6 +18,10 @@ MESSAGE = "pycircuit: stopped"
 EXIT_CODE = 130
 
 
+class Stopped(Exception):
+    """Ctrl-C; the message says how to continue."""
+
+
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     """Exit at once: nothing has been computed yet, and a library could catch an exception."""
     os.write(2, f"{MESSAGE}\n".encode())

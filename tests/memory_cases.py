@@ -11,7 +11,7 @@ import re
 import sys
 from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import builders
 import torch
@@ -41,7 +41,7 @@ class Case:
     size: int = 1024
     active: int = 16
     reads: str = "mlp_in"
-    max_features: int | None = 64
+    max_features: int | Literal["all"] = 64
     dtype: str = "float32"
     checkpoint: bool = False
     precision: str = "float32"

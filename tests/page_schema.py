@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 SECTIONS = ("metadata", "qParams", "nodes", "links")
 NUMBER = (int, float)
 # place -> {field: (types, required)}
@@ -70,3 +72,19 @@ def drawn(content: dict[str, Any]) -> dict[str, tuple[int, int] | float | None]:
             feature = number - (diagonal * diagonal + diagonal) / 2
             result[node["node_id"]] = (int(diagonal - feature), int(feature))
     return result
+
+
+def scores(content: dict[str, Any]) -> tuple[float, float]:
+    """Compute replacement and completeness from a file alone, by a dense matrix, as Neuronpedia's page does."""
+    number = {node["node_id"]: i for i, node in enumerate(content["nodes"])}
+    kinds = np.array([node["feature_type"] for node in content["nodes"]])
+    shares = np.zeros((len(number), len(number)))
+    for link in content["links"]:
+        shares[number[link["target"]], number[link["source"]]] = abs(link["weight"])
+    shares /= np.maximum(shares.sum(1, keepdims=True), 1e-10)
+    weights = np.array([node["token_prob"] for node in content["nodes"]])
+    influence = np.linalg.solve(np.eye(len(number)) - shares.T, weights) - weights
+    tokens, errors = (float(influence[kinds == k].sum()) for k in ("embedding", "mlp reconstruction error"))
+    explained = 1 - shares[:, kinds == "mlp reconstruction error"].sum(1)
+    reaching = influence + weights
+    return tokens / (tokens + errors), float(explained @ reaching / reaching.sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,13 @@ def test_validate_measures_contrasts(demo: pc.ReplacementModel) -> None:
     report = pc.validate(demo, contrast, samples=4, factor=0.5)
     direct = next(a for a in report.agreements if a.freeze == "all" and a.distance is None)
     assert direct.pairs == 4 and direct.error is not None and direct.error < 1e-3
+
+
+@pytest.mark.parametrize("sides", [3, [], [[1]], [[1], []], [[1], [10**6]], [[1], ["a"]], [[True], [2]], [[1], 2]])
+def test_files_with_contrasts_of_another_kind(demo: pc.ReplacementModel, graph: pc.Graph, sides: Any) -> None:
+    damaged = replace(graph, provenance={**graph.provenance, "contrasts": {"Austin − Sacramento": sides}})
+    with pytest.raises(ValueError, match="validate: a contrast must have two lists of token ids of this model, got"):
+        pc.validate(demo, damaged, samples=1)
 
 
 def test_saved_and_exported(graph: pc.Graph, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from graphs import by_hand, cone_graph, random_graph
-from page_schema import drawn, violations
+from page_schema import drawn, scores, violations
 
 import pycircuit as pc
 from pycircuit.graph import Graph, Targets
@@ -226,6 +226,7 @@ def test_neuronpedia_opens_it(tmp_path: Path, make: Any) -> None:
     probabilities = [value for value in page.values() if isinstance(value, float)]
     assert probabilities == pytest.approx(graph.targets.weights.tolist(), abs=5e-4)
     assert [n["token_prob"] for n in got["nodes"] if n["feature_type"] == "logit"] == graph.targets.weights.tolist()
+    assert scores(got) == pytest.approx(pruned.graph.scores(), rel=1e-9)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["g.json"]  # the overview is circuit-tracer's
 
 
@@ -263,6 +264,15 @@ def test_names_on_neuronpedia(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="feature_details must be texts of feature_json_base_url"):
             graph.to_json(tmp_path / "no.json", feature_details=details)
     assert not (tmp_path / "no.json").exists()
+
+
+@pytest.mark.parametrize(
+    "page", [3, {}, {"groups": 3}, {"groups": [3, [], [1, 2]], "pinned": [None, "x"]}, {"pinned": {}}]
+)
+def test_pins_and_groups_of_another_kind_in_a_file(tmp_path: Path, page: Any) -> None:
+    graph = by_hand()
+    got = written(replace(graph, provenance={**graph.provenance, "page": page}), tmp_path / "g.json", node_threshold=1)
+    assert got["qParams"]["pinnedIds"] == got["qParams"]["supernodes"] == []
 
 
 def test_groups_and_pins_asked_for(tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ CASES = {
     "long prompt": Case("gpt2", 1400, 28, layers=2, width=64, heads=2, max_features=16, active=4),
     "long prompt, at the least": Case("llama", 1000, LEAST, layers=2, width=64, max_features=8, active=4),
     "wide MLP": Case("gpt_neox", 300, 14, inner=4096, max_features=8),
-    "wide encoder rows, at the least": Case("llama", 24, LEAST, layers=2, width=512, size=4096, max_features=None),
+    "wide encoder rows, at the least": Case("llama", 24, LEAST, layers=2, width=512, size=4096, max_features="all"),
     "large vocabulary": Case("gpt2", 16, 5, vocabulary=60000, width=64, max_features=8),
-    "every feature": Case("llama", 40, 20, max_features=None, active=8),
+    "every feature": Case("llama", 40, 20, max_features="all", active=8),
     "many features, at the least": Case("gemma2", 40, LEAST, max_features=200, reads="resid_mid"),
     "cross-layer with a skip": Case("gemma2", 128, 14, cross=True, skip=True, reads="resid_mid"),
     "no feature": Case("llama", 200, LEAST, heads=8, max_features=0),
@@ -53,9 +53,7 @@ CASES = {
 }
 
 
-def smallest_bound(
-    model: pc.ReplacementModel, ids: Any, max_features: int | None, max_targets: int, rows: Any = None
-) -> int:
+def smallest_bound(model: pc.ReplacementModel, ids: Any, max_features: Any, max_targets: int, rows: Any = None) -> int:
     """Return the smallest bound of a trace. rows: (dense, keep) of a checkpoint."""
     size = expected_size(model, ids, max_features, max_targets)
     return memory_plan.smallest_bound(model, size, memory_plan.Fixed(rows=rows))
@@ -105,9 +103,9 @@ def test_a_freed_block_is_not_a_hole_in_the_heap() -> None:
     assert int(run.stdout) > 3 << 20
 
 
-@pytest.mark.parametrize("max_features", [None, 30, 0])
+@pytest.mark.parametrize("max_features", ["all", 30, 0])
 @pytest.mark.parametrize("kind", ["plt", "clt_skip"])
-def test_no_smaller_bound_is_enough(kind: str, max_features: int | None) -> None:
+def test_no_smaller_bound_is_enough(kind: str, max_features: Any) -> None:
     model, ids = replacement("llama", kind, torch.float32), builders.prompt(24)
     smallest = smallest_bound(model, ids, max_features, 1)
     options: dict[str, Any] = {"targets": [5], "max_features": max_features, "progress": False}

@@ -66,7 +66,8 @@ def test_our_own_files_come_back(tmp_path: Path, flavour: Any, seed: int) -> Non
     graph = random_graph(count=60, seed=seed)
     labels = {(layer, feature): f"F{layer} (p=1)" for layer, _, feature in graph.features[::3].tolist()}
     odd = Targets([" a(p=3)", 'b "c" − d'], torch.tensor([5, -1]), graph.targets.weights, graph.targets.positions)
-    graph = replace(graph, labels=labels, targets=odd)
+    automatic = {(layer, feature): "raises x" for layer, _, feature in graph.features[1::3].tolist()}
+    graph = replace(graph, labels=labels, automatic_labels=automatic, targets=odd)
     graph.to_json(tmp_path / "g.json", slug="mine", flavour=flavour)
     got, pruned = Graph.from_json(tmp_path / "g.json"), graph.prune().graph
     remaining = [tuple(f) for f in pruned.features.tolist()]
@@ -83,6 +84,10 @@ def test_our_own_files_come_back(tmp_path: Path, flavour: Any, seed: int) -> Non
     assert {key: text.replace("(p=", "(p =") for key, text in got.labels.items()} == {
         (layer, feature): labels[layer, feature].replace("(p=", "(p =")
         for layer, _, feature in remaining if (layer, feature) in labels
+    }  # fmt: skip
+    assert got.automatic_labels == {
+        (layer, feature): "raises x" for layer, _, feature in remaining
+        if (layer, feature) in automatic and (layer, feature) not in labels
     }  # fmt: skip
     assert got.provenance["page"]["slug"] == "mine"
 
@@ -118,6 +123,12 @@ def test_a_file_with_required_fields_alone(tmp_path: Path) -> None:
     graph.save(tmp_path / "g.safetensors")
     assert np.isnan(Graph.load(tmp_path / "g.safetensors").certificate)
     graph.prune().graph.tree()
+
+
+def test_errors_named_as_before_july_2026(tmp_path: Path) -> None:
+    content = change("nodes.2", node("mlp reconstruction error", "0_24_2", "24", 2, -1, jsNodeId="24_2-0"))
+    content["links"][3]["source"] = "0_24_2"
+    assert torch.equal(read(content, tmp_path).dense(), read(foreign(), tmp_path).dense())
 
 
 def test_optional_fields(tmp_path: Path) -> None:
@@ -223,6 +234,7 @@ HOSTILE = {
     "empty": b"", "text": b"hello", "binary": bytes(range(256)), "list": b"[]", "number": b"3", "object": b"{}",
     "nan": json.dumps(foreign()).replace("1.5", "NaN").encode(), "infinity": b'{"metadata": Infinity}',
     "nested": b"[" * 200_000, "nested_objects": b'{"metadata":' * 100_000, "digits": b"1" * 1_000_000,
+    "lists": b"[" + b"[]," * 4_200_000 + b"[]]",
     "cut": json.dumps(foreign()).encode()[:-3], "twice": json.dumps(foreign()).encode() * 2, "utf16": b"\xff\xfe[\x00",
     "feature": json.dumps(change("nodes.0", node("t", "x", 0, 2, 10**4000))).encode(),
     "many_errors": json.dumps(

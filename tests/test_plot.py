@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import time
 import xml.etree.ElementTree as Xml
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from graphs import assemble, labelled_graph, random_graph
+from graphs import assemble, cone_graph, labelled_graph, random_graph
 
 from pycircuit.graph import Graph, Tokens
 from pycircuit.graph.paths import strongest_path
-from pycircuit.graph.show.layout import Box, lay_out, measure, route, shorten
+from pycircuit.graph.show.layout import WIDEST, Box, lay_out, measure, route, shorten
 from pycircuit.graph.show.tree import lines
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,6 +120,11 @@ def spans(root: Xml.Element) -> list[tuple[float, float, float, float]]:
     return out
 
 
+def on_path(root: Xml.Element) -> list[Xml.Element]:
+    """The curves of the strongest path."""
+    return [p for p in root.iter(f"{SVG}path") if "pc-path" in p.get("class", "")]
+
+
 def check(graph: Graph, out: Path) -> Xml.Element:
     """Nothing overlaps, nothing stands outside, the strongest path is drawn."""
     shapes, (width, height), root = boxes(out)
@@ -131,9 +137,9 @@ def check(graph: Graph, out: Path) -> Xml.Element:
     for item, two in itertools.combinations(texts, 2):
         assert item[1] <= two[0] or two[1] <= item[0] or item[3] <= two[2] or two[3] <= item[2], "texts overlap"
     path = strongest_path(graph)
-    orange = [p for p in root.iter(f"{SVG}path") if p.get("stroke") == "#e07b00"]
-    assert len(orange) <= len(path.nodes) - 1 if path else not orange
-    assert path is None or orange
+    marked = on_path(root)
+    assert 0 < len(marked) <= len(path.nodes) - 1 if path else not marked
+    assert width <= WIDEST + 1
     return root
 
 
@@ -152,11 +158,11 @@ def test_plot_draws_the_path_of_paths(tmp_path: Path) -> None:
     graph = random_graph(count=40)
     graph.plot(tmp_path / "g.svg", group=False)
     _, _, root = boxes(tmp_path / "g.svg")
-    titles = [p.find(f"{SVG}title") for p in root.iter(f"{SVG}path") if p.get("stroke") == "#e07b00"]
+    titles = [p.find(f"{SVG}title") for p in on_path(root)]
     path = strongest_path(graph)
     assert path is not None and len(titles) == len(path.nodes) - 1
     texts = " ".join(title.text or "" for title in titles if title is not None)
-    assert all(f": {weight:+.3f}," in texts for weight in path.weights)
+    assert all(f": {weight:+.3g}," in texts for weight in path.weights)
 
 
 def test_plot_sums_groups(tmp_path: Path) -> None:
@@ -170,9 +176,9 @@ def test_plot_sums_groups(tmp_path: Path) -> None:
         root = check(graph, tmp_path / "g.svg")
         texts[group] = [t.text or "" for p in root.iter(f"{SVG}path") for t in p.iter(f"{SVG}title")]
     assert sorted(texts[True]) == [
-        "one ×2 to t0 50%: +2.000, 100% of what is drawn", "w0 to one ×2: +6.000, 100% of what is drawn",
+        "one ×2 to t0 50%: +2, 100% of what is drawn", "w0 to one ×2: +6, 100% of what is drawn",
     ]  # fmt: skip
-    assert len(texts[False]) == 4 and any("-1.000, 25%" in text for text in texts[False])
+    assert len(texts[False]) == 4 and any(": -1, 25%" in text for text in texts[False])
 
 
 def test_curves_end_at_their_boxes() -> None:
@@ -182,7 +188,7 @@ def test_curves_end_at_their_boxes() -> None:
         return Box([node], "feature", f"f{node}", "", row, 0, 1.0 / (1 + node), dict.fromkeys(sources, 1.0))
 
     boxes = [box(0, 1, 1, 2, 3), box(1, 0), box(2, 1), box(3, 2)]
-    layout = lay_out(boxes, 3)
+    layout = lay_out(boxes)
     for source, target, ((x0, y0), _, _, (x1, y1)) in route(boxes, layout.width):
         a, b = boxes[source], boxes[target]
         assert a.x < x0 < a.x + a.width and b.x < x1 < b.x + b.width
@@ -194,9 +200,24 @@ def test_plot_of_only_errors(tmp_path: Path) -> None:
     matrix = torch.zeros(7, 7)
     matrix[6, 0], matrix[6, 1] = 1, -2
     graph = assemble(matrix, [], 2, 2, [0.5])
-    graph.plot(tmp_path / "g.svg", 1, 1)
-    root = check(graph, tmp_path / "g.svg")
-    assert [t.text for t in root.iter(f"{SVG}text")].count("error") == 2
+    counts = []
+    for errors in (False, True):
+        graph.plot(tmp_path / "g.svg", 1, 1, errors=errors)
+        root = check(graph, tmp_path / "g.svg")
+        counts.append([t.text for t in root.iter(f"{SVG}text")].count("errors"))
+    assert counts == [0, 3]  # one in each column, and the row's name
+
+
+def test_plot_merges_errors_by_column(tmp_path: Path) -> None:
+    """Three errors of one column are a box, with the sum of their edges and the names of all."""
+    matrix = torch.zeros(8, 8, dtype=torch.float64)
+    matrix[7, [3, 4, 5]] = torch.tensor([3.0, -1, 2], dtype=torch.float64)
+    matrix[7, 0], matrix[0, 6] = 1, 1
+    graph = assemble(matrix, [[0, 0, 1], [0, 0, 2], [0, 0, 3]], 3, 1, [0.5])
+    root = check(graph, graph.plot(tmp_path / "g.svg", 1, 1, errors=True) and tmp_path / "g.svg")
+    titles = [t.text or "" for t in root.iter(f"{SVG}title")]
+    assert "errors ×3 to t0 50%: +4, 80% of what is drawn" in titles
+    assert any(text.startswith("error/0/0 @w0\nerror/1/0 @w0\nerror/2/0 @w0\n") for text in titles)
 
 
 def test_plot_draws_all_of_a_path(tmp_path: Path) -> None:
@@ -208,14 +229,14 @@ def test_plot_draws_all_of_a_path(tmp_path: Path) -> None:
     graph = assemble(matrix, [[layer, 0, layer] for layer in range(5)], 5, 1, [0.5])
     graph.plot(tmp_path / "g.svg", max_nodes=1)
     root = check(graph, tmp_path / "g.svg")
-    assert sum(p.get("stroke") == "#e07b00" for p in root.iter(f"{SVG}path")) == 6
+    assert len(on_path(root)) == 6
 
 
 def test_plot_leaves_out_and_says_so(tmp_path: Path) -> None:
     graph = random_graph(count=60)
     graph.plot(tmp_path / "g.svg", 1, 1, max_nodes=4)
     root = check(graph, tmp_path / "g.svg")
-    inner = int(graph.prune(1, 1).node_mask[: graph.first_token].sum())
+    inner = int(graph.prune(1, 1).node_mask[: graph.first_error].sum())
     drawn = len(boxes(tmp_path / "g.svg")[0]) - graph.positions - len(graph.targets)
     texts = [t.text for t in root.iter(f"{SVG}text")]
     assert 0 < drawn <= 4 and f"{inner - drawn} weaker boxes not drawn" in texts
@@ -243,5 +264,67 @@ def test_plot_errors(tmp_path: Path) -> None:
         random_graph().plot(tmp_path / "absent" / "g.svg")
     with pytest.raises(ValueError, match="plot: max_nodes must be"):
         random_graph().plot(tmp_path / "g.svg", max_nodes=0)
-    with pytest.raises(TypeError, match="plot: group must be True or False, got str"):
-        random_graph().plot(tmp_path / "g.svg", group="yes")  # type: ignore[arg-type]
+    for argument in ("group", "errors"):
+        with pytest.raises(TypeError, match=f"plot: {argument} must be True or False, got str"):
+            random_graph().plot(tmp_path / "g.svg", **{argument: "yes"})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def long_graph() -> Graph:
+    """26 layers, 512 tokens, 40,000 features, some of which are fed by others, and wide labels."""
+    graph = cone_graph(26, 512, 3, 120, targets=2)
+    return replace(graph, labels={(layer, 0): f"a label of {layer} that is rather long" for layer in range(26)})
+
+
+def test_picture_of_a_long_prompt(long_graph: Graph, tmp_path: Path) -> None:
+    """As narrow as any, with the columns of its boxes alone and a mark for the others, in less than two seconds."""
+    start = time.process_time()
+    picture = long_graph.plot(tmp_path / "g.svg", max_nodes=60)
+    assert time.process_time() - start < 2
+    root = check(long_graph, tmp_path / "g.svg")
+    texts = [t.text or "" for t in root.iter(f"{SVG}text")]
+    titles = [t.text or "" for t in root.iter(f"{SVG}title")]
+    tokens = [int(text[1:]) for text in texts if re.fullmatch(r"w\d+", text)]
+    assert 2 < len(tokens) <= 20 and 511 in tokens and tokens == sorted(tokens)
+    absent = [re.match(r"tokens (\d+) to (\d+) are not drawn: w\1 ", title + " ") for title in titles]
+    gaps = [(int(m[1]), int(m[2])) for m in absent if m]
+    covered = [p for a, b in gaps for p in range(a, b + 1)]
+    assert sorted([*covered, *tokens]) == list(range(512)) and texts.count("⋯") == len(gaps)
+    assert picture.svg == (tmp_path / "g.svg").read_text(encoding="utf-8")
+
+
+def test_plot_returns_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a path nothing is written; a notebook finds the picture, which `save` writes."""
+    monkeypatch.chdir(tmp_path)
+    picture = random_graph().plot()
+    assert not list(tmp_path.iterdir()) and picture._repr_svg_() == picture.svg
+    assert Xml.fromstring(picture.svg).tag == f"{SVG}svg" and len(repr(picture)) < 100
+    picture.save("g.svg")
+    assert (tmp_path / "g.svg").read_text(encoding="utf-8") == random_graph().plot().svg
+    with pytest.raises(ValueError, match=r"Picture.save: path must end in .svg, got g.png"):
+        picture.save("g.png")
+
+
+def test_signs_are_told_apart_without_colour(tmp_path: Path) -> None:
+    graph = random_graph(count=40)
+    _, _, root = boxes(graph.plot(tmp_path / "g.svg", group=False) and tmp_path / "g.svg")
+    edges = [p for p in root.iter(f"{SVG}path") if p.get("class", "").startswith(("pc-up", "pc-down"))]
+    for edge in edges:
+        lowers = ": -" in (edge.findtext(f"{SVG}title") or "")
+        assert lowers == edge.get("class", "").startswith("pc-down") == (edge.get("stroke-dasharray") is not None)
+    assert len({edge.get("stroke") for edge in edges}) == 2
+
+
+def test_an_automatic_label_is_italic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    describe = Graph.describe
+    graph = random_graph(count=40)
+    italic = Xml.fromstring(graph.plot().svg)
+    assert not [t for t in italic.iter(f"{SVG}text") if t.get("font-style")]
+    monkeypatch.setattr(
+        Graph, "describe",
+        lambda g, n: describe(g, n) | ({"label": "Vienna", "automatic": True} if n < g.first_error else {}),
+    )  # fmt: skip
+    root = Xml.fromstring(graph.plot().svg)
+    texts = [t for t in root.iter(f"{SVG}text") if t.text == "Vienna"]
+    assert texts and all(t.get("font-style") == "italic" for t in texts)
+    assert "italic: automatic label" in [t.text for t in root.iter(f"{SVG}text")]

@@ -7,7 +7,7 @@ from typing import Any
 import builders
 import pytest
 import torch
-from builders import EVERY, FAMILY_SAMPLE, KINDS, replacement, transcoders
+from builders import EVERY, KINDS, replacement, transcoders
 from torch import Tensor
 from trace_helpers import by_autograd
 
@@ -32,16 +32,6 @@ def test_law(family: str, kind: str) -> None:
         assert graph.certificate < arithmetic.tolerance == graph.provenance["tolerance"]
 
 
-@pytest.mark.parametrize(("family", "kind"), FAMILY_SAMPLE)
-def test_law_on_triton(family: str, kind: str) -> None:
-    """Triton's interpreter is slow, so the prompt has three tokens and few features have rows."""
-    model = replacement(family, kind, torch.float32)
-    with pc.use("triton"):
-        graph = pc.attribute(model, builders.prompt(3), position=[-1, 1], max_targets=2, max_features=8)
-        assert pc.last_run().implementation == "triton"
-    assert graph.rows.count > 4 and graph.certificate < 1e-5
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma2", "olmo2", "gpt2"])
 def test_every_edge_equals_autograd(family: str, kind: str) -> None:
@@ -62,9 +52,9 @@ def test_every_edge_equals_autograd(family: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["plt_skip", "clt"])
 def test_implementations_agree(kind: str) -> None:
-    """A trace on plain PyTorch, on C++ and on Triton keeps the law and has the same edges."""
+    """A trace on plain PyTorch and on C++ keeps the law and has the same edges."""
     model, graphs = replacement("llama", kind, torch.float32), {}
-    for implementation in ("reference", "native", "triton"):
+    for implementation in ("reference", "native"):
         with pc.use(implementation):
             graphs[implementation] = pc.attribute(model, builders.prompt(4), max_targets=2)
             assert pc.last_run().implementation == implementation

@@ -13,7 +13,7 @@ from pycircuit.model.replacement import LocalReplacement
 from pycircuit.trace.estimate import sample_prompt
 from pycircuit.trace.memory_model import TraceSize
 from pycircuit.trace.sweep import Sweep
-from pycircuit.trace.trace_options import TraceOptions
+from pycircuit.trace.trace_options import MaxFeatures, TraceOptions
 
 
 def same_graph(a: pc.Graph, b: pc.Graph) -> bool:
@@ -28,10 +28,10 @@ def in_small_tiles(monkeypatch: pytest.MonkeyPatch, targets: int = 3) -> None:
     monkeypatch.setattr(Sweep, "fitting", lambda self, layer, *_: min(targets, len(layer)))
 
 
-def expected_size(model: pc.ReplacementModel, ids: Any, max_features: int | None, max_targets: int = 10) -> TraceSize:
+def expected_size(model: pc.ReplacementModel, ids: Any, max_features: MaxFeatures, max_targets: int = 10) -> TraceSize:
     """Return the size of a trace, extrapolated from the prompt's first positions."""
     options = TraceOptions.checked("estimate", model, None, max_features, -1, 0.95, max_targets, "float32", None)
-    return sample_prompt(model, torch.as_tensor(ids), options).trace
+    return sample_prompt(model, torch.as_tensor(ids), options).size(model, options)
 
 
 def by_autograd(local: LocalReplacement, layer: list[int], position: list[int], vectors: Tensor) -> Tensor:

@@ -1,59 +1,97 @@
-"""The command line: `pycircuit attribute`, `pycircuit train` and the rest. Nothing else needs typer and rich."""
+"""The command line: `pycircuit attribute`, `pycircuit train` and the rest. Nothing else needs typer and rich.
+
+A command's module is imported when the command runs or is described.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
-from collections.abc import Callable
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import pycircuit as pc
 from pycircuit import command_interrupt
+from pycircuit.command_interrupt import Stopped
 
-from . import examples, machine_commands, serve, steer, tracing, train, transcoders
 from .bundles import bundled
-from .machine_commands import WRONG
-from .options import Stopped
 
+WRONG = 1  # exit code of what could not be done
 USAGE = 2  # exit code of wrong arguments
 STOPPED = command_interrupt.EXIT_CODE
 DEBUG = "--debug"
 UsageError: type[Exception] = typer.BadParameter.__base__  # type: ignore[assignment]  # typer may carry its own click
 SENTENCES = (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError)  # errors with readable messages
 
-app = typer.Typer(
-    pretty_exceptions_enable=False, help=pc.__doc__, context_settings={"help_option_names": ["-h", "--help"]}
-)
-bench_app = typer.Typer(
-    invoke_without_command=True,
-    help="Measure the ops on this machine, or compare two runs.",
-    epilog="Example: pycircuit bench --op encode --json mine.json",
-)
-
-# Every command with an example, in the order of the help.
-COMMANDS: dict[Callable[..., None], str] = {
-    tracing.attribute: "pycircuit attribute demo 'the capital of the state containing Dallas is' --plot dallas.svg",
-    steer.intervene: "pycircuit intervene demo 'the capital of the state containing Dallas is' --ablate Texas",
-    steer.generate: "pycircuit generate demo 'the capital of the state of Texas is' --set California=6",
-    tracing.estimate: "pycircuit estimate demo 'the capital of the state containing Dallas is' --memory 2GiB",
-    train.train: "pycircuit train smollm2 --texts prose.txt --features 4096 --out transcoders",
-    train.evaluate: "pycircuit evaluate smollm2 --transcoders transcoders --texts other.txt --plot figure.svg",
-    examples.examples: "pycircuit examples smollm2 --transcoders transcoders --texts prose.txt --out graphs",
-    serve.serve: "pycircuit serve demo --folder graphs",
-    transcoders.inspect: "pycircuit inspect transcoders --json",
-    transcoders.convert: "pycircuit convert mntss/gemma-scope-transcoders mine --to saelens --dtype float32",
-    machine_commands.demo: "pycircuit demo --plot dallas.svg",
-    machine_commands.doctor: "pycircuit doctor --json",
+# Module, function and example of every command, in the order of the help.
+COMMANDS = {
+    "attribute": (
+        "tracing.attribute",
+        "pycircuit attribute demo 'the capital of the state containing Dallas is' --plot dallas.svg",
+    ),
+    "intervene": (
+        "steer.intervene",
+        "pycircuit intervene demo 'the capital of the state containing Dallas is' --ablate Texas",
+    ),
+    "generate": ("steer.generate", "pycircuit generate demo 'the capital of the state of Texas is' --set California=6"),
+    "estimate": (
+        "tracing.estimate",
+        "pycircuit estimate demo 'the capital of the state containing Dallas is' --memory 2GiB",
+    ),
+    "train": ("train.train", "pycircuit train smollm2 --texts prose.txt --features 4096 --out transcoders"),
+    "evaluate": (
+        "train.evaluate",
+        "pycircuit evaluate smollm2 --transcoders transcoders --texts other.txt --plot figure.svg",
+    ),
+    "examples": (
+        "examples.examples",
+        "pycircuit examples smollm2 --transcoders transcoders --texts prose.txt --out graphs",
+    ),
+    "graph": (
+        "graph_command.graph",
+        "pycircuit graph dallas.safetensors --paths token/7 target/0 --out dallas.graphml",
+    ),
+    "inspect": ("transcoders.inspect", "pycircuit inspect transcoders --json"),
+    "convert": (
+        "transcoders.convert",
+        "pycircuit convert mntss/gemma-scope-transcoders mine --to saelens --dtype float32",
+    ),
+    "serve": ("serve.serve", "pycircuit serve demo --folder graphs"),
+    "demo": ("demo_command.demo", "pycircuit demo --plot dallas.svg"),
+    "doctor": ("machine_commands.doctor", "pycircuit doctor --json"),
+    "bench": ("machine_commands.bench_app", "pycircuit bench --op encode --json mine.json"),
 }
-for command, example in COMMANDS.items():
-    app.command(epilog=f"Example: {example}")(bundled(command))
-app.add_typer(bench_app, name="bench")
-bench_app.callback()(machine_commands.bench)
-bench_app.command("tour", epilog="Example: pycircuit bench tour")(machine_commands.tour_ops)
-bench_app.command(epilog="Example: pycircuit bench compare mine.json theirs.json")(machine_commands.compare)
+
+
+class Commands(TyperGroup):
+    """The commands of the table."""
+
+    def list_commands(self, context: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: Any, name: str) -> Any:
+        if name not in COMMANDS:
+            return None
+        path, example = COMMANDS[name]
+        module, _, attribute = path.partition(".")
+        command = getattr(import_module(f".{module}", __name__), attribute)
+        if not isinstance(command, typer.Typer):
+            alone = typer.Typer(add_completion=False)
+            alone.command(name, epilog=f"Example: {example}")(bundled(command))
+            command = alone
+        return typer.main.get_command(command)
+
+
+app = typer.Typer(
+    cls=Commands,
+    pretty_exceptions_enable=False,
+    help=(pc.__doc__ or "").partition("\n")[0],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""`pycircuit demo`, `pycircuit doctor` and `pycircuit bench`: this machine."""
+"""`pycircuit doctor` and `pycircuit bench`: this machine."""
 
 from __future__ import annotations
 
@@ -17,9 +17,17 @@ from pycircuit.ops.processor import processor_name
 from pycircuit.ops.registry import IMPLEMENTATIONS
 
 from .console import console, emit, table
-from .options import AsJson, check_new_file
+from .options import AsJson
 
 WRONG = 1  # exit code if an op's result is wrong
+
+bench_app = typer.Typer(
+    name="bench",
+    invoke_without_command=True,
+    add_completion=False,
+    help="Measure the ops on this machine, or compare two runs.",
+    epilog="Example: pycircuit bench --op encode --json mine.json",
+)
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -47,23 +55,7 @@ def _warn_if_busy(terminal: Console, cores: float | None) -> None:
         terminal.print(f"Other programs took up to {cores:.1f} cores meanwhile: run it again when they are done.")
 
 
-def demo(
-    city: Annotated[str, typer.Option(help="The city of the question.")] = "Dallas",
-    other: Annotated[str, typer.Option(help="The city whose state replaces that city's state.")] = "Oakland",
-    svg: Annotated[Path | None, typer.Option("--plot", help="The picture of the circuit, as SVG.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Trace a two-hop question in the demo model, then swap its state's features for another state's."""
-    from pycircuit.demo.demonstration import run
-
-    if svg is not None:
-        check_new_file("--plot", svg, ".svg")
-    with machine_rates.threads_set(1):  # its tensors are tiny: more threads wait for each other
-        result = run(console(stderr=as_json), city, other, svg)
-    if as_json:
-        emit(result)
-
-
+@bench_app.command("tour", epilog="Example: pycircuit bench tour")
 def tour_ops() -> None:
     """Time every op once on a realistic input, with its share of this machine's floor and the implementation."""
     terminal, busy_cores = console(), 0.0
@@ -84,6 +76,7 @@ def tour_ops() -> None:
     _warn_if_busy(terminal, busy_cores)
 
 
+@bench_app.callback()
 def bench(
     context: typer.Context,
     op: Annotated[str | None, typer.Option(help="Only this op.")] = None,
@@ -115,6 +108,7 @@ def bench(
         raise typer.Exit(WRONG)
 
 
+@bench_app.command(epilog="Example: pycircuit bench compare mine.json theirs.json")
 def compare(first: Path, second: Path) -> None:
     """Compare two files of `pycircuit bench --json`, row by row."""
     left, right = report.load(first), report.load(second)

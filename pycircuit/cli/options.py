@@ -35,10 +35,6 @@ def completions(*names: str) -> Callable[[str], list[str]]:
     return complete
 
 
-class Stopped(Exception):
-    """Ctrl-C; the message says how to continue."""
-
-
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Prompt = Annotated[str | None, typer.Argument(help="Text; - reads it from standard input.")]

@@ -55,9 +55,12 @@ def intervene(
         for (layer, position, feature), change in zip(features, moved, strict=True)
     ]
     if as_json:
-        emit({"prompt": text, "freeze": freeze, "layers": layers, "tokens": tokens, "effects": effects_json})
+        results = {"tokens": tokens, "effects": effects_json, "notes": list(result.notes)}
+        emit({"prompt": text, "freeze": freeze, "layers": layers, **results})
         return
     _print(tokens, effects_json)
+    for note in result.notes:
+        console().print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _tokens(model: pc.ReplacementModel, result: pc.Intervened, count: int) -> list[dict[str, Any]]:

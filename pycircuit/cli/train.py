@@ -16,6 +16,7 @@ import torch.distributed as dist
 import typer
 
 import pycircuit as pc
+from pycircuit.command_interrupt import Stopped
 from pycircuit.files.atomic import write_text
 from pycircuit.files.atomic_folder import new_folder
 from pycircuit.loading import NAMES, available_device, language_model
@@ -27,8 +28,8 @@ from pycircuit.transcoders import Transcoders
 from . import texts
 from .bundles import Bundle, option
 from .console import console, emit
-from .options import AsJson, Opening, Quiet, Running, Stopped, Texts, check_new_file, completions
-from .tracing import MaxFeatures
+from .options import AsJson, Opening, Quiet, Running, Texts, check_new_file, completions
+from .tracing import MaxFeatures, parse_feature_count
 
 CURVES, RECORD = "training.svg", "training.json"  # beside the weights
 
@@ -203,7 +204,7 @@ def evaluate(
             held_out_texts,
             context=context,
             graphs=graphs,
-            max_features=max_features,
+            max_features=parse_feature_count(max_features),
             progress=not quiet,
         )
     if plot is not None:

@@ -8,10 +8,11 @@ from .io.graph_file import GraphFileError
 from .paths import Path
 from .prune import Pruned
 from .scores import Scores
+from .show.picture import Picture
 from .stability import Stability
 from .supernodes import Supernode
 
 __all__ = [
-    "Agreement", "Faithfulness", "Graph", "GraphFileError", "Path", "Pruned", "Rows", "Scores", "Stability",
+    "Agreement", "Faithfulness", "Graph", "GraphFileError", "Path", "Picture", "Pruned", "Rows", "Scores", "Stability",
     "Supernode", "Targets", "Tokens",
 ]  # fmt: skip

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from .show.html_table import html_table
+
 KEY = "faithfulness"  # in a graph's provenance
 
 Measured = Literal["all", "attention", "none"]  # values of `freeze` that a validation measures
@@ -66,9 +68,21 @@ class Faithfulness:
         agreements = [Agreement(**fields) for fields in content["agreements"]]
         return cls(**{**content, "agreements": agreements})
 
-    def __str__(self) -> str:
+    def _repr_html_(self) -> str:
+        rows = [
+            (_MEANING[a.freeze], "all" if a.distance is None else str(a.distance), a.pairs, a.lost, a.correlation,
+             a.error, a.explained)
+            for a in self.agreements
+        ]  # fmt: skip
+        header = ("predicted against measured", "layers above", "pairs", "lost", "correlation", "error", "explained")
+        return html_table(header, rows, self._changed())
+
+    def _changed(self) -> str:
         kinds = ", ".join(f"{n} {kind}{'s' * (n != 1)}" for kind, n in self.kinds.items() if n)
-        lines = [f"{kinds}, each times {self.factor:g}"]
+        return f"{kinds}, each times {self.factor:g}"
+
+    def __str__(self) -> str:
+        lines = [self._changed()]
         for freeze, meaning in _MEANING.items():
             lines += [f"{meaning}:", "  layers above   pairs    lost  correlation    error  explained"]
             for a in self.agreements:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pycircuit.files.atomic import writable_svg
 from pycircuit.ops import checks
 from pycircuit.progress import Report
 
@@ -20,11 +21,14 @@ from .endpoints import Targets, Tokens
 from .faithfulness import KEY, Faithfulness
 from .influence import node_influence
 from .invariants import validate
-from .io import circuit_tracer_graph, graph_file, libraries, open_graph, page_json, page_reader
+from .io import circuit_tracer_graph, graph_file, graphml, libraries, open_graph, page_json, page_reader, tables
 from .io.page_json import Flavour, Groups, PageOptions
+from .io.tables import Table
 from .paths import Path, Sign, paths
 from .prune import Pruned, prune, subgraph
 from .scores import Scores, scores, subgraph_scores
+from .show.notebook import graph_html
+from .show.picture import Picture
 from .show.plot import plot
 from .show.tree import lines
 from .stability import Stability, stability
@@ -292,20 +296,27 @@ class Graph:
 
     def plot(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         node_threshold: float = 0.8,
         edge_threshold: float = 0.98,
         max_nodes: int = 40,
         target: int = 0,
         group: bool = True,
-    ) -> None:
-        """Write a picture, SVG: tokens as columns, layers as rows, targets on top.
+        errors: bool = False,
+    ) -> Picture:
+        """Draw a picture, SVG: tokens as columns, layers as rows, targets on top; notebooks show it.
 
-        After pruning, the max_nodes most influential boxes are drawn; the strongest path to `target` is marked.
-        group: features of one label at one position are one box, at the lowest of their layers, with the sums of
-        their weights.
+        After pruning, the max_nodes most influential boxes are drawn, in as many columns as fit into 1,600 pixels;
+        the strongest path that supports `target` is marked. Edges that lower are dashed.
+
+        path: a file to write as well. group: features of one label at one position are one box, at the lowest of
+        their layers, with the sums of their weights. errors: draw those of each column as one box.
         """
-        plot(self, path, node_threshold, edge_threshold, max_nodes, target, group)
+        svg_path = None if path is None else writable_svg("plot", path)
+        picture = plot(self.prune(node_threshold, edge_threshold), max_nodes, target, group, errors)
+        if svg_path is not None:
+            picture.save(svg_path)
+        return picture
 
     def to_html(
         self,
@@ -402,6 +413,21 @@ class Graph:
         """
         circuit_tracer_graph.save(self, path, tokenizer_name, scan)
 
+    def tables(self) -> dict[str, Table]:
+        """Columns of two tables, "nodes" and "edges", as pandas.DataFrame and polars.DataFrame take them.
+
+        -1, NaN and "" stand for what a node does not have.
+        """
+        return tables.tables(self)
+
+    def to_parquet(self, folder: str | os.PathLike[str]) -> None:
+        """Write nodes.parquet and edges.parquet, for pandas, Polars or DuckDB, with nulls for what a node has not."""
+        tables.to_parquet(self, folder)
+
+    def to_graphml(self, path: str | os.PathLike[str]) -> None:
+        """Write GraphML, for Gephi, Cytoscape and others: nodes and edges with the columns of `tables`."""
+        graphml.to_graphml(self, path)
+
     def to_networkx(self) -> Any:
         """A networkx.DiGraph, edges from source to target with `weight`; node attributes as in `describe`."""
         return libraries.to_networkx(self)
@@ -409,6 +435,9 @@ class Graph:
     def to_scipy(self) -> Any:
         """A scipy.sparse.csr_array [nodes, nodes]: row = target, column = source."""
         return libraries.to_scipy(self)
+
+    def _repr_html_(self) -> str:
+        return graph_html(self)
 
     def __repr__(self) -> str:
         return (

@@ -15,11 +15,13 @@ _FORM = re.compile(
 
 def identifier(graph: Graph, node: int) -> str:
     """Return the identifier of a node."""
-    description = graph.describe(node)
-    if description["kind"] == "target":
-        return f"target/{node - graph.first_target}"
-    numbers = [description[name] for name in ("layer", "position", "feature") if name in description]
-    return "/".join(map(str, numbers if description["kind"] == "feature" else [description["kind"], *numbers]))
+    if node < graph.first_error:
+        return "/".join(map(str, graph.features[node].tolist()))
+    if node < graph.first_token:
+        return "error/{}/{}".format(*divmod(node - graph.first_error, graph.positions))
+    if node < graph.first_target:
+        return f"token/{node - graph.first_token}"
+    return f"target/{node - graph.first_target}"
 
 
 def node_of(graph: Graph, text: str, op: str = "node_of") -> int:

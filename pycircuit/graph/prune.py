@@ -18,6 +18,7 @@ from pycircuit.ops import checks
 from . import influence
 from .csr import Rows
 from .faithfulness import KEY as FAITHFULNESS
+from .show.notebook import pruned_html
 from .threshold import cumulative, cutoff
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ class Pruned:
         """Share of all influence in nodes at least as influential as each remaining node, in order."""
         nodes = self.node_mask.nonzero()[:, 0].numpy()
         return torch.from_numpy(cumulative(self.influence.numpy(), nodes))
+
+    def _repr_html_(self) -> str:
+        return pruned_html(self)
 
     def __repr__(self) -> str:
         return (

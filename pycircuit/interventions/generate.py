@@ -206,7 +206,9 @@ class _Decoder:
                 rows = torch.cat([tokens, tokens]) if self.has_twins else tokens
                 out = model.hf_model(input_ids=rows, past_key_values=cache, use_cache=True, logits_to_keep=1)
                 begin, cache = begin + tokens.shape[1], out.past_key_values
-                picked = sampling.pick(out.logits[: self.prompts, -1], generators)
+                logits = out.logits[: self.prompts, -1]
+                self._check_finite(logits)
+                picked = sampling.pick(logits, generators)
                 tokens = picked[:, None]
                 for i in sorted(unfinished):
                     result[i].append(int(picked[i]))
@@ -214,6 +216,15 @@ class _Decoder:
                 if not unfinished:
                     break
         return result
+
+    def _check_finite(self, logits: Tensor) -> None:
+        """Raise if a change overflowed: its square, which the next norm needs, or a logit is infinite or NaN."""
+        largest, limit = self.steering.largest(), torch.finfo(self.model.dtype).max ** 0.5
+        if self.steer and not (largest <= limit and logits.isfinite().all()):
+            raise ValueError(
+                f"{OP}: steer must leave logits finite and changes of the stream below {limit:.1e}, got changes of "
+                f"{largest:.1e}; lower value or factor"
+            )
 
     def _steering(self, begin: int, end: int) -> Steering:
         """The changes of a forward over positions begin .. end."""

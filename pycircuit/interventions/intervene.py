@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pycircuit.graph.show.html_table import html_table
 from pycircuit.model.prompts import Prompt
 from pycircuit.model.replacement import ReplacementModel
 from pycircuit.ops import SparseFeatures, checks
@@ -18,9 +19,11 @@ from pycircuit.trace import Feature
 
 from .intervention import Freeze, Frozen, Intervention, checked_interventions, checked_positions, require_feature
 from .intervention_run import BATCH_POSITIONS, BaselineRun, InterventionRun, State, run_baseline
+from .notes import Positioned, notes_after, notes_before
 from .steering import Steering, activations_at, changes_by_layer
 
 T = TypeVar("T")
+_SHOWN_TOKENS = 10  # in a notebook
 FeatureIndex = tuple[int, int, int]  # layer, position, feature
 
 
@@ -31,6 +34,9 @@ class Intervened:
     Logits and features are computed at first use.
 
     Features are what the encoders read: an intervened feature keeps the activation that its own input gives it.
+
+    notes: sentences on interventions that do less than they seem to: a feature that is inactive where it is scaled or
+    ablated, a slice past the end of the prompt, a feature that is changed twice. Empty if all act as they are written.
     """
 
     interventions: tuple[Intervention, ...]
@@ -38,6 +44,7 @@ class Intervened:
     layers: range | None
     before: State
     after: State
+    notes: tuple[str, ...] = ()
 
     @property
     def logits(self) -> Tensor:
@@ -114,9 +121,22 @@ class Intervened:
             result.append((layer, position % count, feature))
         return result
 
+    def _repr_html_(self) -> str:
+        before, after = self.probabilities_before, self.probabilities
+        tokens = torch.maximum(before, after).topk(min(_SHOWN_TOKENS, len(after))).indices
+        ordered = tokens[after[tokens].argsort(descending=True, stable=True)].tolist()
+        tokenizer = self.after.model.tokenizer
+        names = [str(token) if tokenizer is None else repr(str(tokenizer.decode([token]))) for token in ordered]
+        rows = [
+            (name, f"{100 * float(before[token]):.2f}%", f"{100 * float(after[token]):.2f}%")
+            for name, token in zip(names, ordered, strict=True)
+        ]
+        return html_table(("next token", "before", "after"), rows, repr(self))
+
     def __repr__(self) -> str:
         interventions = f"{len(self.interventions)} interventions, freeze={self.freeze!r}, layers={self.layers}"
-        return f"Intervened({interventions}, positions={len(self.after.final)})"
+        notes = f", notes={list(self.notes)}" if self.notes else ""
+        return f"Intervened({interventions}, positions={len(self.after.final)}{notes})"
 
 
 def intervene(
@@ -215,18 +235,33 @@ def _run(
     for begin in range(0, len(order), step):
         batch = order[begin : begin + step]
         with model.forward_lock:
-            states = _run_batch(baseline, [positioned[i] for i in batch], frozen)
-        for i, state in zip(batch, states, strict=True):
-            results[i] = summarize(Intervened(variants[i], frozen.freeze, layers, baseline.state, state))
+            states, steering = _run_batch(baseline, [positioned[i] for i in batch], frozen)
+        _check_finite(op, states)
+        unchanged: dict[int, set[tuple[int, int, int]]] = {}
+        for row, *key in steering.unchanged():
+            unchanged.setdefault(row, set()).add((key[0], key[1], key[2]))
+        for row, (i, state) in enumerate(zip(batch, states, strict=True)):
+            notes = notes_before(positioned[i], len(ids)) + notes_after(positioned[i], unchanged.get(row, set()))
+            results[i] = summarize(Intervened(variants[i], frozen.freeze, layers, baseline.state, state, tuple(notes)))
     return [results[i] for i in range(len(variants))]
 
 
-Positioned = list[tuple[Intervention, range]]  # interventions, each with its positions
+def _check_finite(op: str, states: Sequence[State]) -> None:
+    """Raise if a variant overflowed: the square of its stream, which norms and logits need, is infinite or NaN."""
+    streams = [t for state in states for t in (state.final, state.transcoder_inputs) if t.numel()]
+    largest = float(torch.stack([torch.stack(t.aminmax()) for t in streams]).abs().max())
+    limit = torch.finfo(streams[0].dtype).max ** 0.5
+    if not largest <= limit:
+        dtype = str(streams[0].dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{op}: interventions must leave the stream below {limit:.1e}, whose square {dtype} can hold, got "
+            f"{largest:.1e}; lower value or factor"
+        )
 
 
 def _positioned(
     op: str, model: ReplacementModel, interventions: Sequence[Intervention], positions: int, frozen: Frozen
-) -> Positioned:
+) -> list[tuple[Intervention, range]]:
     """Interventions with their positions, once all are known to be possible."""
     if not interventions:
         raise ValueError(f"{op}: interventions must have at least one entry, got none")
@@ -248,8 +283,8 @@ def _first_layer(interventions: Sequence[Intervention]) -> int:
     return min(intervention.layer for intervention in interventions)
 
 
-def _run_batch(baseline: BaselineRun, variants: list[Positioned], frozen: Frozen) -> list[State]:
-    """Run variants together and return one state each."""
+def _run_batch(baseline: BaselineRun, variants: Sequence[Positioned], frozen: Frozen) -> tuple[list[State], Steering]:
+    """Run variants together and return (a state of each, the steering with its differences)."""
     placed = [
         (row, position, intervention)
         for row, variant in enumerate(variants)
@@ -258,4 +293,4 @@ def _run_batch(baseline: BaselineRun, variants: list[Positioned], frozen: Frozen
     ]
     changes = changes_by_layer(placed, baseline.state.final)
     steering = Steering(baseline.model.transcoders, changes, baseline.original, frozen.layers, frozen.written)
-    return InterventionRun(baseline, steering, frozen, len(variants), min(changes)).run()
+    return InterventionRun(baseline, steering, frozen, len(variants), min(changes)).run(), steering

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from math import isinf
 from typing import Any, Literal, get_args
 
+import torch
+
 from pycircuit.model.replacement import ReplacementModel
 from pycircuit.ops import checks
 
@@ -81,7 +83,18 @@ def checked_interventions(
         if not isinstance(intervention, Intervention):
             raise TypeError(f"{op}: {name} must hold pc.Intervention, got {type(intervention).__name__}")
         require_feature(op, model, intervention.layer, intervention.feature)
+        _require_range(op, model, intervention)
     return tuple(interventions)
+
+
+def _require_range(op: str, model: ReplacementModel, intervention: Intervention) -> None:
+    """Raise if a value or factor is infinite in the type that the model computes in."""
+    largest = torch.finfo(model.dtype).max
+    for name in ("value", "factor"):
+        number = getattr(intervention, name)
+        if number is not None and abs(number) > largest:
+            dtype = str(model.dtype).removeprefix("torch.")
+            raise ValueError(f"{op}: {name} must be at most {largest:g} in size in {dtype}, got {number:g}; lower it")
 
 
 def require_feature(op: str, model: ReplacementModel, layer: int, feature: int) -> None:

@@ -82,7 +82,8 @@ class Steering:
     """The changes of one forward of a batch, handed on from the layers that read to those that are written to.
 
     original: (layer, changes, x) -> [n], activations without interventions. frozen: layers whose MLP outputs stay as
-    they were, so that changes there are counted from the original. written: layers that changes reach.
+    they were, so that changes there are counted from the original. written: layers that changes reach. difference: by
+    how much each entry of a layer's changes moved its activation, once the layer was read.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class Steering:
         self.frozen = frozen
         self.written = written
         self.pending: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        self.difference: dict[int, Tensor] = {}
+        self.extremes: list[Tensor] = []  # smallest and largest number of what each layer's features write
 
     def add(self, layer: int, row: Tensor, position: Tensor, change: Tensor) -> None:
         """Add a change to a layer's MLP output, or with layer -1 to the first stream.
@@ -119,10 +122,28 @@ class Steering:
         original = self.original(layer, changes, x)
         present = original if layer in self.frozen else self.present(layer, changes, x, changes.row)
         value = changes.value + changes.factor * original - present
+        self.difference[layer] = value
         difference = SparseFeatures(changes.row_ptr, changes.index, value)
         written = ops.decode(difference, self.transcoders.w_dec[layer])
+        self.extremes.append(torch.stack(written.aminmax()))
         for target, change in enumerate(written[None] if written.ndim == 2 else written, layer):
             self.add(target, changes.row, changes.position, change)
+
+    def largest(self) -> float:
+        """Return the largest size of a number that changes add to an MLP's output; NaN if one is."""
+        return float(torch.stack(self.extremes).abs().max()) if self.extremes else 0.0
+
+    def unchanged(self) -> set[tuple[int, int, int, int]]:
+        """(row, layer, position, feature) of the changes that moved no activation."""
+        result: set[tuple[int, int, int, int]] = set()
+        for layer, difference in self.difference.items():
+            changes = self.changes[layer]
+            still = (difference == 0).nonzero()[:, 0]
+            place = changes.place()[still]
+            columns = (changes.row[place], changes.position[place], changes.index[still])
+            row, position, feature = (column.tolist() for column in columns)
+            result.update((r, layer, p, f) for r, p, f in zip(row, position, feature, strict=True))
+        return result
 
     def present(self, layer: int, changes: FeatureChanges, x: Tensor, row: Tensor) -> Tensor:
         """Present activations of the changed features, in these rows of the batch: [n]."""

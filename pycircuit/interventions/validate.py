@@ -185,7 +185,7 @@ class _Rows:
         target = node[~inner] - graph.first_target
         self.position[~inner], self.index[~inner] = graph.targets.positions[target], graph.targets.ids[target]
         # The graph does not hold the vector of a direction; that of a contrast comes from its tokens.
-        contrasts = contrasts_of(graph)
+        contrasts = contrasts_of(OP, graph, len(model.weights.unembedding))
         target_of_row = dict(zip((~inner).nonzero()[:, 0].tolist(), target.tolist(), strict=True))
         self.contrasts = {row: contrasts[t] for row, t in target_of_row.items() if t in contrasts}
         self.readable = self.index >= 0

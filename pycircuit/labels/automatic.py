@@ -48,9 +48,11 @@ def label(
     source = None if examples is None else ExampleTokens("label", examples)
     active = _keys(graph)
     names = {key: model.labels[key] for key in active if key in model.labels} | graph.labels
+    named = replace(graph, labels=names, automatic_labels={})
     with closing(Progress(progress)) as progress_line:
-        texts = _labels(model, graph, [key for key in active if key not in names], source, progress_line)
-    return replace(graph, labels=names, automatic_labels=texts)
+        texts = _labels(model, named, [key for key in active if key not in names], source, progress_line)
+    named.automatic_labels.update(texts)
+    return named
 
 
 def add_labels(model: ReplacementModel, graph: Graph, labels: Labels, progress: Progress) -> None:

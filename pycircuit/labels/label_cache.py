@@ -37,10 +37,13 @@ class Raised:
     tokens: np.ndarray
     score: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.layer)
+
     @classmethod
     def empty(cls, tokens: int) -> Raised:
         none = np.zeros(0, np.int64)
-        return cls(none, none, none, np.zeros((0, tokens), np.int64), np.zeros(0, np.float32))
+        return cls(none, none, none, np.zeros((0, tokens), np.int64), np.zeros(0))
 
     def arrays(self) -> dict[str, np.ndarray]:
         return dict(vars(self))

@@ -17,7 +17,7 @@ from pycircuit.model.weights import Norm
 from pycircuit.ops import FileRows, SparseFeatures
 
 LOGITS_AT_ONCE = 1 << 24
-BLOCK = 1 << 20  # logits of raised tokens computed at once: a cache holds them
+BLOCK = 1 << 17  # logits of raised tokens computed at once: a cache holds them
 GPU_BLOCK = 1 << 26
 
 
@@ -61,24 +61,23 @@ class OutputTokens:
 
         directions: [n, width]. Logits are computed a block of the vocabulary at a time, in little memory.
         """
-        unembedding, dtype = self.model.weights.unembedding, directions.dtype
+        weights = self.model.weights
+        unembedding, dtype = weights.unembedding, directions.dtype
         step = max(1, _block(directions.device) // max(len(directions), directions.shape[1]))
-        best = directions.new_full((len(directions), 0), 0)
+        best = directions.new_zeros(len(directions), 0)
         tokens = torch.zeros(len(directions), 0, dtype=torch.int64, device=directions.device)
-        total, squares = (torch.zeros(len(directions), dtype=torch.float64, device=best.device) for _ in range(2))
+        squares = torch.zeros(len(directions), dtype=torch.float64, device=best.device)
         for begin in range(0, len(unembedding), step):
             logits = directions @ unembedding[begin : begin + step].to(dtype).T
-            total += logits.sum(1)
-            squares += logits.square().sum(1)
             largest = logits.topk(min(self.count, logits.shape[1]))
+            squares += logits.square_().sum(1)
             merged = torch.cat([best, largest.values], 1)
             ids = torch.cat([tokens, largest.indices + begin], 1)
             best, order = merged.topk(min(self.count, merged.shape[1]))
             tokens = ids.gather(1, order)
-        mean = total / len(unembedding)
+        mean = (directions @ weights.unembedding_mean.to(dtype)).double()
         deviation = (squares / len(unembedding) - mean.square()).clamp_min(0).sqrt()
-        score = torch.where(deviation > 0, (best[:, 0].double() - mean) / deviation, torch.zeros_like(mean))
-        return tokens.cpu(), score.float().cpu()
+        return tokens, torch.where(deviation > 0, (best[:, 0].double() - mean) / deviation, torch.zeros_like(mean))
 
     def _written(self, layer: int, features: Tensor) -> Tensor:
         """Sum over layers that a unit of each feature adds to the stream, without a post-norm's denominator: [n, d]."""

@@ -107,6 +107,6 @@ class PlainTokens:
         match = _BYTE.fullmatch(stored)
         if match is not None:
             return f"<{match[1].upper()}>"
-        numbers = [self._bytes.get(c) for c in stored]
+        numbers = [self._bytes.get(c) for c in stored.removeprefix("Ġ") or stored]
         known = [n for n in numbers if n is not None]
         return f"<{bytes(known).hex(' ').upper()}>" if known and len(known) == len(numbers) else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -25,8 +26,11 @@ class Columns:
 
     @classmethod
     def of(cls, local: LocalReplacement) -> Columns:
-        before = torch.stack([f.row_ptr for f in local.features]).cpu().numpy()
-        return cls(before, local.model.positions)
+        """Columns of a frozen prompt, counted once: a GPU has to be waited for."""
+        if local not in _COUNTED:
+            before = torch.stack([f.row_ptr for f in local.features]).cpu().numpy()
+            _COUNTED[local] = cls(before, local.model.positions)
+        return _COUNTED[local]
 
     @property
     def layers(self) -> int:
@@ -81,3 +85,6 @@ class Columns:
         seen = np.concatenate([np.zeros((1, self.positions), np.int64), self.before[:, 1:].cumsum(0)])
         visible = position.cpu() + 1
         return torch.from_numpy(seen)[layer.cpu(), position.cpu()] + (layer.cpu() + 1) * visible
+
+
+_COUNTED: WeakKeyDictionary[LocalReplacement, Columns] = WeakKeyDictionary()

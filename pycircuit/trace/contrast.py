@@ -65,9 +65,16 @@ def direction(unembedding: Tensor, sides: tuple[Side, Side]) -> Tensor:
     return first - second
 
 
-def contrasts_of(graph: Graph) -> dict[int, tuple[Side, Side]]:
-    """Return the sides of a graph's contrasts by target."""
+def contrasts_of(op: str, graph: Graph, vocabulary: int) -> dict[int, tuple[Side, Side]]:
+    """Return the sides of a graph's contrasts by target. op: what errors begin with; vocabulary: the model's tokens."""
     known = graph.provenance.get(KEY, {})
-    labels = enumerate(graph.targets.labels)
-    ids = graph.targets.ids.tolist()
-    return {t: (tuple(known[name][0]), tuple(known[name][1])) for t, name in labels if ids[t] < 0 and name in known}
+    result = {}
+    for target, (name, token) in enumerate(zip(graph.targets.labels, graph.targets.ids.tolist(), strict=True)):
+        if token >= 0 or not isinstance(known, dict) or name not in known:
+            continue
+        sides = known[name]
+        tokens = [*sides[0], *sides[1]] if isinstance(sides, list) and list(map(type, sides)) == [list, list] else []
+        if not tokens or not all(sides) or not all(type(t) is int and 0 <= t < vocabulary for t in tokens):
+            raise ValueError(f"{op}: a contrast must have two lists of token ids of this model, got {str(sides)[:80]}")
+        result[target] = (tuple(sides[0]), tuple(sides[1]))
+    return result

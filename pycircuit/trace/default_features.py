@@ -50,13 +50,14 @@ def plan_default(
 ) -> tuple[TraceOptions, MemoryPlan]:
     """Return (options, plan) that fit the memory, with fewer features than the default where they must.
 
-    size: of the trace with some options. MemoryBoundError if nothing fits, or the number of features was chosen.
+    size: of the trace with some options. MemoryBoundError if nothing fits, or if the number of features was chosen or
+    is that of a checkpoint.
     """
     while True:
         trace = size(options)
         try:
             return options, plan_memory(model, trace, bound, fixed)
         except MemoryBoundError:
-            if options.chosen or options.expanded(trace.features) <= FEWEST:
+            if options.chosen or fixed.rows is not None or options.expanded(trace.features) <= FEWEST:
                 raise
         options = options.limited(max(FEWEST, options.expanded(trace.features) // 2))

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from pycircuit import ops
 from pycircuit.files.atomic import writable_svg, write_text
+from pycircuit.graph.show.html_table import html_table
 from pycircuit.model import ReplacementModel
 from pycircuit.model.transcoder_hooks import Read, Write, eager_transcoder_hooks
 from pycircuit.ops import FileRows, SparseFeatures
 from pycircuit.ops.torch_settings import without_autocast
 from pycircuit.progress import Progress, Report
 from pycircuit.trace.attribute import attribute
+from pycircuit.trace.trace_options import MaxFeatures
 from pycircuit.transcoders import Transcoders
 
 from .figure import Panel, chart
@@ -68,6 +70,27 @@ class Evaluation:
         panels.append(Panel("features by density", density, "never", "0.1 to 1"))
         write_text("plot", writable_svg("plot", path), chart(panels))
 
+    def _repr_html_(self) -> str:
+        names = ["never", *(f"to 1e{n}" for n in DECADES[:-1]), "to 1"]
+        rows = zip(self.variance, self.active, self.dead, self.density, strict=True)
+        return html_table(
+            ["layer", "variance", "features a token", "dead", *(f"density {name}" for name in names)],
+            [[i, v, a, d, *([None] * len(names) if n is None else n)] for i, (v, a, d, n) in enumerate(rows)],
+            "\n".join(self._summary()),
+        )
+
+    def _summary(self) -> list[str]:
+        lines = [
+            f"replacement model, {self.tokens} tokens: next token agrees {100 * self.agreement:.1f}%, "
+            f"KL {self.divergence:.4f} nats (MLPs ablated: {self.ablated:.4f})"
+        ]
+        if self.graphs:
+            lines.append(
+                f"graphs of {self.graphs} texts: replacement score {self.replacement:.3f}, "
+                f"completeness score {self.completeness:.3f}"
+            )
+        return lines
+
     def __str__(self) -> str:
         names = ["never", *(f"1e{n}" for n in DECADES[:-1]), "1"]
         lines = ["layer  variance      L0    dead   features by density: " + " ".join(f"{n:>6}" for n in names)]
@@ -79,16 +102,7 @@ class Evaluation:
                 continue
             counts = " ".join(f"{n:6}" for n in density)
             lines.append(f"{layer:5}  {explained}  {active:6.1f}  {100 * dead:5.1f}%  {'':>23}{counts}")
-        lines.append(
-            f"replacement model, {self.tokens} tokens: next token agrees {100 * self.agreement:.1f}%, "
-            f"KL {self.divergence:.4f} nats (MLPs ablated: {self.ablated:.4f})"
-        )
-        if self.graphs:
-            lines.append(
-                f"graphs of {self.graphs} texts: replacement score {self.replacement:.3f}, "
-                f"completeness score {self.completeness:.3f}"
-            )
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._summary()])
 
 
 @without_autocast()
@@ -101,7 +115,7 @@ def evaluate(
     ignore_positions: int | None = None,
     context: int = 256,
     graphs: int = 0,
-    max_features: int | None = None,
+    max_features: MaxFeatures = None,
     progress: bool | Report = True,
 ) -> Evaluation:
     """Evaluate transcoders on texts or token ids they were not trained on; the result prints as a table.
@@ -149,7 +163,7 @@ def _with_scores(
     source: Source,
     transcoders: Transcoders,
     prompts: list[Tensor],
-    max_features: int | None,
+    max_features: MaxFeatures,
     show: Progress,
 ) -> Evaluation:
     """Evaluation with the mean scores of the prompts' graphs; as it is without prompts."""
@@ -159,7 +173,7 @@ def _with_scores(
     scores = []
     show.step("graphs", 0, len(prompts), "graphs")
     for ids in prompts:
-        scores.append(attribute(model, ids, max_features=max_features, progress=False).scores())
+        scores.append(attribute(model, ids, max_features=max_features, labels=False, progress=False).scores())
         show.step("graphs", len(scores), len(prompts), "graphs")
     return replace(
         evaluation,

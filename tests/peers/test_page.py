@@ -205,6 +205,25 @@ def _their_file(theirs: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     return json.loads((path / "tiny.json").read_text())
 
 
+def test_we_read_their_file_and_their_page_draws_it_again(
+    graphs: tuple[pc.Graph, Any], folder: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = _their_file(graphs[1], tmp_path, monkeypatch)
+    ids = [n["node_id"] for n in theirs["nodes"]]
+    if len(set(ids)) < len(ids):
+        pytest.skip("their file names an error like a feature")
+    read, pruned = pc.Graph.from_json(tmp_path / "tiny.json"), graphs[0].prune(NODE, EDGE).graph
+    order = [read.features.tolist().index(f) for f in pruned.features.tolist()]
+    order += range(len(order), read.nodes)
+    dense = read.dense()[order][:, order].float()
+    assert read.layers == SIZE.layers and len(read.features) == len(pruned.features)
+    assert torch.allclose(dense, pruned.dense().float(), rtol=1e-4, atol=1e-5 * float(dense.abs().max()))
+    read.to_json(folder / "again.json", scan="tiny-scan", node_threshold=1, edge_threshold=1)
+    full, drawn = json.loads((folder / "again.json").read_text()), opened(f"{address}/index.html?slug=again")
+    assert drawn["errors"] == [] and len(drawn["nodes"]) == len(full["nodes"]) == len(theirs["nodes"])
+    assert drawn["links"] == len(full["links"]) == len(theirs["links"])
+
+
 def _ours(node_id: str, feature_type: str) -> str:
     """Error ids of circuit-tracer before July 2026, 0_{layer}_{position}, are those of layer 0's features."""
     if feature_type != "mlp reconstruction error" or "_-1_" in node_id:

@@ -73,7 +73,9 @@ def load(graph_type: type[Graph], path: str | os.PathLike[str]) -> Graph:
     plain = ("layers", "prompt", "vocab_size", "timings", "provenance")
     fields: dict[str, Any] = {name: tensors.get(name) for name in arrays} | {name: metadata[name] for name in plain}
     try:
-        labels = {name: {(layer, feature): text for layer, feature, text in metadata.get(name, [])} for name in _LABELS}
+        labels: dict[str, Any] = {
+            name: {(layer, feature): text for layer, feature, text in metadata.get(name, [])} for name in _LABELS
+        }
         rows = Rows(tensors["row_ptr"], tensors["column"], tensors["weight"])
         targets = Targets(
             metadata["target_labels"], tensors["target_ids"], tensors["target_weights"], tensors["target_positions"]

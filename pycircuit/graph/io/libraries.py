@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pycircuit.graph.graph import Graph
 
 
-def _library(method: str, module: str, package: str) -> Any:
+def library(method: str, module: str, package: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
@@ -20,7 +20,7 @@ def _library(method: str, module: str, package: str) -> Any:
 
 def to_networkx(graph: Graph) -> Any:
     """Convert a graph to a networkx.DiGraph."""
-    out = _library("to_networkx", "networkx", "networkx").DiGraph()
+    out = library("to_networkx", "networkx", "networkx").DiGraph()
     out.add_nodes_from((node, graph.describe(node)) for node in range(graph.nodes))
     targets = graph.row_node.numpy()[graph.rows.row_of_entry()].tolist()
     edges = zip(graph.rows.column.tolist(), targets, graph.rows.weight.tolist(), strict=True)
@@ -30,7 +30,7 @@ def to_networkx(graph: Graph) -> Any:
 
 def to_scipy(graph: Graph) -> Any:
     """Convert a graph to a scipy.sparse.csr_array."""
-    sparse = _library("to_scipy", "scipy.sparse", "scipy")
+    sparse = library("to_scipy", "scipy.sparse", "scipy")
     node, lengths = graph.row_node.numpy(), np.zeros(graph.nodes, np.int64)
     lengths[node] = graph.rows.lengths()
     column, weight = (np.empty_like(t.numpy()) for t in (graph.rows.column, graph.rows.weight))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Flavour: TypeAlias = Literal["circuit-tracer", "neuronpedia"]
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 Groups: TypeAlias = Sequence[tuple[str, Sequence[int]]]
+AUTOMATIC = " (automatic)"  # ends a label that no person gave
 PAGE = "page"  # of the provenance of a graph from a page's JSON: its slug, pins and groups
 
 _OP = "Graph.to_json"
@@ -67,7 +68,8 @@ def to_json(graph: Graph, path: str | os.PathLike[str], options: PageOptions) ->
     node_threshold, edge_threshold = metadata["pruning_settings"].values()
     pruned = graph.prune(node_threshold, edge_threshold)
     members = _named_groups(graph, pruned, options.groups)
-    pins = [index_below(_OP, "pinned", node, graph.nodes) for node in options.pinned or _pins_of_file(graph)]
+    wanted = _present(graph, _of_file(graph, "pinned") or []) if options.pinned is None else options.pinned
+    pins = [index_below(_OP, "pinned", node, graph.nodes) for node in wanted]
     pruned = _with_nodes(pruned, [*pins, *(node for _, nodes in members for node in nodes)])
     nodes = _nodes(pruned)
     if neuronpedia:
@@ -158,8 +160,9 @@ def _named_groups(graph: Graph, pruned: Pruned, groups: Groups | None) -> list[t
     """Groups with names of their own, since pages merge groups of one name: those asked for, of the file, or ours."""
     if groups is not None:
         wanted = [(str(name), _members(graph, nodes)) for name, nodes in groups]
-    elif PAGE in graph.provenance:
-        wanted = [(name, tuple(_present(graph, ids))) for name, *ids in graph.provenance[PAGE]["groups"]]
+    elif (stored := _of_file(graph, "groups")) is not None:
+        lists = [group for group in stored if isinstance(group, list) and group]
+        wanted = [(str(name), tuple(_present(graph, ids))) for name, *ids in lists]
     else:
         wanted = _that_fit([(name, nodes) for name, nodes in supernodes(pruned)])
     names: set[str] = set()
@@ -188,17 +191,20 @@ def _that_fit(groups: list[tuple[str, tuple[int, ...]]]) -> list[tuple[str, tupl
     return result
 
 
-def _present(graph: Graph, identifiers: Iterable[str]) -> Iterable[int]:
+def _of_file(graph: Graph, name: str) -> list[Any] | None:
+    """Groups or pins of the page's file that the graph was read from, None without one."""
+    page = graph.provenance.get(PAGE)
+    stored = page.get(name) if isinstance(page, dict) else None
+    return stored if isinstance(stored, list) else None
+
+
+def _present(graph: Graph, identifiers: Iterable[Any]) -> Iterable[int]:
     """Nodes of the identifiers that this graph still has."""
     for text in identifiers:
         try:
-            yield node_of(graph, text)
+            yield node_of(graph, str(text))
         except ValueError:
             continue
-
-
-def _pins_of_file(graph: Graph) -> Iterable[int]:
-    return _present(graph, graph.provenance.get(PAGE, {}).get("pinned", []))
 
 
 def _with_nodes(pruned: Pruned, nodes: list[int]) -> Pruned:
@@ -307,7 +313,7 @@ def _feature(description: dict[str, Any]) -> dict[str, Any]:
 def _clerp(description: dict[str, Any]) -> str:
     """Label of a feature for the page, which has no field that says that it is automatic."""
     label: str = description.get("label", "").replace("(p=", "(p =")  # pages split at the first `(p=`
-    return f"{label} (automatic)" if description.get("automatic") else label
+    return label + AUTOMATIC if description.get("automatic") else label
 
 
 def _error(description: dict[str, Any]) -> dict[str, Any]:

@@ -21,13 +21,14 @@ from pycircuit.graph.csr import Rows
 from pycircuit.graph.endpoints import Targets, Tokens
 
 from .graph_file import GraphFileError
-from .page_json import PAGE
+from .page_json import AUTOMATIC, PAGE
 
 if TYPE_CHECKING:
     from pycircuit.graph.graph import Graph
 
 _OP = "Graph.from_json"
-MAX_BYTES = 128 << 20  # Python's objects take twenty times the bytes of short lists; Neuronpedia takes 100 MB
+MAX_BYTES = 128 << 20  # Neuronpedia takes 100 MB
+_MAX_OBJECTS = 1 << 22  # objects and lists: an empty list takes two bytes in the file and seventy in memory
 _MAX_LAYERS, _MAX_ERRORS = 1 << 12, 1 << 24  # layers; layers x positions, each a node
 _MAX_NUMBER = 1 << 80  # of a feature, paired with its layer
 
@@ -56,8 +57,11 @@ def _content(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise GraphFileError(f"{_OP}: {path} must have at most {MAX_BYTES >> 20} MB, got {size >> 20}")
+    data = path.read_bytes()
+    if (objects := data.count(b"{") + data.count(b"[")) > _MAX_OBJECTS:
+        raise GraphFileError(f"{_OP}: {path} must have at most {_MAX_OBJECTS} objects and lists, got {objects}")
     try:
-        content = json.loads(path.read_bytes(), parse_constant=_no_number)
+        content = json.loads(data, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise GraphFileError(f"{_OP}: {path} must be JSON, got: {str(error)[:200]}") from None
     names = ("metadata", "nodes", "links")
@@ -110,6 +114,7 @@ class _Nodes:
     token_ids: dict[int, int] = field(default_factory=dict)
     targets: dict[str, dict[str, Any]] = field(default_factory=dict)
     labels: dict[tuple[int, int], str] = field(default_factory=dict)
+    automatic_labels: dict[tuple[int, int], str] = field(default_factory=dict)
     logit_layer: int = 0
 
     def add(self, node: Any, place: str) -> None:
@@ -148,7 +153,8 @@ class _Nodes:
         self.values.append(_number(node, place, "activation"))
         label = _field(node, place, "clerp", str, "")
         if label:
-            self.labels.setdefault((layer, feature), label)
+            labels = self.automatic_labels if label.endswith(AUTOMATIC) else self.labels
+            labels.setdefault((layer, feature), label.removesuffix(AUTOMATIC))
 
 
 def _layer(node: dict[str, Any], place: str) -> int:
@@ -216,6 +222,7 @@ def _graph(graph_type: type[Graph], content: dict[str, Any]) -> Graph:
         vocab_size=vocab_size,
         provenance=_provenance(metadata, parameters, nodes),
         labels=nodes.labels | _edited_labels(parameters),
+        automatic_labels=nodes.automatic_labels,
     )
 
 

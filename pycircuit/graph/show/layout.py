@@ -10,14 +10,19 @@ from unicodedata import combining, east_asian_width
 import numpy as np
 
 LEFT, TOP = 64, 16  # pixels for the names of rows, and above the first
-GAP, MARGIN, STEP = 6, 7, 36  # between boxes, inside them, between rows
+GAP, MARGIN, STEP, RIGHT = 6, 7, 36, 18  # between boxes, inside them, between rows, right of a column
+WIDEST = 1600  # pixels of a picture
+TOKENS, ERRORS = -2, -1  # rows below the layers
 _SIDEWAYS = (0, 14, -14, 28, -28, 48, -48, 80, -80, 120, -120)  # pixels by which candidate curves bend sideways
 _CURVE_TIMES = np.linspace(0.03, 0.97, 24)  # parameters of the points tested on a curve
 
 
 @dataclass
 class Box:
-    """Nodes drawn as one box. row: -1 for tokens, a layer, or the number of layers for targets; x, y: upper left."""
+    """Nodes drawn as one box; a gap stands for columns left out.
+
+    row: TOKENS, ERRORS, a layer, or the number of layers for targets; x, y: upper left.
+    """
 
     nodes: list[int]
     kind: str
@@ -26,6 +31,8 @@ class Box:
     row: int
     column: int
     influence: float
+    automatic: bool = False  # its label
+    full_text: str = ""  # before it was shortened
     inputs: dict[int, float] = field(default_factory=dict)  # weights from other boxes
     x: float = 0
     y: float = 0
@@ -41,7 +48,7 @@ class Box:
 
     @property
     def width(self) -> float:
-        return measure(self.text, self.size) + 2 * MARGIN
+        return measure(self.text, self.size) + (0 if self.kind == "gap" else 2 * MARGIN)
 
 
 class Layout(NamedTuple):
@@ -90,33 +97,30 @@ def shorten(text: str, size: float, limit: float) -> str:
     return text[:end].rstrip() + "…"
 
 
-def lay_out(boxes: Sequence[Box], top: int) -> Layout:
-    """Set x and y of every box. top: the row of the targets, which is above all others."""
-    columns = sorted({box.column for box in boxes})
-    widest = 240 if len(columns) <= 10 else 140 if len(columns) <= 24 else 60
+def lay_out(boxes: Sequence[Box], widest: float = 240) -> Layout:
+    """Set x and y of every box, the highest row on top. widest: pixels of several boxes beside each other."""
     cells: dict[tuple[int, int], list[Box]] = {}
     for box in boxes:
         cells.setdefault((box.row, box.column), []).append(box)
     lines = {cell: _lines(cell_boxes, widest) for cell, cell_boxes in cells.items()}
     spans: dict[int, tuple[float, float]] = {}
     x = float(LEFT)
-    for column in columns:
+    for column in sorted({box.column for box in boxes}):
         column_lines = (line for (_, c), cell_lines in lines.items() if c == column for line in cell_lines)
         column_width = max(map(_line_width, column_lines))
         spans[column] = (x, x + column_width)
-        x += column_width + (18 if len(columns) <= 24 else 10)
+        x += column_width + RIGHT
     rows: list[tuple[int, float]] = []
     y = float(TOP)
-    for row in range(top, -2, -1):
+    for row in sorted({box.row for box in boxes}, reverse=True):
         row_lines = {column: cell_lines for (r, column), cell_lines in lines.items() if r == row}
-        if not row_lines:
-            continue
         row_height = max(map(_lines_height, row_lines.values()))
         for column, cell_lines in row_lines.items():
             _place_lines(cell_lines, spans[column], y + (row_height - _lines_height(cell_lines)) / 2)
         rows.append((row, y + row_height / 2))
         y += row_height + STEP
-    return Layout(x, y - STEP + TOP, list(spans.values()), rows)
+    gaps = {box.column for box in boxes if box.kind == "gap"}
+    return Layout(x, y - STEP + TOP, [span for column, span in spans.items() if column not in gaps], rows)
 
 
 def _lines(cell: Iterable[Box], widest: float) -> list[list[Box]]:

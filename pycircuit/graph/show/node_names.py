@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pycircuit.graph.identifiers import identifier
 from pycircuit.graph.supernodes import key
 
 if TYPE_CHECKING:
@@ -14,17 +15,6 @@ if TYPE_CHECKING:
 
 LABEL_WIDTH, TOKEN_WIDTH = 24, 14  # characters of a label and of a token in a name
 AUTOMATIC = "~"  # stands before a label that no person gave
-
-
-def identifier(graph: Graph, node: int) -> str:
-    """Identifier of a node: `0/7/347` (layer/position/feature), `error/2/7`, `token/7`, `target/0`."""
-    if node < graph.first_error:
-        return "/".join(map(str, graph.features[node].tolist()))
-    if node < graph.first_token:
-        return "error/{}/{}".format(*divmod(node - graph.first_error, graph.positions))
-    if node < graph.first_target:
-        return f"token/{node - graph.first_token}"
-    return f"target/{node - graph.first_target}"
 
 
 def plain(text: str) -> str:

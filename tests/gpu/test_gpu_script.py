@@ -20,7 +20,7 @@ from pycircuit.trace.precision import PRECISIONS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPT = BENCHMARKS / "gpu.py"
 ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 ORDER = ("compile", "card", "plt", "tests", "clt", "long", "taped", "ops", "tune")

@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from pycircuit.ops.dispatch import native_isas
 from pycircuit.ops.registry import OPS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NEEDS = ("torch", "numpy", "typer", "rich", "safetensors", "psutil", "pyyaml", "transformers")
 # Packages that the tests have and a user may not: they must be missing in the environment.
 ABSENT = ("triton", "pytest", "hypothesis", "pybind11")
