@@ -7,8 +7,9 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ import pycircuit as pc
 from pycircuit.page.foretold import agreement, foretold_changes
 from pycircuit.page.trace_request import TraceRequest
 from pycircuit.page.tracing_queue import QueueFull, TracingQueue
+
+if TYPE_CHECKING:
+    from commands import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DALLAS = "the capital of the state containing Dallas is"
@@ -46,14 +50,13 @@ def client(model: pc.ReplacementModel, graph: pc.Graph, tmp_path_factory: pytest
 
 def events(client: Client, trace: str) -> Iterator[dict[str, Any]]:
     """Events of a trace as they come."""
-    connection = http.client.HTTPConnection(client.host, client.port, timeout=20)
-    connection.request("GET", f"/api/traces/{trace}/events")
-    response = connection.getresponse()
-    assert response.getheader("content-type", "").startswith("text/event-stream")
-    while line := response.readline():
-        if line.startswith(b"data: "):
-            yield json.loads(line[6:])
-    connection.close()
+    with closing(http.client.HTTPConnection(client.host, client.port, timeout=20)) as connection:
+        connection.request("GET", f"/api/traces/{trace}/events")
+        with closing(connection.getresponse()) as response:
+            assert response.getheader("content-type", "").startswith("text/event-stream")
+            while line := response.readline():
+                if line.startswith(b"data: "):
+                    yield json.loads(line[6:])
 
 
 def test_a_trace_is_estimated_streamed_and_saved(client: Client) -> None:
@@ -238,6 +241,71 @@ def test_a_card_reads_the_files_of_write_examples(model: pc.ReplacementModel, gr
         assert client.get("/api/features/0/347")["examples"] == []
         status, error = client.call("POST", "/api/traces", {"prompt": DALLAS})
         assert status == 400 and "a model must be served" in error["error"]
+
+
+def test_the_command_serves_and_says_where(
+    model: pc.ReplacementModel, graph: pc.Graph, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph.save(tmp_path / "dallas.safetensors")
+    answers = []
+
+    def wait(page: pc.PageServer) -> None:
+        answers.append(Client(page).get("/api/state"))
+        page.stop()
+
+    monkeypatch.setattr(pc.PageServer, "wait", wait)
+    monkeypatch.setattr(pc, "load", lambda *_, **__: model)
+    code, out, err = run("serve", str(tmp_path), "--port", "0")
+    assert code == 0 and "http://127.0.0.1:" in out, err
+    code, out, err = run("serve", "demo", "--folder", str(tmp_path / "new"), "--port", "0")
+    assert code == 0, err
+    assert [graph["name"] for graph in answers[0]["graphs"]] == ["dallas.safetensors"] and answers[0]["model"] is None
+    assert answers[1]["model"]["name"] == "demo" and answers[1]["graphs"] == [] and (tmp_path / "new").is_dir()
+    code, _, err = run("serve", str(tmp_path), "--host", "0.0.0.0")
+    assert code == 2 and "serve: token must be given" in err
+    code, _, err = run("serve", str(tmp_path), "--variant", "x")
+    assert code == 2 and "--variant must go with a model" in err
+
+
+def test_a_stop_ends_a_running_trace_and_its_stream(
+    model: pc.ReplacementModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pycircuit.trace.collect import RowCollector
+
+    entered, released = threading.Event(), threading.Event()
+    add_targets = RowCollector.add_targets
+
+    def held_up(collector: RowCollector) -> None:
+        entered.set()
+        released.wait(10)
+        add_targets(collector)
+
+    monkeypatch.setattr(RowCollector, "add_targets", held_up)
+    page = pc.serve(model, folder=tmp_path, port=0)
+    client = Client(page)
+    trace = client.post("/api/traces", {"prompt": DALLAS})["id"]
+    assert entered.wait(10)
+    with closing(events(client, trace)) as stream:  # type: ignore[type-var]
+        next(stream)
+        timer = threading.Timer(0.2, released.set)
+        timer.start()
+        begin = time.perf_counter()
+        page.stop()
+    timer.join()
+    assert time.perf_counter() - begin < 4 and not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_card_of_another_models_graph_says_nothing_of_this_models_feature(
+    model: pc.ReplacementModel, graph: pc.Graph, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    other = replace(graph, provenance={**graph.provenance, "model": "another"}, labels={}, automatic_labels={})
+    other.save(tmp_path / "other.safetensors")
+    with serving(model, folder=tmp_path) as client:
+        assert client.get("/api/features/0/347")["raised"]
+        card = client.get("/api/features/0/347?graph=other.safetensors")
+        assert card["raised"] == card["examples"] == [] and card["label"] == "" and card["here"]
 
 
 def test_a_graph_of_another_model_is_not_changed(model: pc.ReplacementModel, graph: pc.Graph, tmp_path: Path) -> None:

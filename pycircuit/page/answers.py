@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .card_examples import CorpusExamples, ExampleFolder, Examples
-from .comparison import compare
 from .edit_document import empty_document, node_list
 from .edits import Edits
 from .effects import effects
@@ -21,6 +20,7 @@ from .page_links import document_of_file, document_of_link
 from .pinned_edges import pinned_edges
 from .request_values import fraction, integer, text
 from .selections import selection_groups, selection_scores
+from .side_by_side import compare
 from .traces import Traces
 from .views import MAX_NODES, node_details, strongest_paths, view
 
@@ -111,10 +111,11 @@ class Answers:
         name = query.get("graph")
         index = None if name is None else self.graphs.open(name).index
         labels = {} if name is None else self.documents.state(name)["document"]["labels"]
-        served = None if self._traces is None else self._traces.served
-        if served is not None and index is not None and index.graph.layers != served.model.depth:
-            served = None  # the graph is another model's
-        return feature_card(layer, feature, index, served, self.examples, labels)
+        served, examples = None if self._traces is None else self._traces.served, self.examples
+        if served is not None and index is not None and not served.may_be_of(index.graph):
+            served = None  # what this model's feature does says nothing about the graph's
+            examples = None if isinstance(examples, CorpusExamples) else examples
+        return feature_card(layer, feature, index, served, examples, labels)
 
     def estimate(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
         """Return memory and time of a trace."""

@@ -12,7 +12,7 @@ from typing import Any
 from pycircuit.graph import Graph
 from pycircuit.graph.io.page_json import FLAVOURS, PAGE
 
-from .node_ids import node_of
+from .node_ids import present_nodes
 
 OP = "page"
 
@@ -30,7 +30,7 @@ def exported(
         labels[layer, feature] = text
     provenance = {key: value for key, value in graph.provenance.items() if key != PAGE}  # its pins are edits by now
     edited = replace(graph, labels=labels, provenance=provenance)
-    groups = [(group["name"], _nodes(graph, group["nodes"])) for group in document["groups"]]
+    groups = [(group["name"], present_nodes(graph, group["nodes"])) for group in document["groups"]]
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as draft, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about what the other page refuses: the export is right all the same
         path = Path(draft) / f"{Path(name).stem}.json"
@@ -41,17 +41,6 @@ def exported(
             edge_threshold=thresholds[1],
             flavour="neuronpedia" if flavour == "neuronpedia" else "circuit-tracer",
             groups=[group for group in groups if group[1]],
-            pinned=_nodes(graph, document["pins"]),
+            pinned=present_nodes(graph, document["pins"]),
         )
         return path.read_bytes()
-
-
-def _nodes(graph: Graph, identifiers: list[str]) -> list[int]:
-    """Nodes of the identifiers that the graph has."""
-    nodes = []
-    for identifier in identifiers:
-        try:
-            nodes.append(node_of(graph, identifier))
-        except KeyError:
-            continue  # an edit of an earlier state of the file
-    return nodes

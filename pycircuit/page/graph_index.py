@@ -24,10 +24,10 @@ def significant(values: np.ndarray) -> np.ndarray:
     """Round to a few significant digits, so that numbers are short as text: float64, of the same shape."""
     values = values.astype(np.float64)
     size = np.abs(values)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         scale = 10.0 ** (DIGITS - 1 - np.floor(np.log10(size)))
-    usable = np.isfinite(scale) & (scale > 0) & np.isfinite(values)
-    return np.where(usable, np.round(values * np.where(usable, scale, 1)) / np.where(usable, scale, 1), values)
+        rounded = np.round(values * scale) / scale
+    return np.where(np.isfinite(rounded) & (scale > 0), rounded, values)
 
 
 def finite(value: float) -> float | None:

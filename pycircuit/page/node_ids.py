@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +26,15 @@ def node_of(graph: Graph, text: str) -> int:
         return identifiers.node_of(graph, text, OP)
     except ValueError as error:
         raise KeyError(str(error)) from None
+
+
+def present_nodes(graph: Graph, identifiers: Iterable[str]) -> list[int]:
+    """Return the nodes that the graph has of these: an edit may name nodes of an earlier state of its file."""
+    nodes = []
+    for identifier in identifiers:
+        with suppress(KeyError):
+            nodes.append(node_of(graph, identifier))
+    return nodes
 
 
 def node_ids(graph: Graph, nodes: np.ndarray) -> list[str]:

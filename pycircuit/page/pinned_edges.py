@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from .graph_index import GraphIndex, significant
-from .node_ids import node_of
+from .node_ids import present_nodes
 
 MOST_NODES = 5000
 
 
 def pinned_edges(index: GraphIndex, identifiers: Sequence[str]) -> dict[str, Any]:
     """Return the nodes that the graph has of these, and the edges among them in columns."""
-    nodes = _present(index, identifiers[:MOST_NODES])
+    nodes = present_nodes(index.graph, identifiers[:MOST_NODES])
     graph, place = index.graph, np.full(index.graph.nodes, -1)
     place[nodes] = np.arange(len(nodes))
     columns: dict[str, list[Any]] = {"source": [], "target": [], "weight": [], "share": []}
@@ -31,14 +31,3 @@ def pinned_edges(index: GraphIndex, identifiers: Sequence[str]) -> dict[str, Any
         columns["weight"] += significant(graph.rows.weight.numpy()[entries]).tolist()
         columns["share"] += significant(index.shares(entries, np.full(len(entries), row))).tolist()
     return {"nodes": index.describe(nodes), "edges": columns}
-
-
-def _present(index: GraphIndex, identifiers: Sequence[str]) -> list[int]:
-    """Nodes of the identifiers that the graph has; edits may name nodes of an earlier state of the file."""
-    nodes = []
-    for identifier in identifiers:
-        try:
-            nodes.append(node_of(index.graph, identifier))
-        except KeyError:
-            continue
-    return nodes

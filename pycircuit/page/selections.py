@@ -13,7 +13,7 @@ from pycircuit.graph.supernodes import GROUPINGS, Grouping, supernodes
 
 from .edit_document import MOST, node_list, short_text
 from .graph_index import GraphIndex, finite
-from .node_ids import node_ids, node_of
+from .node_ids import node_ids, present_nodes
 
 OP = "page"
 
@@ -60,11 +60,4 @@ def _selection(index: GraphIndex, body: Mapping[str, Any], owned: Mapping[str, l
 
 
 def _nodes(graph: Graph, identifiers: object) -> list[int]:
-    """Nodes of the identifiers that the graph has: an edit may be of an earlier state of the file."""
-    nodes = []
-    for identifier in node_list("nodes", identifiers):
-        try:
-            nodes.append(node_of(graph, identifier))
-        except KeyError:
-            continue
-    return nodes
+    return present_nodes(graph, node_list("nodes", identifiers))

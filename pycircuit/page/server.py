@@ -99,10 +99,10 @@ def serve(
 ) -> PageServer:
     """Open a folder of graphs, or a model, in a browser: `serve("graphs")`, `serve("demo")`, `serve(model)`.
 
-    source: a folder of graphs, or a model as of `pc.load`, with its transcoders. folder: the graphs of a model; None
-    for "graphs", which is made. examples: a folder that pc.write_examples wrote. name: the model's on the page. host:
-    an address that other machines reach demands a token, 16 characters or more. port: None for 8765 or the next that
-    is free. block: wait until the server ends. browser: open the page.
+    source: a folder of graphs, or a model as of `pc.load`, with its transcoders. folder: the graphs of a model, made if
+    it is not there; None for "graphs". examples: a folder that pc.write_examples wrote. name: the model's on the page.
+    host: an address that other machines reach demands a token, 16 characters or more. port: None for 8765 or the next
+    that is free. block: wait until the server ends. browser: open the page.
     """
     _require_extra()
     from .served_model import ServedModel
@@ -113,7 +113,11 @@ def serve(
     served = None if model is None else ServedModel(model, name or _model_name(source, model))
     listener = _listener(access_host, port)
     bound_port = int(listener.getsockname()[1])
-    site = Site(graphs, served, None if examples is None else Path(examples), access_host, bound_port, token)
+    try:
+        site = Site(graphs, served, None if examples is None else Path(examples), access_host, bound_port, token)
+    except BaseException:
+        listener.close()
+        raise
     written_host = f"[{access_host}]" if ":" in access_host else access_host
     address = f"http://{written_host}:{bound_port}/" + (f"?token={token}" if token else "")
     page = PageServer(site, [listener], address)
@@ -174,8 +178,8 @@ def _opened(
     else:
         raise TypeError(f"serve: source must be a folder or a model, got {type(source).__name__}")
     path = Path("graphs" if folder is None else folder)
-    if folder is None:
-        path.mkdir(exist_ok=True)
+    if path.parent.is_dir() and not path.exists():
+        path.mkdir()
     return model, GraphFolder(path, model.tokenizer)
 
 

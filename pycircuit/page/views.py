@@ -41,7 +41,10 @@ def view(
         "provenance": _plain(graph.provenance),
         "thresholds": {"node": node_threshold, "edge": edge_threshold},
         "total": {"nodes": graph.nodes, "features": len(graph.features), "edges": graph.rows.entries},
-        "pruned": {"nodes": int(pruned.node_mask.sum()), "edges": int(pruned.edge_mask.sum())},
+        "pruned": {
+            "nodes": int(np.count_nonzero(pruned.node_mask.numpy())),
+            "edges": int(np.count_nonzero(pruned.edge_mask.numpy())),
+        },
         "scores": index.scores,
         "nodes": index.describe(nodes),
         "edges": _edges(index, np.flatnonzero(pruned.edge_mask.numpy()), nodes, max_edges),
