@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt pyproject.toml constraints.txt
 MODULES := $(shell find pycircuit kernels -name '*.py' | sort)
 
-.PHONY: demo test test-gpu test-package test-peers test-real lint compile bench bench-growth bench-lazy bench-peers bench-short demo-model gpu sanitize build clean
+.PHONY: demo test test-gpu test-package test-peers test-real lint compile bench bench-growth bench-grouping bench-lazy bench-peers bench-short demo-model gpu sanitize build clean
 .PHONY: docs package page test-page bench-page chromium
 .DEFAULT_GOAL := test
 
@@ -143,6 +143,10 @@ bench: build
 # Time and memory from 64 to 8,192 tokens. What this commit measured here on quiet cores is not measured again.
 bench-growth: build
 	$(BIN)/python benchmarks/growth.py
+
+# Groups of features against the demo model's facts and against interventions: benchmarks/GROUPING.md.
+bench-grouping: build
+	$(BIN)/python benchmarks/grouping.py
 
 # A cross-layer transcoder left in its files: memory, time and cold reads. Some minutes, 2 GB of disk.
 bench-lazy: build

@@ -15,8 +15,8 @@ from . import command_interrupt as _command_interrupt  # noqa: F401 - first: it 
 if _TYPE_CHECKING:
     from . import graph, ops
     from .examples import write_examples
-    from .graph import Faithfulness, Graph, Path, Picture, Pruned, Scores, Stability, Supernode
-    from .interventions import Intervened, Intervention, generate, intervene, intervene_many, validate
+    from .graph import Comparison, Faithfulness, Graph, Path, Picture, Pruned, Scores, Stability, Supernode, compare
+    from .interventions import GroupEffects, Intervened, Intervention, generate, intervene, intervene_many, validate
     from .labels import label
     from .loading import load
     from .model import Family, FamilyError, ReplacementModel, register_family
@@ -43,6 +43,7 @@ __path__ = [folder for folder in __path__ if folder != _os.path.dirname(_os.path
 __all__ = [
     "BatchTopK",
     "CheckpointError",
+    "Comparison",
     "Contrast",
     "CrossLayerTranscoder",
     "Estimate",
@@ -52,6 +53,7 @@ __all__ = [
     "FamilyError",
     "Feature",
     "Graph",
+    "GroupEffects",
     "ImplementationError",
     "Intervened",
     "Intervention",
@@ -73,6 +75,7 @@ __all__ = [
     "Transcoders",
     "attribute",
     "attribute_many",
+    "compare",
     "estimate",
     "evaluate",
     "explain",
@@ -96,8 +99,8 @@ __all__ = [
 # The module of each public name, as the imports above say it too.
 _HOMES = {
     "examples": "write_examples",
-    "graph": "Faithfulness Graph Path Picture Pruned Scores Stability Supernode",
-    "interventions": "Intervened Intervention generate intervene intervene_many validate",
+    "graph": "Comparison Faithfulness Graph Path Picture Pruned Scores Stability Supernode compare",
+    "interventions": "GroupEffects Intervened Intervention generate intervene intervene_many validate",
     "labels": "label",
     "loading": "load",
     "model": "Family FamilyError ReplacementModel register_family",

@@ -89,6 +89,18 @@ def test_every_target_has_its_tree(run: Run) -> None:
     assert second > 0 and done.out.startswith(f"{graph.tree(0)}\n{graph.tree(second)}\ninfluence")
 
 
+def test_views_of_a_graph(run: Run) -> None:
+    """Flags of the tree, and the features of most influence below it, with what `intervene` reads."""
+    graph = pc.attribute(pc.load("demo"), PROMPT, progress=False)
+    done = run("attribute", "demo", PROMPT, "--errors", "--no-group", "--lines", 12, "--plot", "g.svg")
+    assert done.out.startswith(graph.tree(errors=True, group=False, max_lines=12) + "\ninfluence")
+    listed = [line.split()[:2] for line in done.out.split("\ninfluence")[1].split("\n")[1:11]]
+    influence = graph.influence()[: graph.first_error].sort(descending=True, stable=True)
+    assert [graph.feature_node(*map(int, name.split("/"))) for _, name in listed] == influence.indices[:10].tolist()
+    assert listed[0][0] == f"{100 * float(influence.values[0]):.0f}%"
+    assert run("intervene", "demo", PROMPT, "--ablate", listed[1][1]).code == 0
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

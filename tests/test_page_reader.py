@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from pycircuit.graph import Graph, GraphFileError, Targets
 from pycircuit.graph.io import page_reader
-from pycircuit.graph.io.page_json import FLAVOURS, feature_id
+from pycircuit.graph.io.page_json import feature_id
+from pycircuit.graph.io.page_metadata import FLAVOURS
 
 
 def saved(content: Any, path: Path) -> Path:

@@ -11,9 +11,11 @@ import torch
 from graphs import assemble, by_hand, cone_graph, labelled_graph, random_graph
 
 from pycircuit.graph import Graph
+from pycircuit.graph.identifiers import identifier
 from pycircuit.graph.paths import strongest_path
-from pycircuit.graph.show.node_names import identifier, name, percent
+from pycircuit.graph.show.node_names import name, percent
 from pycircuit.graph.show.tree import Line, lines
+from pycircuit.graph.supernodes import Supernode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -100,6 +102,29 @@ def test_features_of_one_label_are_one_line() -> None:
         "└─       +4   100%  Texas ×2 0/0/1 +1 @w0  ◀", "   └─       +6    75%  “w0” token/0  ◀",
     ]  # fmt: skip
     assert "Texas 0/0/1 @w0" in graph.tree(group=False) and "Texas 1/0/2 @w0" in graph.tree(group=False)
+
+
+def test_supernodes_of_a_caller_are_lines_and_boxes() -> None:
+    graph = random_graph(count=60)
+    dense = graph.dense()
+    first = dense[graph.target_node(0), : graph.first_error].abs().argsort(descending=True)[:3].tolist()
+    group = [Supernode("say a capital", tuple(first)), Supernode("by itself", (first[0] - 1 or 1,))]
+    text = graph.tree(group=group[:1])
+    weight = float(dense[graph.target_node(0), first].sum())
+    line = next(line for line in text.split("\n") if f"say a capital ×3 {identifier(graph, min(first))} +2" in line)
+    assert f"{weight:+.3g} " in line
+    assert ">say a capital ×3<" in graph.plot(group=group[:1]).svg
+    for wrong, message in (
+        ([*group, Supernode("again", (first[1],))], f"group must hold a node once, got node {first[1]} more often"),
+        ([Supernode("error", (graph.first_error,))], "group must hold features, nodes below"),
+        ([Supernode("none", ())], "got a group without nodes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            graph.tree(group=wrong)
+        with pytest.raises(ValueError, match=message):
+            graph.plot(group=wrong)
+    with pytest.raises(TypeError, match="tree: group must be True, False or a list of supernodes, got list"):
+        graph.tree(group=[("x", (1,))])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("seed", range(4))

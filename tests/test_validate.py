@@ -13,7 +13,7 @@ import transformers
 from builders import KINDS, LAYERS, VOCABULARY, WIDTH, replacement
 
 import pycircuit as pc
-from pycircuit.interventions.validate import _edges, _through_features
+from pycircuit.interventions.graph_effects import edges_of, through_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,8 +46,8 @@ def test_effects_through_features_are_a_linear_solution() -> None:
     unit = np.zeros_like(dense)
     unit[:, :count] = dense[:, :count] / graph.values.double().numpy()
     expected = np.linalg.solve(np.eye(graph.nodes) - unit, dense)[graph.row_node.numpy()][:, nodes]
-    direct = _edges(graph, nodes)
-    total = _through_features(graph, direct)
+    direct = edges_of(graph, nodes)
+    total = through_features(graph, direct)
     assert np.abs(total - expected).max() < 1e-10 * np.abs(expected).max()
     assert np.array_equal(direct, dense[graph.row_node.numpy()][:, nodes])
     assert np.abs(total - direct).max() > 0.1 * np.abs(direct).max()
@@ -152,3 +152,61 @@ def test_arguments() -> None:
             pc.validate(model, graph, kinds=kinds)
     with pytest.raises(ValueError, match=r"^overall: freeze must be one of all, attention, none, got 'patterns'"):
         pc.validate(model, graph, samples=2).overall("patterns")
+
+
+def layered_groups(graph: pc.Graph) -> list[list[int]]:
+    """Groups of features of several layers, which hand changes on to each other."""
+    by_layer = [(graph.features[:, 0] == layer).nonzero()[:, 0].tolist() for layer in range(graph.layers)]
+    return [[nodes[i] for nodes in by_layer for i in range(start, min(start + 2, len(nodes)))] for start in (0, 2, 4)]
+
+
+@pytest.mark.parametrize("kind", ["plt", "clt_skip"])
+def test_groups_change_the_frozen_model_by_their_edges(kind: str) -> None:
+    model = replacement("llama", kind, torch.float64)
+    graph = pc.attribute(model, PROMPT, max_targets=3, progress=False)
+    effects = pc.validate(model, graph, groups=layered_groups(graph), factors=[0, -0.5, 3], freeze="all")
+    assert effects.predicted.shape == effects.measured.shape == (3, 3, len(effects.nodes))
+    predicted, measured = effects.pairs()
+    assert len(predicted) > 30 and np.abs(predicted).max() > 0.1
+    assert np.abs(predicted - measured).max() < 1e-9 * np.abs(measured).max()
+    assert effects.correlation == pytest.approx(1) and effects.slope == pytest.approx(1)
+    assert effects.sign_agreement == 1
+    first = effects.groups[0]
+    inside = np.isin(effects.nodes, first.nodes)
+    assert inside.any() and np.isnan(effects.predicted[0][:, inside]).all()  # a group's own features are set
+    text = json.dumps(effects.as_dict(), allow_nan=False)
+    assert json.loads(text)["groups"][0]["nodes"] == list(first.nodes)
+    assert f"pairs={len(predicted)}" in repr(effects)
+
+
+def test_groups_act_through_running_mlps_as_their_graph_says() -> None:
+    """With MLPs as transcoders: a small change exactly, an ablation better with a floor at zero than without."""
+    model = exact_model()
+    graph = pc.attribute(model, PROMPT, max_targets=3, progress=False)
+    groups = layered_groups(graph)
+    small = pc.validate(model, graph, groups=groups, factors=[1 + 1e-9])
+    predicted, measured = small.pairs()
+    assert np.abs(predicted - measured).max() < 1e-5 * np.abs(measured).max()
+    free = through_features(graph, 1e-9 * np.stack([edges_of(graph, group).sum(1) for group in groups], axis=1))
+    rows = np.isin(graph.row_node.numpy(), small.nodes)
+    unset = free[rows].T[:, None]  # as if a group's features moved each other
+    known = np.isfinite(small.measured)
+    assert np.abs(unset - small.measured)[known].max() > 1e-3 * np.abs(measured).max()
+    ablated = pc.validate(model, graph, groups=groups, factors=[0.0])
+    linear = small.predicted * (-1 / 1e-9)
+    floor, without = (np.abs(p - ablated.measured)[known].sum() for p in (ablated.predicted, linear))
+    assert floor < 0.98 * without
+    assert ablated.correlation > 0.8
+
+
+def test_arguments_of_groups() -> None:
+    model = replacement("llama", "plt", torch.float32)
+    graph = pc.attribute(model, PROMPT, max_targets=3, progress=False)
+    with pytest.raises(ValueError, match=r"^validate: groups\[0\] must have features and nothing else, got \[\]"):
+        pc.validate(model, graph, groups=[[]])
+    with pytest.raises(ValueError, match=r"^validate: groups\[1\] must have features and nothing else, got"):
+        pc.validate(model, graph, groups=[[0], [graph.first_error]])
+    with pytest.raises(ValueError, match=r"^validate: groups must be a list of groups of nodes, got \[\]"):
+        pc.validate(model, graph, groups=[])
+    with pytest.raises(ValueError, match=r"^validate: factors must be finite numbers that change something, got \[1"):
+        pc.validate(model, graph, groups=[[0]], factors=[1])

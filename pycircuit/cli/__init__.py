@@ -42,6 +42,10 @@ COMMANDS = {
         "tracing.estimate",
         "pycircuit estimate demo 'the capital of the state containing Dallas is' --memory 2GiB",
     ),
+    "compare": (
+        "compare_graphs.compare",
+        "pycircuit compare dallas.safetensors oakland.safetensors --align feature",
+    ),
     "train": ("train.train", "pycircuit train smollm2 --texts prose.txt --features 4096 --out transcoders"),
     "evaluate": (
         "train.evaluate",

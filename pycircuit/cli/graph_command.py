@@ -11,7 +11,7 @@ import typer
 import pycircuit as pc
 from pycircuit.graph.identifiers import identifier, node_of
 from pycircuit.graph.io.open_graph import ENDINGS
-from pycircuit.graph.io.page_json import FLAVOURS, Flavour
+from pycircuit.graph.io.page_metadata import FLAVOURS, Flavour
 from pycircuit.graph.prune import Pruned, thresholds
 
 from .console import console, emit, table

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 import pycircuit as pc
 from pycircuit.command_interrupt import Stopped
-from pycircuit.graph.io.page_json import FLAVOURS, Flavour
+from pycircuit.graph.io.page_metadata import FLAVOURS, Flavour
 from pycircuit.graph.prune import Pruned, thresholds
 from pycircuit.graph.show.notebook import strongest_features
 from pycircuit.trace.precision import PRECISIONS, Precision

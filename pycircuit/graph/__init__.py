@@ -1,5 +1,6 @@
 """Attribution graphs as arrays, their analysis, files and pictures. Imports no model."""
 
+from .comparison import ComparedEdge, ComparedNode, Comparison, compare
 from .csr import Rows
 from .endpoints import Targets, Tokens
 from .faithfulness import Agreement, Faithfulness
@@ -13,6 +14,6 @@ from .stability import Stability
 from .supernodes import Supernode
 
 __all__ = [
-    "Agreement", "Faithfulness", "Graph", "GraphFileError", "Path", "Picture", "Pruned", "Rows", "Scores", "Stability",
-    "Supernode", "Targets", "Tokens",
+    "Agreement", "ComparedEdge", "ComparedNode", "Comparison", "Faithfulness", "Graph", "GraphFileError", "Path",
+    "Picture", "Pruned", "Rows", "Scores", "Stability", "Supernode", "Targets", "Tokens", "compare",
 ]  # fmt: skip

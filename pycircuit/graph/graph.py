@@ -8,22 +8,22 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pycircuit.files.atomic import writable_svg
-from pycircuit.ops import checks
 from pycircuit.progress import Report
 
-from .csr import Rows, index_below
+from .conservation import residual
+from .csr import Rows
 from .endpoints import Targets, Tokens
 from .faithfulness import KEY, Faithfulness
 from .influence import node_influence
 from .invariants import validate
 from .io import circuit_tracer_graph, graph_file, graphml, libraries, open_graph, page_json, page_reader, tables
-from .io.page_json import Flavour, Groups, PageOptions
+from .io.page_metadata import Flavour, Groups, PageOptions
 from .io.tables import Table
+from .nodes import Nodes
 from .paths import Path, Sign, paths
 from .prune import Pruned, prune, subgraph
 from .scores import Scores, scores, subgraph_scores
@@ -36,7 +36,7 @@ from .supernodes import Grouping, Supernode, supernodes
 
 
 @dataclass(frozen=True, eq=False)
-class Graph:
+class Graph(Nodes):
     """Direct effects of features, errors and tokens on features and targets, for one prompt. Lives on the CPU.
 
     Nodes, in the order of columns: features, errors (layer-major, layers x positions), tokens, targets.
@@ -77,87 +77,6 @@ class Graph:
         for name, value in validate(self).items():
             object.__setattr__(self, name, value)
 
-    # Nodes
-
-    @property
-    def positions(self) -> int:
-        return len(self.tokens.text)
-
-    @property
-    def first_error(self) -> int:
-        return len(self.features)
-
-    @property
-    def first_token(self) -> int:
-        return self.first_error + self.layers * self.positions
-
-    @property
-    def first_target(self) -> int:
-        return self.first_token + self.positions
-
-    @property
-    def nodes(self) -> int:
-        """Number of nodes."""
-        return self.first_target + len(self.targets)
-
-    def feature_node(self, layer: int, position: int, feature: int) -> int:
-        """Node of a feature; KeyError if it is not active."""
-        names = {"layer": layer, "position": position, "feature": feature}
-        triple = [min(checks.whole_number("Graph.feature_node", name, n, -(2**63)), 2**62) for name, n in names.items()]
-        matches = (self.features == self.features.new_tensor(triple)).all(1).nonzero()
-        if not len(matches):
-            raise KeyError(f"Graph.feature_node: feature must be active, got layer {layer}, {position=}, {feature=}")
-        return int(matches[0, 0])
-
-    def error_node(self, layer: int, position: int) -> int:
-        """Node of the reconstruction error of a layer at a position."""
-        layer = index_below("Graph.error_node", "layer", layer, self.layers)
-        position = index_below("Graph.error_node", "position", position, self.positions)
-        return self.first_error + layer * self.positions + position
-
-    def token_node(self, position: int) -> int:
-        """Node of the token at a position."""
-        return self.first_token + index_below("Graph.token_node", "position", position, self.positions)
-
-    def target_node(self, target: int = 0) -> int:
-        """Node of a target."""
-        return self.first_target + index_below("Graph.target_node", "target", target, len(self.targets))
-
-    def label(self, layer: int, feature: int) -> tuple[str, bool]:
-        """Label of a feature, and True if it is automatic rather than a name; ("", False) where it has none."""
-        key = (layer, feature)
-        if key in self.labels:
-            return self.labels[key], False
-        return self.automatic_labels.get(key, ""), key in self.automatic_labels
-
-    def describe(self, node: int) -> dict[str, Any]:
-        """Description of a node: its kind, and its layer, position, feature, value, token, label, automatic, weight.
-
-        automatic: of a feature with a label, True unless the label is a name.
-        """
-        node = index_below("Graph.describe", "node", node, self.nodes)
-        if node < self.first_error:
-            layer, position, feature = self.features[node].tolist()
-            value = float(self.values[node])
-            text, automatic = self.label(layer, feature)
-            label = {"label": text, "automatic": automatic} if text else {}
-            return {"kind": "feature", "layer": layer, "position": position, "feature": feature, "value": value} | label
-        if node < self.first_token:
-            layer, position = divmod(node - self.first_error, self.positions)
-            return {"kind": "error", "layer": layer, "position": position}
-        if node < self.first_target:
-            position = node - self.first_token
-            token, text = int(self.tokens.ids[position]), self.tokens.text[position]
-            return {"kind": "token", "position": position, "token": token, "label": text}
-        target = node - self.first_target
-        return {
-            "kind": "target",
-            "position": int(self.targets.positions[target]),
-            "token": int(self.targets.ids[target]),
-            "label": self.targets.labels[target],
-            "weight": float(self.targets.weights[target]),
-        }
-
     # The law
 
     @property
@@ -169,17 +88,7 @@ class Graph:
         pre-activation, is measured by its terms, not by their small sum. NaN for a graph from a file that lacks the
         pre-activations.
         """
-        if self.provenance.get("law") == "unknown":
-            return torch.full((self.rows.count,), torch.nan, dtype=torch.float64, device="cpu")
-        expected, weight = _array(self.preactivation), self.rows.weight.numpy()
-        difference = _array(self.dropped) + _array(self.bias) - expected
-        scale = _array(self.dropped_mass) + np.abs(_array(self.bias)) + np.abs(expected)
-        for block in self.rows.blocks():
-            terms = block.gather(weight).astype(np.float64)
-            difference[block.rows] += block.reduce(np.add, terms)
-            scale[block.rows] += block.reduce(np.add, np.abs(terms, out=terms))
-        np.maximum(scale, _array(self.product_norm), out=scale)
-        return torch.from_numpy(np.divide(np.abs(difference), scale, out=np.zeros_like(difference), where=scale > 0))
+        return residual(self)
 
     @property
     def certificate(self) -> float:
@@ -215,13 +124,12 @@ class Graph:
         return scores(self)
 
     def subgraph_scores(self, nodes: Iterable[int]) -> Scores:
-        """Scores of a selection: every feature that is not among the nodes counts as an error, in the whole graph.
+        """Scores of a selection in the whole graph: every feature that is not among the nodes counts as an error.
 
-        Influence starts at the targets, is handed on by every selected feature to the sources of its row in the shares
-        of their |weights|, and ends at tokens, errors and features that are not selected. replacement: tokens / (tokens
-        + errors + other features), of the influence that arrives there. completeness: 1 - (errors + other features) /
-        all influence, that of the targets included. With every feature selected these are `scores()`; with none,
-        replacement is the tokens' share of the targets' rows. Tokens and targets are always in, errors never.
+        Influence starts at the targets; each selected feature hands it on in the shares of its row's |weights|; tokens,
+        errors and other features end it. replacement: tokens / (tokens + errors + other features), of the influence
+        there; completeness: 1 - (errors + other features) / all influence, the targets' included. With all features
+        these are `scores()`; with none, replacement is the tokens' share of the targets' rows.
         """
         return subgraph_scores(self, nodes)
 
@@ -237,9 +145,8 @@ class Graph:
     ) -> Stability:
         """Shares of prunings that keep each node and edge, over every pair of thresholds and samples of the targets.
 
-        A sample multiplies the targets' weights by independent exponential numbers, drawn from `seed` (the Bayesian
-        bootstrap); the first has the weights as they are. core: share of the prunings that core nodes and edges have
-        at least.
+        A sample multiplies the targets' weights by exponential numbers drawn from `seed` (the Bayesian bootstrap); the
+        first leaves them. core: least share of the prunings for nodes and edges of the core.
         """
         return stability(self, node_thresholds, edge_thresholds, samples, seed, core, progress)
 
@@ -277,7 +184,7 @@ class Graph:
         least: float = 0.1,
         *,
         errors: bool = False,
-        group: bool = True,
+        group: bool | Sequence[Supernode] = True,
         max_lines: int = 40,
     ) -> str:
         """Tree of a target's inputs as indented text: the strongest inputs, theirs below them, down to the tokens.
@@ -289,7 +196,7 @@ class Graph:
 
         branches: inputs shown of a node, at most; depth: levels below the target; least: weight of an input relative
         to the strongest beside it. errors: sum up the errors of every node, not of the target alone. group: features
-        of one label at one position are one line.
+        of one label at one position are one line; or a list of supernodes that are one line each.
         """
         text = lines(self, target, depth, branches, least, errors, group, max_lines)
         return "\n".join(line.text for line in text)
@@ -301,7 +208,7 @@ class Graph:
         edge_threshold: float = 0.98,
         max_nodes: int = 40,
         target: int = 0,
-        group: bool = True,
+        group: bool | Sequence[Supernode] = True,
         errors: bool = False,
     ) -> Picture:
         """Draw a picture, SVG: tokens as columns, layers as rows, targets on top; notebooks show it.
@@ -310,7 +217,8 @@ class Graph:
         the strongest path that supports `target` is marked. Edges that lower are dashed.
 
         path: a file to write as well. group: features of one label at one position are one box, at the lowest of
-        their layers, with the sums of their weights. errors: draw those of each column as one box.
+        their layers, with the sums of their weights; or a list of supernodes that are one box each. errors: draw
+        those of each column as one box.
         """
         svg_path = None if path is None else writable_svg("plot", path)
         picture = plot(self.prune(node_threshold, edge_threshold), max_nodes, target, group, errors)
@@ -444,8 +352,3 @@ class Graph:
             f"Graph(features={len(self.features)}, layers={self.layers}, positions={self.positions}, "
             f"targets={len(self.targets)}, rows={self.rows.count}, edges={self.rows.entries})"
         )
-
-
-def _array(t: Tensor | None) -> np.ndarray:
-    assert t is not None  # validate() has set it
-    return t.numpy().astype(np.float64)

@@ -66,22 +66,22 @@ def _profiles(pruned: Pruned, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray
     An entry that is read is |weight|; one that is written is its share of the row, by the root of the row's influence.
     """
     graph = pruned.original
-    kept_node, rows = pruned.node_mask.numpy(), graph.rows
+    remaining, rows = pruned.node_mask.numpy(), graph.rows
     index = np.full(graph.nodes, -1)
     index[nodes] = np.arange(len(nodes))
-    source_index = np.cumsum(kept_node) - 1
+    source_index = np.cumsum(remaining) - 1
     node, column, weight = graph.row_node.numpy(), rows.column.numpy(), rows.weight.numpy()
-    used = np.flatnonzero(kept_node[node])
+    used = np.flatnonzero(remaining[node])
     row_index = np.full(rows.count, -1)
     row_index[used] = np.arange(len(used))
     entering = pruned.influence.numpy() + influence.target_weights(graph)
     factor = influence.scales(rows) * np.sqrt(entering[node])
-    reads = np.zeros((len(nodes), int(kept_node.sum())), np.float32)
+    reads = np.zeros((len(nodes), int(remaining.sum())), np.float32)
     writes = np.zeros((len(nodes), len(used)), np.float32)
     for block in rows.blocks(used):
         source, target = block.gather(column), block.repeat(block.rows)
         size = np.abs(block.gather(weight)).astype(np.float64)
-        read = (index[node[target]] >= 0) & kept_node[source]
+        read = (index[node[target]] >= 0) & remaining[source]
         reads[index[node[target[read]]], source_index[source[read]]] = size[read]
         written = index[source] >= 0
         writes[index[source[written]], row_index[target[written]]] = (size * factor[target])[written]

@@ -1,8 +1,18 @@
 """Changing what a model computes and seeing what follows: interventions, steered generation, validation of graphs."""
 
 from .generate import generate
+from .group_effects import GroupEffects
 from .intervene import Intervened, intervene, intervene_many
 from .intervention import FREEZE, Intervention
 from .validate import validate
 
-__all__ = ["FREEZE", "Intervened", "Intervention", "generate", "intervene", "intervene_many", "validate"]
+__all__ = [
+    "FREEZE",
+    "GroupEffects",
+    "Intervened",
+    "Intervention",
+    "generate",
+    "intervene",
+    "intervene_many",
+    "validate",
+]

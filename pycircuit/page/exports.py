@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pycircuit.graph import Graph
-from pycircuit.graph.io.page_json import FLAVOURS, PAGE
+from pycircuit.graph.io.page_json import PAGE
+from pycircuit.graph.io.page_metadata import FLAVOURS
 
 from .node_ids import present_nodes
 

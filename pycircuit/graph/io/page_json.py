@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
-import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import numpy as np
@@ -22,54 +18,32 @@ from pycircuit.files.atomic import writable, write_text
 from pycircuit.files.locks import locked
 from pycircuit.graph.csr import index_below
 from pycircuit.graph.identifiers import node_of
-from pycircuit.graph.prune import Pruned, thresholds
+from pycircuit.graph.prune import Pruned
 from pycircuit.graph.supernodes import supernodes
+
+from .page_metadata import OP, Groups, PageOptions, page_metadata
 
 if TYPE_CHECKING:
     from pycircuit.graph.graph import Graph
 
-Flavour: TypeAlias = Literal["circuit-tracer", "neuronpedia"]
-FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
-Groups: TypeAlias = Sequence[tuple[str, Sequence[int]]]
 AUTOMATIC = " (automatic)"  # ends a label that no person gave
 PAGE = "page"  # of the provenance of a graph from a page's JSON: its slug, pins and groups
 
-_OP = "Graph.to_json"
-_SLUG = re.compile(r"[^/\\\x00-\x1f]+")
-_NEURONPEDIA_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _OVERVIEW = "graph-metadata.json"
 _PINNED = 200  # circuit-tracer's page draws no more in its subgraph
 _UPLOAD = 100 << 20  # bytes that Neuronpedia takes
-_URL = "https://github.com/pycircuit/pycircuit"
-_DETAILS = ("feature_json_base_url", "neuronpedia_source_set", "neuronpedia_lorsa_source_set")
-
-
-@dataclass(frozen=True)
-class PageOptions:
-    """Options of `Graph.to_json`, named as there."""
-
-    slug: str | None
-    node_threshold: float
-    edge_threshold: float
-    scan: str | None
-    flavour: Flavour
-    feature_details: Mapping[str, str] | None
-    groups: Groups | None
-    pinned: Sequence[int] | None
 
 
 def to_json(graph: Graph, path: str | os.PathLike[str], options: PageOptions) -> str:
     """Write a graph as JSON for a page; return the query of its address."""
-    path = writable(_OP, path)
-    if options.flavour not in FLAVOURS:
-        raise ValueError(f"{_OP}: flavour must be one of {', '.join(FLAVOURS)}, got {options.flavour!r}")
+    path = writable(OP, path)
+    metadata = page_metadata(graph, path, options)
     neuronpedia = options.flavour == "neuronpedia"
-    metadata = _metadata(graph, path, options, neuronpedia)
     node_threshold, edge_threshold = metadata["pruning_settings"].values()
     pruned = graph.prune(node_threshold, edge_threshold)
     members = _named_groups(graph, pruned, options.groups)
     wanted = _present(graph, _of_file(graph, "pinned") or []) if options.pinned is None else options.pinned
-    pins = [index_below(_OP, "pinned", node, graph.nodes) for node in wanted]
+    pins = [index_below(OP, "pinned", node, graph.nodes) for node in wanted]
     pruned = _with_nodes(pruned, [*pins, *(node for _, nodes in members for node in nodes)])
     nodes = _nodes(pruned)
     if neuronpedia:
@@ -80,80 +54,13 @@ def to_json(graph: Graph, path: str | os.PathLike[str], options: PageOptions) ->
     parameters = {"pinnedIds": pinned, "supernodes": groups, "linkType": "both", "clickedId": "", "sg_pos": ""}
     content = {"metadata": metadata, "qParams": parameters, "nodes": list(nodes.values()), "links": _links(pruned, ids)}
     text = json.dumps(content, allow_nan=False)
-    write_text(_OP, path, text)
+    write_text(OP, path, text)
     if neuronpedia:
         _warn_of_size(len(text))
     else:
         _add_to_overview(path.with_name(_OVERVIEW), metadata)
         _warn_of_one_layer(pruned)
     return _query(metadata["slug"], pinned, groups, neuronpedia)
-
-
-def _metadata(graph: Graph, path: Path, options: PageOptions, neuronpedia: bool) -> dict[str, Any]:
-    node, edge = thresholds(_OP, options.node_threshold, options.edge_threshold)
-    if neuronpedia:
-        slug, scan = _neuronpedia_names(graph, path, options)
-        transcoder_list: list[str] = []
-    else:
-        slug = path.stem if options.slug is None else options.slug
-        if not isinstance(slug, str) or not _SLUG.fullmatch(slug):
-            raise ValueError(f"{_OP}: slug must be a name without slashes or control characters, got {slug!r}")
-        scan, transcoder_list = _transcoders(graph, options.scan)
-    metadata: dict[str, Any] = {
-        "slug": slug, "scan": scan, "transcoder_list": transcoder_list, "prompt_tokens": list(graph.tokens.text),
-        "prompt": graph.prompt, "node_threshold": node, "schema_version": 1, "info": _info(),
-        "generation_settings": _generation_settings(graph),
-        "pruning_settings": {"node_threshold": node, "edge_threshold": edge},
-    }  # fmt: skip
-    details = _feature_details(options.feature_details)
-    return metadata | ({"feature_details": details} if details else {})
-
-
-def _info() -> dict[str, Any]:
-    generator = {"name": "pycircuit", "version": version("pycircuit"), "url": _URL}
-    return {"generator": generator, "create_time_ms": int(time.time() * 1000)}
-
-
-def _generation_settings(graph: Graph) -> dict[str, Any]:
-    """Settings of the trace under the names that pages know, and what a reader cannot tell from the nodes."""
-    settings = graph.provenance.get("settings", {})
-    names = {"max_n_logits": "max_targets", "desired_logit_prob": "probability", "max_feature_nodes": "max_features"}
-    known = {name: settings[ours] for name, ours in names.items() if settings.get(ours) is not None}
-    return known | {"layers": graph.layers, "vocab_size": graph.vocab_size}
-
-
-def _feature_details(details: Mapping[str, str] | None) -> dict[str, str]:
-    details = {} if details is None else details
-    if not isinstance(details, Mapping):
-        raise TypeError(f"{_OP}: feature_details must be a dict, got {type(details).__name__}")
-    for name, value in details.items():
-        if name not in _DETAILS or not isinstance(value, str) or not value:
-            raise ValueError(f"{_OP}: feature_details must be texts of {', '.join(_DETAILS)}, got {name!r}: {value!r}")
-    return dict(details)
-
-
-def _transcoders(graph: Graph, scan: str | None) -> tuple[str, list[str]]:
-    """(name of the transcoder set, list of several sets), as circuit-tracer's page reads them."""
-    names = graph.provenance.get("scan", "local") if scan is None else scan
-    if isinstance(names, list) and scan is None:
-        return f"custom-{hashlib.sha256('-'.join(names).encode()).hexdigest()[:16]}", names
-    if not isinstance(names, str):
-        raise TypeError(f"{_OP}: scan must be a string, got {type(names).__name__}")
-    return names, []
-
-
-def _neuronpedia_names(graph: Graph, path: Path, options: PageOptions) -> tuple[str, str]:
-    """(slug, model id) in the characters that Neuronpedia takes; the model's own name without its owner by default."""
-    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", path.stem) if options.slug is None else options.slug
-    model = str(graph.provenance.get("model", graph.provenance.get("scan", ""))).rstrip("/").rpartition("/")[2]
-    names = {"slug": slug, "scan": model if options.scan is None else options.scan}
-    for name, value in names.items():
-        if not isinstance(value, str) or not _NEURONPEDIA_NAME.fullmatch(value):
-            fix = "; name the model's id there with scan=" if name == "scan" else ""
-            raise ValueError(
-                f"{_OP}: {name} must be letters, digits, '_', '.' and '-' for Neuronpedia, got {value!r}{fix}"
-            )
-    return slug, names["scan"]
 
 
 def _named_groups(graph: Graph, pruned: Pruned, groups: Groups | None) -> list[tuple[str, tuple[int, ...]]]:
@@ -178,7 +85,7 @@ def _named_groups(graph: Graph, pruned: Pruned, groups: Groups | None) -> list[t
 
 
 def _members(graph: Graph, nodes: Iterable[int]) -> tuple[int, ...]:
-    return tuple(index_below(_OP, "groups", node, graph.nodes) for node in nodes)
+    return tuple(index_below(OP, "groups", node, graph.nodes) for node in nodes)
 
 
 def _that_fit(groups: list[tuple[str, tuple[int, ...]]]) -> list[tuple[str, tuple[int, ...]]]:
@@ -241,7 +148,7 @@ def _highest_layer(nodes: Iterable[dict[str, Any]]) -> int:
 def _warn_of_size(size: int) -> None:
     if size > _UPLOAD:
         warnings.warn(
-            f"{_OP}: the file must have at most {_UPLOAD >> 20} MB for Neuronpedia, got {size >> 20}; lower the "
+            f"{OP}: the file must have at most {_UPLOAD >> 20} MB for Neuronpedia, got {size >> 20}; lower the "
             "thresholds",
             stacklevel=4,
         )
@@ -265,7 +172,7 @@ def _warn_of_one_layer(pruned: Pruned) -> None:
     errors = nodes[(nodes >= graph.first_error) & (nodes < graph.first_token)] - graph.first_error
     if max([*layers, *(errors // graph.positions).tolist()], default=0) < 1:
         warnings.warn(
-            f"{_OP}: features or errors must be above layer 0 for Neuronpedia's page, which opens no other "
+            f"{OP}: features or errors must be above layer 0 for Neuronpedia's page, which opens no other "
             f"file, got none of {graph.layers} layers; circuit-tracer's page opens it, and flavour='neuronpedia' "
             "writes a file that Neuronpedia's opens",
             stacklevel=4,
@@ -377,7 +284,7 @@ def _add_to_overview(path: Path, metadata: dict[str, Any]) -> None:
     """Replace or add the graph's entry in the overview."""
     with locked(path.parent):
         graphs = [entry for entry in _entries(path) if entry.get("slug") != metadata["slug"]]
-        write_text(_OP, path, json.dumps({"graphs": [*graphs, metadata]}, allow_nan=False, indent=2))
+        write_text(OP, path, json.dumps({"graphs": [*graphs, metadata]}, allow_nan=False, indent=2))
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
@@ -389,4 +296,4 @@ def _entries(path: Path) -> list[dict[str, Any]]:
             return list(graphs)
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise ValueError(f'{_OP}: {path} must be {{"graphs": [...]}}, got something else; move it away')
+    raise ValueError(f'{OP}: {path} must be {{"graphs": [...]}}, got something else; move it away')

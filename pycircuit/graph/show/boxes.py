@@ -10,26 +10,28 @@ import numpy as np
 
 from pycircuit.graph.identifiers import identifier
 
-from .layout import ERRORS, LEFT, RIGHT, TOKENS, WIDEST, Box, Layout, lay_out, shorten
-from .node_names import AUTOMATIC, label, name, plain, units
+from .layout import ERRORS, TOKENS, WIDEST, Box, Layout, lay_out, shorten
+from .node_names import AUTOMATIC, Grouping, label, name, plain, units
 
 if TYPE_CHECKING:
     from pycircuit.graph.prune import Pruned
 
+_TALL = 800  # pixels
 _LABEL_WIDTHS = (150, 110, 80, 56)  # pixels, tried in turn until the picture is narrow enough
 _MOST_COLUMNS = 20
 _ALL_COLUMNS = 12  # positions of a prompt whose columns are all drawn
-_FAINT = 0.05  # of a box's strongest input: weaker ones are not drawn
+_FAINT, _MOST_INPUTS = 0.1, 6  # of a box: weight of an input relative to the strongest, and number, that are drawn
 _SHOWN = 12  # nodes, or tokens of a gap, that a title names
 
 
-def choose(pruned: Pruned, limit: int, path: Sequence[int], group: bool, errors: bool) -> tuple[list[Box], int]:
+def choose(pruned: Pruned, limit: int, path: Sequence[int], group: Grouping, errors: bool) -> tuple[list[Box], int]:
     """(boxes of the path, the most influential others and what stands at their ends; number of features that qualify).
 
     limit: boxes of features, those of the path aside.
     """
     graph, influence = pruned.original, pruned.influence.numpy()
-    unit, _ = units(graph, group)
+    all_units = units("plot", graph, group)
+    unit = all_units.unit
     features = pruned.node_mask.numpy()[: graph.first_error].copy()
     features[[node for node in path if node < graph.first_error]] = True
     nodes = features.nonzero()[0]
@@ -42,11 +44,9 @@ def choose(pruned: Pruned, limit: int, path: Sequence[int], group: bool, errors:
     members: dict[int, list[int]] = {u: [] for u in chosen}
     for node in nodes[np.isin(unit[nodes], chosen)].tolist():
         members[int(unit[node])].append(node)
-    groups = list(members.values())
-    if errors:
-        groups += _errors_by_column(pruned)
-    groups += [[n] for n in range(graph.first_token, graph.nodes)]
-    boxes = [_box(pruned, group_nodes) for group_nodes in groups]
+    boxes = [_box(pruned, nodes, all_units.names.get(u)) for u, nodes in members.items()]
+    boxes += [_box(pruned, nodes) for nodes in (_errors_by_column(pruned) if errors else [])]
+    boxes += [_box(pruned, [node]) for node in range(graph.first_token, graph.nodes)]
     _edges(pruned, boxes, path)
     return _connected(boxes, set(path)), len(candidates)
 
@@ -60,11 +60,11 @@ def _errors_by_column(pruned: Pruned) -> list[list[int]]:
     return list(columns.values())
 
 
-def _box(pruned: Pruned, nodes: list[int]) -> Box:
+def _box(pruned: Pruned, nodes: list[int], group_name: str | None = None) -> Box:
     graph = pruned.original
     first = graph.describe(nodes[0])
     kind, influence = first["kind"], float(pruned.influence[nodes].sum())
-    text = label(graph, nodes[0])
+    text = label(graph, nodes[0]) if group_name is None else plain(group_name)
     row = {"token": TOKENS, "error": ERRORS, "target": graph.layers}.get(kind, first.get("layer", 0))
     names = [name(graph, [node]) for node in nodes[:_SHOWN]]
     if len(nodes) > _SHOWN:
@@ -79,7 +79,7 @@ def _box(pruned: Pruned, nodes: list[int]) -> Box:
         text = text or identifier(graph, nodes[0])
     title = "\n".join([*names, f"influence {influence:.3g}"])
     box = Box(nodes, kind, text.removeprefix(AUTOMATIC), title, row, first["position"], influence)
-    box.automatic = text.startswith(AUTOMATIC) and kind == "feature"
+    box.automatic = text.startswith(AUTOMATIC) and kind == "feature" and group_name is None
     return box
 
 
@@ -107,7 +107,8 @@ def _edges(pruned: Pruned, boxes: list[Box], path: Sequence[int]) -> None:
 
 def _leave_out_faint(box: Box, path: set[int]) -> None:
     """Remove inputs that are next to nothing beside the strongest; those on the path stay."""
-    cutoff = _FAINT * max(map(abs, box.inputs.values()), default=0.0)
+    sizes = sorted(map(abs, box.inputs.values()), reverse=True)
+    cutoff = max([0.0, *(_FAINT * size for size in sizes[:1]), *sizes[_MOST_INPUTS - 1 : _MOST_INPUTS]])
     box.inputs = {source: w for source, w in box.inputs.items() if abs(w) >= cutoff or source in path}
 
 
@@ -152,15 +153,18 @@ def fit(boxes: list[Box], path: set[int], tokens: Sequence[str]) -> tuple[list[B
 def _shortened(boxes: list[Box], tokens: Sequence[str]) -> tuple[list[Box], Layout]:
     """(boxes and gaps, their layout with the longest labels that fit)."""
     drawn = [*boxes, *_gaps({box.column for box in boxes}, tokens)]
-    columns = len({box.column for box in drawn})
     for limit in _LABEL_WIDTHS:
         for box in boxes:
             box.text = shorten(box.full_text, box.size, limit) + _suffix(box)
-        share = (WIDEST - LEFT - RIGHT * columns) / columns
-        layout = lay_out(drawn, max(limit, min(2 * limit, share)))
+        widest = limit + 20
+        layout = lay_out(drawn, widest)
         if layout.width <= WIDEST:
             break
-    return drawn, layout
+    for beside in (2, 3, 4):  # labels, while a picture is tall and there is room
+        if layout.height <= _TALL or (wider := lay_out(drawn, beside * (limit + 20))).width > WIDEST:
+            break
+        layout, widest = wider, beside * (limit + 20)
+    return drawn, lay_out(drawn, widest)
 
 
 def _suffix(box: Box) -> str:

@@ -8,18 +8,18 @@ from pycircuit.graph.paths import strongest_path
 from pycircuit.ops import checks
 
 from .boxes import choose, fit
+from .node_names import Grouping
 from .picture import Picture, draw
 
 if TYPE_CHECKING:
     from pycircuit.graph.prune import Pruned
 
 
-def plot(pruned: Pruned, max_nodes: int = 40, target: int = 0, group: bool = True, errors: bool = False) -> Picture:
+def plot(pruned: Pruned, max_nodes: int = 40, target: int = 0, group: Grouping = True, errors: bool = False) -> Picture:
     """Draw a pruned graph and the strongest path to a target."""
     checks.whole_number("plot", "max_nodes", max_nodes, 1)
-    for argument, value in (("group", group), ("errors", errors)):
-        if not isinstance(value, bool):
-            raise TypeError(f"plot: {argument} must be True or False, got {type(value).__name__}")
+    if not isinstance(errors, bool):
+        raise TypeError(f"plot: errors must be True or False, got {type(errors).__name__}")
     graph = pruned.original
     graph.target_node(target)
     best = strongest_path(graph, target)

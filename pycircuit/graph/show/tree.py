@@ -12,7 +12,7 @@ import numpy as np
 from pycircuit.graph.paths import Path, strongest_path
 from pycircuit.ops import checks
 
-from .node_names import name, percent, units
+from .node_names import Grouping, name, percent, units
 
 if TYPE_CHECKING:
     from pycircuit.graph.graph import Graph
@@ -45,7 +45,7 @@ class _Branch:
 
 def lines(
     graph: Graph, target: int = 0, depth: int = 5, branches: int = 4, least: float = 0.1, errors: bool = False,
-    group: bool = True, max_lines: int = 40,
+    group: Grouping = True, max_lines: int = 40,
 ) -> list[Line]:  # fmt: skip
     """Lines of the tree of a target's inputs, and of the strongest path to it."""
     op = "tree"
@@ -53,9 +53,8 @@ def lines(
         checks.whole_number(op, argument, value, 1)
     if not 0 <= checks.number(op, "least", least) <= 1:
         raise ValueError(f"{op}: least must be from 0 to 1, got {least}")
-    for argument, value in (("errors", errors), ("group", group)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{op}: {argument} must be True or False, got {type(value).__name__}")
+    if not isinstance(errors, bool):
+        raise TypeError(f"{op}: errors must be True or False, got {type(errors).__name__}")
     top = graph.target_node(target)
     weight = float(graph.targets.weights[target])
     path = strongest_path(graph, target)
@@ -66,18 +65,16 @@ def lines(
 
 
 class _Tree:
-    def __init__(self, graph: Graph, branches: int, least: float, errors: bool, group: bool, path: Path | None) -> None:
+    def __init__(
+        self, graph: Graph, branches: int, least: float, errors: bool, group: Grouping, path: Path | None
+    ) -> None:
         self.graph, self.branches, self.least, self.errors = graph, branches, least, errors
-        self.unit, self.members = units(graph, group)
-        steps = [] if path is None else self.unit[list(path.nodes)].tolist()
+        self.units = units("tree", graph, group)
+        steps = [] if path is None else self.units.unit[list(path.nodes)].tolist()
         self.links = set(itertools.pairwise(steps))
         self.row = {node: r for r, node in enumerate(graph.row_node.tolist())}
         self.unfolded: dict[int, _Branch] = {}
         self.printed: set[int] = set()
-
-    def nodes(self, unit: int) -> list[int]:
-        """Nodes of a unit."""
-        return self.members.get(unit, [unit])
 
     def grow(self, top: int, depth: int, max_lines: int) -> _Branch:
         """Unfold the most important line with inputs, again and again, until the tree is as deep or long as allowed."""
@@ -93,7 +90,7 @@ class _Tree:
             for step in inputs:
                 below = _Branch(step, branch.depth + 1, branch.importance * step.share)
                 branch.inputs.append(below)
-                if below.depth < depth and any(node in self.row for node in self.nodes(step.unit)):
+                if below.depth < depth and any(node in self.row for node in self.units.nodes(step.unit)):
                     heapq.heappush(waiting, (-below.importance, next(number), below))
             count += len(inputs)
         return root
@@ -101,10 +98,10 @@ class _Tree:
     def _inputs(self, unit: int, errors: bool) -> list[_Input]:
         """Strongest inputs of a unit, and the sum of all errors behind them."""
         graph = self.graph
-        rows = [graph.rows.row(self.row[node]) for node in self.nodes(unit) if node in self.row]
+        rows = [graph.rows.row(self.row[node]) for node in self.units.nodes(unit) if node in self.row]
         if not rows:
             return []
-        source = self.unit[np.concatenate([columns.numpy() for columns, _ in rows])]
+        source = self.units.unit[np.concatenate([columns.numpy() for columns, _ in rows])]
         weight = np.concatenate([weights.double().numpy() for _, weights in rows]) * (source != unit)
         mass = float(np.abs(weight).sum())
         if mass == 0:
@@ -133,7 +130,9 @@ class _Tree:
         return out
 
     def _figures(self, step: _Input) -> str:
-        text = "errors" if step.unit < 0 else name(self.graph, self.nodes(step.unit))
+        text = "errors"
+        if step.unit >= 0:
+            text = name(self.graph, self.units.nodes(step.unit), self.units.names.get(step.unit))
         return f"{step.weight:+8.3g} {percent(step.share):>6}  {text}"
 
     def _style(self, unit: int) -> str:
@@ -146,7 +145,7 @@ class _Tree:
             return ""
         if unit in self.unfolded and self.unfolded[unit].inputs:
             return " (above)" if unit in self.printed else " (below)"
-        return "" if any(node in self.row for node in self.nodes(unit)) else " (no row)"
+        return "" if any(node in self.row for node in self.units.nodes(unit)) else " (no row)"
 
     def path_lines(self, path: Path) -> list[Line]:
         """A line for every node of the strongest path, with its edge from the node before."""
