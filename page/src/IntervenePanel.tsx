@@ -68,7 +68,7 @@ export function IntervenePanel() {
           </select>
         </label>
         <label>
-          Write on
+          Tokens to write
           <input
             type="number"
             min={0}
@@ -77,7 +77,6 @@ export function IntervenePanel() {
             aria-label="Tokens to generate"
             onInput={(event) => setGenerate(Number(event.currentTarget.value))}
           />
-          <span class="hint">tokens</span>
         </label>
         <button class="primary" disabled={busy || drafts.length === 0} onClick={() => void run()}>
           {busy ? "Running…" : "Run"}

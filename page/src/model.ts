@@ -126,6 +126,7 @@ export function percent(share: number | null | undefined, digits = 0): string {
 export function decimal(value: number | null | undefined): string {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   const size = Math.abs(value);
-  if (size !== 0 && (size < 0.001 || size >= 10000)) return value.toExponential(1);
+  if (size < 1e-6) return "0";
+  if (size < 0.001 || size >= 10000) return value.toExponential(1).replace(/-/g, "−");
   return value.toFixed(size < 1 ? 3 : size < 100 ? 2 : 0).replace("-", "−");
 }

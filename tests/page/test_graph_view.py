@@ -42,7 +42,7 @@ def test_open(page: Page, graphs: dict[str, pc.Graph], shot: Callable[..., None]
     pruned = graphs["dallas"].prune()
     features = int(pruned.node_mask[: graphs["dallas"].first_error].sum())
     assert counts(page) == (features, int(pruned.edge_mask.sum()))
-    expect(page.locator(".prompt")).to_contain_text("containing Dallas is")
+    expect(page.locator("header.bar .prompt")).to_contain_text("containing Dallas is")
     shot(page)
 
 

@@ -58,7 +58,7 @@ def test_compare(page: Page, graphs: dict[str, pc.Graph], shot: Callable[..., No
     shot(page)
     panel.get_by_role("tab", name="Only in B").click()
     panel.get_by_role("listitem").first.click()
-    expect(page.locator(".prompt")).to_contain_text("Oakland")
+    expect(page.locator("header.bar .prompt")).to_contain_text("Oakland")
 
 
 def test_trace(page: Page, shot: Callable[..., None]) -> None:
@@ -68,4 +68,4 @@ def test_trace(page: Page, shot: Callable[..., None]) -> None:
     expect(panel.get_by_test_id("estimate")).to_contain_text(re.compile(r"\d"), timeout=20_000)
     shot(page)
     panel.get_by_role("button", name="Trace").click()
-    expect(page.locator(".prompt")).to_contain_text("Chicago", timeout=60_000)
+    expect(page.locator("header.bar .prompt")).to_contain_text("Chicago", timeout=60_000)
