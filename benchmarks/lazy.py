@@ -142,7 +142,7 @@ def prompt() -> Tensor:
 
 
 def traced(model: Any) -> pc.Graph:
-    return pc.attribute(model, prompt(), max_features=ROWS, progress=False)
+    return pc.attribute(model, prompt(), max_features=ROWS, labels=False, progress=False)
 
 
 # Memory

@@ -60,7 +60,7 @@ def run_pycircuit(case: Case, shape: Shape, traced: Traced, rounds: int) -> dict
     def attribute(tokens: torch.Tensor = ids, most: int = shape.targets) -> pc.Graph:
         with pc.use(case.what):
             if not case.batch:
-                return pc.attribute(model, tokens, max_features=most, progress=False)
+                return pc.attribute(model, tokens, max_features=most, labels=False, progress=False)
             local, seconds = whole_trace.clocked(lambda: pair.without_first_errors(model.freeze(tokens)))
             graph = pair.trace_frozen(model, local, max_features=most, round_size=case.round_size)
         graph.timings["forward"] = seconds + graph.timings.get("forward", 0.0)
@@ -73,7 +73,9 @@ def run_pycircuit(case: Case, shape: Shape, traced: Traced, rounds: int) -> dict
     if case.batch:  # the law holds only with all errors, so it takes another run
         del graph
         with pc.use(case.what):
-            graph = pc.attribute(model, ids, max_features=shape.targets, round_size=case.round_size, progress=False)
+            graph = pc.attribute(
+                model, ids, max_features=shape.targets, round_size=case.round_size, labels=False, progress=False
+            )
     traced.certificate = graph.certificate
     return rows
 

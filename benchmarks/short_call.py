@@ -45,7 +45,7 @@ def ratio(theirs: Any, ours: pc.ReplacementModel, ids: torch.Tensor, rounds: int
         return attribute(ids, theirs, max_feature_nodes=FEATURES, batch_size=FEATURES)
 
     def native() -> Any:
-        return pc.attribute(ours, ids, max_features=FEATURES, progress=False)
+        return pc.attribute(ours, ids, max_features=FEATURES, labels=False, progress=False)
 
     active, ours_active = len(drop_in().active_features), len(native().features)
     assert abs(active - ours_active) <= 0.1 * ours_active, (active, ours_active)
@@ -58,7 +58,7 @@ def phases(ours: pc.ReplacementModel, ids: torch.Tensor, features: int, rounds: 
     times = []
     for _ in range(rounds + 1):
         begin = time.perf_counter()
-        graph = pc.attribute(ours, ids, max_features=features, progress=False)
+        graph = pc.attribute(ours, ids, max_features=features, labels=False, progress=False)
         total = time.perf_counter() - begin
         begin = time.perf_counter()
         ours.freeze(ids)

@@ -48,7 +48,7 @@ def test_each_active_row_is_read_once(tmp_path: Path, reads: list[tuple[str, int
     t = write(name, tmp_path / "set")
     model = pc.ReplacementModel(builders.build("llama"), pc.transcoders.load(tmp_path / "set"))
     reads.clear()
-    graph = pc.attribute(model, builders.prompt(9), max_features=40, round_size=10, progress=False)
+    graph = pc.attribute(model, builders.prompt(9), max_features=40, round_size=10, labels=False, progress=False)
     used = torch.unique(graph.features[:, [0, 2]], dim=0)
     slots = [LAYERS - int(layer) if ROWS[name].holds["cross"] else 1 for layer in used[:, 0]]
     assert graph.rows.count > 30 and sum(size for _, size in reads) == sum(slots) * WIDTH * 4
@@ -214,7 +214,7 @@ hf_model = builders.build("llama")
 for lazy in (True, False):
     before = own()
     model = pc.ReplacementModel(hf_model, pc.transcoders.load(sys.argv[1], lazy=lazy))
-    graph = pc.attribute(model, builders.prompt(9), max_features=20, progress=False)
+    graph = pc.attribute(model, builders.prompt(9), max_features=20, labels=False, progress=False)
     print(own() - before, len(graph.features))
 """
 

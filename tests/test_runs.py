@@ -244,6 +244,17 @@ def test_ctrl_c_returns_the_graph_so_far(monkeypatch: Any) -> None:
     assert torch.equal(graph.row_node, full.row_node[: graph.rows.count]) and not full.provenance["interrupted"]
 
 
+def test_ctrl_c_while_features_are_labelled() -> None:
+    def stop(phase: str, done: int, total: int) -> None:
+        if phase == "labels":
+            raise KeyboardInterrupt
+
+    model = replacement("llama", "plt", torch.float32)
+    graph = pc.attribute(model, builders.prompt(), progress=stop)
+    assert not graph.provenance["interrupted"] and not graph.automatic_labels
+    assert graph.rows.count == len(graph.features) + len(graph.targets)
+
+
 def test_ctrl_c_while_rows_are_stored(monkeypatch: Any) -> None:
     """An interrupt between a row's columns and its weights loses that row only."""
     in_small_tiles(monkeypatch)

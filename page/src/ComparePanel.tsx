@@ -91,10 +91,7 @@ function Answer({ answer, a, b }: { answer: Comparison; a: string; b: string }) 
           <span key={name} class={name} style={{ width: `${(100 * counts[name][1]) / total}%` }} />
         ))}
       </div>
-      <p class="hint">
-        What both share carries {percent(answer.summary.influence_in_both[0])} of the influence in A and{" "}
-        {percent(answer.summary.influence_in_both[1])} in B.
-      </p>
+      <p class="hint">The graphs share {percent(answer.summary.similarity)} of the influence that either has.</p>
       <div class="segments" role="tablist" aria-label="Which nodes">
         {(["only_a", "both", "only_b"] as const).map((name) => (
           <button key={name} role="tab" aria-selected={list === name} onClick={() => setList(name)}>
@@ -136,15 +133,12 @@ function OnlyIn({ nodes, open }: { nodes: OwnNode[]; open: string }) {
   };
   return (
     <ul class="connections">
-      {nodes.slice(0, 100).map(({ node, influence, active_in_other: weak }) => (
+      {nodes.slice(0, 100).map(({ node, influence }) => (
         <li key={node.id}>
           <button class="line positive" onClick={() => void choose(node)}>
             <span class="meter" style={{ width: `${(100 * influence) / Math.max(1e-12, nodes[0]!.influence)}%` }} />
             <NodeName node={node} />
-            <span class="value">
-              {weak && <span class="quiet">weak in the other </span>}
-              {decimal(influence)}
-            </span>
+            <span class="value">{decimal(influence)}</span>
           </button>
         </li>
       ))}

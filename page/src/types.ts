@@ -162,11 +162,10 @@ export interface Intervened {
   notes: string[];
 }
 
-/** A node of one graph alone; active_in_other: it is in the other too, and was pruned there. */
+/** A node that the other graph does not have. */
 export interface OwnNode {
   node: GraphNode;
   influence: number;
-  active_in_other: boolean;
 }
 
 export interface Comparison {
@@ -174,7 +173,7 @@ export interface Comparison {
   only_b: OwnNode[];
   both: { a: GraphNode; b: GraphNode; influence_change: number }[];
   edges: Record<string, unknown>;
-  summary: { only_a: number; only_b: number; both: number; influence_in_both: [number, number] };
+  summary: { only_a: number; only_b: number; both: number; similarity: number };
 }
 
 export interface Estimate {

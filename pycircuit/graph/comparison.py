@@ -232,7 +232,7 @@ def _node_keys(graph: Graph, align: Alignment, texts: dict[str, int]) -> list[Ke
     ]
     counts: dict[str, int] = {}
     targets: list[Key] = []
-    for label in graph.targets.labels:  # of targets with one label, the first is aligned with the first
+    for label in map(str.strip, graph.targets.labels):  # of targets with one label, the first with the first
         counts[label] = counts.get(label, -1) + 1
         targets.append(("target", texts.setdefault(label, len(texts)), -1, counts[label]))
     return [*features, *errors, *tokens, *targets]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycircuit.files.atomic import writable_svg
+from pycircuit.files.atomic import writable_svg, write_text
 from pycircuit.progress import Report
 
 from .conservation import residual
@@ -223,7 +223,7 @@ class Graph(Nodes):
         svg_path = None if path is None else writable_svg("plot", path)
         picture = plot(self.prune(node_threshold, edge_threshold), max_nodes, target, group, errors)
         if svg_path is not None:
-            picture.save(svg_path)
+            write_text("plot", svg_path, picture.svg)
         return picture
 
     def to_html(

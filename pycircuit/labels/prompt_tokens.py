@@ -21,9 +21,11 @@ def active_positions(graph: Graph) -> Iterator[tuple[tuple[int, int], list[int],
     new = np.ones(len(order), bool)
     new[1:] = (np.diff(layer) != 0) | (np.diff(feature) != 0)
     starts = np.flatnonzero(new)
+    if not len(starts):
+        return
     ends = np.append(starts[1:], len(order))
     strong = value >= _SHARE * np.repeat(value[starts], ends - starts)
-    counts = np.add.reduceat(strong, starts) if len(starts) else starts
+    counts = np.add.reduceat(strong, starts)
     pairs = np.stack([layer[starts], feature[starts]], 1).tolist()
     positions = position.tolist()
     most = _MOST * graph.positions if graph.positions >= _FEWEST else np.inf

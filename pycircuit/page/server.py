@@ -12,13 +12,12 @@ import webbrowser
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pycircuit.model import ReplacementModel
+from pycircuit.transcoders import Transcoders
 
 from .graph_folder import GraphFolder
-
-if TYPE_CHECKING:
-    from pycircuit.model import ReplacementModel
-    from pycircuit.transcoders import Transcoders
 
 PORT = 8765
 _PORTS_TRIED = 100

@@ -87,9 +87,7 @@ def attribute(
         graph = _trace(model, local, chosen, options, plan, progress_line, checkpoint, settings, forward)
         del local
         # 11. Label the features.
-        begin = time.perf_counter()
-        add_labels(model, graph, labels, progress_line)
-        graph.timings["labels"] = time.perf_counter() - begin
+        _label(model, graph, labels, progress_line)
         return graph
 
 
@@ -116,6 +114,18 @@ def trace_frozen(
     plan = plan_memory(model, _size(local, chosen, options, None), Bound.of(None, model.device), fixed)
     settings = {"max_features": options.max_features, "round_size": options.round_size}
     return _trace(model, local, chosen, options, plan, Progress(False), None, settings, 0.0)
+
+
+def _label(model: ReplacementModel, graph: Graph, labels: Labels, progress: Progress) -> None:
+    """Add automatic labels, unless the trace was interrupted or is now."""
+    if labels is False or graph.provenance["interrupted"]:
+        return
+    begin = time.perf_counter()
+    try:
+        add_labels(model, graph, labels, progress)
+    except KeyboardInterrupt:
+        progress.say("interrupted: the graph is complete, without automatic labels; pc.label adds them")
+    graph.timings["labels"] = time.perf_counter() - begin
 
 
 def _settings(options: TraceOptions, bound: Bound, positions: int) -> dict[str, Any]:

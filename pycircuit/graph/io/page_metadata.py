@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -65,8 +64,8 @@ def page_metadata(graph: Graph, path: Path, options: PageOptions) -> dict[str, A
 
 
 def _info() -> dict[str, Any]:
-    generator = {"name": "pycircuit", "version": version("pycircuit"), "url": _URL}
-    return {"generator": generator, "create_time_ms": int(time.time() * 1000)}
+    """What wrote the file, and not when: a graph's file is the same whenever it is written."""
+    return {"generator": {"name": "pycircuit", "version": version("pycircuit"), "url": _URL}}
 
 
 def _generation_settings(graph: Graph) -> dict[str, Any]:
