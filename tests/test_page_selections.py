@@ -77,13 +77,13 @@ def test_a_comparison_names_what_each_graph_has_alone(client: Client) -> None:
     a, b = random_graph(), random_graph(seed=1)
     result = client.get("/api/compare?a=random.safetensors&b=other.safetensors&node_threshold=1&edge_threshold=1")
     names = [set(node_ids(g, np.arange(g.nodes))) for g in (a, b)]
-    kept = [set(node_ids(g, g.prune(1, 1).node_mask.nonzero()[:, 0].numpy())) for g in (a, b)]
+    pruned = [set(node_ids(g, g.prune(1, 1).node_mask.nonzero()[:, 0].numpy())) for g in (a, b)]
     inner = [{name for name in side if not name.startswith(("token", "target"))} for side in names]
     alone = [{entry["node"]["id"] for entry in result[key]} for key in ("only_a", "only_b")]
     assert [side & inner[i] for i, side in enumerate(alone)] == [
-        kept[i] & inner[i] - inner[1 - i] for i in (0, 1)
+        pruned[i] & inner[i] - inner[1 - i] for i in (0, 1)
     ]  # fmt: skip
-    assert {pair["a"]["id"] for pair in result["both"]} & inner[0] == (kept[0] | kept[1]) & inner[0] & inner[1]
+    assert {pair["a"]["id"] for pair in result["both"]} & inner[0] == (pruned[0] | pruned[1]) & inner[0] & inner[1]
     influence = [g.influence() / g.targets.weights.sum() for g in (a, b)]
     for pair in result["both"]:
         if pair["a"]["kind"] in ("feature", "error"):

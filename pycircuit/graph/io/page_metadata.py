@@ -64,7 +64,7 @@ def page_metadata(graph: Graph, path: Path, options: PageOptions) -> dict[str, A
 
 
 def _info() -> dict[str, Any]:
-    """What wrote the file, and not when: a graph's file is the same whenever it is written."""
+    """Generator of the file. The time is left out: the same graph makes the same bytes."""
     return {"generator": {"name": "pycircuit", "version": version("pycircuit"), "url": _URL}}
 
 
