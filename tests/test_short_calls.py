@@ -72,7 +72,7 @@ def test_torch_ops_do_not_grow_with_the_targets(demo: pc.ReplacementModel, monke
 
 def test_python_calls_of_a_short_trace(demo: pc.ReplacementModel) -> None:
     with cProfile.Profile() as profile:
-        pc.attribute(demo, PROMPT, progress=False)
+        pc.attribute(demo, PROMPT, labels=False, progress=False)
     assert pstats.Stats(profile).total_calls < PYTHON_CALLS  # type: ignore[attr-defined]
 
 
