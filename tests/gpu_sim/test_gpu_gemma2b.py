@@ -55,10 +55,10 @@ def test_a_trace_of_gemma2b(counts: Counts, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Sweep, "fitting", wide_fitting)
     prompt = models.prompt(WIDE.positions) % 50
-    pc.attribute(model, prompt[:4], max_features=4, progress=False)  # checks that a model needs once
+    pc.attribute(model, prompt[:4], max_features=4, labels=False, progress=False)  # checks that a model needs once
     tiles.clear()
     counts.clear()
-    graph = pc.attribute(model, prompt, max_features=WIDE.targets, progress=False)
+    graph = pc.attribute(model, prompt, max_features=WIDE.targets, labels=False, progress=False)
     synchronisations, launches = counts.totals()
     assert graph.certificate < 1e-5
     assert synchronisations < SYNCHRONISATIONS, call_sites(counts.synchronisations)
