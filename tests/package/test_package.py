@@ -33,6 +33,7 @@ UNWANTED = (
     ".venv-x/lib/csrc/kernel.cpp",
     "node_modules/pycircuit/index.js",
     "docs/node_modules/left/index.js",
+    "page/node_modules/right/index.ts",
     "build-x/pycircuit/module.py",
     "build/pycircuit/module.py",
     "benchmarks/results/new.json",
@@ -42,8 +43,8 @@ UNWANTED = (
     "scratch.py",
 )
 IGNORED = (".git", ".venv*", ".*_cache", "__pycache__", "build", "build-*", "dist", "node_modules", "*.so")
-SOURCES = (".py", ".pyi", ".cpp", ".h", ".md", ".svg")
-SDIST_FOLDERS = ("csrc", "docs", "kernels", "pycircuit", "scripts", "tests")
+SOURCES = (".py", ".pyi", ".cpp", ".css", ".h", ".js", ".md", ".svg", ".ts", ".tsx")
+SDIST_FOLDERS = ("csrc", "docs", "kernels", "page", "pycircuit", "scripts", "tests")
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -164,7 +165,7 @@ def test_sdist_holds_the_sources_and_no_more(sdist: Path) -> None:
     sources = {"README.md", "LICENSE", "CMakeLists.txt", "pyproject.toml", "mkdocs.yml"}
     for folder in SDIST_FOLDERS:
         paths = [path for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES]
-        sources |= {path.relative_to(ROOT).as_posix() for path in paths}
+        sources |= {path.relative_to(ROOT).as_posix() for path in paths if "node_modules" not in path.parts}
     assert sources <= names
     assert {name.split("/")[0] for name in names if "/" in name} == set(SDIST_FOLDERS)
     assert sdist.stat().st_size < 8e6
