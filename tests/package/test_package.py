@@ -173,7 +173,8 @@ def test_sdist_holds_the_sources_and_no_more(sdist: Path) -> None:
 
 def test_wheel_holds_the_package_and_no_more(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for name in ("py.typed", "_native.pyi", "kernels/__init__.py", *(f"kernels/{p.name}" for p in _kernels())):
+    page = [f"page/static/{name}" for name in ("index.html", "page.js", "page.css")]
+    for name in ("py.typed", "_native.pyi", "kernels/__init__.py", *page, *(f"kernels/{p.name}" for p in _kernels())):
         assert f"pycircuit/{name}" in names
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "pycircuit").rglob("*.py")}
     assert modules <= names
