@@ -1,5 +1,5 @@
 """`python -m pycircuit` is `pycircuit`."""
 
-from pycircuit.cli import main
+from pycircuit.cli import command
 
-main()
+command()

@@ -96,6 +96,12 @@ def test_ctrl_c_during_imports(script: bool, tmp_path: Path) -> None:
     assert (child.returncode, errors) == (130, "pycircuit: stopped\n")
 
 
+def test_a_process_ends_with_its_output_and_code() -> None:
+    for words, code, expected in ((("bench", "--help"), 0, "Example: "), (("doctor", "--frob"), 2, "--frob")):
+        done = subprocess.run([sys.executable, "-m", "pycircuit", *words], capture_output=True, text=True, check=False)
+        assert done.returncode == code and expected in done.stdout + done.stderr
+
+
 def test_ctrl_c_is_left_to_programs_that_import_pycircuit() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
