@@ -16,10 +16,11 @@ from page_client import Client, serving
 
 import pycircuit as pc
 from pycircuit.graph import Targets
+from pycircuit.graph.identifiers import identifiers
 from pycircuit.page import views
 from pycircuit.page.graph_index import GraphIndex, significant
 from pycircuit.page.json_bytes import encoded
-from pycircuit.page.node_ids import node_ids, node_of
+from pycircuit.page.node_ids import node_of
 from pycircuit.page.side_by_side import compare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,7 +38,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 def test_scores_of_a_selection_are_the_graphs(client: Client) -> None:
     graph = random_graph()
-    names = node_ids(graph, np.arange(graph.first_error))
+    names = list(identifiers(graph, range(graph.first_error)))
     every = client.post(f"{GRAPH}/scores", {"nodes": names})
     assert every["replacement"] == pytest.approx(graph.scores().replacement)
     few = client.post(f"{GRAPH}/scores", {"nodes": [*names[:5], "0/0/99999", "token/0"]})
@@ -48,7 +49,7 @@ def test_scores_of_a_selection_are_the_graphs(client: Client) -> None:
 @pytest.mark.parametrize("method", ["label", "structure"])
 def test_groups_leave_fixed_ones_as_they_are(client: Client, method: str) -> None:
     graph = random_graph()
-    names = node_ids(graph, np.arange(graph.first_error))
+    names = list(identifiers(graph, range(graph.first_error)))
     body = {"nodes": names[2:], "fixed": {"mine": names[:2]}, "method": method}
     groups = client.post(f"{GRAPH}/group", body)["groups"]
     assert {"name": "mine", "nodes": names[:2]} in groups
@@ -58,7 +59,7 @@ def test_groups_leave_fixed_ones_as_they_are(client: Client, method: str) -> Non
 
 
 def test_only_selected_nodes_are_grouped(client: Client) -> None:
-    names = node_ids(random_graph(), np.arange(8))
+    names = list(identifiers(random_graph(), range(8)))
     groups = client.post(f"{GRAPH}/group", {"nodes": names, "method": "structure"})["groups"]
     assert {node for group in groups for node in group["nodes"]} <= set(names)
     assert client.post(f"{GRAPH}/group", {"method": "structure"})["groups"]  # of all that pruning keeps
@@ -76,8 +77,8 @@ def test_a_comparison_with_itself_finds_no_difference(client: Client) -> None:
 def test_a_comparison_names_what_each_graph_has_alone(client: Client) -> None:
     a, b = random_graph(), random_graph(seed=1)
     result = client.get("/api/compare?a=random.safetensors&b=other.safetensors&node_threshold=1&edge_threshold=1")
-    names = [set(node_ids(g, np.arange(g.nodes))) for g in (a, b)]
-    pruned = [set(node_ids(g, g.prune(1, 1).node_mask.nonzero()[:, 0].numpy())) for g in (a, b)]
+    names = [set(identifiers(g, range(g.nodes))) for g in (a, b)]
+    pruned = [set(identifiers(g, g.prune(1, 1).node_mask.nonzero()[:, 0].tolist())) for g in (a, b)]
     inner = [{name for name in side if not name.startswith(("token", "target"))} for side in names]
     alone = [{entry["node"]["id"] for entry in result[key]} for key in ("only_a", "only_b")]
     assert [side & inner[i] for i, side in enumerate(alone)] == [

@@ -10,8 +10,9 @@ import pytest
 from graphs import by_hand, random_graph
 from page_client import Client, serving
 
+from pycircuit.graph.identifiers import identifiers
 from pycircuit.page import views
-from pycircuit.page.node_ids import node_ids, node_of
+from pycircuit.page.node_ids import node_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,7 +50,7 @@ def test_view_is_the_pruned_graph(client: Client) -> None:
     view = client.get("/api/graphs/random.safetensors?node_threshold=0.7&edge_threshold=0.9")
     pruned = graph.prune(0.7, 0.9)
     nodes = pruned.node_mask.nonzero()[:, 0].numpy()
-    assert [node["id"] for node in view["nodes"]] == node_ids(graph, nodes)
+    assert [node["id"] for node in view["nodes"]] == list(identifiers(graph, nodes.tolist()))
     assert view["pruned"] == {"nodes": len(nodes), "edges": int(pruned.edge_mask.sum())}
     dense, edges = graph.dense().numpy(), view["edges"]
     ends = [nodes[edges[name]] for name in ("source", "target")]

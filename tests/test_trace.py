@@ -9,7 +9,7 @@ import pytest
 import torch
 from builders import EVERY, KINDS, replacement, transcoders
 from torch import Tensor
-from trace_helpers import by_autograd
+from trace_helpers import assert_agrees_with_reference, by_autograd
 
 import pycircuit as pc
 from pycircuit.trace.precision import FLOAT32, FLOAT64
@@ -52,16 +52,7 @@ def test_every_edge_equals_autograd(family: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["plt_skip", "clt"])
 def test_implementations_agree(kind: str) -> None:
-    """A trace on plain PyTorch and on C++ keeps the law and has the same edges."""
-    model, graphs = replacement("llama", kind, torch.float32), {}
-    for implementation in ("reference", "native"):
-        with pc.use(implementation):
-            graphs[implementation] = pc.attribute(model, builders.prompt(4), max_targets=2)
-            assert pc.last_run().implementation == implementation
-    truth = graphs["reference"].dense()
-    for graph in graphs.values():
-        assert graph.certificate < 1e-5
-        assert float((graph.dense() - truth).norm() / truth.norm()) < 1e-5
+    assert_agrees_with_reference("native", kind)
 
 
 @pytest.mark.parametrize("kind", ["plt_skip", "clt"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import builders
 import pytest
 import torch
 from torch import Tensor
@@ -32,6 +33,18 @@ def expected_size(model: pc.ReplacementModel, ids: Any, max_features: MaxFeature
     """Return the size of a trace, extrapolated from the prompt's first positions."""
     options = TraceOptions.checked("estimate", model, None, max_features, -1, 0.95, max_targets, "float32", None)
     return sample_prompt(model, torch.as_tensor(ids), options).size(model, options)
+
+
+def assert_agrees_with_reference(implementation: str, kind: str) -> None:
+    """A trace by an implementation keeps the law and has the edges of plain PyTorch."""
+    model, graphs = builders.replacement("llama", kind, torch.float32), {}
+    for name in ("reference", implementation):
+        with pc.use(name):
+            graphs[name] = pc.attribute(model, builders.prompt(4), max_targets=2)
+            assert pc.last_run().implementation == name
+        assert graphs[name].certificate < 1e-5
+    truth = graphs["reference"].dense()
+    assert float((graphs[implementation].dense() - truth).norm() / truth.norm()) < 1e-5
 
 
 def by_autograd(local: LocalReplacement, layer: list[int], position: list[int], vectors: Tensor) -> Tensor:

@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .graph import Graph
 
-_FORM = re.compile(
+FORM = "LAYER/POSITION/FEATURE, error/LAYER/POSITION, token/POSITION or target/N"
+_PARTS = re.compile(
     r"(?:(error)/(\d{1,9})/(\d{1,9})|(token|target)/(\d{1,9})|(\d{1,9})/(-?\d{1,9})/(\d{1,12}))", re.ASCII
 )
+_NUMBER = r"(?:0|[1-9]\d{0,8})"
+_PLAIN = re.compile(rf"{_NUMBER}/{_NUMBER}/{_NUMBER}|error/{_NUMBER}/{_NUMBER}|(?:token|target)/{_NUMBER}", re.ASCII)
 
 
 def identifier(graph: Graph, node: int) -> str:
     """Return the identifier of a node."""
-    if node < graph.first_error:
-        return "/".join(map(str, graph.features[node].tolist()))
-    if node < graph.first_token:
-        return "error/{}/{}".format(*divmod(node - graph.first_error, graph.positions))
-    if node < graph.first_target:
-        return f"token/{node - graph.first_token}"
-    return f"target/{node - graph.first_target}"
+    return next(identifiers(graph, [node]))
+
+
+def identifiers(graph: Graph, nodes: Iterable[int]) -> Iterator[str]:
+    """Yield the identifiers of nodes."""
+    features = graph.features.numpy()
+    for node in nodes:
+        if node < graph.first_error:
+            layer, position, feature = features[node].tolist()
+            yield f"{layer}/{position}/{feature}"
+        elif node < graph.first_token:
+            layer, position = divmod(node - graph.first_error, graph.positions)
+            yield f"error/{layer}/{position}"
+        elif node < graph.first_target:
+            yield f"token/{node - graph.first_token}"
+        else:
+            yield f"target/{node - graph.first_target}"
+
+
+def is_identifier(text: object) -> bool:
+    """Return True for what `identifiers` could have written, whether a graph has the node or not."""
+    return isinstance(text, str) and _PLAIN.fullmatch(text) is not None
 
 
 def node_of(graph: Graph, text: str, op: str = "node_of") -> int:
@@ -29,12 +48,9 @@ def node_of(graph: Graph, text: str, op: str = "node_of") -> int:
 
     op: the function or option that the user called, which the error names.
     """
-    match = _FORM.fullmatch(text)
+    match = _PARTS.fullmatch(text)
     if match is None:
-        raise ValueError(
-            f"{op}: a node must be LAYER/POSITION/FEATURE, error/LAYER/POSITION, token/POSITION or target/N, got "
-            f"{text[:80]!r}"
-        )
+        raise ValueError(f"{op}: a node must be {FORM}, got {text[:80]!r}")
     error, error_layer, error_position, end, number, layer, position, feature = match.groups()
     try:
         if error:

@@ -6,7 +6,7 @@ import re
 from math import isfinite
 from typing import Any
 
-from .node_id_form import is_node_id
+from pycircuit.graph.identifiers import is_identifier
 
 OP = "page"
 LONGEST_TEXT = 400  # characters of a label or a name
@@ -46,7 +46,7 @@ def _sized(name: str, value: Any) -> Any:
 
 def node_list(name: str, nodes: object) -> list[str]:
     """Return a list of distinct node identifiers."""
-    if not isinstance(nodes, list) or not all(is_node_id(node) for node in nodes):
+    if not isinstance(nodes, list) or not all(is_identifier(node) for node in nodes):
         raise ValueError(f"{OP}: {name} must be a list of node identifiers, such as 3/7/412")
     return list(dict.fromkeys(nodes))
 

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from pycircuit.graph import Graph, Pruned
+from pycircuit.graph.identifiers import identifiers
 from pycircuit.graph.influence import node_influence
 from pycircuit.graph.threshold import cumulative
-
-from .node_ids import node_ids
 
 DIGITS = 6  # of a number in an answer
 KINDS = ("feature", "error", "token", "target")
@@ -104,7 +103,9 @@ class GraphIndex:
         share = significant(self.cumulative[nodes]).tolist()
         return [
             {"id": name, **self._fields(node), "influence": i, "cumulative": c}
-            for name, node, i, c in zip(node_ids(self.graph, nodes), nodes.tolist(), influence, share, strict=True)
+            for name, node, i, c in zip(
+                identifiers(self.graph, nodes.tolist()), nodes.tolist(), influence, share, strict=True
+            )
         ]
 
     def _fields(self, node: int) -> dict[str, Any]:

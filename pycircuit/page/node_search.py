@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from pycircuit.graph.identifiers import identifiers
+
 from .graph_index import GraphIndex
-from .node_ids import node_ids
 
 LIMIT = 100  # nodes in an answer
 
@@ -52,7 +53,7 @@ def _by_identifier(index: GraphIndex, wanted: str) -> np.ndarray:
         if wanted.isdecimal() and len(wanted) < 10:
             out[: graph.first_error] = graph.features[:, 2].numpy() == int(wanted)
         return out
-    ids = node_ids(graph, np.arange(graph.nodes))
+    ids = list(identifiers(graph, range(graph.nodes)))
     out[:] = [identifier.startswith(wanted) for identifier in ids]
     parts = wanted.split("/")
     if len(parts) == 2 and all(number.isdecimal() and len(number) < 10 for number in parts):

@@ -12,11 +12,11 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from pycircuit.graph import Graph
+from pycircuit.graph.identifiers import is_identifier
 from pycircuit.graph.io.page_json import PAGE
 from pycircuit.graph.io.page_reader import unpaired
 
 from .edit_document import LONGEST_TEXT, checked_document, empty_document
-from .node_id_form import is_node_id
 
 OP = "page"
 LONGEST_LINK = 1 << 20  # characters
@@ -138,10 +138,10 @@ def document_of_file(graph: Graph) -> dict[str, Any]:
     empty = empty_document()
     if not isinstance(page, dict):
         return empty
-    pins = [node for node in page.get("pinned", []) if is_node_id(node)]
+    pins = [node for node in page.get("pinned", []) if is_identifier(node)]
     groups, seen = [], set[str]()
     for name, *nodes in page.get("groups", []):
-        members = [node for node in dict.fromkeys(nodes) if node not in seen and is_node_id(node)]
+        members = [node for node in dict.fromkeys(nodes) if node not in seen and is_identifier(node)]
         seen.update(members)
         if members:
             groups.append({"name": _one_line(name), "nodes": members, "collapsed": True})

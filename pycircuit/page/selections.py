@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from pycircuit.graph import Graph, Pruned
+from pycircuit.graph.identifiers import identifiers
 from pycircuit.graph.supernodes import GROUPINGS, Grouping, supernodes
 
 from .edit_document import MOST, node_list, short_text
 from .graph_index import GraphIndex, finite
-from .node_ids import node_ids, present_nodes
+from .node_ids import present_nodes
 
 OP = "page"
 
@@ -35,9 +36,7 @@ def selection_groups(index: GraphIndex, body: Mapping[str, Any]) -> dict[str, li
         raise ValueError(f"{OP}: fixed must be an object from names to nodes, {MOST['groups']} at most")
     owned = {short_text("a group's name", name): _nodes(graph, nodes) for name, nodes in fixed.items()}
     groups = supernodes(_selection(index, body, owned), _grouping(method), {n: m for n, m in owned.items() if m})
-    return {
-        "groups": [{"name": group.name, "nodes": node_ids(graph, np.array(group.nodes, np.int64))} for group in groups]
-    }
+    return {"groups": [{"name": group.name, "nodes": list(identifiers(graph, group.nodes))} for group in groups]}
 
 
 def _grouping(method: str) -> Grouping:

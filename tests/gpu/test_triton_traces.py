@@ -6,6 +6,7 @@ import builders
 import pytest
 import torch
 from builders import FAMILY_SAMPLE, replacement
+from trace_helpers import assert_agrees_with_reference
 
 import pycircuit as pc
 
@@ -24,13 +25,4 @@ def test_law_on_triton(family: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["plt_skip", "clt"])
 def test_triton_agrees_with_the_reference(kind: str) -> None:
-    """A trace on plain PyTorch and on Triton keeps the law and has the same edges."""
-    model, graphs = replacement("llama", kind, torch.float32), {}
-    for implementation in ("reference", "triton"):
-        with pc.use(implementation):
-            graphs[implementation] = pc.attribute(model, builders.prompt(4), max_targets=2)
-            assert pc.last_run().implementation == implementation
-    truth = graphs["reference"].dense()
-    for graph in graphs.values():
-        assert graph.certificate < 1e-5
-        assert float((graph.dense() - truth).norm() / truth.norm()) < 1e-5
+    assert_agrees_with_reference("triton", kind)
