@@ -121,6 +121,15 @@ def test_targets_that_mean_the_same_are_aligned() -> None:
     assert "target/0" in {pair["b"]["id"] for pair in both}
 
 
+def test_first_thresholds_show_what_can_be_read() -> None:
+    small, large = GraphIndex(random_graph()), GraphIndex(cone_graph(12, 26, 12, 1500))
+    assert views.first_thresholds(small) == (0.8, 0.98)
+    node, edge = views.first_thresholds(large)
+    shown = [n for n in views.view(large.graph, node, edge, index=large)["nodes"] if n["kind"] == "feature"]
+    everything = [n for n in views.view(large.graph, index=large)["nodes"] if n["kind"] == "feature"]
+    assert node < 0.8 and edge < 0.98 and len(shown) <= views.LEGIBLE + 1 < len(everything)
+
+
 def test_a_large_view_is_made_and_written_quickly() -> None:
     graph = cone_graph(12, 26, 12, 1500)
     index = GraphIndex(graph)

@@ -35,7 +35,7 @@ function follow(store: Store, other: Store): () => void {
     effect(() => {
       const { node, edge } = store.thresholds.value;
       if (other.graph.peek() !== null) other.prune(node, edge);
-      else other.thresholds.value = { node, edge };
+      else other.chooseThresholds(node, edge);
     }),
     effect(() => void (other.filter.value = store.filter.value)),
     effect(() => void (other.selected.value = store.selected.value)),

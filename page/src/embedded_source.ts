@@ -41,8 +41,9 @@ export class EmbeddedSource implements Source {
     return Promise.resolve({ version: this.data.version, model: null, graphs: [graph] });
   }
 
-  view(_: string, node: number, edge: number): Promise<View> {
-    return Promise.resolve(pruned(this.data.view, node, edge));
+  view(_: string, node: number | null, edge: number | null): Promise<View> {
+    const first = this.data.view.first_thresholds;
+    return Promise.resolve(pruned(this.data.view, node ?? first.node, edge ?? first.edge));
   }
 
   node(_: string, id: string): Promise<NodeDetail> {

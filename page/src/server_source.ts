@@ -71,8 +71,9 @@ export class ServerSource implements Source {
     return get("state");
   }
 
-  view(name: string, node: number, edge: number, signal?: AbortSignal): Promise<View> {
-    return get(graphPath(name), { node_threshold: node, edge_threshold: edge, max_nodes: 10000 }, signal);
+  view(name: string, node: number | null, edge: number | null, signal?: AbortSignal): Promise<View> {
+    const thresholds = node === null || edge === null ? {} : { node_threshold: node, edge_threshold: edge };
+    return get(graphPath(name), { ...thresholds, max_nodes: 10000 }, signal);
   }
 
   node(name: string, id: string): Promise<NodeDetail> {

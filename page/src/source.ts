@@ -24,7 +24,7 @@ export interface Source {
   /** A server answers; without one there is no card, no intervention, no comparison and no trace. */
   readonly live: boolean;
   state(): Promise<ServerState>;
-  view(name: string, node: number, edge: number, signal?: AbortSignal): Promise<View>;
+  view(name: string, node: number | null, edge: number | null, signal?: AbortSignal): Promise<View>;
   node(name: string, id: string): Promise<NodeDetail>;
   paths(name: string, source: string, target: string, count: number): Promise<StrongPath[]>;
   search(name: string, text: string): Promise<{ nodes: GraphNode[]; total: number }>;

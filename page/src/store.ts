@@ -19,7 +19,7 @@ export class Store {
   readonly model = signal<GraphModel | null>(null);
   readonly loading = signal(false);
   readonly failure = signal<string | null>(null);
-  readonly thresholds = signal({ node: NEW_ADDRESS.node, edge: NEW_ADDRESS.edge });
+  readonly thresholds = signal({ node: 0.8, edge: 0.98 });
   readonly filter = signal<Filter>(SHOW_ALL);
   readonly selected = signal<string | null>(null);
   readonly detail = signal<NodeDetail | null>(null);
@@ -43,6 +43,8 @@ export class Store {
   private request: AbortController | null = null;
   private noticeTimer = 0;
   private timer = 0;
+  /** True once a link or a slider chose the thresholds; until then the graph does. */
+  private thresholdsChosen = false;
 
   constructor(
     readonly source: Source,
@@ -89,6 +91,7 @@ export class Store {
     this.detail.value = null;
     this.hovered.value = null;
     this.chosen.value = [];
+    this.thresholdsChosen = false;
     this.pathEnds.value = { from: null, to: null };
     this.camera.value = null;
     this.model.value = null;
@@ -104,9 +107,11 @@ export class Store {
     this.loading.value = true;
     try {
       const { node, edge } = this.thresholds.value;
-      const view = await this.source.view(name, node, edge, request.signal);
+      const chosen = this.thresholdsChosen;
+      const view = await this.source.view(name, chosen ? node : null, chosen ? edge : null, request.signal);
       if (request.signal.aborted) return;
       batch(() => {
+        if (!chosen) this.thresholds.value = view.thresholds;
         this.model.value = new GraphModel(view);
         this.failure.value = null;
       });
@@ -120,9 +125,14 @@ export class Store {
 
   /** Set the thresholds; the graph is pruned anew once they rest for a moment. */
   prune(node: number, edge: number): void {
-    this.thresholds.value = { node, edge };
+    this.chooseThresholds(node, edge);
     window.clearTimeout(this.timer);
     this.timer = window.setTimeout(() => void this.load(), 120);
+  }
+
+  chooseThresholds(node: number, edge: number): void {
+    this.thresholds.value = { node, edge };
+    this.thresholdsChosen = true;
   }
 
   private async loadDetail(name: string | null, id: string | null): Promise<void> {
@@ -190,7 +200,7 @@ export class Store {
     const camera = this.camera.value;
     return {
       graph: this.graph.value,
-      ...this.thresholds.value,
+      ...(this.model.value ? this.thresholds.value : { node: null, edge: null }),
       selected: this.selected.value,
       tab: this.tab.value,
       filter: this.filter.value,
@@ -205,7 +215,8 @@ export class Store {
 
   private applyAddress(address: Address): void {
     batch(() => {
-      this.thresholds.value = { node: address.node, edge: address.edge };
+      this.thresholdsChosen = false;
+      if (address.node !== null && address.edge !== null) this.chooseThresholds(address.node, address.edge);
       this.selected.value = address.selected;
       this.tab.value = address.tab;
       this.filter.value = address.filter;
@@ -227,8 +238,13 @@ export class Store {
   private onHash(): void {
     const address = readAddress(location.hash);
     const before = this.thresholds.value;
+    const opens = address.graph !== null && address.graph !== this.graph.value;
+    if (opens) {
+      this.forget();
+      this.graph.value = address.graph;
+    }
     this.applyAddress(address);
-    if (address.graph !== null && address.graph !== this.graph.value) void this.open(address.graph, address.edits);
+    if (opens) void this.open(address.graph!, address.edits);
     else if (before.node !== address.node || before.edge !== address.edge) void this.load();
   }
 }

@@ -38,6 +38,7 @@ export interface View {
   certificate: number | null;
   provenance: Record<string, unknown>;
   thresholds: { node: number; edge: number };
+  first_thresholds: { node: number; edge: number };
   total: { nodes: number; features: number; edges: number };
   scores: Scores;
   nodes: GraphNode[];

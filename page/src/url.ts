@@ -7,8 +7,9 @@ export type Theme = "auto" | "light" | "dark";
 
 export interface Address {
   graph: string | null;
-  node: number;
-  edge: number;
+  /** The thresholds; null: those at which the graph can be read. */
+  node: number | null;
+  edge: number | null;
   selected: string | null;
   tab: Tab;
   filter: Filter;
@@ -23,8 +24,8 @@ export interface Address {
 
 export const NEW_ADDRESS: Address = {
   graph: null,
-  node: 0.8,
-  edge: 0.98,
+  node: null,
+  edge: null,
   selected: null,
   tab: "node",
   filter: SHOW_ALL,
@@ -45,8 +46,8 @@ export function writeAddress(address: Address): string {
     if (value !== null && value !== usual) query.set(key, value);
   };
   set("g", address.graph);
-  set("n", String(address.node), String(NEW_ADDRESS.node));
-  set("e", String(address.edge), String(NEW_ADDRESS.edge));
+  set("n", address.node === null ? null : String(address.node));
+  set("e", address.edge === null ? null : String(address.edge));
   set("s", address.selected);
   set("tab", address.tab, NEW_ADDRESS.tab);
   set("hide", HIDEABLE.filter((name) => !address.filter[name]).join(","), "");
@@ -66,8 +67,8 @@ export function readAddress(fragment: string): Address {
   const tab = query.get("tab") as Tab | null;
   return {
     graph: query.get("g"),
-    node: share(query.get("n"), NEW_ADDRESS.node),
-    edge: share(query.get("e"), NEW_ADDRESS.edge),
+    node: share(query.get("n"), null),
+    edge: share(query.get("e"), null),
     selected: query.get("s"),
     tab: tab !== null && TABS.includes(tab) ? tab : NEW_ADDRESS.tab,
     filter: {
@@ -86,7 +87,7 @@ export function readAddress(fragment: string): Address {
   };
 }
 
-function share(text: string | null, usual: number): number {
+function share<T>(text: string | null, usual: T): number | T {
   const value = text === null ? Number.NaN : Number(text);
   return value >= 0 && value <= 1 ? value : usual;
 }

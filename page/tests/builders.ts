@@ -47,6 +47,7 @@ export function smallView(): View {
     certificate: 0,
     provenance: {},
     thresholds: { node: 0.8, edge: 0.98 },
+    first_thresholds: { node: 0.8, edge: 0.98 },
     total: { nodes: 8, features: 4, edges: 9 },
     scores: { replacement: 0.5, completeness: 0.5 },
     nodes,

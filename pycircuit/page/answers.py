@@ -22,7 +22,7 @@ from .request_values import fraction, integer, text
 from .selections import selection_groups, selection_scores
 from .side_by_side import compare
 from .traces import Traces
-from .views import MAX_NODES, node_details, strongest_paths, view
+from .views import MAX_NODES, first_thresholds, node_details, strongest_paths, view
 
 if TYPE_CHECKING:
     from .served_model import ServedModel
@@ -65,9 +65,10 @@ class Answers:
         }  # fmt: skip
 
     def view(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> bytes:
-        """Return the view of a graph at thresholds."""
-        node = fraction(query, "node_threshold", 0.8)
-        edge = fraction(query, "edge_threshold", 0.98)
+        """Return the view of a graph at thresholds, or at those at which it can be read."""
+        first = first_thresholds(self._open(path).index)
+        node = fraction(query, "node_threshold", first[0])
+        edge = fraction(query, "edge_threshold", first[1])
         most = integer(query, "max_nodes", MAX_NODES, 1, MOST_NODES)
 
         def make(index: GraphIndex) -> bytes:

@@ -14,6 +14,17 @@ from .graph_index import GraphIndex, finite, significant
 from .node_ids import node_of
 
 MAX_NODES, MAX_EDGES = 2000, 50_000
+LEGIBLE = 80  # features that can be told apart on a screen
+_NODE_THRESHOLDS = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
+_EDGE_THRESHOLD, _FEWER_EDGES = 0.98, 0.8
+
+
+def first_thresholds(index: GraphIndex) -> tuple[float, float]:
+    """Node and edge thresholds at which a graph can be read: fewer nodes, and edges among them, of a large one."""
+    shares = index.cumulative[: index.graph.first_error]
+    legible = [t for t in _NODE_THRESHOLDS if np.count_nonzero(shares <= t) <= LEGIBLE]
+    node = legible[0] if legible else _NODE_THRESHOLDS[-1]
+    return node, _EDGE_THRESHOLD if node == _NODE_THRESHOLDS[0] else _FEWER_EDGES
 
 
 def view(
@@ -40,6 +51,7 @@ def view(
         "certificate": index.certificate,
         "provenance": _plain(graph.provenance),
         "thresholds": {"node": node_threshold, "edge": edge_threshold},
+        "first_thresholds": dict(zip(("node", "edge"), first_thresholds(index), strict=True)),
         "total": {"nodes": graph.nodes, "features": len(graph.features), "edges": graph.rows.entries},
         "pruned": {
             "nodes": int(np.count_nonzero(pruned.node_mask.numpy())),
