@@ -99,7 +99,8 @@ class DeviceStore(RowStore):
     def influence(self, order: Tensor, node: Tensor, weight: Tensor) -> Tensor:
         if self._ranked is not None:
             return self._ranked.influence(order, node, weight).to(self.like)
-        self._exporter.finish()
+        if self.block is None:  # the host ranks
+            self._exporter.finish()
         return super().influence(order, node, weight)
 
     def finish(self) -> PackedRows:

@@ -19,7 +19,7 @@ from itertools import product
 from typing import Any
 
 import triton
-from pycircuit.kernels import attend_back, decode, edge_scores, encode, influence, select, split
+from pycircuit.kernels import attend_back, decode, edge_scores, encode, influence, norm_back, select, split, spread
 from pycircuit.kernels.config import Config, config
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -44,15 +44,21 @@ FLOATS = (
     "entering",
     "row_sum",
     "scale",
+    "sigma",
+    "gain",
+    "vectors",
+    "column_sigma",
+    "row_sigma",
 )
 TYPES = {
     **dict.fromkeys(FLOATS, "*fp32"),
     **dict.fromkeys(("packed", "counts", "kept_counts", "wrong"), "*i32"),
     **dict.fromkeys(("cursor", "begins", "ends", "index", "column", "row_ptr", "prefix_ptr", "node", "order"), "*i64"),
+    **dict.fromkeys(("cell", "layer", "position", "query"), "*i64"),
     **dict.fromkeys(("floor", "softcap"), "fp32"),
     "keep_mask": "*i8",
 }
-STRIDES = ("row_stride", "x_stride", "w_stride", "g_stride", "slot_stride", "stride")
+STRIDES = ("row_stride", "x_stride", "w_stride", "g_stride", "slot_stride", "stride", "out_stride", "vector_stride")
 ALIGNED = ("width", "columns", "length", "qk_width", "pitch", *STRIDES)
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 
@@ -93,7 +99,16 @@ def variants() -> Iterator[Row]:
             {},
             {"w_dec": "*" + dtype},
         )
-    yield "split", "", split.split_kernel, split.BLOCK, {"COUNT": 3}, {"numbers": "*fp32", "parts": "*bf16"}
+    for divided in (False, True):
+        constants, own = {"COUNT": 3, "DIVIDED": divided}, {"numbers": "*fp32", "parts": "*bf16"}
+        yield "split", "divided" * divided, split.split_kernel, split.BLOCK, constants, own
+    for several in (False, True):
+        constants, name = {"HAS_GAIN": True, "HAS_LAYER": several}, "several layers" * several
+        yield "norm_back", name, norm_back.norm_back_kernel, norm_back.BLOCK, constants, {}
+    for in_place, normed in product((False, True), (False, True)):
+        constants = {"HAS_QUERY": in_place, "HAS_COLUMN_SIGMA": normed, "HAS_ROW_SIGMA": normed}
+        name = ("in place" * in_place + " normed" * normed).strip()
+        yield "spread", name, spread.spread_kernel, spread.BLOCK, constants, {}
     yield from attentions()
     for ordered in (False, True):
         constants, name, own = {"HAS_ORDER": ordered}, "ordered" * ordered, {"scale": "*fp32"}

@@ -23,7 +23,7 @@ class Hopper:  # a driver that is only asked what to compile for
         return 0
 
 driver.set_active(Hopper())
-from pycircuit.kernels import attend_back, edge_scores, influence, split
+from pycircuit.kernels import attend_back, edge_scores, influence, norm_back, split, spread
 
 def variants(kernel, calls):
     specialise = kernel.create_binder()[-1]
@@ -42,7 +42,21 @@ each = [
      edge_scores.ONE_EACH.launch())
     for s in (0, 1, 2) for stride in (198120, 198128, 1)
 ]
-numbers = [((buffer, buffer, 2304, 2304), split.BLOCK.launch() | {"COUNT": 3})]
+numbers = [
+    ((buffer, buffer[s:], offsets[s:], buffer, 2304, 2304), split.BLOCK.launch() | {"COUNT": 3, "DIVIDED": True})
+    for s in (0, 1, 2)
+]
+normed = [
+    ((buffer, buffer, buffer[s:], offsets[s:], offsets[s:], buffer, 2304, 2304),
+     norm_back.BLOCK.launch() | {"HAS_GAIN": True, "HAS_LAYER": True})
+    for s in (0, 1, 2)
+]
+spreads = [
+    ((buffer, buffer[s:], offsets[s:], buffer[s:], buffer[s:], offsets[s:], buffer, 8, 2304, 2304 * targets,
+      positions**2, positions, 2304),
+     spread.BLOCK.launch() | dict.fromkeys(("HAS_QUERY", "HAS_COLUMN_SIGMA", "HAS_ROW_SIGMA"), True))
+    for s in (0, 1, 2) for targets in (1, 7, 16) for positions in (1, 7, 128)
+]
 rows = influence.ROWS.launch() | {"HAS_ORDER": True}
 total = influence.HOPPER["wide"].launch() | {"HAS_ORDER": True}
 applied = [
@@ -62,7 +76,9 @@ print(json.dumps({
     "attend_back.pattern": variants(attend_back.pattern_kernel, written),
     "edge_scores": variants(edge_scores.edge_scores_kernel, scores),
     "edge_scores.one_each": variants(edge_scores.one_each_kernel, each),
+    "norm_back": variants(norm_back.norm_back_kernel, normed),
     "split": variants(split.split_kernel, numbers),
+    "spread": variants(spread.spread_kernel, spreads),
     "influence.sum": variants(
         influence.sum_kernel, [((buffer, offsets, buffer, buffer, buffer, n, n), rows) for n in wide]
     ),
@@ -87,7 +103,9 @@ def test_one_variant_of_every_kernel() -> None:
         ("attend_back.pattern", 1),
         ("edge_scores", 1),
         ("edge_scores.one_each", 1),
+        ("norm_back", 1),
         ("split", 1),
+        ("spread", 1),
         ("influence.sum", 1),
         ("influence.solve", 1),
         ("influence.total", 1),
