@@ -74,7 +74,9 @@ def traced(
         torch.cuda.reset_peak_memory_stats()
     resident = attempt(memory.restart_peak)  # a sandbox may forbid it
     begin = time.perf_counter()
-    graph = pc.attribute(model, prompt, max_features=targets or "all", labels=False, progress=False, precision=precision)
+    graph = pc.attribute(
+        model, prompt, max_features=targets or "all", labels=False, progress=False, precision=precision
+    )
     if cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - begin

@@ -56,7 +56,9 @@ def measure(positions: int, threads: int, rounds: int) -> dict[str, Any]:
     while not traced.times or (len(traced.times) < rounds and sum(traced.times) < MOST_SECONDS):
         with pc.use("native"):
             graph, seconds = whole_trace.clocked(
-                lambda: pc.attribute(model, ids, max_features=shape.targets or "all", memory=MEMORY, labels=False, progress=True)
+                lambda: pc.attribute(
+                    model, ids, max_features=shape.targets or "all", memory=MEMORY, labels=False, progress=True
+                )
             )
         if not traced.times:
             traced.peak = memory.peak()

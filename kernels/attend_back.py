@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from pycircuit.kernels.config import Config, config, prune
+from pycircuit.kernels.launch import launch
 from pycircuit.kernels.precision import dot
 from torch import Tensor
 
@@ -195,25 +196,29 @@ def write_pattern(attention: RecomputedAttention, prefix_ptr: Tensor, first_colu
     """Fill pattern [heads, positions, columns] with the columns from first_column on, where a prefix reaches."""
     c, (heads, positions, columns) = PATTERN[attention.query.dtype], pattern.shape
     grid = (triton.cdiv(columns, c["BJ"]), triton.cdiv(positions, c["BI"]), heads)
-    pattern_kernel[grid](
-        attention.query,
-        attention.key,
-        attention.normaliser().float(),
-        prefix_ptr,
-        pattern,
-        len(prefix_ptr) - 1,
-        heads,
-        attention.groups,
-        positions,
-        attention.query.shape[2],
-        columns,
-        first_column,
-        attention.scale,
-        attention.softcap,
-        attention.window,
+    launch(
+        pattern_kernel,
+        grid,
+        (
+            attention.query,
+            attention.key,
+            attention.normaliser().float(),
+            prefix_ptr,
+            pattern,
+            len(prefix_ptr) - 1,
+            heads,
+            attention.groups,
+            positions,
+            attention.query.shape[2],
+            columns,
+            first_column,
+            attention.scale,
+            attention.softcap,
+            attention.window,
+        ),
+        c,
         SOFTCAP=attention.softcap > 0,
         WINDOW=attention.window > 0,
-        **c.launch(),
     )
 
 
@@ -224,20 +229,12 @@ def apply_pattern(
     (heads, positions, columns), (_, groups, width), targets = pattern.shape, z.shape, len(prefix_ptr) - 1
     # No longest prefix is fetched from the device: programs past it find nothing to do.
     grid = (targets * triton.cdiv(width, c["BN"]), triton.cdiv(columns, c["BJ"]), groups)
-    attend_back_kernel[grid](
-        y,
-        prefix_ptr,
-        pattern,
-        z,
-        heads,
-        groups,
-        width,
-        positions,
-        columns,
-        first_column,
-        window,
+    launch(
+        attend_back_kernel,
+        grid,
+        (y, prefix_ptr, pattern, z, heads, groups, width, positions, columns, first_column, window),
+        c,
         WINDOW=window > 0,
-        **c.launch(),
     )
 
 
@@ -257,5 +254,4 @@ def run(c: Config, y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Ten
 
 
 def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None) -> Tensor:
-    with torch.cuda.device_of(y):
-        return run(HOPPER[shape_class(attention)], y, prefix_ptr, attention, out)
+    return run(HOPPER[shape_class(attention)], y, prefix_ptr, attention, out)

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from pycircuit.kernels.config import Config, config, prune
+from pycircuit.kernels.launch import launch
 from pycircuit.kernels.precision import dot
 from torch import Tensor
 
@@ -181,20 +182,24 @@ def _launch(
     """Launch the kernel; entries: begin and end of each position's, their rows of w_dec, values and columns of out."""
     targets = len(prefix_ptr) - 1
     grid = (len(entries[1]) * triton.cdiv(targets, c["BT"]), c["SHARES"])
-    edge_scores_kernel[grid](
-        gradient,
-        prefix_ptr,
-        *entries,
-        w_dec,
-        out,
-        targets,
-        gradient.shape[1],
-        shift,
-        gradient.stride(0),
-        w_stride,
-        out.stride(0),
+    launch(
+        edge_scores_kernel,
+        grid,
+        (
+            gradient,
+            prefix_ptr,
+            *entries,
+            w_dec,
+            out,
+            targets,
+            gradient.shape[1],
+            shift,
+            gradient.stride(0),
+            w_stride,
+            out.stride(0),
+        ),
+        c,
         SEVERAL=several,
-        **c.launch(),
     )
 
 
@@ -207,25 +212,28 @@ def cross_layer_scores(
     ends, w_dec = features.ends[layer], features.w_dec[0]
     chosen = HOPPER[shape_class(len(ends), len(prefix_ptr) - 1, w_dec)]
     entries = (features.row_ptr, ends, features.place, features.value, features.column)
-    with torch.cuda.device_of(out):
-        _launch(chosen, gradient, prefix_ptr, entries, w_dec, out, layer * features.step, UNIT, True)
+    _launch(chosen, gradient, prefix_ptr, entries, w_dec, out, layer * features.step, UNIT, True)
 
 
 def _run_one_each(gradient: Tensor, prefix_ptr: Tensor, features: SparseFeatures, w_dec: Tensor, out: Tensor) -> Tensor:
     if out.numel() and len(gradient):
         grid = (len(prefix_ptr) - 1, triton.cdiv(features.positions, ONE_EACH["BP"]))
-        one_each_kernel[grid](
-            gradient,
-            prefix_ptr,
-            features.index,
-            features.value,
-            w_dec,
-            out,
-            gradient.shape[1],
-            gradient.stride(0),
-            w_dec.stride(0),
-            out.stride(0),
-            **ONE_EACH.launch(),
+        launch(
+            one_each_kernel,
+            grid,
+            (
+                gradient,
+                prefix_ptr,
+                features.index,
+                features.value,
+                w_dec,
+                out,
+                gradient.shape[1],
+                gradient.stride(0),
+                w_dec.stride(0),
+                out.stride(0),
+            ),
+            ONE_EACH,
         )
     return out
 
@@ -233,8 +241,6 @@ def _run_one_each(gradient: Tensor, prefix_ptr: Tensor, features: SparseFeatures
 def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: SparseFeatures, w_dec: Tensor, out: Tensor) -> Tensor:
     _, count, most = checks.offsets("edge_scores", "features.row_ptr", features.row_ptr)  # cached since the checks
     if count == features.positions and most == 1:
-        with torch.cuda.device_of(out):
-            return _run_one_each(gradient, prefix_ptr, features, w_dec, out)
+        return _run_one_each(gradient, prefix_ptr, features, w_dec, out)
     chosen = HOPPER[shape_class(features.positions, len(prefix_ptr) - 1, w_dec)]
-    with torch.cuda.device_of(out):
-        return run(chosen, gradient, prefix_ptr, features, w_dec, out)
+    return run(chosen, gradient, prefix_ptr, features, w_dec, out)

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from pycircuit.kernels.config import config
+from pycircuit.kernels.launch import launch
 from torch import Tensor
 
 BLOCK = config(4, 1, BLOCK=1024)
@@ -49,8 +50,10 @@ def norm_back(
     out = torch.empty_like(gradient, memory_format=torch.contiguous_format)
     if out.numel():
         rows, width = gradient.shape
-        with torch.cuda.device_of(gradient):
-            norm_back_kernel[rows, triton.cdiv(width, BLOCK["BLOCK"])](
+        launch(
+            norm_back_kernel,
+            (rows, triton.cdiv(width, BLOCK["BLOCK"])),
+            (
                 gradient,
                 sigma if gain is None else gain,
                 sigma,
@@ -59,8 +62,9 @@ def norm_back(
                 out,
                 width,
                 gradient.stride(0),
-                HAS_GAIN=gain is not None,
-                HAS_LAYER=layer is not None,
-                **BLOCK.launch(),
-            )
+            ),
+            BLOCK,
+            HAS_GAIN=gain is not None,
+            HAS_LAYER=layer is not None,
+        )
     return out

@@ -1,4 +1,4 @@
-"""split: rows, over a norm's denominators, as sums of bfloat16 parts in the order in which a weight's parts multiply them.
+"""split: rows, over a norm's denominators, as bfloat16 parts in the order in which a weight's parts multiply them.
 
 Part k of a row is the row minus its parts before k, rounded: a1, a2, a3. Three parts are written a1 a2 a3 a1 a2 a1.
 Layout: numbers [rows, width] by row stride, parts [rows, count (count + 1) / 2, width] contiguous.
@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from pycircuit.kernels.config import config
+from pycircuit.kernels.launch import launch
 from torch import Tensor
 
 BLOCK = config(4, 1, BLOCK=1024)
@@ -48,9 +49,13 @@ def split(numbers: Tensor, count: int, sigma: Tensor | None = None, position: Te
     if parts.numel():
         divided = sigma is not None and position is not None
         denominators = (sigma, position) if divided else (numbers, numbers)
-        with torch.cuda.device_of(numbers):
-            grid = (rows, triton.cdiv(width, BLOCK["BLOCK"]))
-            split_kernel[grid](
-                numbers, *denominators, parts, width, numbers.stride(0), DIVIDED=divided, COUNT=count, **BLOCK.launch()
-            )
+        grid = (rows, triton.cdiv(width, BLOCK["BLOCK"]))
+        launch(
+            split_kernel,
+            grid,
+            (numbers, *denominators, parts, width, numbers.stride(0)),
+            BLOCK,
+            DIVIDED=divided,
+            COUNT=count,
+        )
     return parts

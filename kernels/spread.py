@@ -10,10 +10,10 @@ Parallel: target x block of the width x block of j.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from pycircuit.kernels.config import config
+from pycircuit.kernels.launch import launch
 from torch import Tensor
 
 # 16 accumulators a thread leave room for three programs an SM, which keeps the stores busy; a row of a block is 512
@@ -91,8 +91,10 @@ def spread(
     if not out.numel():
         return
     grid = (targets * triton.cdiv(width, BLOCK["BN"]), triton.cdiv(longest, BLOCK["BJ"]))
-    with torch.cuda.device_of(out):
-        spread_kernel[grid](
+    launch(
+        spread_kernel,
+        grid,
+        (
             vectors,
             pattern,
             prefix_ptr if query is None else query,
@@ -106,8 +108,9 @@ def spread(
             pattern.stride(0),
             pattern.stride(1),
             out.stride(0),
-            HAS_QUERY=query is not None,
-            HAS_COLUMN_SIGMA=column_sigma is not None,
-            HAS_ROW_SIGMA=row_sigma is not None,
-            **BLOCK.launch(),
-        )
+        ),
+        BLOCK,
+        HAS_QUERY=query is not None,
+        HAS_COLUMN_SIGMA=column_sigma is not None,
+        HAS_ROW_SIGMA=row_sigma is not None,
+    )

@@ -28,7 +28,7 @@ class FastLinearLayers(TorchFunctionMode):
 
 
 def fast_linear_layers(device: torch.device) -> AbstractContextManager[Any]:
-    """Return that context for a model on a CPU; a GPU has one provider, and every call in the context costs its host."""
+    """Return that context for a CPU. A GPU has one provider, and every call in the context takes its host time."""
     return FastLinearLayers() if device.type == "cpu" else nullcontext()
 
 

@@ -45,8 +45,6 @@ def norm_back(norm: FrozenNorm, gradient: Tensor, position: Tensor) -> Tensor:
     return _norm_back(gradient, norm.gain, norm.sigma, position, None)
 
 
-def _norm_back(
-    gradient: Tensor, gain: Tensor | None, sigma: Tensor, cell: Tensor, gain_row: Tensor | None
-) -> Tensor:
+def _norm_back(gradient: Tensor, gain: Tensor | None, sigma: Tensor, cell: Tensor, gain_row: Tensor | None) -> Tensor:
     back: Tensor = import_module("pycircuit.kernels.norm_back").norm_back(gradient, gain, sigma, cell, gain_row)
     return back

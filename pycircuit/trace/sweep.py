@@ -27,6 +27,7 @@ from pycircuit.ops.cross_layer import CrossLayerFeatures, cross_layer_features
 from pycircuit.transcoders import CrossLayerTranscoder
 
 from .columns import Columns
+from .constants import constant_parts
 from .first_attention import FirstAttention, TargetRows, first_attention, token_edges
 from .memory_model import has_kernel
 from .memory_plan import tile_bytes
@@ -98,13 +99,6 @@ class Tile:
             self.entered = count
 
 
-def _nonzero(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Replace tensors of zeros by None; the host waits for a GPU once."""
-    flags = [t.any() for t in tensors if t is not None]
-    nonzero = iter(torch.stack(flags).tolist() if flags else [])
-    return [t if t is not None and next(nonzero) else None for t in tensors]
-
-
 def _identity(rows: Tensor) -> SparseFeatures:
     """Return one source of value 1 at each position, whose vector is that position's row of `rows`."""
     count = rows.shape[0]
@@ -120,8 +114,7 @@ class Sweep:
         self.local, self.frozen, self.transcoders = local, local.model, local.transcoders
         self.columns = Columns.of(local)
         layers = range(self.columns.layers)
-        constants = _nonzero([self._attention_constant(i) for i in layers] + [self._mlp_constant(i) for i in layers])
-        self._attention, self._mlp_writes = constants[: len(layers)], constants[len(layers) :]
+        self._attention, self._mlp_writes = constant_parts(local)
         self._identity = _identity(self.frozen.embeddings)
         self._no_target = checks.known_offsets(self._identity.row_ptr[:1], [0])
         self._cross_layer = self._cross_layer_features()
@@ -180,28 +173,6 @@ class Sweep:
         block, none = self.frozen.layers[layer], self.frozen.embeddings
         y, out = (none.new_empty(0, heads, block.head_width) for heads in (block.heads, block.kv_heads))
         return ops.prepare("attend_back", y=y, prefix_ptr=self._no_target, attention=block.attention, out=out)
-
-    def _attention_constant(self, layer: int) -> Tensor | None:
-        """Return attention's output for an empty stream: [positions, width]; None without biases."""
-        block = self.frozen.layers[layer]
-        norms = (block.attention_norm, block.post_attention_norm)
-        biases = [block.b_v, block.b_o, *(n.bias for n in norms if n is not None)]
-        if all(b is None for b in biases):
-            return None
-        return block.attention_out(torch.zeros_like(self.frozen.embeddings))
-
-    def _mlp_constant(self, layer: int) -> Tensor | None:
-        """Return the replaced MLP's output without features and errors: [positions, width]."""
-        block, transcoders = self.frozen.layers[layer], self.transcoders
-        out = torch.zeros_like(self.frozen.embeddings)
-        bias, skip = transcoders.bias(layer), transcoders.w_skip[layer]
-        if bias is not None:
-            out[self.local.ignore_positions :] += bias.to(out.dtype)
-        norm = block.read_norm(transcoders.reads)
-        if skip is not None and norm is not None:
-            out += norm.forward(torch.zeros_like(out)) @ skip.to(out.dtype)
-        write = block.write_norm(transcoders.writes)
-        return out if write is None else write.forward(out)
 
     def read(self, layer: Sequence[int], position: Sequence[int], vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of targets with respect to the stream, and their constants: [targets, width], [targets].

@@ -57,19 +57,21 @@ def test_norm_back_of_several_layers() -> None:
 @pytest.mark.parametrize("normed", [True, False])
 def test_spread(heads: int, width: int, in_place: bool, normed: bool) -> None:
     """Targets at these positions; their pattern's rows are read in place, or there is one a target."""
-    at, positions, first = torch.tensor([0, 69, 3, 3, 64]), 70, 11
-    vectors, stored = normal(heads + 1, len(at), width), normal(heads, positions, positions, seed=1)
-    pattern = stored if in_place else stored[:, at.to(DEVICE)].contiguous()
+    read_at, positions, first = torch.tensor([0, 69, 3, 3, 64]), 70, 11
+    vectors, stored = normal(heads + 1, len(read_at), width), normal(heads, positions, positions, seed=1)
+    pattern = stored if in_place else stored[:, read_at.to(DEVICE)].contiguous()
     column_sigma, row_sigma = (positive(positions), positive(positions) + 1) if normed else (None, None)
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), (at + 1).cumsum(0)])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), (read_at + 1).cumsum(0)])
     out = torch.full((first + int(offsets[-1]), width), torch.nan, device=DEVICE)
     prefix_ptr = torch.cat([torch.zeros(1, dtype=torch.int64), offsets + first])[1:].to(DEVICE)
-    query = at.to(DEVICE) if in_place else None
+    query = read_at.to(DEVICE) if in_place else None
     spread(vectors, pattern, query, column_sigma, row_sigma, prefix_ptr, positions, out[first:])
     expected = []
-    for t, position in enumerate(at.tolist()):
+    for t, position in enumerate(read_at.tolist()):
         share = stored[:, position, : position + 1].double()
-        rows = (share / column_sigma[: position + 1] if column_sigma is not None else share).T @ vectors[:-1, t].double()
+        rows = (share / column_sigma[: position + 1] if column_sigma is not None else share).T @ vectors[
+            :-1, t
+        ].double()
         rows[-1] += vectors[-1, t].double()
         expected.append(rows / row_sigma[: position + 1, None] if row_sigma is not None else rows)
     assert out[:first].isnan().all()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
@@ -93,12 +94,45 @@ print(json.dumps({
 """
 
 
+KEYS = (
+    SCRIPT[: SCRIPT.index("buffer =")]
+    + """
+from itertools import product
+from pycircuit.kernels import decode
+from pycircuit.kernels.launch import _parameters, _signature
+
+numbers, halves = torch.zeros(64), torch.zeros(64, dtype=torch.bfloat16)
+offsets = torch.zeros(64, dtype=torch.int64)
+specialise, constants = decode.decode_kernel.create_binder()[-1], decode.HOPPER["float32"].launch() | {"HAS_BIAS": True}
+specialisations = {}
+for s, r, w, positions, width, stride in product((0, 1, 4), (0, 1, 2), (numbers, halves), (1, 7, 16), (1, 5, 32),
+                                                 (1, 16, 24, 2**31 - 1, 2**31, 2**40)):
+    arguments = (offsets[r:], offsets, numbers[s:], w[s:], numbers, numbers, positions, width, stride, 0)
+    key = tuple(_signature(arguments, _parameters(decode.decode_kernel)))
+    specialisations.setdefault(key, set()).add(str(specialise(*arguments, **constants)[1]))
+print(json.dumps([len(specialisations), max(map(len, specialisations.values())),
+                  len({v for values in specialisations.values() for v in values})]))
+"""
+)
+
+
+def run(script: str) -> Any:
+    """Return what a script prints, in a process where Triton compiles."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_a_launch_key_stands_for_one_specialisation() -> None:
+    keys, specialisations_a_key, specialisations = run(KEYS)
+    assert specialisations_a_key == 1 and keys >= specialisations > 50
+
+
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 def test_one_variant_of_every_kernel() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert set(json.loads(done.stdout).items()) == {
+    assert set(run(SCRIPT).items()) == {
         ("attend_back", 1),
         ("attend_back.pattern", 1),
         ("edge_scores", 1),

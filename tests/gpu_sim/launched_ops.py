@@ -50,9 +50,7 @@ def launched(op: str) -> Callable[..., Any]:
     return call
 
 
-def launched_split(
-    numbers: Tensor, count: int, sigma: Tensor | None = None, position: Tensor | None = None
-) -> Tensor:
+def launched_split(numbers: Tensor, count: int, sigma: Tensor | None = None, position: Tensor | None = None) -> Tensor:
     """Stand in for the kernel that splits rows into bfloat16 parts."""
     COUNTS.launches[site("split")] += 1
     remainder, terms = on_device("split", numbers), []
@@ -87,8 +85,8 @@ def launched_spread(
 ) -> None:
     """Stand in for the kernel that spreads targets' vectors over their rows."""
     COUNTS.launches[site("spread")] += 1
-    given = (vectors, pattern, query, column_sigma, row_sigma, prefix_ptr, out)
-    vectors, pattern, query, column_sigma, row_sigma, prefix_ptr, out = (on_device("spread", t) for t in given)
+    tensors = (vectors, pattern, query, column_sigma, row_sigma, prefix_ptr, out)
+    vectors, pattern, query, column_sigma, row_sigma, prefix_ptr, out = (on_device("spread", t) for t in tensors)
     for t, (begin, end) in enumerate(pairwise((prefix_ptr - prefix_ptr[0]).tolist())):
         length = end - begin
         assert length <= longest
