@@ -6,15 +6,14 @@ What a compiled kernel depends on is in a key: types, alignments and numbers tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
 import triton
 from pycircuit.kernels.config import Config
-from torch import Tensor
 
 LARGEST = 2**31 - 1  # whole numbers up to here are passed in 32 bits
+_specialised: dict[int, list[tuple[bool, bool]]] = {}  # by kernels, which live as long as this module
 _compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}  # with the values of the constants
 
 
@@ -41,24 +40,28 @@ def launch(kernel: Any, grid: Sequence[int], arguments: Sequence[Any], c: Config
         _compiled[key] = kernel[tuple(grid)](*arguments, **options), values
 
 
-@cache
 def _parameters(kernel: Any) -> list[tuple[bool, bool]]:
-    """Return whether Triton specialises a parameter's value, and a pointer's alignment, parameter by parameter."""
-    return [
-        (not p.do_not_specialize, not (p.do_not_specialize or p.do_not_specialize_on_alignment))
-        for p in kernel.params
-        if not p.is_constexpr
-    ]
+    """Return of every parameter that is no constant if Triton specialises its value, and a pointer's alignment."""
+    if id(kernel) not in _specialised:
+        _specialised[id(kernel)] = [
+            (not p.do_not_specialize, not (p.do_not_specialize or p.do_not_specialize_on_alignment))
+            for p in kernel.params
+            if not p.is_constexpr
+        ]
+    return _specialised[id(kernel)]
 
 
 def _signature(arguments: Sequence[Any], parameters: Sequence[tuple[bool, bool]]) -> list[Any]:
     """Return what the compiled kernel depends on of each argument."""
     signature: list[Any] = []
     for argument, (specialised, aligned) in zip(arguments, parameters, strict=True):
-        if isinstance(argument, Tensor):
-            signature.append((argument.dtype, aligned and argument.data_ptr() % 16 == 0))
-        elif isinstance(argument, int):
+        kind = type(argument)
+        if kind is int:
             signature.append(argument if specialised else argument > LARGEST)
-        else:
-            signature.append(type(argument))
+        elif kind is float:
+            signature.append(kind)
+        else:  # a tensor
+            signature.append(argument.dtype)
+            if aligned:
+                signature.append(argument.data_ptr() % 16)
     return signature

@@ -1,4 +1,4 @@
-"""Copies of a device's tensors to arrays on the host, through pinned buffers that a thread empties."""
+"""Copies of a device's tensors to arrays on the host, through pinned buffers that threads empty."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .memory_model import STAGING_BUFFERS, STAGING_BYTES
 from .row_store import GrowableArray
 
 _ALIGNED = 64  # bytes
+_THREADS = 4  # most of their time goes to the first touch of the arrays' memory
 
 
 @dataclass
@@ -26,16 +27,15 @@ class _Copy:
     offset: int
 
     def finish(self) -> None:
-        """Copy on all of torch's threads: most of the time goes to the first touch of the array's memory."""
-        target = self.destination.array[self.offset : self.offset + len(self.staged)]
-        torch.from_numpy(target).copy_(self.staged)
+        """Copy by NumPy, on one thread: torch's own wait busily, and the sweep's host needs the processors."""
+        self.destination.array[self.offset : self.offset + len(self.staged)] = self.staged.numpy()
 
 
 @dataclass
 class _Buffer:
     """Pinned memory and the copies staged in it. ready: an event after the last of them.
 
-    full: from now on it is the thread's, until `emptying` is done. An interrupt may come between any two steps: a full
+    full: from now on it is a thread's, until `emptying` is done. An interrupt may come between any two steps: a full
     buffer may lack its `emptying`, and to empty a buffer twice does no harm.
     """
 
@@ -67,13 +67,13 @@ class _Buffer:
 
 
 class Exporter:
-    """Copies of device tensors to growing arrays: the device fills one pinned buffer while a thread empties others."""
+    """Copies of device tensors to growing arrays: the device fills one pinned buffer while threads empty others."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream: Any = None
         self._ring: deque[_Buffer] | None = None  # oldest first, then the one to fill; empty: memory cannot be pinned
-        self._thread = ThreadPoolExecutor(1, "pycircuit-export")
+        self._threads = ThreadPoolExecutor(_THREADS, "pycircuit-export")
 
     def append(self, source: Tensor, array: GrowableArray) -> None:
         """Append source [n] to an array, which has it after `finish`; source must not change until then."""
@@ -114,11 +114,11 @@ class Exporter:
         return ring[-1]
 
     def _hand_over(self, buffer: _Buffer) -> None:
-        """Let the thread empty a buffer, unless it does already."""
+        """Let a thread empty a buffer, unless one does already."""
         buffer.full = True
         if buffer.emptying is None:
             buffer.ready.record(self._stream)
-            buffer.emptying = self._thread.submit(buffer.empty)
+            buffer.emptying = self._threads.submit(buffer.empty)
 
     def _wait(self, buffer: _Buffer) -> None:
         """Wait until a full buffer is empty, and free it."""

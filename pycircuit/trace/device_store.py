@@ -105,6 +105,7 @@ class DeviceStore(RowStore):
 
     def finish(self) -> PackedRows:
         if self.block is not None:
+            self._exporter.finish()  # of an interrupted export too, before its rows are exported again
             for array, size in zip(self._arrays(), self._exported[1], strict=True):
                 array.size = size  # without the rows of an interrupted export
             self.export_committed()

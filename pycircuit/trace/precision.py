@@ -11,6 +11,7 @@ side in the rows and one above another in the weight.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from typing import Literal
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
+from pycircuit.ops import Prepared
 from pycircuit.ops.dispatch import machine
 from pycircuit.ops.products import product
 from pycircuit.ops.torch_settings import tf32_products
@@ -44,6 +46,11 @@ class Arithmetic:
     def meetings(self) -> list[tuple[int, int]]:
         """Pairs of a part of a row and a part of a weight that are multiplied, the smallest products first."""
         return [(k, n - k) for n in reversed(range(self.parts)) for k in range(n + 1)]
+
+    @property
+    def kernel_parts(self) -> int:
+        """Parts of each number that attend_back and edge_scores multiply on a GPU; there tf32 is two parts too."""
+        return 2 if self.name == "tf32" else self.parts
 
     def weight_bytes(self, on_gpu: bool) -> int:
         """Return the bytes of a weight's number in split form."""
@@ -105,6 +112,13 @@ class Denominators:
 def has_fused_kernels(like: Tensor) -> bool:
     """Return True where kernels stand for several of torch's: for float32 on a GPU with Triton."""
     return like.is_cuda and like.dtype == torch.float32 and machine().triton is None
+
+
+def with_parts(prepared: Prepared, arithmetic: Arithmetic) -> Prepared:
+    """Return an op that multiplies as many parts of each number as the arithmetic, where a kernel can."""
+    if prepared.ran.implementation != "triton" or arithmetic.kernel_parts in (0, 3):
+        return prepared
+    return replace(prepared, form=partial(prepared.form, parts=arithmetic.kernel_parts))
 
 
 class Products:

@@ -32,7 +32,7 @@ from .first_attention import FirstAttention, TargetRows, first_attention, token_
 from .memory_model import has_kernel
 from .memory_plan import tile_bytes
 from .norms import norm_back, stacked
-from .precision import Arithmetic, Denominators, Products, arithmetic_of
+from .precision import Arithmetic, Denominators, Products, arithmetic_of, with_parts
 from .tile_cost import tile_cost
 from .upload import upload
 
@@ -113,6 +113,9 @@ class Sweep:
     def __init__(self, local: LocalReplacement, arithmetic: Arithmetic | None = None) -> None:
         self.local, self.frozen, self.transcoders = local, local.model, local.transcoders
         self.columns = Columns.of(local)
+        if arithmetic is None:
+            arithmetic = arithmetic_of("attribute", "float32", self.frozen.device, self.frozen.dtype)
+        self.products = Products(arithmetic)
         layers = range(self.columns.layers)
         self._attention, self._mlp_writes = constant_parts(local)
         self._identity = _identity(self.frozen.embeddings)
@@ -124,9 +127,6 @@ class Sweep:
         self._score_features = [self._feature_scores(layer) for layer in layers]
         self._attend_back = [self._prepare_attention(layer) for layer in layers]
         self._skips = [None if skip is None else skip.T for skip in local.transcoders.w_skip]
-        if arithmetic is None:
-            arithmetic = arithmetic_of("attribute", "float32", self.frozen.device, self.frozen.dtype)
-        self.products = Products(arithmetic)
         self._buffers: dict[str, Tensor] = {}
         self._max_rows = self._max_targets = 0
         stored = isinstance(self.frozen.layers[0].attention, StoredAttention)
@@ -152,9 +152,10 @@ class Sweep:
         """Check sources and their vectors once for all tiles, as edges to no target."""
         none = self.frozen.embeddings[:0]
         out = none.new_empty(0, features.count)
-        return ops.prepare(
+        prepared = ops.prepare(
             "edge_scores", gradient=none, prefix_ptr=self._no_target, features=features, w_dec=vectors, out=out
         )
+        return with_parts(prepared, self.products.arithmetic)
 
     def _feature_scores(self, layer: int) -> list[tuple[slice, ops.Prepared]]:
         """Return the columns of the features that write to a layer, and the op that scores them, by source."""
@@ -172,7 +173,8 @@ class Sweep:
         """Check a layer's frozen attention once for all tiles, on no rows."""
         block, none = self.frozen.layers[layer], self.frozen.embeddings
         y, out = (none.new_empty(0, heads, block.head_width) for heads in (block.heads, block.kv_heads))
-        return ops.prepare("attend_back", y=y, prefix_ptr=self._no_target, attention=block.attention, out=out)
+        prepared = ops.prepare("attend_back", y=y, prefix_ptr=self._no_target, attention=block.attention, out=out)
+        return with_parts(prepared, self.products.arithmetic)
 
     def read(self, layer: Sequence[int], position: Sequence[int], vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of targets with respect to the stream, and their constants: [targets, width], [targets].
@@ -314,7 +316,7 @@ class Sweep:
         """Score the features that write to a layer. written: [rows, width], the gradients of what is written there."""
         if self._cross_layer is not None:
             import_module("pycircuit.kernels.edge_scores").cross_layer_scores(
-                self._cross_layer, layer, written, ptr, out
+                self._cross_layer, layer, written, ptr, out, self.products.arithmetic.kernel_parts
             )
             return
         for columns, score in self._score_features[layer]:

@@ -87,9 +87,9 @@ def variants() -> Iterator[Row]:
     for shape in SHORT:  # where positions are few, the same blocks are shared out
         c = edge_scores.HOPPER[shape]
         w = {"w_dec": "*" + SHORT[shape]}
-        for several in (False, True):
-            name = f"{shape} several layers" if several else shape
-            yield "edge_scores", name, edge_scores.edge_scores_kernel, c, {"SEVERAL": several}, w
+        for several, parts in product((False, True), (3, 2, 1)):
+            name = shape + " several layers" * several + f" {parts} parts" * (parts < 3)
+            yield "edge_scores", name, edge_scores.edge_scores_kernel, c, {"SEVERAL": several, "PARTS": parts}, w
     for dtype in SHORT.values():
         yield (
             "edge_scores.one_each",
@@ -120,8 +120,9 @@ def variants() -> Iterator[Row]:
 
 def attentions() -> Iterator[Row]:
     kernel, pattern = attend_back.attend_back_kernel, attend_back.pattern_kernel
-    for (shape, c), window in product(attend_back.HOPPER.items(), (False, True)):
-        yield "attend_back", shape + " window" * window, kernel, c, {"WINDOW": window}, {}
+    for (shape, c), window, parts in product(attend_back.HOPPER.items(), (False, True), (3, 2, 1)):
+        name = shape + " window" * window + f" {parts} parts" * (parts < 3)
+        yield "attend_back", name, kernel, c, {"WINDOW": window, "PARTS": parts}, {}
     for (dtype, c), softcap, window in product(attend_back.PATTERN.items(), (False, True), (False, True)):
         name = str(dtype).removeprefix("torch.")
         own = {"query": "*" + SHORT[name], "key": "*" + SHORT[name], "scale": "fp32"}

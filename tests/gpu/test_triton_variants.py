@@ -35,7 +35,7 @@ offsets = torch.zeros(4096, dtype=torch.int64)
 launch = edge_scores.HOPPER["float32"].launch()
 scores = [
     ((buffer, offsets[s:], offsets[s:], offsets[s:], offsets[s:], buffer[s:], offsets[s:], buffer, buffer[s:], targets,
-      2304, shift, 2304, 2304, stride), launch | {"SEVERAL": True})
+      2304, shift, 2304, 2304, stride), launch | {"SEVERAL": True, "PARTS": 3})
     for s in (0, 1, 2) for targets in (1, 16, 24) for stride in (198120, 198128, 1) for shift in (0, 1, 144)
 ]
 each = [
@@ -62,7 +62,7 @@ rows = influence.ROWS.launch() | {"HAS_ORDER": True}
 total = influence.HOPPER["wide"].launch() | {"HAS_ORDER": True}
 applied = [
     ((buffer, offsets, buffer, buffer, 8, groups, 256, 2300, 2304, first, window),
-     attend_back.HOPPER["long"].launch() | {"WINDOW": True})
+     attend_back.HOPPER["long"].launch() | {"WINDOW": True, "PARTS": 3})
     for groups in (1, 4) for first in (0, 128) for window in (1, 4096)
 ]
 written = [

@@ -39,7 +39,7 @@ def on_device(op: str, value: Any) -> Any:
 def launched(op: str) -> Callable[..., Any]:
     """Return the form of an op that stands for its Triton kernel."""
 
-    def call(*args: Any) -> Any:
+    def call(*args: Any, parts: int = 3) -> Any:
         COUNTS.launches[site(op)] += LAUNCHES[op] + sum(isinstance(a, RecomputedAttention) for a in args)
         if op in WAITS:
             COUNTS.synchronisations[site(op)] += 1
@@ -98,7 +98,9 @@ def launched_spread(
         out[begin:end] = rows if row_sigma is None else rows / row_sigma[:length, None]
 
 
-def launched_cross_layer(joined: Any, target_layer: int, gradient: Tensor, prefix_ptr: Tensor, out: Tensor) -> None:
+def launched_cross_layer(
+    joined: Any, target_layer: int, gradient: Tensor, prefix_ptr: Tensor, out: Tensor, parts: int = 3
+) -> None:
     """Stand in for the kernel that scores the features of all layers of a cross-layer transcoder."""
     COUNTS.launches[site("edge_scores")] += 1
     rows, ptr, scores, begin = *(on_device("edge_scores", t) for t in (gradient, prefix_ptr, out)), 0
