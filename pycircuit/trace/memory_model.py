@@ -105,6 +105,7 @@ class MemoryModel:
 
     def __init__(self, model: ReplacementModel, trace: TraceSize, stored: bool) -> None:
         self.model, self.trace, self.stored = model, trace, stored
+        self._kernels: dict[tuple[str, torch.dtype], bool] = {}
         self.itemsize, self.stored_itemsize = model.dtype.itemsize, model.weights.stored.itemsize
         self.layers, self.transcoders = model.weights.layers, model.transcoders
         self.on_gpu = model.device.type != "cpu"  # where packed rows go to the host, whose memory is counted apart
@@ -117,7 +118,9 @@ class MemoryModel:
         self.cost = tile_cost(layers, self.transcoders, width, self.itemsize, stored, native, multiplied, self.on_gpu)
 
     def _native(self, op: str, dtype: torch.dtype) -> bool:
-        return has_kernel(op, self.model.device, self.model.dtype, dtype)
+        if (op, dtype) not in self._kernels:  # asked for every layer
+            self._kernels[op, dtype] = has_kernel(op, self.model.device, self.model.dtype, dtype)
+        return self._kernels[op, dtype]
 
     # Tensors that stay
 
