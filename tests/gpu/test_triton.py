@@ -9,6 +9,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from devices import HAS_GPU, interpreted, on_each_device
 from pycircuit.kernels import encode as encode_module
 from pycircuit.kernels import select
 from pycircuit.kernels.precision import dot_six, dot_three
@@ -22,9 +23,7 @@ from pycircuit.ops import cases
 from pycircuit.ops.registry import OPS
 
 EVERY = [(op, case) for op in OPS for case in cases.CASES[op]]
-HAS_GPU = torch.cuda.is_available()
 TOLERANCE = 3e-6  # float32 sums of at most a few thousand terms
-interpreted = pytest.mark.skipif(HAS_GPU, reason="a CUDA device is here: Triton compiles for it, see the gpu tests")
 
 
 def to(device: str, argument: Any) -> Any:
@@ -77,18 +76,18 @@ def test_equals_float64_on_gpu(op: str) -> None:
     assert wrong == {}
 
 
-@pytest.mark.gpu
+@on_each_device
 @pytest.mark.parametrize(
     ("op", "case"), [("attend_back", "grouped"), ("attend_back", "window"), ("edge_scores", "ragged")]
 )
-def test_fewer_parts(op: str, case: str) -> None:
+def test_fewer_parts(op: str, case: str, device: str) -> None:
     """Two parts of each number and one: less accurate where they are compiled, float32 in the interpreter."""
-    form, device = OPS[op].form("triton"), "cuda" if HAS_GPU else "cpu"
+    form = OPS[op].form("triton")
     for parts, smallest, largest in ((3, 0.0, TOLERANCE), (2, 5e-7, 5e-5), (1, 1e-4, 2e-2)):
         args = cases.CASES[op][case](cases.generator(1))  # an op may write to its own
         truth = cases.exact(op, args)
         error = cases.error(op, form(*(to(device, a) for a in args), parts=parts), truth, args)
-        assert smallest * HAS_GPU <= error < largest, parts
+        assert smallest * (device == "cuda") <= error < largest, parts
 
 
 def far_apart(t: Tensor) -> Tensor:
