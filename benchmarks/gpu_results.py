@@ -163,7 +163,9 @@ def _red(report: dict[str, Any]) -> list[str]:
 
 def main(paths: list[Path]) -> None:
     reports = [json.loads(path.read_text()) for path in paths]
-    card = re.sub(r"\W+", "-", results(_last(reports, "card"), "card")["machine"]["gpu"].lower()).removeprefix("nvidia-")
+    card = re.sub(r"\W+", "-", results(_last(reports, "card"), "card")["machine"]["gpu"].lower()).removeprefix(
+        "nvidia-"
+    )
     for path, report in zip(paths, reports, strict=True):
         for entry in report["sections"].values():  # they name folders of the machine
             entry.pop("log", None)

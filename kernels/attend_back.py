@@ -203,7 +203,7 @@ def write_pattern(attention: RecomputedAttention, prefix_ptr: Tensor, first_colu
         (
             attention.query,
             attention.key,
-            attention.normaliser().float(),
+            attention.normaliser.float(),
             prefix_ptr,
             pattern,
             len(prefix_ptr) - 1,

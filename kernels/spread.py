@@ -16,8 +16,8 @@ from pycircuit.kernels.config import config
 from pycircuit.kernels.launch import launch
 from torch import Tensor
 
-# 16 accumulators a thread leave room for three programs an SM, which keeps the stores busy; a row of a block is 512
-# bytes, four whole lines of memory.
+# 16 accumulators a thread leave room for two or three programs an SM, which keep the stores busy; a row of a block is
+# 512 bytes, four whole lines of memory.
 BLOCK = config(8, 1, BJ=32, BN=128)
 
 

@@ -87,7 +87,7 @@ def variants() -> Iterator[Row]:
     for shape in SHORT:  # where positions are few, the same blocks are shared out
         c = edge_scores.HOPPER[shape]
         w = {"w_dec": "*" + SHORT[shape]}
-        for several, parts in product((False, True), (3, 2, 1)):
+        for several, parts in ((False, 3), (False, 2), (False, 1), (True, 3)):
             name = shape + " several layers" * several + f" {parts} parts" * (parts < 3)
             yield "edge_scores", name, edge_scores.edge_scores_kernel, c, {"SEVERAL": several, "PARTS": parts}, w
     for dtype in SHORT.values():
@@ -120,7 +120,9 @@ def variants() -> Iterator[Row]:
 
 def attentions() -> Iterator[Row]:
     kernel, pattern = attend_back.attend_back_kernel, attend_back.pattern_kernel
-    for (shape, c), window, parts in product(attend_back.HOPPER.items(), (False, True), (3, 2, 1)):
+    for (shape, c), (window, parts) in product(
+        attend_back.HOPPER.items(), ((False, 3), (False, 2), (False, 1), (True, 3))
+    ):
         name = shape + " window" * window + f" {parts} parts" * (parts < 3)
         yield "attend_back", name, kernel, c, {"WINDOW": window, "PARTS": parts}, {}
     for (dtype, c), softcap, window in product(attend_back.PATTERN.items(), (False, True), (False, True)):
@@ -162,9 +164,17 @@ def inspect(binary: Any) -> dict[str, int]:
         "registers": usage_counts["REG"],
         "spilled": usage_counts["STACK"] + usage_counts["LOCAL"] + len(re.findall(r"\b(?:LDL|STL)\b", code)),
         "shared": binary.metadata.shared,
+        "loads": _widest(code, r"LDG(?:STS)?"),
+        "stores": _widest(code, "STG"),
         "wgmma": len(re.findall(r"\bHGMMA\b", code)),
         "mma": len(re.findall(r"\bHMMA\b", code)),
     }
+
+
+def _widest(code: str, instruction: str) -> int:
+    """Return the bits of the widest access to global memory by such an instruction, 0 where there is none."""
+    found = re.findall(rf"\b{instruction}(?:\.\w+)*", code)
+    return max((next((b for b in (128, 64) if f".{b}" in name), 32) for name in found), default=0)
 
 
 def measured(number: int, compute: int) -> dict[str, Any]:
