@@ -173,8 +173,8 @@ def inspect(binary: Any) -> dict[str, int]:
 
 def _widest(code: str, instruction: str) -> int:
     """Return the bits of the widest access to global memory by such an instruction, 0 where there is none."""
-    found = re.findall(rf"\b{instruction}(?:\.\w+)*", code)
-    return max((next((b for b in (128, 64) if f".{b}" in name), 32) for name in found), default=0)
+    names = re.findall(rf"\b{instruction}(?:\.\w+)*", code)
+    return max((next((b for b in (128, 64) if f".{b}" in name), 32) for name in names), default=0)
 
 
 def measured(number: int, compute: int) -> dict[str, Any]:
