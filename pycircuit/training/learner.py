@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 
@@ -108,13 +109,16 @@ class Learner:
                 self.b_enc[layer].fill_(-float(threshold))
 
     @torch.no_grad()
-    def rows_from_tokens(self, x: Tensor, y: Tensor) -> None:
+    def rows_from_tokens(self, x: Tensor, y: Tensor, report: Callable[[int, int], None] | None = None) -> None:
         """Set rows that each read one token's x and write its y. x, y: [layers, positions, width].
 
         Tokens are drawn in rounds; the farther a token's y lies from those drawn so far, the likelier it is drawn.
+        report: called with layers done and all layers.
         """
         generator = torch.Generator().manual_seed(self.recipe.seed)
         for layer in range(self.depth):
+            if report:
+                report(layer, self.depth)
             target = y[layer : layer + self.slots(layer)].transpose(0, 1).flatten(1)
             square = target.square().sum(1)
             distance = square  # squared, to the nearest token drawn so far
