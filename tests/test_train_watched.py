@@ -61,6 +61,7 @@ def test_ctrl_c_in_a_real_process_leaves_a_checkpoint(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     with subprocess.Popen(command, env=environment, **pipes) as child:
+        assert child.stdout is not None
         for line in child.stdout:
             phase, tokens = line.rsplit(maxsplit=1)
             if phase == "training" and int(tokens) >= 3 * RECIPE.batch:

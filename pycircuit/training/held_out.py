@@ -60,7 +60,7 @@ class HeldOut:
         self.source = source
         token_bytes = 2 * source.depth * source.width * source.dtype.itemsize
         self.sequences = _spread(sequences, source.ignore, min(TOKENS, max(1, _BYTES // token_bytes)))
-        self.x, self.y = source.activations(self.sequences, partial(show.step, "held-out activations"))
+        self.x, self.y = source.activations(self.sequences, partial(show.step, "held-out activations", unit="tokens"))
         self.spread = (self.y - self.y.mean(1, keepdim=True)).double().square().sum((1, 2))
         self.next_tokens = self._next_tokens(show, "held-out next tokens")
 

@@ -109,7 +109,7 @@ class Buffer:
     """Shuffled tokens of several sequences; each process has the activations of its own sequences.
 
     x, y: [layers, local tokens, width], which the trainer normalises in place; row: [tokens], each token's index into
-    x and y, -1 if another process has it; order: [tokens], a permutation.
+    x and y, -1 if another process has it; order: [passes, tokens], permutations.
     """
 
     x: Tensor
@@ -119,7 +119,8 @@ class Buffer:
 
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor]:
         """(indices into x and y of the local tokens of a batch, their indices in the batch)."""
-        rows = self.row[self.order[number * size : (number + 1) * size]]
+        turn, number = divmod(number, self.order.shape[1] // size)
+        rows = self.row[self.order[turn, number * size : (number + 1) * size]]
         batch_index = (rows >= 0).nonzero()[:, 0]
         return rows[batch_index], batch_index
 
@@ -150,8 +151,8 @@ class Stream:
                     group, tokens = [], 0
 
     def batches_in(self, group: list[int]) -> int:
-        """Number of full batches in a group's buffer."""
-        return sum(self.tokens[i] for i in group) // self.recipe.batch
+        """Number of full batches in all passes over a group's buffer."""
+        return self.recipe.passes * (sum(self.tokens[i] for i in group) // self.recipe.batch)
 
     def buffer(self, number: int, group: list[int], report: Report = _silent) -> Buffer:
         """Run the model over this process's sequences of a group and return its buffer."""
@@ -166,4 +167,5 @@ class Stream:
                 local_offset += self.tokens[i]
             offset = end
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + 500_009 * (number + 1))
-        return Buffer(x, y, row.to(x.device), torch.randperm(len(row), generator=generator).to(x.device))
+        order = torch.stack([torch.randperm(len(row), generator=generator) for _ in range(self.recipe.passes)])
+        return Buffer(x, y, row.to(x.device), order.to(x.device))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from math import inf
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import Unpack  # of torch; in typing from Python 3.11
 
@@ -24,6 +24,8 @@ from .deferred_interrupt import deferred_interrupt
 from .held_out import HeldOutPlan
 from .history import History
 from .learner import Learner, Scale
+from .massive import MassiveFeature, find_massive, replace_massive
+from .processes import Processes
 from .recipe import PENALISED, Recipe, RecipeOptions
 from .schedule import Schedule
 from .sources import Model, Texts, Tokenizer, source_of, split_to_context, token_ids
@@ -53,12 +55,11 @@ class Trainer:
         ignore_positions: int | None = None,
     ) -> None:
         self.recipe = recipe
-        self.shared = dist.is_available() and dist.is_initialized()
-        rank, world = (dist.get_rank(), dist.get_world_size()) if self.shared else (0, 1)
+        self.processes = Processes()
         self.source = source_of("train", model, recipe.read_site, recipe.writes, ignore_positions)
         weights = self.source.weights
         self.model, self.tokenizer = model, tokenizer
-        self.stream = Stream(self.source, self.sequences(texts), recipe, rank, world)
+        self.stream = Stream(self.source, self.sequences(texts), recipe, self.processes.rank, self.processes.world)
         self.show = Progress(False)
         depth = len(weights.layers)
         if isinstance(recipe.k, tuple) and len(recipe.k) != depth:
@@ -74,12 +75,14 @@ class Trainer:
         self.held_out = torch.zeros(0, 2 + depth, dtype=torch.float64)  # step, agreement, variance of every layer
         self.schedule = Schedule(recipe)
         self.scales: tuple[Scale, Scale] | None = None  # of x and y, from the first buffer
+        self.massive: dict[int, MassiveFeature] = {}  # by layer, from the first buffer
+        self.massive_norms = [inf] * depth  # from which an output is massive
 
     def _fused(self) -> FusedStep | None:
         """Steps by native kernels, for runs that they cover; None: by autograd."""
         recipe, source = self.recipe, self.source
-        covered = recipe.kind == "plt" and recipe.activation not in PENALISED and not recipe.skip
-        if not covered or self.shared or recipe.precision != "float32":
+        covered = recipe.kind == "plt" and recipe.activation not in PENALISED
+        if not covered or self.processes.shared or recipe.precision != "float32":
             return None
         if plan(Request("decode", source.device.type, (source.dtype,))).implementation != "native":
             return None
@@ -164,10 +167,10 @@ class Trainer:
             count = self.stream.batches_in(group)
             if first_batch + count > self.steps_done:
                 self.buffer = None  # before the next is made
-                self.buffer = self.stream.buffer(number, group, partial(self.show.step, "activations"))
+                self.buffer = self.stream.buffer(number, group, partial(self.show.step, "activations", unit="tokens"))
                 self._normalise(self.buffer)
-                if self.steps_done == 0 and self.recipe.rows == "tokens":
-                    self._rows_from_tokens(self.buffer)
+                if self.steps_done == 0:
+                    self._start_from_tokens(self.buffer)
                 for batch in range(self.steps_done - first_batch, count):
                     if self.steps_done == self.recipe.steps:
                         return
@@ -175,7 +178,13 @@ class Trainer:
             first_batch += count
 
     def _normalise(self, buffer: Buffer) -> None:
-        """Normalise a buffer in place, by the mean and the scale of the first."""
+        """Normalise a buffer in place, by the mean and the scale of the first, without its massive outputs."""
+        if self.scales is None:
+            self.massive = find_massive(
+                self.source, self.stream.sequences, buffer.x, buffer.y, self.recipe.massive, self.processes.shared
+            )
+            self.massive_norms = [self.massive[i].norm if i in self.massive else inf for i in range(len(buffer.x))]
+        replace_massive(buffer.x, buffer.y, self.massive_norms)
         if self.scales is None:
             self.scales = self._scale(buffer.x), self._scale(buffer.y)
         for scale, t in zip(self.scales, (buffer.x, buffer.y), strict=True):
@@ -186,43 +195,35 @@ class Trainer:
         assert self.buffer is not None
         return self.buffer.x[:, rows], self.buffer.y[:, rows]
 
-    def _rows_from_tokens(self, buffer: Buffer) -> None:
-        """Initialise rows from enough tokens that rare ones are among them."""
-        count = min(len(buffer.order), max(self.recipe.batch, _TOKENS_PER_ROW * self.recipe.features))
+    def _start_from_tokens(self, buffer: Buffer) -> None:
+        """Initialise linear paths, and rows where the recipe says so, from enough tokens that rare ones are there."""
+        from_tokens = self.recipe.rows == "tokens"
+        if not from_tokens and not self.recipe.skip:
+            return
+        count = min(len(buffer.row), max(self.recipe.batch, _TOKENS_PER_ROW * self.recipe.features))
         rows, batch_index = buffer.batch(0, count)
-        x, y = (self._gather(t[:, rows], batch_index, count) for t in (buffer.x, buffer.y))
-        self.learner.rows_from_tokens(x, y, partial(self.show.step, "initial rows"))
+        x, y = (self.processes.gather(t[:, rows], batch_index, count) for t in (buffer.x, buffer.y))
+        self.learner.skip_from_tokens(x, y)
+        if from_tokens:
+            y = self.learner.without_skip(x, y)
+            self.learner.rows_from_tokens(x, y, partial(self.show.step, "initial rows", unit="layers"))
 
     def _scale(self, x: Tensor) -> Scale:
         """Mean and scale of x [layers, positions, width] over all processes."""
         total = torch.stack([layer.double().sum(0) for layer in x]).flatten()
         square = torch.stack([layer.double().square().sum() for layer in x])
         sums = torch.cat([total, square, x.new_tensor([x.shape[1]])])
-        self._sum(sums)
+        self.processes.sum(sums)
         total, square = sums[: x.shape[0] * x.shape[2]].view(x.shape[0], -1), sums[-x.shape[0] - 1 : -1]
         scale = Scale.of(total, square, int(sums[-1]))
         return Scale(scale.mean.to(x.dtype), scale.scale.to(x.dtype))
-
-    def _sum(self, t: Tensor) -> None:
-        """Sum over all processes, in place."""
-        if self.shared:
-            dist.all_reduce(t, dist.ReduceOp.SUM)
-
-    def _gather(self, x: Tensor, batch_index: Tensor, count: int) -> Tensor:
-        """Gather the tokens of all processes in the batch's order: [layers, count, width]."""
-        if not self.shared:
-            return x
-        batch = x.new_zeros(x.shape[0], count, x.shape[2])
-        batch[:, batch_index] = x
-        self._sum(batch)
-        return batch
 
     def _initialise(self, rows: Tensor, batch_index: Tensor) -> None:
         """Set thresholds, and the scale of decoders that begin as tokens, from the first batch."""
         scaled = self.recipe.rows == "tokens"
         if self.recipe.activation not in PENALISED and not scaled:
             return
-        x, y = (self._gather(t, batch_index, self.recipe.batch) for t in self._activations(rows))
+        x, y = (self.processes.gather(t, batch_index, self.recipe.batch) for t in self._activations(rows))
         self.learner.set_thresholds(x)
         if scaled:
             self.learner.scale_decoders(x, y)
@@ -232,17 +233,20 @@ class Trainer:
         step = self.steps_done
         if step == 0:
             self._initialise(rows, batch_index)
+            for layer, feature in self.massive.items():
+                assert self.scales
+                self.learner.set_massive(layer, feature, *self.scales)
         error = self._fused_step(step, rows) if self.fused else self._taped_step(step, rows, batch_index)
         if self.schedule.revives_at(step):
             x, _ = self._activations(rows)
-            self._revive(*(self._gather(t, batch_index, self.recipe.batch) for t in (x, -error)))
+            self._revive(*(self.processes.gather(t, batch_index, self.recipe.batch) for t in (x, -error)))
         self.steps_done = step + 1
 
     def _taped_step(self, step: int, rows: Tensor, batch_index: Tensor) -> Tensor:
         """Take a step by autograd and torch's Adam; return the error [layers, local tokens, width]."""
         recipe = self.recipe
         x, y = self._activations(rows)
-        forward = self.learner.forward(x, batch_index if self.shared else None)
+        forward = self.learner.forward(x, batch_index if self.processes.shared else None)
         error = forward.recon - y
         unexplained = error.square().sum((1, 2)) / (recipe.batch * x.shape[2])
         loss = unexplained.sum()
@@ -252,7 +256,7 @@ class Trainer:
         loss.backward()
         for t in self.parameters.values():
             assert t.grad is not None  # every parameter takes part in every step
-            self._sum(t.grad)
+            self.processes.sum(t.grad)
         self.adam.param_groups[0]["lr"] = self.schedule.rate_at(step)
         self.adam.step()
         error = error.detach()
@@ -288,11 +292,12 @@ class Trainer:
         """
         for layer, features in enumerate(active):
             self.last_active[layer, features] = step + 1
+            if self.massive_norms[layer] < inf:
+                self.last_active[layer, 0] = step + 1  # its tokens are in no batch
         counts = torch.tensor([len(features) for features in active], dtype=torch.float64)
         sums = torch.cat([torch.tensor([loss]).double(), squares.T.flatten().cpu(), counts])
-        self._sum(sums)
-        if self.shared:
-            dist.all_reduce(self.last_active, dist.ReduceOp.MAX)
+        self.processes.sum(sums)
+        self.processes.maximum(self.last_active)
         unexplained, total, count = sums[1:].chunk(3)
         dead = self._silent(step + 1).double().mean(1).cpu()
         self.measurements[step] = torch.cat([sums[:1], 1 - unexplained / total, count / self.recipe.batch, dead])
@@ -336,7 +341,8 @@ class Trainer:
             state[f"mean.{name}"], state[f"scale.{name}"] = scale.mean, scale.scale
         cutoff = torch.tensor(self.learner.cutoff, dtype=torch.float64)
         measured = {"measured": self.measurements[: self.steps_done], "held_out": self.held_out}
-        return {**state, **measured, "heard": self.last_active, "cutoff": cutoff}
+        massive = torch.tensor(self.massive_norms, dtype=torch.float64)
+        return {**state, **measured, "heard": self.last_active, "cutoff": cutoff, "massive": massive}
 
     def _restore(self, saved: SavedRun | None) -> None:
         """Continue from a checkpoint; None: from the start."""
@@ -348,7 +354,7 @@ class Trainer:
         self.measurements[: self.steps_done] = state["measured"].cpu()
         self.held_out = state["held_out"].cpu()
         self.last_active = state["heard"]
-        self.scales = saved.scales
+        self.scales, self.massive_norms = saved.scales, state["massive"].tolist()
         saved.restore(self.learner)
         for name, t in self.parameters.items():
             self.adam.state[t] = {

@@ -34,7 +34,7 @@ class Watch:
         if steps % self.every and steps != trainer.recipe.steps:
             return False
         row = self.data.measure(trainer.transcoders(), trainer.show)
-        if trainer.shared:
+        if trainer.processes.shared:
             row = row.to(trainer.source.device)
             dist.broadcast(row, 0)  # last bits may differ between machines, a decision must not
             row = row.cpu()
