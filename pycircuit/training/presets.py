@@ -50,4 +50,5 @@ def smollm2_texts(held_out: bool) -> list[str]:
     return corpora.mixture(mixed, False, 3)
 
 
-PRESETS = {"smollm2": Preset("smollm2", Recipe(features=4096, steps=1000, k=32), smollm2_texts)}
+SMOLLM2_RECIPE = Recipe(features=4096, steps=700, k=64, skip=True, rows="tokens", rate=1e-3, warmup=20)
+PRESETS = {"smollm2": Preset("smollm2", SMOLLM2_RECIPE, smollm2_texts)}
