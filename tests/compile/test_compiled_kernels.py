@@ -60,7 +60,13 @@ LONG_ON_80 = [
 ]
 SPILLED = {
     ("3.6", 80): LONG_ON_80,
-    ("3.9", 80): [*LONG_ON_80, "attend_back short", "influence.solve", "influence.solve ordered"],
+    ("3.9", 80): [
+        *LONG_ON_80,
+        "attend_back short",
+        "attend_back short 2 parts",
+        "influence.solve",
+        "influence.solve ordered",
+    ],
     ("3.9", 100): ["encode.product float32 topk", "encode.product bfloat16 number", "encode.product bfloat16 topk"],
 }
 NOT_COMPILED = {("3.6", 100): ["encode.product bfloat16 x too"]}
