@@ -50,6 +50,7 @@ COMMANDS = {
         "pycircuit compare dallas.safetensors oakland.safetensors --align feature",
     ),
     "train": ("train.train", "pycircuit train smollm2 --texts prose.txt --features 4096 --out transcoders"),
+    "export": ("train.export", "pycircuit export transcoders.checkpoint transcoders-so-far"),
     "evaluate": (
         "train.evaluate",
         "pycircuit evaluate smollm2 --transcoders transcoders --texts other.txt --plot figure.svg",
