@@ -43,15 +43,16 @@ are bootstrapped over prompts (95%).
 
 READING = """## What to make of it
 
-- **The straight line is the weak part, not the transcoders.** With patterns and norms held, a graph foretells \
-effects. With nothing held it does so badly, and the replacement model, made of the same features, does it well. The \
-neurons show the cause: they have no error, their graphs foretell nearly everything while norms are held, and fail \
-as soon as norms run. A norm divides by what a feature adds to the stream: ablating a feature raises everything \
-else, and doubling one that dominates the stream changes its length rather than its direction. That is first order, \
-and a graph with frozen denominators leaves it out. The arithmetic is checked: tests hold small effects to the \
-gradient.
-- **So test a graph in the model.** Trust the sign of an ablation that a graph predicts. Before an effect's size or \
-a doubling is believed, run `pc.intervene` with `freeze="none"`.
+- **On the demo model the straight line is the weak part, not the transcoders.** With patterns and norms held, a \
+graph foretells effects. With nothing held it does so badly, and the replacement model, made of the same features, \
+does it well. The neurons show the cause: they have no error, their graphs foretell nearly everything while norms \
+are held, and fail as soon as norms run. A norm divides by what a feature adds to the stream: ablating a feature \
+raises everything else, and doubling one that dominates the stream changes its length rather than its direction. \
+That is first order, and a graph with frozen denominators leaves it out. The arithmetic is checked: tests hold small \
+effects to the gradient.
+- **So test a graph in the model.** With nothing held, a graph foretells the sign of most ablated supernodes, and \
+that of most doubled ones wrongly. Before the size of an effect is believed, run `pc.intervene` with \
+`freeze="none"`.
 - **Errors explain what is missed while patterns and norms are held**, between sets: graphs with more error miss \
 more. Between prompts of one set, whose errors differ little, they explain little.
 - **Transcoders buy small circuits.** Neurons need many times as many nodes for the same part of the answer; as many \

@@ -92,9 +92,9 @@ def _indirect_objects() -> list[tuple[str, str]]:
 
 
 def _repeated() -> list[tuple[str, str]]:
-    """Four words that never go together, said twice and begun again."""
+    """Four words that never go together, said three times and begun again."""
     lists = [f"{first} {second}" for first, second in zip(_WORDS, [*_WORDS[5:], *_WORDS[:5]], strict=True)]
-    return [(f"{text}. {text}. {text.rpartition(' ')[0]}", f" {text.rpartition(' ')[2]}") for text in lists]
+    return [(f"{text}. {text}. {text}. {text.rpartition(' ')[0]}", f" {text.rpartition(' ')[2]}") for text in lists]
 
 
 PROMPTS: dict[str, list[tuple[str, str]]] = {

@@ -55,7 +55,7 @@ def _run(document: Document) -> str:
     probability = sum(q["probability"] for q in questions) / len(questions)
     machine = document["machine"]
     return (
-        f"{len(questions)} prompts over {len(behaviours)} behaviours ({', '.join(behaviours)}), answered with "
+        f"{len(questions)} prompts over {len(behaviours)} behaviours ({'; '.join(behaviours)}), answered with "
         f"{100 * probability:.0f}% on average. {document['processor_minutes']:g} processor minutes on "
         f"{machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}."
     )
