@@ -65,6 +65,8 @@ look necessary. Their effects are predicted worst where a graph should be best.
 - *Alone* means that every other feature that was active is ablated; errors stay, and features that become active \
 then stay too.
 - Neurons' graphs have rows for the most influential neurons only, and a pruned graph is no larger than these.
+- With patterns and norms held, a large change can grow from MLP to MLP beyond what float32 holds. Such effects are \
+left out, and a correlation sees little but those just below.
 - The gradient is a straight line too: it includes norms and patterns, and is right for small changes only.
 - The demo model is small, and was trained so that its circuits can be seen.
 """
