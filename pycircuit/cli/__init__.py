@@ -71,6 +71,10 @@ COMMANDS = {
     "serve": ("serve.serve", "pycircuit serve demo --folder graphs"),
     "demo": ("demo_command.demo", "pycircuit demo --plot dallas.svg"),
     "doctor": ("machine_commands.doctor", "pycircuit doctor --json"),
+    "benchmark-truth": (
+        "benchmark_truth.benchmark_truth",
+        "pycircuit benchmark-truth demo --out truth-demo.json",
+    ),
     "bench": ("machine_commands.bench_app", "pycircuit bench --op encode --json mine.json"),
 }
 
