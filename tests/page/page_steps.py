@@ -66,3 +66,16 @@ def drag(page: Page, source: Locator, x: float, y: float) -> None:
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f}%" if 0 < 100 * share < 1 else f"{100 * share:.0f}%"
+
+
+def places(page: Page) -> dict[str, object]:
+    """Scale of the drawing, and the box (left, top, right, bottom) of every node that is drawn, in pixels."""
+    reply: dict[str, object] = page.evaluate(
+        """() => {
+          const event = new CustomEvent("pycircuit-places", { detail: {} });
+          const frame = document.querySelector(".graph-frame");
+          frame.dispatchEvent(event);
+          return { ...event.detail, width: frame.clientWidth, height: frame.clientHeight };
+        }"""
+    )
+    return reply
