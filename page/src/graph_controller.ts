@@ -34,7 +34,7 @@ export class GraphController {
     this.base.onComplete = () => performance.mark("pycircuit-complete");
     const resize = new ResizeObserver(() => this.onResize());
     const dark = matchMedia("(prefers-color-scheme: dark)");
-    const onDark = (): void => this.build();
+    const onDark = (): void => void requestAnimationFrame(() => this.build()); // once the page has its colours
     dark.addEventListener("change", onDark);
     resize.observe(frame);
     this.onResize();
@@ -90,6 +90,7 @@ export class GraphController {
       text: (node) => text(node, layout.short),
       pinned: new Set([...document.pins, ...document.groups.flatMap((group) => group.nodes)]),
       groupColours,
+      own: this.store.own.value,
     };
     this.hits = new HitGrid(layout);
     const wanted = this.store.camera.peek();
@@ -158,8 +159,8 @@ export class GraphController {
     return i < 0 ? null : this.scene.model.view.nodes[i]!;
   }
 
-  /** Boxes of all nodes that are drawn, in pixels of the frame, and the scale of the drawing. */
-  places(): { scale: number; boxes: Record<string, [number, number, number, number]> } {
+  /** Boxes of all nodes that are drawn, in pixels of the frame, those that are ringed, and the scale of the drawing. */
+  places(): { scale: number; boxes: Record<string, [number, number, number, number]>; own: string[] } {
     const boxes: Record<string, [number, number, number, number]> = {};
     const { k, dx, dy } = this.camera;
     if (this.scene) {
@@ -169,7 +170,7 @@ export class GraphController {
         if (w > 0) boxes[node.id] = [k * (x - w) + dx, k * (y - h) + dy, k * (x + w) + dx, k * (y + h) + dy];
       });
     }
-    return { scale: k, boxes };
+    return { scale: k, boxes, own: [...(this.scene?.own ?? [])].filter((id) => id in boxes) };
   }
 
   /** Where a node is in the frame. */

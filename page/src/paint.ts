@@ -17,6 +17,8 @@ export interface Scene {
   text: (node: GraphNode) => string;
   pinned: Set<string>;
   groupColours: Map<string, string>;
+  /** Nodes that the graph which this one is compared with lacks. */
+  own: ReadonlySet<string>;
 }
 
 const BATCH = 150; // curves in one path: long paths are slow to fill
@@ -119,6 +121,12 @@ export function paintNodes(context: CanvasRenderingContext2D, scene: Scene, node
     context.strokeStyle = pinned ? (scene.groupColours.get(node.id) ?? palette.pin) : colours.line;
     context.stroke();
     if (layout.w[i]! > layout.h[i]!) paintText(context, scene, node, i, colours.text);
+    if (scene.own.has(node.id)) {
+      outline(context, node, layout, i, 2.5);
+      context.lineWidth = 2;
+      context.strokeStyle = palette.accent;
+      context.stroke();
+    }
   }
 }
 

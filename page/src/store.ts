@@ -32,6 +32,9 @@ export class Store {
   readonly theme = signal<Theme>("auto");
   readonly edits = signal<Edits | null>(null);
   readonly other = signal<string | null>(null);
+  /** Nodes that the graph which this one is compared with lacks. */
+  readonly own = signal<ReadonlySet<string>>(new Set());
+  readonly otherOwn = signal<ReadonlySet<string>>(new Set());
   readonly align = signal<"position" | "feature">("position");
   readonly camera = signal<Camera | null>(null);
   readonly dialog = signal<"help" | "import" | "list" | null>(null);

@@ -25,7 +25,7 @@ def sparse_graph(layers: int, positions: int, features: int, reads: int = 12, ta
         rows.append(torch.cat([chosen, error, token]).sort().values)
     pointers = torch.tensor([0, *map(len, rows)]).cumsum(0)
     weight = torch.randn(int(pointers[-1]), generator=g).exp() * torch.randn(int(pointers[-1]), generator=g)
-    totals = torch.stack([part.double().sum() for part in weight.split([len(row) for row in rows])])
+    totals = torch.stack([row.double().sum() for row in weight.split([len(row) for row in rows])])
     return pc.Graph(
         features=index,
         values=torch.ones(features),
