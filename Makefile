@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt pyproject.toml constraints.txt
 MODULES := $(shell find pycircuit kernels -name '*.py' | sort)
 
-.PHONY: demo test test-gpu test-package test-peers test-real lint compile bench bench-growth bench-grouping bench-lazy bench-peers bench-short demo-model gpu sanitize build clean
+.PHONY: demo test test-gpu test-package test-peers test-real lint compile bench bench-growth bench-grouping bench-lazy bench-peers bench-short truth demo-model demo-figures gpu sanitize build clean
 .PHONY: docs package page test-page bench-page chromium
 .DEFAULT_GOAL := test
 
@@ -56,6 +56,10 @@ demo-model: build .venv/.demo-model
 	$(BIN)/python scripts/demo_model/train_transcoders.py $(DEMO_DATA) clt
 	$(BIN)/python scripts/demo_model/train_transcoders.py $(DEMO_DATA) plt --steps 800
 	$(BIN)/python scripts/demo_model/name_features.py $(DEMO_DATA)
+
+# The figures of its page.
+demo-figures: build
+	$(BIN)/python scripts/demo_model/measure.py
 
 # One worker a core; threads that wait for each other leave the core to the other worker.
 test: build
@@ -147,6 +151,14 @@ bench-growth: build
 # Groups of features against the demo model's facts and against interventions: benchmarks/GROUPING.md.
 bench-grouping: build
 	$(BIN)/python benchmarks/grouping.py
+
+# What graphs are worth: docs/truth.md. A run that was stopped continues. make truth [TRANSCODERS="folder folder"]
+TRUTH := $(BIN)/pycircuit benchmark-truth
+truth: build
+	$(TRUTH) demo --threads 1 --out benchmarks/results/truth-demo.json
+	$(if $(TRANSCODERS),$(TRUTH) smollm2 $(addprefix -t ,$(TRANSCODERS)) --prompts 2 --rows 512 --neuron-rows 256 \
+	  --sources 8 --out benchmarks/results/truth-smollm2.json)
+	$(BIN)/python benchmarks/truth.py
 
 # A cross-layer transcoder left in its files: memory, time and cold reads. Some minutes, 2 GB of disk.
 bench-lazy: build

@@ -25,7 +25,7 @@ Written by `python benchmarks/gpu_results.py` from runs of `make gpu`; do not ed
 graph, models built on the card, medians of the runs after a warm-up. *Phases* are by the host's clock, which does not
 wait for the card: what the card has left to do when the sweep is issued is in *graph*. *Edges*: the largest distance
 of a row from the float32 graph's, relative to it. Rows of earlier commits show what a later one lacks, or was before.
-The rest is of the last commit: *predicted* is the share of the floor in PREDICTIONS.md, from before any run;
+The rest is of the last run that has it: *predicted* is the share of the floor in PREDICTIONS.md, from before any run;
 floors are those of plain float32 units or of a copy, measured in the same run."""
 
 
@@ -33,10 +33,15 @@ def results(report: dict[str, Any], section: str) -> dict[str, Any]:
     return report["sections"].get(section, {}).get("results", {})
 
 
+def _last(reports: list[dict[str, Any]], section: str) -> dict[str, Any]:
+    """Last run that has results of a section; the last run comes first."""
+    return next((report for report in reports if results(report, section)), reports[0])
+
+
 def markdown(reports: list[dict[str, Any]]) -> str:
     """Section of RESULTS.md; the last run comes first."""
-    report = reports[0]
-    blocks = [[TITLE], _machine(reports), _traces(reports), _taped(report), _ops(report), _open(report)]
+    taped, ops = _last(reports, "taped"), _last(reports, "ops")
+    blocks = [[TITLE], _machine(reports), _traces(reports), _taped(taped), _ops(ops), _open(reports[0])]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
@@ -122,7 +127,8 @@ def _taped(report: dict[str, Any]) -> list[str]:
 
 
 def _ops(report: dict[str, Any]) -> list[str]:
-    lines = ["| op | ms | floor ms | of floor | predicted | x reference | x library | error |", "|---" * 8 + "|"]
+    columns = "ms | floor ms | of floor | predicted | x reference | x library | error |"
+    lines = [f"| op at {report['commit'][:7]} | {columns}", "|---" * 8 + "|"]
     for row in results(report, "ops").get("rows", []):
         name = f"{row['op']} {row['shape']}"
         if "ms" not in row:
@@ -157,7 +163,9 @@ def _red(report: dict[str, Any]) -> list[str]:
 
 def main(paths: list[Path]) -> None:
     reports = [json.loads(path.read_text()) for path in paths]
-    card = re.sub(r"\W+", "-", results(reports[0], "card")["machine"]["gpu"].lower()).removeprefix("nvidia-")
+    card = re.sub(r"\W+", "-", results(_last(reports, "card"), "card")["machine"]["gpu"].lower()).removeprefix(
+        "nvidia-"
+    )
     for path, report in zip(paths, reports, strict=True):
         for entry in report["sections"].values():  # they name folders of the machine
             entry.pop("log", None)

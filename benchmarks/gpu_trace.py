@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import gpu_profile
@@ -25,6 +24,7 @@ from pycircuit.trace.precision import PRECISIONS
 RUNS = 3
 TINY = {"layers": 3, "width": 32, "heads": 4, "kv_heads": 2, "head_width": 8, "features": 128, "active": 6}
 FEW_ROWS = 128  # of a long prompt, to predict the time of all
+LONG = {"gemma2b-long": ["float32"], "gemma2b-long8k": ["float32", "float32-fast", "bfloat16"]}  # precisions of a shape
 COMPARED = 64  # rows of two graphs
 
 
@@ -74,7 +74,9 @@ def traced(
         torch.cuda.reset_peak_memory_stats()
     resident = attempt(memory.restart_peak)  # a sandbox may forbid it
     begin = time.perf_counter()
-    graph = pc.attribute(model, prompt, max_features=targets, labels=False, progress=False, precision=precision)
+    graph = pc.attribute(
+        model, prompt, max_features=targets or "all", labels=False, progress=False, precision=precision
+    )
     if cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - begin
@@ -171,24 +173,31 @@ def clt(section: Section) -> None:
 
 
 def long(section: Section) -> None:
-    """Measure a few rows of every long prompt, then all rows where the predicted time is left."""
-    for name in ("gemma2b-long", "gemma2b-long8k"):
+    """Measure a few rows of every long prompt in several precisions, then all rows where the predicted time is left."""
+    known = precisions(section.device)
+    for name, chosen in LONG.items():
         shape = shape_of(section, name)
         if section.skip(name, 10):
             continue
         with replacement(section, shape) as model:
             few = min(FEW_ROWS, max(2, (shape.targets or 0) // 4))
-            for warmth in ("first", "again"):
-                result = attempt(partial(_run, section, model, shape, few))
-                section.save(f"{name} {few} rows {warmth}", result)
-            if "unavailable" in result:
-                section.mark(f"{name}: {result['unavailable']}")
-            else:
-                _all_rows(section, model, shape, few, result)
+            first, *_ = [_few_rows(section, model, shape, precision, few) for precision in chosen if precision in known]
+            if first is not None:
+                _all_rows(section, model, shape, few, first)
 
 
-def _run(section: Section, model: pc.ReplacementModel, shape: Shape, targets: int) -> dict[str, Any]:
-    return traced(section, model, shape, precisions(section.device)[0], targets)[1]
+def _few_rows(
+    section: Section, model: pc.ReplacementModel, shape: Shape, precision: str, few: int
+) -> dict[str, Any] | None:
+    """Measure a few rows twice, as the first time kernels are compiled; None where that fails."""
+    name = f"{shape.name} {few} rows" + ("" if precision == precisions(section.device)[0] else f" {precision}")
+    for warmth in ("first", "again"):
+        result = attempt(lambda: traced(section, model, shape, precision, few)[1])
+        section.save(f"{name} {warmth}", result)
+        if "unavailable" in result:
+            section.mark(f"{shape.name} {precision}: {result['unavailable']}")
+            return None
+    return dict(result)
 
 
 def _all_rows(section: Section, model: pc.ReplacementModel, shape: Shape, few: int, run: dict[str, Any]) -> None:

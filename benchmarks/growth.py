@@ -50,13 +50,15 @@ def measure(positions: int, threads: int, rounds: int) -> dict[str, Any]:
     """Measure traces of a prompt of `positions` tokens in this process."""
     shape = replace(SHAPE, positions=positions)
     model, ids = models.replacement(shape), models.prompt(positions)
-    pc.attribute(model, ids[:WARM], max_features=shape.targets, memory=MEMORY, labels=False, progress=False)
+    pc.attribute(model, ids[:WARM], max_features=shape.targets or "all", memory=MEMORY, labels=False, progress=False)
     traced = Traced(SHAPE.name, "native", threads, load=machine_rates.load())
     traced.base, others = memory.restart_peak(), machine_rates.Others()
     while not traced.times or (len(traced.times) < rounds and sum(traced.times) < MOST_SECONDS):
         with pc.use("native"):
             graph, seconds = whole_trace.clocked(
-                lambda: pc.attribute(model, ids, max_features=shape.targets, memory=MEMORY, labels=False, progress=True)
+                lambda: pc.attribute(
+                    model, ids, max_features=shape.targets or "all", memory=MEMORY, labels=False, progress=True
+                )
             )
         if not traced.times:
             traced.peak = memory.peak()

@@ -74,7 +74,12 @@ def run_pycircuit(case: Case, shape: Shape, traced: Traced, rounds: int) -> dict
         del graph
         with pc.use(case.what):
             graph = pc.attribute(
-                model, ids, max_features=shape.targets, round_size=case.round_size, labels=False, progress=False
+                model,
+                ids,
+                max_features=shape.targets or "all",
+                round_size=case.round_size,
+                labels=False,
+                progress=False,
             )
     traced.certificate = graph.certificate
     return rows

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from pycircuit.kernels.config import Config, config, prune
+from pycircuit.kernels.launch import launch
 from pycircuit.kernels.precision import dot
 from torch import Tensor
 
@@ -151,6 +152,7 @@ def attend_back_kernel(
     first_column,
     window,
     WINDOW: tl.constexpr,
+    PARTS: tl.constexpr,
     BJ: tl.constexpr,
     BI: tl.constexpr,
     BN: tl.constexpr,
@@ -182,7 +184,7 @@ def attend_back_kernel(
                 seen &= behind < window
             cell = y + ((start + i0) * heads + h) * width + n0 + row[:, None] * (heads * width) + n[None, :]
             y_tile = tl.load(cell, mask=i_inside[:, None] & n_inside[None, :], other=0.0)
-            acc = dot(tl.trans(tl.where(seen, a, 0.0)), y_tile, acc)
+            acc = dot(tl.trans(tl.where(seen, a, 0.0)), y_tile, acc, PARTS)
         cell = z + ((start + first) * groups + g) * width + n0 + j[:, None] * (groups * width) + n[None, :]
         tl.store(cell, acc, mask=(first + j < length)[:, None] & n_inside[None, :])
 
@@ -195,67 +197,64 @@ def write_pattern(attention: RecomputedAttention, prefix_ptr: Tensor, first_colu
     """Fill pattern [heads, positions, columns] with the columns from first_column on, where a prefix reaches."""
     c, (heads, positions, columns) = PATTERN[attention.query.dtype], pattern.shape
     grid = (triton.cdiv(columns, c["BJ"]), triton.cdiv(positions, c["BI"]), heads)
-    pattern_kernel[grid](
-        attention.query,
-        attention.key,
-        attention.normaliser().float(),
-        prefix_ptr,
-        pattern,
-        len(prefix_ptr) - 1,
-        heads,
-        attention.groups,
-        positions,
-        attention.query.shape[2],
-        columns,
-        first_column,
-        attention.scale,
-        attention.softcap,
-        attention.window,
+    launch(
+        pattern_kernel,
+        grid,
+        (
+            attention.query,
+            attention.key,
+            attention.normaliser.float(),
+            prefix_ptr,
+            pattern,
+            len(prefix_ptr) - 1,
+            heads,
+            attention.groups,
+            positions,
+            attention.query.shape[2],
+            columns,
+            first_column,
+            attention.scale,
+            attention.softcap,
+            attention.window,
+        ),
+        c,
         SOFTCAP=attention.softcap > 0,
         WINDOW=attention.window > 0,
-        **c.launch(),
     )
 
 
 def apply_pattern(
-    c: Config, y: Tensor, prefix_ptr: Tensor, pattern: Tensor, first_column: int, window: int, z: Tensor
+    c: Config, y: Tensor, prefix_ptr: Tensor, pattern: Tensor, first_column: int, window: int, z: Tensor, parts: int
 ) -> None:
     """Fill the positions of z whose columns are in pattern [heads, positions, columns]."""
     (heads, positions, columns), (_, groups, width), targets = pattern.shape, z.shape, len(prefix_ptr) - 1
     # No longest prefix is fetched from the device: programs past it find nothing to do.
     grid = (targets * triton.cdiv(width, c["BN"]), triton.cdiv(columns, c["BJ"]), groups)
-    attend_back_kernel[grid](
-        y,
-        prefix_ptr,
-        pattern,
-        z,
-        heads,
-        groups,
-        width,
-        positions,
-        columns,
-        first_column,
-        window,
+    launch(
+        attend_back_kernel,
+        grid,
+        (y, prefix_ptr, pattern, z, heads, groups, width, positions, columns, first_column, window),
+        c,
         WINDOW=window > 0,
-        **c.launch(),
+        PARTS=parts,
     )
 
 
-def run(c: Config, y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None) -> Tensor:
+def run(c: Config, y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None, parts: int = 3) -> Tensor:
     z = y.new_empty(y.shape[0], attention.groups, y.shape[2]) if out is None else out
     if not z.numel():
         return z
     if isinstance(attention, StoredAttention):
-        apply_pattern(c, y, prefix_ptr, attention.pattern, 0, 0, z)
+        apply_pattern(c, y, prefix_ptr, attention.pattern, 0, 0, z, parts)
         return z
     heads, positions = attention.heads, attention.positions
     pattern = y.new_empty(heads, positions, scratch_columns(heads, positions))
     for first_column in range(0, positions, pattern.shape[2]):
         write_pattern(attention, prefix_ptr, first_column, pattern)
-        apply_pattern(c, y, prefix_ptr, pattern, first_column, attention.window, z)
+        apply_pattern(c, y, prefix_ptr, pattern, first_column, attention.window, z, parts)
     return z
 
 
-def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None) -> Tensor:
-    with torch.cuda.device_of(y):
-        return run(HOPPER[shape_class(attention)], y, prefix_ptr, attention, out)
+def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None, parts: int = 3) -> Tensor:
+    """The op; parts: how many bfloat16 parts of each number are multiplied, 3 for float32's accuracy."""
+    return run(HOPPER[shape_class(attention)], y, prefix_ptr, attention, out, parts)

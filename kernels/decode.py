@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from pycircuit.kernels.config import Config, config, prune
+from pycircuit.kernels.launch import launch
 from torch import Tensor
 
 from pycircuit.ops.features import SparseFeatures
@@ -77,23 +78,26 @@ def run(c: Config, features: SparseFeatures, w_dec: Tensor, bias: Tensor | None)
     if not out.numel():
         return out
     grid = (features.positions, triton.cdiv(width, c["BD"]), slots)
-    decode_kernel[grid](
-        features.row_ptr,
-        features.index,
-        features.value,
-        w_dec,
-        features.value if bias is None else bias.float().contiguous(),
-        out,
-        features.positions,
-        width,
-        w_dec.stride(0),
-        slot_stride,
+    launch(
+        decode_kernel,
+        grid,
+        (
+            features.row_ptr,
+            features.index,
+            features.value,
+            w_dec,
+            features.value if bias is None else bias.float().contiguous(),
+            out,
+            features.positions,
+            width,
+            w_dec.stride(0),
+            slot_stride,
+        ),
+        c,
         HAS_BIAS=bias is not None,
-        **c.launch(),
     )
     return out
 
 
 def decode(features: SparseFeatures, w_dec: Tensor, bias: Tensor | None) -> Tensor:
-    with torch.cuda.device_of(w_dec):
-        return run(HOPPER[shape_class(w_dec)], features, w_dec, bias)
+    return run(HOPPER[shape_class(w_dec)], features, w_dec, bias)

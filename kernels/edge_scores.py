@@ -10,10 +10,13 @@ one launch: a position has the entries of each layer in turn, each with the addr
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
 import triton
 import triton.language as tl
 from pycircuit.kernels.config import Config, config, prune
+from pycircuit.kernels.launch import launch
 from pycircuit.kernels.precision import dot
 from torch import Tensor
 
@@ -56,6 +59,7 @@ HOPPER = {
     "bfloat16": config(4, 3, BT=64, BE=32, BK=32, SHARES=1),
     "bfloat16_few_positions": config(4, 3, BT=64, BE=32, BK=32, SHARES=4),
 }
+_one_each: WeakKeyDictionary[SparseFeatures, bool] = WeakKeyDictionary()
 ONE_EACH = config(8, 1, BP=8, BK=256)  # BP entries per program, BK columns of their rows at a time
 
 
@@ -82,6 +86,7 @@ def edge_scores_kernel(
     w_stride,
     out_stride,
     SEVERAL: tl.constexpr,
+    PARTS: tl.constexpr,
     SHARES: tl.constexpr,
     BT: tl.constexpr,
     BE: tl.constexpr,
@@ -107,7 +112,7 @@ def edge_scores_kernel(
             k = k0 + tl.arange(0, BK)
             g = tl.load(g_row + k[None, :], mask=reaches[:, None] & (k < width)[None, :], other=0.0)
             w = tl.load(w_row + k[:, None], mask=(k < width)[:, None] & (e < end)[None, :], other=0.0)
-            acc = dot(g, w, acc)
+            acc = dot(g, w, acc, PARTS)
         scale = tl.load(value + e, mask=e < end, other=0.0)
         # prefix_ptr starts at 0. Reading it keeps the addresses below out of registers during the product.
         row = t + tl.load(prefix_ptr, volatile=True)
@@ -158,12 +163,18 @@ def shape_class(positions: int, targets: int, w_dec: Tensor) -> str:
 
 
 def run(
-    c: Config, gradient: Tensor, prefix_ptr: Tensor, features: SparseFeatures, w_dec: Tensor, out: Tensor
+    c: Config,
+    gradient: Tensor,
+    prefix_ptr: Tensor,
+    features: SparseFeatures,
+    w_dec: Tensor,
+    out: Tensor,
+    parts: int = 3,
 ) -> Tensor:
     if out.numel() and len(gradient):
         ends = features.row_ptr[1:]
         entries = (features.row_ptr, ends, features.index, features.value, features.index)
-        _launch(c, gradient, prefix_ptr, entries, w_dec, out, 0, w_dec.stride(0), False)
+        _launch(c, gradient, prefix_ptr, entries, w_dec, out, 0, w_dec.stride(0), False, parts)
     return out
 
 
@@ -177,64 +188,84 @@ def _launch(
     shift: int,
     w_stride: int,
     several: bool,
+    parts: int,
 ) -> None:
     """Launch the kernel; entries: begin and end of each position's, their rows of w_dec, values and columns of out."""
     targets = len(prefix_ptr) - 1
     grid = (len(entries[1]) * triton.cdiv(targets, c["BT"]), c["SHARES"])
-    edge_scores_kernel[grid](
-        gradient,
-        prefix_ptr,
-        *entries,
-        w_dec,
-        out,
-        targets,
-        gradient.shape[1],
-        shift,
-        gradient.stride(0),
-        w_stride,
-        out.stride(0),
+    launch(
+        edge_scores_kernel,
+        grid,
+        (
+            gradient,
+            prefix_ptr,
+            *entries,
+            w_dec,
+            out,
+            targets,
+            gradient.shape[1],
+            shift,
+            gradient.stride(0),
+            w_stride,
+            out.stride(0),
+        ),
+        c,
         SEVERAL=several,
-        **c.launch(),
+        PARTS=parts,
     )
 
 
 def cross_layer_scores(
-    features: CrossLayerFeatures, layer: int, gradient: Tensor, prefix_ptr: Tensor, out: Tensor
+    features: CrossLayerFeatures, layer: int, gradient: Tensor, prefix_ptr: Tensor, out: Tensor, parts: int = 3
 ) -> None:
-    """Add to out[t, column] the edges from the features of all layers up to `layer`, by their decoder rows for it."""
+    """Add to out[t, column] the edges from the features of all layers up to `layer`, by their decoder rows for it.
+
+    parts: as for edge_scores.
+    """
     if not out.shape[0] or not len(gradient):
         return
     ends, w_dec = features.ends[layer], features.w_dec[0]
     chosen = HOPPER[shape_class(len(ends), len(prefix_ptr) - 1, w_dec)]
     entries = (features.row_ptr, ends, features.place, features.value, features.column)
-    with torch.cuda.device_of(out):
-        _launch(chosen, gradient, prefix_ptr, entries, w_dec, out, layer * features.step, UNIT, True)
+    _launch(chosen, gradient, prefix_ptr, entries, w_dec, out, layer * features.step, UNIT, True, parts)
 
 
 def _run_one_each(gradient: Tensor, prefix_ptr: Tensor, features: SparseFeatures, w_dec: Tensor, out: Tensor) -> Tensor:
     if out.numel() and len(gradient):
         grid = (len(prefix_ptr) - 1, triton.cdiv(features.positions, ONE_EACH["BP"]))
-        one_each_kernel[grid](
-            gradient,
-            prefix_ptr,
-            features.index,
-            features.value,
-            w_dec,
-            out,
-            gradient.shape[1],
-            gradient.stride(0),
-            w_dec.stride(0),
-            out.stride(0),
-            **ONE_EACH.launch(),
+        launch(
+            one_each_kernel,
+            grid,
+            (
+                gradient,
+                prefix_ptr,
+                features.index,
+                features.value,
+                w_dec,
+                out,
+                gradient.shape[1],
+                gradient.stride(0),
+                w_dec.stride(0),
+                out.stride(0),
+            ),
+            ONE_EACH,
         )
     return out
 
 
-def edge_scores(gradient: Tensor, prefix_ptr: Tensor, features: SparseFeatures, w_dec: Tensor, out: Tensor) -> Tensor:
-    _, count, most = checks.offsets("edge_scores", "features.row_ptr", features.row_ptr)  # cached since the checks
-    if count == features.positions and most == 1:
-        with torch.cuda.device_of(out):
-            return _run_one_each(gradient, prefix_ptr, features, w_dec, out)
+def _has_one_each(features: SparseFeatures) -> bool:
+    """Tell if every position has one entry; remembered, as the check of offsets takes longer than a launch."""
+    if features not in _one_each:
+        _, count, most = checks.offsets("edge_scores", "features.row_ptr", features.row_ptr)
+        _one_each[features] = count == features.positions and most == 1
+    return _one_each[features]
+
+
+def edge_scores(
+    gradient: Tensor, prefix_ptr: Tensor, features: SparseFeatures, w_dec: Tensor, out: Tensor, parts: int = 3
+) -> Tensor:
+    """The op; parts: how many bfloat16 parts of each number are multiplied, 3 for float32's accuracy."""
+    if _has_one_each(features):
+        return _run_one_each(gradient, prefix_ptr, features, w_dec, out)
     chosen = HOPPER[shape_class(features.positions, len(prefix_ptr) - 1, w_dec)]
-    with torch.cuda.device_of(out):
-        return run(chosen, gradient, prefix_ptr, features, w_dec, out)
+    return run(chosen, gradient, prefix_ptr, features, w_dec, out, parts)

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from pycircuit.kernels.config import Config, config, prune
+from pycircuit.kernels.launch import launch
 from pycircuit.kernels.precision import dot
 from pycircuit.kernels.select import keep_largest, kth_largest
 from torch import Tensor
@@ -182,16 +183,22 @@ def place_kernel(
         tl.store(value + place, pre, mask=e < total)
 
 
-def _rule(activation: Activation, like: Tensor, kth: Tensor | None) -> tuple[tl.constexpr, Tensor, int, float, bool]:
+def _rule(activation: Activation, like: Tensor, kth: Tensor | None) -> tuple[int, Tensor, int, float, bool]:
     """(rule, threshold, its stride, floor, has a floor)."""
     if isinstance(activation, TopK) and kth is not None:
-        return ABOVE_KTH, kth, 1, 0.0, not activation.keep_negative
+        return ABOVE_KTH.value, kth, 1, 0.0, not activation.keep_negative
     if isinstance(activation, JumpReLU) and isinstance(activation.theta, Tensor):
         theta = activation.theta.float().reshape(-1).contiguous()
-        return ABOVE_VECTOR, theta, int(theta.numel() > 1), 0.0, False
+        return ABOVE_VECTOR.value, theta, int(theta.numel() > 1), 0.0, False
     if isinstance(activation, JumpReLU):
-        return ABOVE_NUMBER, like, 0, float(activation.theta), True
-    return ABOVE_NUMBER, like, 0, max(activation.threshold, 0.0) if isinstance(activation, BatchTopK) else 0.0, True
+        return ABOVE_NUMBER.value, like, 0, float(activation.theta), True
+    return (
+        ABOVE_NUMBER.value,
+        like,
+        0,
+        max(activation.threshold, 0.0) if isinstance(activation, BatchTopK) else 0.0,
+        True,
+    )
 
 
 def _filtered(
@@ -206,29 +213,33 @@ def _filtered(
     while True:
         staged = torch.empty(capacity, dtype=torch.float32, device=device)
         packed = torch.empty(capacity, dtype=torch.int32, device=device)
-        product_kernel[(blocks * tiles,)](
-            x,
-            w,
-            b,
-            threshold,
-            staged,
-            packed,
-            begins.new_zeros(1),
-            begins,
-            counts,
-            positions,
-            features,
-            width,
-            ignore,
-            x.stride(0),
-            w.stride(0),
-            stride,
-            floor,
-            tiles,
-            capacity,
+        launch(
+            product_kernel,
+            (blocks * tiles,),
+            (
+                x,
+                w,
+                b,
+                threshold,
+                staged,
+                packed,
+                begins.new_zeros(1),
+                begins,
+                counts,
+                positions,
+                features,
+                width,
+                ignore,
+                x.stride(0),
+                w.stride(0),
+                stride,
+                floor,
+                tiles,
+                capacity,
+            ),
+            c,
             RULE=rule,
             FLOOR=has_floor,
-            **c.launch(),
         )
         ends = counts.flatten().cumsum(0)
         total = int(ends[-1])  # the only synchronisation: the size of the output
@@ -237,17 +248,11 @@ def _filtered(
         capacity = total
     index, value = begins.new_empty(total), staged.new_empty(total)
     if total:
-        place_kernel[(blocks, tiles)](
-            staged,
-            packed,
-            begins,
-            counts,
-            ends,
-            index,
-            value,
-            positions,
-            tiles,
-            **config(4, 1, BP=c["BP"], BF=c["BF"]).launch(),
+        launch(
+            place_kernel,
+            (blocks, tiles),
+            (staged, packed, begins, counts, ends, index, value, positions, tiles),
+            config(4, 1, BP=c["BP"], BF=c["BF"]),
         )
     return SparseFeatures(torch.cat([ends.new_zeros(1), ends.view(positions, tiles)[:, -1]]), index, value)
 
@@ -259,8 +264,11 @@ def _bound(c: Config, x: Tensor, w: Tensor, b: Tensor, k: int) -> tuple[Tensor, 
     # A sample of s features lets about k * features / s through: least memory where the two are equal.
     sampled = min(tiles, triton.cdiv(max(k, int((2 * k * features) ** 0.5)), c["BF"]))
     sample = torch.empty(positions, sampled * c["BF"], dtype=torch.float32, device=x.device)
-    sample_kernel[(triton.cdiv(positions, c["BP"]), sampled)](
-        x, w, b, sample, positions, features, width, x.stride(0), w.stride(0), tiles, sampled, **c.launch()
+    launch(
+        sample_kernel,
+        (triton.cdiv(positions, c["BP"]), sampled),
+        (x, w, b, sample, positions, features, width, x.stride(0), w.stride(0), tiles, sampled),
+        c,
     )
     return kth_largest(sample, k), min(features, 3 * k * tiles // (2 * sampled)) * positions
 
@@ -289,5 +297,4 @@ def run(
 
 
 def encode(x: Tensor, w_enc: Tensor, b_enc: Tensor, activation: Activation, ignore_positions: int) -> SparseFeatures:
-    with torch.cuda.device_of(x):
-        return run(HOPPER[shape_class(x, w_enc)], x, w_enc, b_enc, activation, ignore_positions)
+    return run(HOPPER[shape_class(x, w_enc)], x, w_enc, b_enc, activation, ignore_positions)

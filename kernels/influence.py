@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from pycircuit.kernels.config import Config, config, prune
+from pycircuit.kernels.launch import launch
 from torch import Tensor
 
 from pycircuit.ops.reference import out_of_order, rows_out_of_order
@@ -126,15 +127,27 @@ def run(c: Config, rows: Tensor, node: Tensor, weight: Tensor, order: Tensor | N
     row_order, constants = node if order is None else order, {"HAS_ORDER": order is not None}
     entering, row_sum, scale = rows.new_empty(3, count)
     wrong = torch.zeros(1, dtype=torch.int32, device=rows.device)
-    sum_kernel[(count,)](
-        rows, row_order, weight.float().contiguous(), entering, row_sum, columns, stride, **constants, **ROWS.launch()
+    launch(
+        sum_kernel,
+        (count,),
+        (rows, row_order, weight.float().contiguous(), entering, row_sum, columns, stride),
+        ROWS,
+        **constants,
     )
     for first in range(0, count, BR.value):
-        solve_kernel[(triton.cdiv(count, BN.value),)](
-            rows, row_order, node, entering, row_sum, scale, wrong, first, count, stride, **constants, **ROWS.launch()
+        launch(
+            solve_kernel,
+            (triton.cdiv(count, BN.value),),
+            (rows, row_order, node, entering, row_sum, scale, wrong, first, count, stride),
+            ROWS,
+            **constants,
         )
-    total_kernel[(triton.cdiv(columns, c["BC"]),)](
-        rows, row_order, scale, out, count, columns, stride, **constants, **c.launch()
+    launch(
+        total_kernel,
+        (triton.cdiv(columns, c["BC"]),),
+        (rows, row_order, scale, out, count, columns, stride),
+        c,
+        **constants,
     )
     if int(wrong):
         raise out_of_order(int(rows_out_of_order(rows, node, order)[0]))
@@ -142,5 +155,4 @@ def run(c: Config, rows: Tensor, node: Tensor, weight: Tensor, order: Tensor | N
 
 
 def influence(rows: Tensor, node: Tensor, weight: Tensor, order: Tensor | None) -> Tensor:
-    with torch.cuda.device_of(rows):
-        return run(HOPPER[shape_class(rows)], rows, node, weight, order)
+    return run(HOPPER[shape_class(rows)], rows, node, weight, order)

@@ -49,8 +49,30 @@ def dot_six(x, w):
 
 
 @triton.jit
-def dot(x, w, acc):
-    """acc + x @ w. x: [m, k], w: [k, n], acc: [m, n] float32.
+def _two_parts(x):
+    """Two bfloat16 numbers, 8 + 8 bits, whose sum is x within 2^-17 of it."""
+    high = _upper(x)
+    middle = x - high
+    if INTERPRETED:
+        middle = _upper(middle)
+    else:
+        high, middle = high.to(tl.bfloat16), middle.to(tl.bfloat16)
+    return high, middle
+
+
+@triton.jit
+def dot_three(x, w):
+    """x @ w, both float32, as the three products of their parts that exceed 2^-16 of the result, smallest first."""
+    x_high, x_middle = _two_parts(x)
+    w_high, w_middle = _two_parts(w)
+    total = tl.dot(x_middle, w_high, input_precision="ieee")
+    total = tl.dot(x_high, w_middle, total, input_precision="ieee")
+    return tl.dot(x_high, w_high, total, input_precision="ieee")
+
+
+@triton.jit
+def dot(x, w, acc, PARTS: tl.constexpr = 3):
+    """acc + x @ w. x: [m, k], w: [k, n], acc: [m, n] float32. PARTS: of a float32 number; 3 are all of it.
 
     Tensor cores truncate every sum: a tile's starts from zero and is rounded when it is added to acc, so that errors do
     not grow with the number of tiles. Both float32: six products of bfloat16 parts, which are as accurate. Weights in
@@ -60,6 +82,12 @@ def dot(x, w, acc):
     zero = tl.zeros_like(acc)
     if w.dtype == tl.bfloat16 and x.dtype == tl.bfloat16:
         acc += _dot_bfloat16(x, w, zero)
+    elif w.dtype == tl.bfloat16 and PARTS == 1:
+        acc += _dot_bfloat16(x.to(tl.bfloat16), w, zero)
+    elif w.dtype == tl.bfloat16 and PARTS == 2:
+        high, middle = _two_parts(x)
+        total = _dot_bfloat16(middle.to(tl.bfloat16), w, zero)
+        acc += _dot_bfloat16(high.to(tl.bfloat16), w, total)
     elif w.dtype == tl.bfloat16:
         high = _upper(x)
         remainder = tl.where(x == high, 0.0, x - high)  # inf - inf
@@ -69,6 +97,10 @@ def dot(x, w, acc):
         acc += _dot_bfloat16(high.to(tl.bfloat16), w, total)
     elif INTERPRETED:  # six products take the interpreter three times as long; they have their own test
         acc = tl.dot(x.to(tl.float32), w, acc, input_precision="ieee")
+    elif PARTS == 1:
+        acc += tl.dot(x.to(tl.bfloat16), w.to(tl.bfloat16), zero)
+    elif PARTS == 2:
+        acc += dot_three(x.to(tl.float32), w)
     else:
         acc += dot_six(x.to(tl.float32), w)
     return acc

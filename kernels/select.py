@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from pycircuit.kernels.config import config
+from pycircuit.kernels.launch import launch
 from torch import Tensor
 
 from pycircuit.ops.features import SparseFeatures
@@ -80,7 +81,7 @@ def keep_kernel(row_ptr, value, keep_mask, kept_counts, k):
 def kth_largest(values: Tensor, k: int) -> Tensor:
     """k-th largest value of every row, -inf where a row is shorter: [rows]. values: [rows, length], contiguous."""
     out = values.new_empty(len(values))
-    kth_kernel[(len(values),)](values, out, values.shape[1], k, **ROWS.launch())
+    launch(kth_kernel, (len(values),), (values, out, values.shape[1], k), ROWS)
     return out
 
 
@@ -91,8 +92,8 @@ def keep_largest(candidates: SparseFeatures, k: int) -> SparseFeatures:
     keep_mask = torch.empty(candidates.count, dtype=torch.int8, device=candidates.index.device)
     row_ptr = torch.zeros_like(candidates.row_ptr)
     kept_counts = torch.empty(candidates.positions, dtype=torch.int32, device=keep_mask.device)
-    keep_kernel[(candidates.positions,)](
-        candidates.row_ptr, candidates.value, keep_mask, kept_counts, k, **ROWS.launch()
+    launch(
+        keep_kernel, (candidates.positions,), (candidates.row_ptr, candidates.value, keep_mask, kept_counts, k), ROWS
     )
     row_ptr[1:] = kept_counts.cumsum(0)
     chosen = keep_mask.bool()

@@ -41,7 +41,7 @@ if _TYPE_CHECKING:
         attribute_many,
         estimate,
     )
-    from .training import Evaluation, Recipe, evaluate, train
+    from .training import Evaluation, HeldOutPlan, Recipe, evaluate, from_checkpoint, train
     from .transcoders import CrossLayerTranscoder, PerLayerTranscoders, Transcoders
     from .transcoders.formats import register_format
 
@@ -63,6 +63,7 @@ __all__ = [
     "Feature",
     "Graph",
     "GroupEffects",
+    "HeldOutPlan",
     "ImplementationError",
     "Intervened",
     "Intervention",
@@ -89,6 +90,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "explain",
+    "from_checkpoint",
     "generate",
     "graph",
     "intervene",
@@ -119,7 +121,7 @@ _HOMES = {
     "ops": "BatchTopK ImplementationError JumpReLU ReLU SparseFeatures TopK explain last_run use",
     "page.server": "PageServer serve",
     "trace": "CheckpointError Contrast Estimate Feature MemoryBoundError attribute attribute_many estimate",
-    "training": "Evaluation Recipe evaluate train",
+    "training": "Evaluation HeldOutPlan Recipe evaluate from_checkpoint train",
     "transcoders": "CrossLayerTranscoder PerLayerTranscoders Transcoders",
     "transcoders.formats": "register_format",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TextIO
 
@@ -11,6 +12,8 @@ Report = Callable[[str, int, int], None]  # phase, done, total
 
 _FIRST_LINE = 1.0  # seconds before the first line in a terminal
 _INTERVAL = {True: 0.1, False: 10.0}  # seconds between two lines, in a terminal and in a log
+_RECENT = 120.0  # seconds of work that rates and the time left are estimated from
+_MARKS = 60  # counts remembered over these seconds
 
 
 class Progress:
@@ -23,7 +26,8 @@ class Progress:
             )
         self.report = None if isinstance(show, bool) else show
         self.stream = (stream or sys.stderr) if show is True else None
-        self.start = self.phase_begin = time.perf_counter()
+        self.start = time.perf_counter()
+        self.recent: dict[str, deque[tuple[float, int]]] = {}  # times and counts of each phase, the earliest first
         self.terminal = getattr(self.stream, "isatty", bool)()  # streams of notebooks and loggers may lack it
         self.next = self.start + (_FIRST_LINE if self.terminal else _INTERVAL[False])
         self.open = False
@@ -33,16 +37,33 @@ class Progress:
     ) -> None:
         """Report `done` of `total` in this phase; zero begins it. note: more text, called only if a line is due."""
         now = time.perf_counter()
-        if not done:
-            self.phase_begin = now
+        self._remember(phase, now, done)
         if self.report is not None:
             self.report(phase, done, total)
         if self.stream is None or now < self.next:
             return
         self.next = now + _INTERVAL[self.terminal]
-        spent = now - self.phase_begin
-        rate = f", {done / spent:.3g} {unit}/s, {(total - done) * spent / done:.0f} s left" if done and spent else ""
-        self._write(f"{phase}: {done} of {total} {unit}{rate}" + (f", {note()}" if note and done else ""))
+        speed = self.rate(phase)
+        left = f", {speed:.3g} {unit}/s, {(total - done) / speed:.0f} s left" if speed else ""
+        self._write(f"{phase}: {done} of {total} {unit}{left}" + (f", {note()}" if note and done else ""))
+
+    def rate(self, phase: str) -> float | None:
+        """Units a second of a phase, over its last two minutes; None before two counts of it."""
+        counts = self.recent.get(phase)
+        if not counts or counts[-1][0] <= counts[0][0] or counts[-1][1] <= counts[0][1]:
+            return None
+        return (counts[-1][1] - counts[0][1]) / (counts[-1][0] - counts[0][0])
+
+    def _remember(self, phase: str, now: float, done: int) -> None:
+        """Remember a count of a phase, and forget those before the recent seconds; zero begins the phase again."""
+        counts = self.recent.setdefault(phase, deque())
+        if not done:
+            counts.clear()
+        if len(counts) > 1 and counts[-1][0] - counts[-2][0] < _RECENT / _MARKS:
+            counts.pop()
+        counts.append((now, done))
+        while len(counts) > 2 and counts[1][0] <= now - _RECENT:
+            counts.popleft()
 
     def say(self, line: str) -> None:
         """Write a line now, whatever the interval."""

@@ -36,7 +36,7 @@ LAYERS = (
     ("examples",),
     ("demo",),
     ("loading",),
-    ("page",),
+    ("page", "truth"),
     ("pycircuit",),  # the public names
     ("bench",),
     ("doctor", "integrations"),

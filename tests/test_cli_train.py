@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 import pycircuit as pc
 from pycircuit.cli import texts
-from pycircuit.training import Recipe, Trainer
+from pycircuit.training import Recipe, Trainer, corpora
 from pycircuit.training.presets import PRESETS, SPEECHES, speeches
 from pycircuit.training.recipe import CHOICES
 
@@ -78,7 +78,13 @@ def test_train_continues_after_a_stop(run: Run, world: World, tmp_path: Path, mo
     assert done.err == f"pycircuit: stopped; the same command goes on from {tmp_path / 'set.checkpoint'}\n"
     assert done.code == 130 and stopped and not (tmp_path / "set").exists()
     assert (tmp_path / "set.checkpoint").is_file()
-    assert "differs in recipe" in run(*arguments, "--seed", 1).err
+    assert "differs in recipe.seed (0 there, 1 now)" in run(*arguments, "--seed", 1).err
+    exported = json.loads(run("export", tmp_path / "set.checkpoint", tmp_path / "early", "--json").out)
+    assert exported["steps"] == 5 and len(exported["last"]["variance"]) == builders.LAYERS
+    early, saved = pc.load(world.model, tmp_path / "early").transcoders, pc.from_checkpoint(tmp_path / "set.checkpoint")
+    for ours, theirs in zip(early.w_enc, saved.w_enc, strict=True):
+        assert torch.equal(ours, theirs)
+    assert "new folder" in run("export", tmp_path / "set.checkpoint", tmp_path / "early").err
     done = run(*arguments)
     assert done.code == 0 and "variance explained" in done.out and not (tmp_path / "set.checkpoint").exists()
     again = pc.load(world.model, tmp_path / "set").transcoders
@@ -106,6 +112,25 @@ def test_ctrl_c_loses_no_step(run: Run, world: World, tmp_path: Path, monkeypatc
         assert torch.equal(ours, theirs)
 
 
+def test_train_evaluates_itself(run: Run, world: World, tmp_path: Path) -> None:
+    """On the held-out text, while it runs; it stops early when asked, and says what an hour more would bring."""
+    arguments = training(world.model, world.texts, tmp_path / "set")
+    done = run(*arguments, "--held-out", world.texts, "--evaluate-every", 2)
+    assert done.code == 0, done.err
+    assert done.err.count("next token agrees") == 6 and "step 12, held-out text" in done.err
+    assert "an hour more" in done.out and "extrapolated by the fitted curve" in done.out
+    record = json.loads((tmp_path / "set" / "training.json").read_text())["held_out"]
+    assert record["steps"] == [2, 4, 6, 8, 10, 12] and len(record["variance"][0]) == builders.LAYERS
+    early = (*training(world.model, world.texts, tmp_path / "early"), "--rate", 1e-12, "--evaluate-every", 1)
+    done = run(*early, "--held-out", world.texts, "--patience", 1)
+    assert done.code == 0 and "stopping early" in done.err
+    assert json.loads((tmp_path / "early" / "training.json").read_text())["held_out"]["steps"] == [1, 2]
+    assert (
+        "--held-out must be given for --patience"
+        in run(*training(world.model, world.texts, tmp_path / "no"), "--patience", 1).err
+    )
+
+
 def test_preset(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert PRESETS["smollm2"].recipe.kind == "plt"
@@ -118,6 +143,15 @@ def test_preset(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "below").mkdir()
     assert speeches(True, tmp_path / "below") == ["speech 9", "speech 19"]
     assert len(speeches(False)) == 18 and not set(speeches(False)) & set(speeches(True))
+    assert f"npm install {corpora.WORDNET}" in run("train", "--preset", "smollm2", "--out", "set").err
+    dictionary = tmp_path / "node_modules" / corpora.WORDNET / "dict"
+    dictionary.mkdir(parents=True)
+    line = '00001740 29 v 04 pay_back 0 repay 1 002 @ 0000 v 0000 01 + 02 00 | give money back; "Repay me"  \n'
+    (dictionary / "data.verb").write_text("  1 a licence | of WordNet\n" + line)
+    assert corpora.wordnet().texts == ['pay back: give money back; "Repay me"']
+    mixed = PRESETS["smollm2"].texts(False)
+    assert 'Use the word "pay back" in a sentence.<|im_end|>\n<|im_start|>assistant\nRepay me<|im_end|>' in mixed[19]
+    assert not set(mixed) & set(PRESETS["smollm2"].texts(True))
 
 
 def test_evaluate(run: Run, world: World, tmp_path: Path) -> None:

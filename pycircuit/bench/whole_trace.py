@@ -108,7 +108,7 @@ def compare(shape: Shape, implementations: Sequence[str] = ("native", "reference
         for name, traced in by_name.items():
             with pc.use(name):
                 graph, seconds = clocked(
-                    lambda: pc.attribute(model, ids, max_features=shape.targets, labels=False, progress=False)
+                    lambda: pc.attribute(model, ids, max_features=shape.targets or "all", labels=False, progress=False)
                 )
             if turn:
                 traced.add(seconds, graph.timings)

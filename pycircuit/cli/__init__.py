@@ -50,6 +50,7 @@ COMMANDS = {
         "pycircuit compare dallas.safetensors oakland.safetensors --align feature",
     ),
     "train": ("train.train", "pycircuit train smollm2 --texts prose.txt --features 4096 --out transcoders"),
+    "export": ("train.export", "pycircuit export transcoders.checkpoint transcoders-so-far"),
     "evaluate": (
         "train.evaluate",
         "pycircuit evaluate smollm2 --transcoders transcoders --texts other.txt --plot figure.svg",
@@ -70,6 +71,10 @@ COMMANDS = {
     "serve": ("serve.serve", "pycircuit serve demo --folder graphs"),
     "demo": ("demo_command.demo", "pycircuit demo --plot dallas.svg"),
     "doctor": ("machine_commands.doctor", "pycircuit doctor --json"),
+    "benchmark-truth": (
+        "benchmark_truth.benchmark_truth",
+        "pycircuit benchmark-truth demo --out truth-demo.json",
+    ),
     "bench": ("machine_commands.bench_app", "pycircuit bench --op encode --json mine.json"),
 }
 

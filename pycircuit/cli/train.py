@@ -1,4 +1,4 @@
-"""`pycircuit train` and `pycircuit evaluate`."""
+"""`pycircuit train`, `pycircuit export` and `pycircuit evaluate`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, Field, asdict, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -20,9 +20,11 @@ from pycircuit.command_interrupt import Stopped
 from pycircuit.files.atomic import write_text
 from pycircuit.files.atomic_folder import new_folder
 from pycircuit.loading import NAMES, available_device, language_model
-from pycircuit.training import Recipe, Trainer
+from pycircuit.training import HeldOutPlan, History, Recipe, Trainer
 from pycircuit.training.presets import PRESETS, Preset
 from pycircuit.training.recipe import CHOICES, HELP
+from pycircuit.training.trainer_state import read
+from pycircuit.training.watch import outlooks
 from pycircuit.transcoders import Transcoders
 
 from . import texts
@@ -59,6 +61,37 @@ def _recipe_options() -> Bundle:
     return Bundle([recipe_option(f) for f in fields(Recipe)])
 
 
+@dataclass(frozen=True)
+class Watching:
+    """Options of checkpoints and of evaluation while a run goes on."""
+
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A file, removed at the end.", show_default="OUT.checkpoint")
+    ] = None
+    every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 100
+    minutes: Annotated[float, typer.Option(help="Minutes between checkpoints, if that is sooner.")] = 5.0
+    held_out: Annotated[
+        list[Path] | None,
+        typer.Option(help="Files of texts to evaluate on meanwhile, as --texts.", show_default="the preset's"),
+    ] = None
+    evaluate_every: Annotated[
+        int | None, typer.Option(help="Steps between evaluations.", min=1, show_default="a tenth of the run")
+    ] = None
+    patience: Annotated[
+        int | None,
+        typer.Option(help="Evaluations without a rise of 0.001 after which the run stops.", min=1),
+    ] = None
+
+    def plan(self, preset: Preset | None) -> HeldOutPlan | None:
+        """Held-out text of the files or of the preset; None without either."""
+        if self.held_out or preset is not None:
+            return HeldOutPlan(_texts(self.held_out, preset, held_out=True), self.evaluate_every, self.patience)
+        if self.patience is not None or self.evaluate_every is not None:
+            name = "--evaluate-every" if self.patience is None else "--patience"
+            raise ValueError(f"--held-out must be given for {name} where there is no --preset, got none")
+        return None
+
+
 def train(
     model: Annotated[
         str | None,
@@ -74,14 +107,11 @@ def train(
     *,
     recipe: Annotated[dict[str, Any], _recipe_options()],
     running: Running,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="A file, removed at the end.", show_default="OUT.checkpoint")
-    ] = None,
-    every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 100,
+    watching: Watching,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train transcoders for a model on texts. After a stop, the same command continues."""
+    """Train transcoders for a model on texts. After a stop, the same command continues, with other --steps too."""
     chosen_preset = _preset(preset)
     options = _recipe(chosen_preset, {name: value for name, value in recipe.items() if value is not None})
     if out is None:
@@ -91,28 +121,46 @@ def train(
     if name is None:
         raise ValueError("one of MODEL and --preset must be given, got neither")
     training_texts = _texts(text_files, chosen_preset, held_out=False)
-    path = out.with_name(f"{out.name}.checkpoint") if checkpoint is None else checkpoint
+    plan = watching.plan(chosen_preset)
+    path = watching.checkpoint or out.with_name(f"{out.name}.checkpoint")
     with running.running() as dtype, _distributed(running.device) as (device, writes):
         hf_model, tokenizer = language_model(name, available_device(device), dtype or torch.float32)
         trainer = Trainer(hf_model, training_texts, options, tokenizer)
         try:
-            transcoders = trainer.run(path, every, not quiet)
+            transcoders = trainer.run(path, watching.every, not quiet, minutes=watching.minutes, held_out=plan)
         except KeyboardInterrupt:
             raise Stopped(f"the same command goes on from {path}" if path.exists() else "") from None
     if not writes:
         return
-    transcoders.save(out, model=name)
-    trainer.history.plot(out / CURVES)
-    record = {"model": name, "recipe": asdict(options), "last": _last_step(trainer)}
-    write_text("train", out / RECORD, json.dumps(record, indent=1) + "\n")
+    record = write_set(out, transcoders, name, options, trainer.history)
     path.unlink(missing_ok=True)
     if as_json:
         emit({"out": str(out), **record})
     else:
-        _print(out, transcoders, _last_step(trainer))
+        _print(out, transcoders, record)
+        for sentence in outlooks(trainer):
+            console().print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
-def _print(out: Path, transcoders: Transcoders, last_step: dict[str, Any]) -> None:
+def write_set(
+    out: Path, transcoders: Transcoders, model: str | None, recipe: Recipe, history: History
+) -> dict[str, Any]:
+    """Write transcoders, their curves and the record of their training into a new folder; return the record."""
+    transcoders.save(out, model=model)
+    history.plot(out / CURVES)
+    curve = history.held_out
+    held_out = {
+        "steps": curve.steps.tolist(),
+        "agreement": curve.agreement.tolist(),
+        "variance": curve.variance.tolist(),
+    }
+    record = {"model": model, "recipe": asdict(recipe), "last": _last_step(history), "held_out": held_out}
+    write_text("train", out / RECORD, json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def _print(out: Path, transcoders: Transcoders, record: dict[str, Any]) -> None:
+    last_step = record["last"]
     mean = {name: sum(last_step[name]) / len(last_step[name]) for name in ("variance", "active", "dead")}
     console().print(
         f"{out}: {transcoders!r}; variance explained {mean['variance']:.3f}, L0 {mean['active']:.1f}, "
@@ -120,6 +168,23 @@ def _print(out: Path, transcoders: Transcoders, last_step: dict[str, Any]) -> No
         markup=False,
         highlight=False,
     )
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A file that train writes while it runs.")],
+    out: Annotated[Path, typer.Argument(help="A new folder, which gets the transcoders.")],
+    model: Annotated[str | None, typer.Option(help="Name of the model, for the folder's record.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the transcoders of a checkpoint of train as they are; the run can go on, or be going on."""
+    new_folder("export", out)
+    saved = read("export", checkpoint, "cpu")
+    transcoders = saved.transcoders()
+    record = write_set(out, transcoders, model, saved.recipe, saved.history)
+    if as_json:
+        emit({"out": str(out), "steps": saved.steps, **record})
+    else:
+        _print(out, transcoders, record)
 
 
 @contextmanager
@@ -169,9 +234,8 @@ def _texts(files: list[Path] | None, preset: Preset | None, held_out: bool) -> S
     return preset.texts(held_out)
 
 
-def _last_step(trainer: Trainer) -> dict[str, Any]:
+def _last_step(history: History) -> dict[str, Any]:
     """Measurements of the last step; lists have one entry a layer."""
-    history = trainer.history
     return {
         "loss": float(history.loss[-1]),
         "variance": history.variance[-1].tolist(),

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from pycircuit.graph.paths import strongest_path
 from pycircuit.interventions import intervene
+from pycircuit.trace import attribute
 
+from .circuit_shares import CircuitShares, circuit_shares, concepts
 from .facts import Facts, Statement
 from .swap import swap, two_hop
 
@@ -73,9 +75,7 @@ class Swapped(NamedTuple):
 def swaps(model: ReplacementModel, facts: Facts, pairs: int = 50, seed: int = 0, factor: float = 1.0) -> list[Swapped]:
     """Swap the features of pairs of states, on a city of each, drawn at random; whatever follows the features runs."""
     draw = random.Random(seed)
-    cities: dict[str, list[str]] = {}
-    for name, state in facts.state.items():
-        cities.setdefault(state, []).append(name)
+    cities = cities_by_state(facts)
     out = []
     for _ in range(pairs):
         first, second = draw.sample(sorted(facts.capital), 2)
@@ -86,4 +86,23 @@ def swaps(model: ReplacementModel, facts: Facts, pairs: int = 50, seed: int = 0,
             result = intervene(model, two_hop(city), changes, freeze="none")
             answer = model.tokenizer.decode(int(result.probabilities.argmax()))
         out.append(Swapped(city, other_city, len(changes), answer, facts.capital[second]))
+    return out
+
+
+def cities_by_state(facts: Facts) -> dict[str, list[str]]:
+    """Cities of each state."""
+    cities: dict[str, list[str]] = {}
+    for name, state in facts.state.items():
+        cities.setdefault(state, []).append(name)
+    return cities
+
+
+def state_circuits(model: ReplacementModel, facts: Facts, seed: int = 0) -> dict[str, CircuitShares]:
+    """Shares of the influence on the answer about a city of each state, drawn at random, by city."""
+    draw = random.Random(seed)
+    out = {}
+    for _, cities in sorted(cities_by_state(facts).items()):
+        city = draw.choice(cities)
+        graph = attribute(model, two_hop(city), progress=False)
+        out[city] = circuit_shares(graph, concepts(graph, facts, city))
     return out

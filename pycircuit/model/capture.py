@@ -23,7 +23,7 @@ from .freed_memory import trim
 from .frozen import FrozenLayer, FrozenModel, FrozenNorm
 from .half_precision import sum_in_float32
 from .hooks import Hooks, require_calls, stream_into, stream_out
-from .linear_layers import FastLinearLayers
+from .linear_layers import fast_linear_layers
 from .weights import NORMS, LayerWeights, ModelWeights, Norm, submodule
 
 STREAMS = ("resid_in", "attention_out", "resid_mid", "mlp_normed", "mlp_in", "mlp_raw", "mlp_out")
@@ -230,7 +230,7 @@ def capture(
     shape = (len(weights.layers), len(ids), weights.width)
     streams = {name: torch.empty(shape, dtype=weights.dtype, device=weights.device) for name in wanted}
     forward = ForwardRecord(family, weights, streams, stored)
-    with forward_lock(model), FastLinearLayers(), Hooks() as hooks:
+    with forward_lock(model), fast_linear_layers(weights.device), Hooks() as hooks:
         _RecordingHooks(forward, exact_norms, lean).add(hooks, model)
         with torch.no_grad(), use_attention_function(model, forward.attend):
             model.base_model(input_ids=ids[None], use_cache=False)

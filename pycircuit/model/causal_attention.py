@@ -104,10 +104,10 @@ def attend(attention: RecomputedAttention, value: Tensor, pattern: Tensor | None
         logits = _logits(attention, begin, end, first_key)
         rows = logits.softmax(-1)
         # The largest weight of a row is at least one over its length, so its logarithm is exact enough.
-        attention.log_sum_exp[:, begin:end] = logits.amax(-1) - rows.amax(-1).log()
+        log_sum_exp = attention.log_sum_exp[:, begin:end]
+        log_sum_exp[:] = logits.amax(-1) - rows.amax(-1).log()
         if attention.sinks is not None:
-            log_share = attention.log_sum_exp[:, begin:end] - attention.normaliser()[:, begin:end]
-            rows *= log_share.exp()[..., None]
+            rows *= (log_sum_exp - attention.with_sinks(log_sum_exp)).exp()[..., None]
         grouped = rows.unflatten(0, (attention.groups, -1))
         out[:, begin:end] = (grouped @ value[:, None, first_key:end]).flatten(0, 1)
         if pattern is not None:

@@ -16,7 +16,7 @@ from .families import Family
 from .forward_lock import forward_lock
 from .frozen import FrozenNorm
 from .hooks import Hooks, require_calls, stream_into, stream_out
-from .linear_layers import FastLinearLayers
+from .linear_layers import fast_linear_layers
 from .weights import NORMS, LayerWeights, ModelWeights, Norm, submodule
 
 Read = Callable[[int, Tensor], None]
@@ -44,7 +44,7 @@ def transcoder_hooks(
     empty, every norm of a float64 model is ours: transformers' go through float32. first_layer: the first that runs.
     """
     called: set[Site] = set()
-    with forward_lock(model), FastLinearLayers(), Hooks() as hooks, torch.no_grad():
+    with forward_lock(model), fast_linear_layers(weights.device), Hooks() as hooks, torch.no_grad():
         if frozen_norms is not None:
             _replace_norms(hooks, model, family, weights, frozen_norms)
         for i, layer in enumerate(submodule(model, family.layers, family).children()):
@@ -74,7 +74,7 @@ def read_batch(model: Any, family: Family, weights: ModelWeights, ids: Tensor, r
     """
     out = torch.empty(len(weights.layers), *ids.shape, weights.width, dtype=weights.dtype, device=weights.device)
     called: set[Site] = set()
-    with forward_lock(model), FastLinearLayers(), Hooks() as hooks:
+    with forward_lock(model), fast_linear_layers(weights.device), Hooks() as hooks:
         for i, layer in enumerate(submodule(model, family.layers, family).children()):
             owner, convert = _reader(layer, weights.layers[i], family, reads, weights.dtype, None)
             hooks.before(owner, _reading((reads, i), convert, out.__setitem__, called))

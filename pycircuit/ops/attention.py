@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -70,11 +71,16 @@ class RecomputedAttention:
     def positions(self) -> int:
         return self.query.shape[1]
 
+    @cached_property
     def normaliser(self) -> Tensor:
-        """Logarithm of each row's denominator, sinks included: [heads, positions]."""
+        """Logarithm of each row's denominator, sinks included: [heads, positions]; every tile of a sweep reads it."""
+        return self.with_sinks(self.log_sum_exp)
+
+    def with_sinks(self, log_sum_exp: Tensor) -> Tensor:
+        """Logarithms of denominators, sinks included, of rows of every head: [heads, rows]."""
         if self.sinks is None:
-            return self.log_sum_exp
-        return torch.logaddexp(self.log_sum_exp, self.sinks[:, None].to(self.log_sum_exp.dtype))
+            return log_sum_exp
+        return torch.logaddexp(log_sum_exp, self.sinks[:, None].to(log_sum_exp.dtype))
 
     def weights(self, positions: int) -> Tensor:
         """Patterns of the first positions, lower triangular: [heads, positions, positions]."""
@@ -95,7 +101,7 @@ class RecomputedAttention:
         logits = products * self.scale
         if self.softcap:
             logits = torch.tanh(logits / self.softcap) * self.softcap
-        pattern = torch.exp(logits - self.normaliser()[:, positions, None])
+        pattern = torch.exp(logits - self.normaliser[:, positions, None])
         return pattern.masked_fill_(_hidden(positions, products.shape[-1], self.window), 0)
 
 

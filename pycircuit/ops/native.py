@@ -95,7 +95,7 @@ def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor
     z = torch.empty(rows, attention.groups, width, **_FLOAT) if out is None else out
     if isinstance(attention, RecomputedAttention):
         query, key = attention.query.float().contiguous(), attention.key.float().contiguous()
-        lse = attention.normaliser().float().contiguous()
+        lse = attention.normaliser.float().contiguous()
         source = (
             0,
             attention.positions,

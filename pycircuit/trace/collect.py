@@ -25,6 +25,7 @@ from .precision import Arithmetic
 from .row_store import PackedRows, RowStore, StoreSize
 from .sweep import Sweep
 from .targets import Target, product_norm
+from .upload import upload
 
 _OUT_OF_MEMORY = (
     "can't allocate memory",  # torch on the CPU
@@ -125,7 +126,7 @@ class RowCollector:
         by_layer = sorted(range(len(layers)), key=layers.__getitem__)
         if not by_layer:
             return self.value[:0]
-        order = torch.tensor(by_layer, device=chosen.device)
+        order = upload(by_layer, chosen.device)
         index = self.index[chosen[order]]
         gathered, begin = [], 0
         for number, group in groupby(layers[i] for i in by_layer):

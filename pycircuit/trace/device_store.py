@@ -99,11 +99,13 @@ class DeviceStore(RowStore):
     def influence(self, order: Tensor, node: Tensor, weight: Tensor) -> Tensor:
         if self._ranked is not None:
             return self._ranked.influence(order, node, weight).to(self.like)
-        self._exporter.finish()
+        if self.block is None:  # the host ranks
+            self._exporter.finish()
         return super().influence(order, node, weight)
 
     def finish(self) -> PackedRows:
         if self.block is not None:
+            self._exporter.finish()  # of an interrupted export too, before its rows are exported again
             for array, size in zip(self._arrays(), self._exported[1], strict=True):
                 array.size = size  # without the rows of an interrupted export
             self.export_committed()

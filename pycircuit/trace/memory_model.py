@@ -31,7 +31,8 @@ _BLAS = 9 << 18  # of a thread: where the BLAS library packs its operands, never
 HUGE_PAGE = 2 << 20  # NumPy asks the system for pages of this size
 PACK_BLOCK = 1 << 16  # entries packed at a time on the CPU
 DEVICE_BLOCK = 1 << 25  # numbers of dense rows that a GPU packs at a time; it cuts half as many
-STAGING_BYTES = 16 << 20  # of each of two pinned buffers: pinning memory takes longer than copying as much
+STAGING_BYTES = 16 << 20  # of a pinned buffer: pinning memory takes longer than copying as much
+STAGING_BUFFERS = 8  # at the most, which packing can run ahead of the copies by
 _SCRATCH = 192 << 10  # bytes of a thread in a native op, at the least
 _WIDENED = 16384  # rows of a half-precision unembedding that are widened at a time
 _READ_AHEAD = 64 << 10  # bytes that the system maps where a page of a file is touched
@@ -104,6 +105,7 @@ class MemoryModel:
 
     def __init__(self, model: ReplacementModel, trace: TraceSize, stored: bool) -> None:
         self.model, self.trace, self.stored = model, trace, stored
+        self._kernels: dict[tuple[str, torch.dtype], bool] = {}
         self.itemsize, self.stored_itemsize = model.dtype.itemsize, model.weights.stored.itemsize
         self.layers, self.transcoders = model.weights.layers, model.transcoders
         self.on_gpu = model.device.type != "cpu"  # where packed rows go to the host, whose memory is counted apart
@@ -116,7 +118,9 @@ class MemoryModel:
         self.cost = tile_cost(layers, self.transcoders, width, self.itemsize, stored, native, multiplied, self.on_gpu)
 
     def _native(self, op: str, dtype: torch.dtype) -> bool:
-        return has_kernel(op, self.model.device, self.model.dtype, dtype)
+        if (op, dtype) not in self._kernels:  # asked for every layer
+            self._kernels[op, dtype] = has_kernel(op, self.model.device, self.model.dtype, dtype)
+        return self._kernels[op, dtype]
 
     # Tensors that stay
 
@@ -308,7 +312,7 @@ class MemoryModel:
         if self.trace.stored_bytes is not None:
             entries = self.trace.batch * min(self.trace.columns if keep is None else keep, self.trace.columns)
             saved = 2 * min(entries, self.entries(keep)) * (4 + self.itemsize) + 2 * self.trace.stored_bytes
-        return self.packed(keep) + 2 * STAGING_BYTES + graph + saved
+        return self.packed(keep) + STAGING_BUFFERS * STAGING_BYTES + graph + saved
 
     @staticmethod
     def _huge(size: int) -> int:

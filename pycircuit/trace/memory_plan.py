@@ -16,7 +16,7 @@ from pycircuit.model.replacement import PATTERN_BYTES, ReplacementModel
 from .memory_model import MemoryModel, TraceSize
 
 TILE_BYTES = 32 << 20  # of a tile's state and its projections: larger tiles gain nothing
-GPU_TILE_BYTES = 8 << 30  # on a GPU, where every tile costs the host thousands of launches
+GPU_TILE_BYTES = 12 << 30  # on a GPU, where every tile takes the host tens of milliseconds
 TILE_TARGETS = 24  # of full length: smaller tiles would read decoders and recompute patterns too often
 FEWEST_ENTRIES = 256  # of a row, under any bound
 _READABLE_UNITS = (("GiB", 1 << 30, 2), ("MiB", 1 << 20, 1), ("KiB", 1 << 10, 1), ("B", 1, 0))  # unit, bytes, figures

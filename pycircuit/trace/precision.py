@@ -11,6 +11,7 @@ side in the rows and one above another in the weight.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from typing import Literal
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
+from pycircuit.ops import Prepared
 from pycircuit.ops.dispatch import machine
 from pycircuit.ops.products import product
 from pycircuit.ops.torch_settings import tf32_products
@@ -44,6 +46,11 @@ class Arithmetic:
     def meetings(self) -> list[tuple[int, int]]:
         """Pairs of a part of a row and a part of a weight that are multiplied, the smallest products first."""
         return [(k, n - k) for n in reversed(range(self.parts)) for k in range(n + 1)]
+
+    @property
+    def kernel_parts(self) -> int:
+        """Parts of each number that attend_back and edge_scores multiply on a GPU; there tf32 is two parts too."""
+        return 2 if self.name == "tf32" else self.parts
 
     def weight_bytes(self, on_gpu: bool) -> int:
         """Return the bytes of a weight's number in split form."""
@@ -91,6 +98,29 @@ def arithmetic_of(op: str, precision: str, device: torch.device, dtype: torch.dt
     return PRECISIONS[precision] if precision == "bfloat16" else replace(FLOAT32, name=precision)
 
 
+@dataclass(frozen=True, eq=False)
+class Denominators:
+    """Norm denominators of rows. sigma: [positions]; position: [rows], of each row."""
+
+    sigma: Tensor
+    position: Tensor
+
+    def of_rows(self) -> Tensor:
+        return self.sigma[self.position]
+
+
+def has_fused_kernels(like: Tensor) -> bool:
+    """Return True where kernels stand for several of torch's: for float32 on a GPU with Triton."""
+    return like.is_cuda and like.dtype == torch.float32 and machine().triton is None
+
+
+def with_parts(prepared: Prepared, arithmetic: Arithmetic) -> Prepared:
+    """Return an op that multiplies as many parts of each number as the arithmetic, where a kernel can."""
+    if prepared.ran.implementation != "triton" or arithmetic.kernel_parts in (0, 3):
+        return prepared
+    return replace(prepared, form=partial(prepared.form, parts=arithmetic.kernel_parts))
+
+
 class Products:
     """Products of rows and weights. A weight is split at its first product; its parts are stored."""
 
@@ -98,37 +128,39 @@ class Products:
         self.arithmetic = arithmetic
         self._parts: dict[Tensor, Tensor] = {}  # of every weight: [meetings * inner, columns]
 
-    def project(self, rows: Tensor, weight: Tensor, out: Tensor | None = None, divisor: Tensor | None = None) -> Tensor:
+    def project(
+        self, rows: Tensor, weight: Tensor, out: Tensor | None = None, divisor: Denominators | None = None
+    ) -> Tensor:
         """Return rows / divisor @ weight: [n, columns].
 
-        rows: [n, inner]; weight: [inner, columns], one tensor in every call; divisor: [n], or None for ones.
+        rows: [n, inner]; weight: [inner, columns], one tensor in every call; divisor: None for ones.
         """
         if not self.arithmetic.parts:
-            return product(rows, weight, out, divisor=divisor)
+            return product(rows, weight, out, divisor=None if divisor is None else divisor.of_rows())
         if out is None:
             out = rows.new_empty(len(rows), weight.shape[1])
-        _multiply(self.split(rows), self._weight(weight), out, False)
-        return out if divisor is None else out.div_(divisor[:, None])
+        _multiply(self.split(rows, divisor), self._weight(weight), out, False)
+        return out
 
-    def add(self, state: Tensor, rows: Tensor, weight: Tensor, divisor: Tensor | None = None) -> None:
+    def add(self, state: Tensor, rows: Tensor, weight: Tensor, divisor: Denominators | None = None) -> None:
         """Add rows / divisor @ weight to state; shapes as in `project`. A divisor may overwrite the rows."""
         if not self.arithmetic.parts:
-            product(rows, weight, state, add=True, divisor=divisor)
+            product(rows, weight, state, add=True, divisor=None if divisor is None else divisor.of_rows())
             return
-        if divisor is not None:
-            rows.div_(divisor[:, None])
-        _multiply(self.split(rows), self._weight(weight), state, True)
+        _multiply(self.split(rows, divisor), self._weight(weight), state, True)
 
     def release(self) -> None:
         """Free the parts of all weights."""
         self._parts.clear()
 
-    def split(self, rows: Tensor) -> Tensor:
-        """Return the parts of each row side by side, as they meet a weight's: [n, meetings * inner]."""
-        if rows.is_cuda and self.arithmetic.dtype == torch.bfloat16 and machine().triton is None:
-            return import_module("pycircuit.kernels.split").split(rows, self.arithmetic.parts)
-        parts = self._parts_of(rows)
-        return torch.cat([parts[k] for k, _ in self.arithmetic.meetings], 1)
+    def split(self, rows: Tensor, divisor: Denominators | None = None) -> Tensor:
+        """Return the parts of each row / divisor side by side, as they meet a weight's: [n, meetings * inner]."""
+        if has_fused_kernels(rows) and self.arithmetic.dtype == torch.bfloat16:
+            denominators = () if divisor is None else (divisor.sigma, divisor.position)
+            parts: Tensor = import_module("pycircuit.kernels.split").split(rows, self.arithmetic.parts, *denominators)
+            return parts
+        terms = self._parts_of(rows if divisor is None else rows / divisor.of_rows()[:, None])
+        return torch.cat([terms[k] for k, _ in self.arithmetic.meetings], 1)
 
     def _weight(self, weight: Tensor) -> Tensor:
         """Return the parts of a weight one above another, as they meet those of rows: [meetings * inner, columns]."""

@@ -20,17 +20,21 @@ import torch
 from torch import Tensor
 
 from pycircuit import ops
+from pycircuit.model.frozen import FrozenNorm
 from pycircuit.model.replacement import LocalReplacement
 from pycircuit.ops import FileRows, SparseFeatures, StoredAttention, checks
 from pycircuit.ops.cross_layer import CrossLayerFeatures, cross_layer_features
 from pycircuit.transcoders import CrossLayerTranscoder
 
 from .columns import Columns
+from .constants import constant_parts
 from .first_attention import FirstAttention, TargetRows, first_attention, token_edges
 from .memory_model import has_kernel
 from .memory_plan import tile_bytes
-from .precision import Arithmetic, Products, arithmetic_of
+from .norms import norm_back, stacked
+from .precision import Arithmetic, Denominators, Products, arithmetic_of, with_parts
 from .tile_cost import tile_cost
+from .upload import upload
 
 
 class Tile:
@@ -45,12 +49,12 @@ class Tile:
         self, layer: Sequence[int], position: Sequence[int], own: Tensor, out: Tensor, bias: Tensor, constants: Tensor
     ) -> None:
         self.layer, self.own, self.out, self.bias, self.constants = layer, own, out, bias, constants
-        self.position = torch.tensor(position, device=own.device)
+        self.position = upload(position, own.device)
         self.offsets = np.concatenate(
             [[0], np.add.accumulate(np.array(position[: self.count_reading(1)], np.int64) + 1)]
         )
         self.ends = self.offsets.tolist()
-        self.prefix_ptr = torch.from_numpy(self.offsets).to(own.device)
+        self.prefix_ptr = upload(self.offsets, own.device)
         start = self.prefix_ptr[:-1].repeat_interleave(self.prefix_ptr.diff(), output_size=self.ends[-1])
         self.row_position = torch.arange(self.ends[-1], device=own.device) - start
         targets = torch.arange(len(self.ends) - 1, device=own.device)
@@ -78,9 +82,9 @@ class Tile:
         """Return the rows of targets begin .. end."""
         if (begin, end) not in self._rows:
             start, stop = self.ends[begin], self.ends[end]
-            target, position = self.row_target[start:stop] - begin, self.row_position[start:stop]
-            offsets = self.offsets[begin : end + 1] - start
-            self._rows[begin, end] = TargetRows(offsets, target, position, self.last[begin:end] - start)
+            offsets, ptr = self.offsets[begin : end + 1] - start, self.prefix_ptr[begin : end + 1]
+            target, position = self.row_target[start:stop], self.row_position[start:stop]
+            self._rows[begin, end] = TargetRows(offsets, ptr, target, position, begin)
         return self._rows[begin, end]
 
     def longest(self, begin: int, end: int) -> int:
@@ -93,13 +97,6 @@ class Tile:
             state[self.ends[self.entered] : self.ends[count]] = 0
             state[self.last[self.entered : count]] = self.own[self.entered : count]
             self.entered = count
-
-
-def _nonzero(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Replace tensors of zeros by None; the host waits for a GPU once."""
-    flags = [t.any() for t in tensors if t is not None]
-    nonzero = iter(torch.stack(flags).tolist() if flags else [])
-    return [t if t is not None and next(nonzero) else None for t in tensors]
 
 
 def _identity(rows: Tensor) -> SparseFeatures:
@@ -116,20 +113,20 @@ class Sweep:
     def __init__(self, local: LocalReplacement, arithmetic: Arithmetic | None = None) -> None:
         self.local, self.frozen, self.transcoders = local, local.model, local.transcoders
         self.columns = Columns.of(local)
+        if arithmetic is None:
+            arithmetic = arithmetic_of("attribute", "float32", self.frozen.device, self.frozen.dtype)
+        self.products = Products(arithmetic)
         layers = range(self.columns.layers)
-        constants = _nonzero([self._attention_constant(i) for i in layers] + [self._mlp_constant(i) for i in layers])
-        self._attention, self._mlp_writes = constants[: len(layers)], constants[len(layers) :]
+        self._attention, self._mlp_writes = constant_parts(local)
         self._identity = _identity(self.frozen.embeddings)
         self._no_target = checks.known_offsets(self._identity.row_ptr[:1], [0])
         self._cross_layer = self._cross_layer_features()
+        self._read_norms = stacked([self._norm_read_after(i) for i in range(self.columns.layers + 1)])
         self._score_positions = self._prepare_scores(self._identity, self.frozen.embeddings)
         self._score_errors = self._prepare_scores(self._identity, local.errors[0])
         self._score_features = [self._feature_scores(layer) for layer in layers]
         self._attend_back = [self._prepare_attention(layer) for layer in layers]
         self._skips = [None if skip is None else skip.T for skip in local.transcoders.w_skip]
-        if arithmetic is None:
-            arithmetic = arithmetic_of("attribute", "float32", self.frozen.device, self.frozen.dtype)
-        self.products = Products(arithmetic)
         self._buffers: dict[str, Tensor] = {}
         self._max_rows = self._max_targets = 0
         stored = isinstance(self.frozen.layers[0].attention, StoredAttention)
@@ -155,9 +152,10 @@ class Sweep:
         """Check sources and their vectors once for all tiles, as edges to no target."""
         none = self.frozen.embeddings[:0]
         out = none.new_empty(0, features.count)
-        return ops.prepare(
+        prepared = ops.prepare(
             "edge_scores", gradient=none, prefix_ptr=self._no_target, features=features, w_dec=vectors, out=out
         )
+        return with_parts(prepared, self.products.arithmetic)
 
     def _feature_scores(self, layer: int) -> list[tuple[slice, ops.Prepared]]:
         """Return the columns of the features that write to a layer, and the op that scores them, by source."""
@@ -175,29 +173,8 @@ class Sweep:
         """Check a layer's frozen attention once for all tiles, on no rows."""
         block, none = self.frozen.layers[layer], self.frozen.embeddings
         y, out = (none.new_empty(0, heads, block.head_width) for heads in (block.heads, block.kv_heads))
-        return ops.prepare("attend_back", y=y, prefix_ptr=self._no_target, attention=block.attention, out=out)
-
-    def _attention_constant(self, layer: int) -> Tensor | None:
-        """Return attention's output for an empty stream: [positions, width]; None without biases."""
-        block = self.frozen.layers[layer]
-        norms = (block.attention_norm, block.post_attention_norm)
-        biases = [block.b_v, block.b_o, *(n.bias for n in norms if n is not None)]
-        if all(b is None for b in biases):
-            return None
-        return block.attention_out(torch.zeros_like(self.frozen.embeddings))
-
-    def _mlp_constant(self, layer: int) -> Tensor | None:
-        """Return the replaced MLP's output without features and errors: [positions, width]."""
-        block, transcoders = self.frozen.layers[layer], self.transcoders
-        out = torch.zeros_like(self.frozen.embeddings)
-        bias, skip = transcoders.bias(layer), transcoders.w_skip[layer]
-        if bias is not None:
-            out[self.local.ignore_positions :] += bias.to(out.dtype)
-        norm = block.read_norm(transcoders.reads)
-        if skip is not None and norm is not None:
-            out += norm.forward(torch.zeros_like(out)) @ skip.to(out.dtype)
-        write = block.write_norm(transcoders.writes)
-        return out if write is None else write.forward(out)
+        prepared = ops.prepare("attend_back", y=y, prefix_ptr=self._no_target, attention=block.attention, out=out)
+        return with_parts(prepared, self.products.arithmetic)
 
     def read(self, layer: Sequence[int], position: Sequence[int], vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of targets with respect to the stream, and their constants: [targets, width], [targets].
@@ -205,18 +182,25 @@ class Sweep:
         layer, position: [targets], from the highest layer down; the model's depth stands for the end of the stream.
         vectors: [targets, width], encoder or unembedding rows, which pass back through the norm that they read after.
         """
-        gradient, constant = vectors.clone(), vectors.new_zeros(len(vectors))
-        positions, begin = torch.tensor(position, device=vectors.device), 0
+        positions, constant = upload(position, vectors.device), vectors.new_zeros(len(vectors))
+        if self._read_norms is not None:
+            return self._read_norms.back(vectors, upload(layer, vectors.device), positions), constant
+        gradient, begin = vectors.clone(), 0
         for depth, targets in groupby(layer):
             group = slice(begin, begin := begin + len(list(targets)))
-            end = depth == self.columns.layers
-            norm = self.frozen.final_norm if end else self.frozen.layers[depth].read_norm(self.transcoders.reads)
+            norm = self._norm_read_after(depth)
             if norm is None:
                 continue
             if norm.bias is not None:
                 constant[group] = vectors[group] @ norm.bias
             gradient[group] = norm.back(vectors[group], positions[group])
         return gradient, constant
+
+    def _norm_read_after(self, depth: int) -> FrozenNorm | None:
+        """Return the norm before what targets read at a layer, or at the model's depth."""
+        if depth == self.columns.layers:
+            return self.frozen.final_norm
+        return self.frozen.layers[depth].read_norm(self.transcoders.reads)
 
     def rows(self, layer: Sequence[int], position: Sequence[int], vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Return (edges [targets, columns], bias [targets]) of targets in any order; arguments as `read` takes them.
@@ -318,7 +302,7 @@ class Sweep:
         block, out = self.frozen.layers[layer], tile.out[:count]
         self._add_constants(self._mlp_writes[layer], ptr, rows, tile)
         write = block.write_norm(self.transcoders.writes)
-        written = rows if write is None else write.back(rows, position)
+        written = rows if write is None else norm_back(write, rows, position)
         self._score_layer_features(layer, written, ptr, out)
         errors = self.local.errors[layer]
         self._score_errors(gradient=written, prefix_ptr=ptr, w_dec=errors, out=out[:, self.columns.of_errors(layer)])
@@ -326,13 +310,13 @@ class Sweep:
         if skip is None:
             return None
         back = self.products.project(written, skip)
-        return back if norm is None else norm.back(back, position)
+        return back if norm is None else norm_back(norm, back, position)
 
     def _score_layer_features(self, layer: int, written: Tensor, ptr: Tensor, out: Tensor) -> None:
         """Score the features that write to a layer. written: [rows, width], the gradients of what is written there."""
         if self._cross_layer is not None:
             import_module("pycircuit.kernels.edge_scores").cross_layer_scores(
-                self._cross_layer, layer, written, ptr, out
+                self._cross_layer, layer, written, ptr, out, self.products.arithmetic.kernel_parts
             )
             return
         for columns, score in self._score_features[layer]:
@@ -349,26 +333,25 @@ class Sweep:
         rows, position = state[: tile.ends[tile.attended]], tile.row_position[: tile.ends[tile.attended]]
         self._add_constants(self._attention[layer], ptr, rows, tile)
         head_gradients = self._buffer("y", len(rows), block.back_o.shape[1], capacity=self._max_rows)
-        first = tile.attended - (0 if joined is None else len(joined.own))
+        first = tile.attended - (0 if joined is None else joined.vectors.shape[1])
         projected, norm = tile.ends[first], block.post_attention_norm
-        sigma = None if norm is None else norm.sigma[position]
-        fused = sigma if joined is None else None  # otherwise all rows are divided at once
-        self.products.project(rows[:projected], block.back_o, head_gradients[:projected], fused)
+        divisor = None if norm is None else Denominators(norm.sigma, position[:projected])
+        if projected:
+            self.products.project(rows[:projected], block.back_o, head_gradients[:projected], divisor)
         if joined is not None:
             factors = joined.project(block.back_o, self.products)
-            factors.fill(head_gradients[projected:], tile.rows(first, tile.attended))
-            if sigma is not None:
-                head_gradients /= sigma[:, None]
+            sigma = None if norm is None else norm.sigma
+            factors.fill(head_gradients[projected:], tile.rows(first, tile.attended), sigma)
         value_gradients = self._buffer("z", len(rows), block.kv_heads, block.head_width, capacity=self._max_rows)
         by_head = head_gradients.unflatten(1, (block.heads, -1))
         self._attend_back[layer](y=by_head, prefix_ptr=ptr, out=value_gradients)
         flat = value_gradients.flatten(1)
-        sigma = None if block.attention_norm is None else block.attention_norm.sigma[position]
+        divisor = None if block.attention_norm is None else Denominators(block.attention_norm.sigma, position)
         if layer:
-            self.products.add(rows, flat, block.back_v, sigma)
+            self.products.add(rows, flat, block.back_v, divisor)
         else:  # only tokens are below: their values are few, the rows of the state many
-            if sigma is not None:
-                flat /= sigma[:, None]
+            if divisor is not None:
+                flat /= divisor.of_rows()[:, None]
             tokens = tile.out[: tile.attended, self.columns.of_tokens]
             self._score_positions(gradient=flat, prefix_ptr=ptr, w_dec=self._values, out=tokens)
             self._add_constants(self._position_values, ptr, flat, tile)

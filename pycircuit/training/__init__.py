@@ -1,8 +1,20 @@
 """Training of transcoders on activations, sparse in forward and backward, and their evaluation."""
 
 from .evaluate import Evaluation, evaluate
-from .history import History
+from .held_out import HeldOutPlan
+from .history import HeldOutCurve, History
 from .recipe import Recipe
 from .trainer import Trainer, train
+from .trainer_state import from_checkpoint
 
-__all__ = ["Evaluation", "History", "Recipe", "Trainer", "evaluate", "train"]
+__all__ = [
+    "Evaluation",
+    "HeldOutCurve",
+    "HeldOutPlan",
+    "History",
+    "Recipe",
+    "Trainer",
+    "evaluate",
+    "from_checkpoint",
+    "train",
+]

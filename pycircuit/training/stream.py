@@ -7,7 +7,7 @@ whatever the number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -26,7 +26,12 @@ from pycircuit.transcoders.types import Reads, Writes
 
 from .recipe import Recipe
 
+Report = Callable[[int, int], None]  # tokens done, all tokens
 POSITIONS = 1024  # in one forward, padding included: an MLP's tensors then stay in the cache of most processors
+
+
+def _silent(done: int, total: int) -> None:
+    """Report nothing."""
 
 
 class CausalAttention:
@@ -62,15 +67,17 @@ class Source(HasWeights):
     writes: Writes
     ignore: int
 
-    def activations(self, sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def activations(self, sequences: Sequence[Tensor], report: Report = _silent) -> tuple[Tensor, Tensor]:
         """Activations (x, y) that transcoders read and reconstruct, sequences one after another.
 
-        x, y: [layers, tokens, width], the ignored positions left out.
+        x, y: [layers, tokens, width], the ignored positions left out. report: called with tokens done and all tokens.
         """
         starts = torch.tensor([0, *(len(s) - self.ignore for s in sequences)]).cumsum(0).tolist()
         weights = self.weights
         shape = (len(weights.layers), starts[-1], weights.width)
         x, y = (torch.empty(shape, dtype=weights.dtype, device=weights.device) for _ in range(2))
+        done = 0
+        report(done, starts[-1])
         for batch in batches([len(s) for s in sequences]):
             ids = torch.nn.utils.rnn.pad_sequence([sequences[i] for i in batch], batch_first=True).to(weights.device)
 
@@ -82,6 +89,8 @@ class Source(HasWeights):
             hooks = transcoder_hooks(self.model, self.family, weights, self.reads, self.writes, read, write)
             with hooks, use_attention_function(self.model, CausalAttention().attend):
                 self.model.base_model(input_ids=ids, use_cache=False)
+            done += sum(starts[i + 1] - starts[i] for i in batch)
+            report(done, starts[-1])
         return x, y
 
 
@@ -100,7 +109,7 @@ class Buffer:
     """Shuffled tokens of several sequences; each process has the activations of its own sequences.
 
     x, y: [layers, local tokens, width], which the trainer normalises in place; row: [tokens], each token's index into
-    x and y, -1 if another process has it; order: [tokens], a permutation.
+    x and y, -1 if another process has it; order: [passes, tokens], permutations.
     """
 
     x: Tensor
@@ -110,7 +119,8 @@ class Buffer:
 
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor]:
         """(indices into x and y of the local tokens of a batch, their indices in the batch)."""
-        rows = self.row[self.order[number * size : (number + 1) * size]]
+        turn, number = divmod(number, self.order.shape[1] // size)
+        rows = self.row[self.order[turn, number * size : (number + 1) * size]]
         batch_index = (rows >= 0).nonzero()[:, 0]
         return rows[batch_index], batch_index
 
@@ -141,13 +151,13 @@ class Stream:
                     group, tokens = [], 0
 
     def batches_in(self, group: list[int]) -> int:
-        """Number of full batches in a group's buffer."""
-        return sum(self.tokens[i] for i in group) // self.recipe.batch
+        """Number of full batches in all passes over a group's buffer."""
+        return self.recipe.passes * (sum(self.tokens[i] for i in group) // self.recipe.batch)
 
-    def buffer(self, number: int, group: list[int]) -> Buffer:
+    def buffer(self, number: int, group: list[int], report: Report = _silent) -> Buffer:
         """Run the model over this process's sequences of a group and return its buffer."""
         local = group[self.rank :: self.world]
-        x, y = self.source.activations([self.sequences[i] for i in local])
+        x, y = self.source.activations([self.sequences[i] for i in local], report)
         row = torch.full((sum(self.tokens[i] for i in group),), -1)
         offset, local_offset = 0, 0
         for number_in_group, i in enumerate(group):
@@ -157,4 +167,5 @@ class Stream:
                 local_offset += self.tokens[i]
             offset = end
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + 500_009 * (number + 1))
-        return Buffer(x, y, row.to(x.device), torch.randperm(len(row), generator=generator).to(x.device))
+        order = torch.stack([torch.randperm(len(row), generator=generator) for _ in range(self.recipe.passes)])
+        return Buffer(x, y, row.to(x.device), order.to(x.device))

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from functools import partial
+from math import inf
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import Unpack  # of torch; in typing from Python 3.11
 
 from pycircuit.ops.dispatch import Request, plan
 from pycircuit.ops.torch_settings import without_autocast
 from pycircuit.progress import Progress, Report
-from pycircuit.trace.checkpoint import digest
 from pycircuit.transcoders import CrossLayerTranscoder, PerLayerTranscoders
 
 from . import trainer_state
+from .checkpoint_writer import CheckpointWriter
+from .deferred_interrupt import deferred_interrupt
+from .held_out import HeldOutPlan
 from .history import History
 from .learner import Learner, Scale
+from .massive import MassiveFeature, find_massive, replace_massive
+from .processes import Processes
 from .recipe import PENALISED, Recipe, RecipeOptions
+from .schedule import Schedule
 from .sources import Model, Texts, Tokenizer, source_of, split_to_context, token_ids
 from .stream import Buffer, Stream
+from .trainer_state import SavedRun
+from .watch import Watch
 
 if TYPE_CHECKING:
     from .fused_step import FusedStep  # needs the native module
@@ -51,14 +55,12 @@ class Trainer:
         ignore_positions: int | None = None,
     ) -> None:
         self.recipe = recipe
-        self.shared = dist.is_available() and dist.is_initialized()
-        rank, world = (dist.get_rank(), dist.get_world_size()) if self.shared else (0, 1)
+        self.processes = Processes()
         self.source = source_of("train", model, recipe.read_site, recipe.writes, ignore_positions)
         weights = self.source.weights
-        sequences = token_ids("train", texts, model, tokenizer, weights.vocabulary)
-        context = min(recipe.context, weights.longest or recipe.context)
-        sequences = split_to_context("train", sequences, context, self.source.ignore)
-        self.stream = Stream(self.source, sequences, recipe, rank, world)
+        self.model, self.tokenizer = model, tokenizer
+        self.stream = Stream(self.source, self.sequences(texts), recipe, self.processes.rank, self.processes.world)
+        self.show = Progress(False)
         depth = len(weights.layers)
         if isinstance(recipe.k, tuple) and len(recipe.k) != depth:
             raise ValueError(f"train: k must be one number, or one for each of the {depth} layers, got {recipe.k}")
@@ -70,13 +72,17 @@ class Trainer:
         self.steps_done = 0
         self.last_active = torch.zeros(depth, recipe.features, dtype=torch.int64, device=weights.device)  # a step
         self.measurements = torch.zeros(recipe.steps, 1 + 3 * depth, dtype=torch.float64)
+        self.held_out = torch.zeros(0, 2 + depth, dtype=torch.float64)  # step, agreement, variance of every layer
+        self.schedule = Schedule(recipe)
         self.scales: tuple[Scale, Scale] | None = None  # of x and y, from the first buffer
+        self.massive: dict[int, MassiveFeature] = {}  # by layer, from the first buffer
+        self.massive_norms = [inf] * depth  # from which an output is massive
 
     def _fused(self) -> FusedStep | None:
         """Steps by native kernels, for runs that they cover; None: by autograd."""
         recipe, source = self.recipe, self.source
-        covered = recipe.kind == "plt" and recipe.activation not in PENALISED and not recipe.skip
-        if not covered or self.shared or recipe.precision != "float32":
+        covered = recipe.kind == "plt" and recipe.activation not in PENALISED
+        if not covered or self.processes.shared or recipe.precision != "float32":
             return None
         if plan(Request("decode", source.device.type, (source.dtype,))).implementation != "native":
             return None
@@ -84,12 +90,16 @@ class Trainer:
 
         return FusedStep(self.learner, self.adam)
 
+    def sequences(self, texts: Texts) -> list[Tensor]:
+        """Token ids of texts, split to the context."""
+        weights, context = self.source.weights, self.recipe.context
+        sequences = token_ids("train", texts, self.model, self.tokenizer, weights.vocabulary)
+        return split_to_context("train", sequences, min(context, weights.longest or context), self.source.ignore)
+
     @property
     def history(self) -> History:
         """Measurements of the steps so far."""
-        steps = self.measurements[: self.steps_done]
-        variance, active, dead = steps[:, 1:].chunk(3, 1)
-        return History(steps[:, 0], variance, active, dead)
+        return History.of(self.measurements[: self.steps_done], self.held_out)
 
     def transcoders(self) -> PerLayerTranscoders | CrossLayerTranscoder:
         """Transcoders of the weights so far, in the model's own units."""
@@ -103,34 +113,46 @@ class Trainer:
         checkpoint: str | PathLike[str] | None = None,
         every: int = 100,
         progress: bool | Report = True,
+        *,
+        minutes: float = 5.0,
+        held_out: HeldOutPlan | None = None,
     ) -> PerLayerTranscoders | CrossLayerTranscoder:
         """Train to the end, from the checkpoint if its file exists, and return the transcoders.
 
-        every: steps between two writes of the checkpoint, which is also written at the end and after Ctrl-C.
+        every, minutes: steps and minutes after which the checkpoint is written, whichever come first; it is also
+        written at the end and after Ctrl-C. held_out: text to evaluate on meanwhile.
         """
         if type(every) is not int or every < 1:
             raise ValueError(f"train: every must be at least 1, got {every!r}")
+        if not minutes > 0:
+            raise ValueError(f"train: minutes must be positive, got {minutes!r}")
         path = None if checkpoint is None else Path(checkpoint)
-        identity = self._identity() if path else {}
+        identity = trainer_state.identity(self.recipe, self.source, self.stream.sequences) if path else {}
         if path:
             self._restore(trainer_state.load(path, identity, str(self.source.weights.device)))
-        written = path if self.stream.rank == 0 else None
-        show = Progress(progress if self.stream.rank == 0 else False)
+        writer = CheckpointWriter(path if self.stream.rank == 0 else None, identity, every, minutes)
+        self.show = show = Progress(progress if self.stream.rank == 0 else False)
         total = self.recipe.steps * self.recipe.batch
-        show.step("training", 0, total, "tokens")
+        show.step("training", self.steps_done * self.recipe.batch, total, "tokens")
         in_step = False
         try:
+            watch = Watch(self, held_out) if held_out else None
+            if watch and watch.exhausted:
+                return self.transcoders()
             for rows, batch_index in self._batches():
                 in_step = True
-                with _deferred_interrupt():
+                with deferred_interrupt():
                     self._step(rows, batch_index)
                     in_step = False
                 show.step("training", self.steps_done * self.recipe.batch, total, "tokens", self._note)
-                if written and (self.steps_done % every == 0 or self.steps_done == self.recipe.steps):
-                    trainer_state.save(written, identity, self._state())
+                stopping = watch is not None and watch.evaluate()
+                if writer.is_due(self.steps_done, stopping or self.steps_done == self.recipe.steps):
+                    writer.write(self.schedule, self._state())
+                if stopping:
+                    break
         except KeyboardInterrupt:
-            if written and self.steps_done and not in_step:
-                trainer_state.save(written, identity, self._state())
+            if self.steps_done and not in_step:
+                writer.write(self.schedule, self._state())
             raise
         finally:
             show.close()
@@ -145,10 +167,10 @@ class Trainer:
             count = self.stream.batches_in(group)
             if first_batch + count > self.steps_done:
                 self.buffer = None  # before the next is made
-                self.buffer = self.stream.buffer(number, group)
+                self.buffer = self.stream.buffer(number, group, partial(self.show.step, "activations", unit="tokens"))
                 self._normalise(self.buffer)
-                if self.steps_done == 0 and self.recipe.rows == "tokens":
-                    self._rows_from_tokens(self.buffer)
+                if self.steps_done == 0:
+                    self._start_from_tokens(self.buffer)
                 for batch in range(self.steps_done - first_batch, count):
                     if self.steps_done == self.recipe.steps:
                         return
@@ -156,7 +178,13 @@ class Trainer:
             first_batch += count
 
     def _normalise(self, buffer: Buffer) -> None:
-        """Normalise a buffer in place, by the mean and the scale of the first."""
+        """Normalise a buffer in place, by the mean and the scale of the first, without its massive outputs."""
+        if self.scales is None:
+            self.massive = find_massive(
+                self.source, self.stream.sequences, buffer.x, buffer.y, self.recipe.massive, self.processes.shared
+            )
+            self.massive_norms = [self.massive[i].norm if i in self.massive else inf for i in range(len(buffer.x))]
+        replace_massive(buffer.x, buffer.y, self.massive_norms)
         if self.scales is None:
             self.scales = self._scale(buffer.x), self._scale(buffer.y)
         for scale, t in zip(self.scales, (buffer.x, buffer.y), strict=True):
@@ -167,43 +195,35 @@ class Trainer:
         assert self.buffer is not None
         return self.buffer.x[:, rows], self.buffer.y[:, rows]
 
-    def _rows_from_tokens(self, buffer: Buffer) -> None:
-        """Initialise rows from enough tokens that rare ones are among them."""
-        count = min(len(buffer.order), max(self.recipe.batch, _TOKENS_PER_ROW * self.recipe.features))
+    def _start_from_tokens(self, buffer: Buffer) -> None:
+        """Initialise linear paths, and rows where the recipe says so, from enough tokens that rare ones are there."""
+        from_tokens = self.recipe.rows == "tokens"
+        if not from_tokens and not self.recipe.skip:
+            return
+        count = min(len(buffer.row), max(self.recipe.batch, _TOKENS_PER_ROW * self.recipe.features))
         rows, batch_index = buffer.batch(0, count)
-        x, y = (self._gather(t[:, rows], batch_index, count) for t in (buffer.x, buffer.y))
-        self.learner.rows_from_tokens(x, y)
+        x, y = (self.processes.gather(t[:, rows], batch_index, count) for t in (buffer.x, buffer.y))
+        self.learner.skip_from_tokens(x, y)
+        if from_tokens:
+            y = self.learner.without_skip(x, y)
+            self.learner.rows_from_tokens(x, y, partial(self.show.step, "initial rows", unit="layers"))
 
     def _scale(self, x: Tensor) -> Scale:
         """Mean and scale of x [layers, positions, width] over all processes."""
         total = torch.stack([layer.double().sum(0) for layer in x]).flatten()
         square = torch.stack([layer.double().square().sum() for layer in x])
         sums = torch.cat([total, square, x.new_tensor([x.shape[1]])])
-        self._sum(sums)
+        self.processes.sum(sums)
         total, square = sums[: x.shape[0] * x.shape[2]].view(x.shape[0], -1), sums[-x.shape[0] - 1 : -1]
         scale = Scale.of(total, square, int(sums[-1]))
         return Scale(scale.mean.to(x.dtype), scale.scale.to(x.dtype))
-
-    def _sum(self, t: Tensor) -> None:
-        """Sum over all processes, in place."""
-        if self.shared:
-            dist.all_reduce(t, dist.ReduceOp.SUM)
-
-    def _gather(self, x: Tensor, batch_index: Tensor, count: int) -> Tensor:
-        """Gather the tokens of all processes in the batch's order: [layers, count, width]."""
-        if not self.shared:
-            return x
-        batch = x.new_zeros(x.shape[0], count, x.shape[2])
-        batch[:, batch_index] = x
-        self._sum(batch)
-        return batch
 
     def _initialise(self, rows: Tensor, batch_index: Tensor) -> None:
         """Set thresholds, and the scale of decoders that begin as tokens, from the first batch."""
         scaled = self.recipe.rows == "tokens"
         if self.recipe.activation not in PENALISED and not scaled:
             return
-        x, y = (self._gather(t, batch_index, self.recipe.batch) for t in self._activations(rows))
+        x, y = (self.processes.gather(t, batch_index, self.recipe.batch) for t in self._activations(rows))
         self.learner.set_thresholds(x)
         if scaled:
             self.learner.scale_decoders(x, y)
@@ -213,28 +233,31 @@ class Trainer:
         step = self.steps_done
         if step == 0:
             self._initialise(rows, batch_index)
+            for layer, feature in self.massive.items():
+                assert self.scales
+                self.learner.set_massive(layer, feature, *self.scales)
         error = self._fused_step(step, rows) if self.fused else self._taped_step(step, rows, batch_index)
-        if self.recipe.revives_at(step):
+        if self.schedule.revives_at(step):
             x, _ = self._activations(rows)
-            self._revive(*(self._gather(t, batch_index, self.recipe.batch) for t in (x, -error)))
+            self._revive(*(self.processes.gather(t, batch_index, self.recipe.batch) for t in (x, -error)))
         self.steps_done = step + 1
 
     def _taped_step(self, step: int, rows: Tensor, batch_index: Tensor) -> Tensor:
         """Take a step by autograd and torch's Adam; return the error [layers, local tokens, width]."""
         recipe = self.recipe
         x, y = self._activations(rows)
-        forward = self.learner.forward(x, batch_index if self.shared else None)
+        forward = self.learner.forward(x, batch_index if self.processes.shared else None)
         error = forward.recon - y
         unexplained = error.square().sum((1, 2)) / (recipe.batch * x.shape[2])
         loss = unexplained.sum()
         if recipe.activation in PENALISED:
-            loss = loss + recipe.sparsity_at(step) / recipe.batch * self.learner.penalty(forward)
+            loss = loss + self.schedule.sparsity_at(step) / recipe.batch * self.learner.penalty(forward)
         self.adam.zero_grad(set_to_none=True)
         loss.backward()
         for t in self.parameters.values():
             assert t.grad is not None  # every parameter takes part in every step
-            self._sum(t.grad)
-        self.adam.param_groups[0]["lr"] = recipe.rate_at(step)
+            self.processes.sum(t.grad)
+        self.adam.param_groups[0]["lr"] = self.schedule.rate_at(step)
         self.adam.step()
         error = error.detach()
         active = [
@@ -248,14 +271,14 @@ class Trainer:
         """Take a step by native kernels, layer by layer; return the error where features are to be revived."""
         assert self.fused and self.buffer
         scale = 2 / (self.recipe.batch * self.source.width)
-        self.fused.start(step, self.recipe.rate_at(step))
+        self.fused.start(step, self.schedule.rate_at(step))
         squares, active, bias, errors = [], [], [], []
         for layer, (x, y) in enumerate(zip(self.buffer.x, self.buffer.y, strict=True)):
             done = self.fused.layer(layer, x[rows], y[rows], scale)
             squares.append(done.squares)
             active.append(done.entries.index)
             bias.append(done.gradient.sum(0))
-            if self.recipe.revives_at(step):
+            if self.schedule.revives_at(step):
                 errors.append(done.gradient / scale)
         self.fused.biases(torch.stack(bias))
         loss = float(torch.stack(squares)[:, 0].sum() * scale / 2)
@@ -269,11 +292,12 @@ class Trainer:
         """
         for layer, features in enumerate(active):
             self.last_active[layer, features] = step + 1
+            if self.massive_norms[layer] < inf:
+                self.last_active[layer, 0] = step + 1  # its tokens are in no batch
         counts = torch.tensor([len(features) for features in active], dtype=torch.float64)
         sums = torch.cat([torch.tensor([loss]).double(), squares.T.flatten().cpu(), counts])
-        self._sum(sums)
-        if self.shared:
-            dist.all_reduce(self.last_active, dist.ReduceOp.MAX)
+        self.processes.sum(sums)
+        self.processes.maximum(self.last_active)
         unexplained, total, count = sums[1:].chunk(3)
         dead = self._silent(step + 1).double().mean(1).cpu()
         self.measurements[step] = torch.cat([sums[:1], 1 - unexplained / total, count / self.recipe.batch, dead])
@@ -306,65 +330,37 @@ class Trainer:
         variance, active, dead = (float(t.mean()) for t in row[1:].chunk(3))
         return f"loss {row[0]:.4f}, variance explained {variance:.3f}, L0 {active:.1f}, dead {100 * dead:.1f}%"
 
-    def _identity(self) -> dict[str, Any]:
-        """Recipe and digests that a checkpoint must agree with."""
-        model = self.source.model
-        weights = [p for _, p in sorted(model.named_parameters())]
-        return {
-            "recipe": asdict(self.recipe),
-            "model": digest(weights),
-            "texts": digest(self.stream.sequences),
-            "ignore": self.source.ignore,
-        }
-
     def _state(self) -> dict[str, Tensor]:
         """Tensors of a checkpoint, by name."""
         assert self.scales is not None  # a step has been made
         state = {f"weight.{name}": t for name, t in self.parameters.items()}
         for name, t in self.parameters.items():
-            for moment in ("exp_avg", "exp_avg_sq"):
+            for moment in trainer_state.MOMENTS:
                 state[f"{moment}.{name}"] = self.adam.state[t][moment]
         for name, scale in zip(("x", "y"), self.scales, strict=True):
             state[f"mean.{name}"], state[f"scale.{name}"] = scale.mean, scale.scale
         cutoff = torch.tensor(self.learner.cutoff, dtype=torch.float64)
-        return {**state, "heard": self.last_active, "measured": self.measurements[: self.steps_done], "cutoff": cutoff}
+        measured = {"measured": self.measurements[: self.steps_done], "held_out": self.held_out}
+        massive = torch.tensor(self.massive_norms, dtype=torch.float64)
+        return {**state, **measured, "heard": self.last_active, "cutoff": cutoff, "massive": massive}
 
-    def _restore(self, state: dict[str, Tensor] | None) -> None:
-        """Continue from the tensors of a checkpoint; None: from the start."""
-        if state is None:
+    def _restore(self, saved: SavedRun | None) -> None:
+        """Continue from a checkpoint; None: from the start."""
+        if saved is None:
             return
-        self.steps_done = len(state["measured"])
+        state = saved.tensors
+        self.steps_done = saved.steps
+        self.schedule = saved.schedule.changed(self.recipe, saved.steps)
         self.measurements[: self.steps_done] = state["measured"].cpu()
+        self.held_out = state["held_out"].cpu()
         self.last_active = state["heard"]
-        self.learner.cutoff = state["cutoff"].tolist()
-        self.scales = (
-            Scale(state["mean.x"], state["scale.x"]),
-            Scale(state["mean.y"], state["scale.y"]),
-        )
-        with torch.no_grad():
-            for name, t in self.parameters.items():
-                t.copy_(state[f"weight.{name}"])
-                self.adam.state[t] = {
-                    "step": torch.tensor(float(self.steps_done), device=t.device),
-                    **{moment: state[f"{moment}.{name}"] for moment in ("exp_avg", "exp_avg_sq")},
-                }
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[None]:
-    """Delay Ctrl-C to the end of the block; in other threads, or if the program has its own handler, do nothing."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    pressed: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if pressed:
-        raise KeyboardInterrupt
+        self.scales, self.massive_norms = saved.scales, state["massive"].tolist()
+        saved.restore(self.learner)
+        for name, t in self.parameters.items():
+            self.adam.state[t] = {
+                "step": torch.tensor(float(self.steps_done), device=t.device),
+                **{moment: state[f"{moment}.{name}"] for moment in trainer_state.MOMENTS},
+            }
 
 
 def train(
@@ -376,19 +372,23 @@ def train(
     ignore_positions: int | None = None,
     checkpoint: str | PathLike[str] | None = None,
     every: int = 100,
+    minutes: float = 5.0,
+    held_out: Texts | HeldOutPlan | None = None,
     progress: bool | Report = True,
     **options: Unpack[RecipeOptions],
 ) -> PerLayerTranscoders | CrossLayerTranscoder:
     """Train transcoders on texts or token ids: `pc.train(model, texts, kind="clt", features=4096, k=32)`.
 
     model: a transformers causal model, or a ReplacementModel. options: the fields of pycircuit.training.Recipe.
-    checkpoint: a file that is written after every `every` steps; if it exists, the run continues from it and ends as
-    it would have without the stop, bit for bit on a CPU with the same number of threads. progress: True, False, or a
-    function (phase, done, total).
+    checkpoint: a file that is written after every `every` steps or `minutes`; if it exists, the run continues from it
+    and ends as it would have without the stop, bit for bit on a CPU with the same number of threads. With another
+    number of steps it continues too, and its rate changes without a jump. held_out: texts to evaluate on meanwhile, or
+    a plan that also says how often, and when to stop early. progress: True, False, or a function (phase, done, total).
     """
     unknown = sorted(set(options) - set(Recipe.__dataclass_fields__))
     if unknown:
         known = ", ".join(Recipe.__dataclass_fields__)
         raise TypeError(f"train: options must be among {known}, got {', '.join(unknown)}")
     trainer = Trainer(model, texts, Recipe(features=features, **options), tokenizer, ignore_positions)
-    return trainer.run(checkpoint, every, progress)
+    plan = held_out if held_out is None or isinstance(held_out, HeldOutPlan) else HeldOutPlan(held_out)
+    return trainer.run(checkpoint, every, progress, minutes=minutes, held_out=plan)

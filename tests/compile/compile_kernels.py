@@ -19,7 +19,7 @@ from itertools import product
 from typing import Any
 
 import triton
-from pycircuit.kernels import attend_back, decode, edge_scores, encode, influence, select, split
+from pycircuit.kernels import attend_back, decode, edge_scores, encode, influence, norm_back, select, split, spread
 from pycircuit.kernels.config import Config, config
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -44,15 +44,21 @@ FLOATS = (
     "entering",
     "row_sum",
     "scale",
+    "sigma",
+    "gain",
+    "vectors",
+    "column_sigma",
+    "row_sigma",
 )
 TYPES = {
     **dict.fromkeys(FLOATS, "*fp32"),
     **dict.fromkeys(("packed", "counts", "kept_counts", "wrong"), "*i32"),
     **dict.fromkeys(("cursor", "begins", "ends", "index", "column", "row_ptr", "prefix_ptr", "node", "order"), "*i64"),
+    **dict.fromkeys(("cell", "layer", "position", "query"), "*i64"),
     **dict.fromkeys(("floor", "softcap"), "fp32"),
     "keep_mask": "*i8",
 }
-STRIDES = ("row_stride", "x_stride", "w_stride", "g_stride", "slot_stride", "stride")
+STRIDES = ("row_stride", "x_stride", "w_stride", "g_stride", "slot_stride", "stride", "out_stride", "vector_stride")
 ALIGNED = ("width", "columns", "length", "qk_width", "pitch", *STRIDES)
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 
@@ -81,9 +87,9 @@ def variants() -> Iterator[Row]:
     for shape in SHORT:  # where positions are few, the same blocks are shared out
         c = edge_scores.HOPPER[shape]
         w = {"w_dec": "*" + SHORT[shape]}
-        for several in (False, True):
-            name = f"{shape} several layers" if several else shape
-            yield "edge_scores", name, edge_scores.edge_scores_kernel, c, {"SEVERAL": several}, w
+        for several, parts in ((False, 3), (False, 2), (False, 1), (True, 3)):
+            name = shape + " several layers" * several + f" {parts} parts" * (parts < 3)
+            yield "edge_scores", name, edge_scores.edge_scores_kernel, c, {"SEVERAL": several, "PARTS": parts}, w
     for dtype in SHORT.values():
         yield (
             "edge_scores.one_each",
@@ -93,7 +99,16 @@ def variants() -> Iterator[Row]:
             {},
             {"w_dec": "*" + dtype},
         )
-    yield "split", "", split.split_kernel, split.BLOCK, {"COUNT": 3}, {"numbers": "*fp32", "parts": "*bf16"}
+    for divided in (False, True):
+        constants, own = {"COUNT": 3, "DIVIDED": divided}, {"numbers": "*fp32", "parts": "*bf16"}
+        yield "split", "divided" * divided, split.split_kernel, split.BLOCK, constants, own
+    for several in (False, True):
+        constants, name = {"HAS_GAIN": True, "HAS_LAYER": several}, "several layers" * several
+        yield "norm_back", name, norm_back.norm_back_kernel, norm_back.BLOCK, constants, {}
+    for in_place, normed in product((False, True), (False, True)):
+        constants = {"HAS_QUERY": in_place, "HAS_COLUMN_SIGMA": normed, "HAS_ROW_SIGMA": normed}
+        name = ("in place" * in_place + " normed" * normed).strip()
+        yield "spread", name, spread.spread_kernel, spread.BLOCK, constants, {}
     yield from attentions()
     for ordered in (False, True):
         constants, name, own = {"HAS_ORDER": ordered}, "ordered" * ordered, {"scale": "*fp32"}
@@ -105,8 +120,11 @@ def variants() -> Iterator[Row]:
 
 def attentions() -> Iterator[Row]:
     kernel, pattern = attend_back.attend_back_kernel, attend_back.pattern_kernel
-    for (shape, c), window in product(attend_back.HOPPER.items(), (False, True)):
-        yield "attend_back", shape + " window" * window, kernel, c, {"WINDOW": window}, {}
+    for (shape, c), (window, parts) in product(
+        attend_back.HOPPER.items(), ((False, 3), (False, 2), (False, 1), (True, 3))
+    ):
+        name = shape + " window" * window + f" {parts} parts" * (parts < 3)
+        yield "attend_back", name, kernel, c, {"WINDOW": window, "PARTS": parts}, {}
     for (dtype, c), softcap, window in product(attend_back.PATTERN.items(), (False, True), (False, True)):
         name = str(dtype).removeprefix("torch.")
         own = {"query": "*" + SHORT[name], "key": "*" + SHORT[name], "scale": "fp32"}
@@ -146,9 +164,17 @@ def inspect(binary: Any) -> dict[str, int]:
         "registers": usage_counts["REG"],
         "spilled": usage_counts["STACK"] + usage_counts["LOCAL"] + len(re.findall(r"\b(?:LDL|STL)\b", code)),
         "shared": binary.metadata.shared,
+        "loads": _widest(code, r"LDG(?:STS)?"),
+        "stores": _widest(code, "STG"),
         "wgmma": len(re.findall(r"\bHGMMA\b", code)),
         "mma": len(re.findall(r"\bHMMA\b", code)),
     }
+
+
+def _widest(code: str, instruction: str) -> int:
+    """Return the bits of the widest access to global memory by such an instruction, 0 where there is none."""
+    names = re.findall(rf"\b{instruction}(?:\.\w+)*", code)
+    return max((next((b for b in (128, 64) if f".{b}" in name), 32) for name in names), default=0)
 
 
 def measured(number: int, compute: int) -> dict[str, Any]:

@@ -19,12 +19,39 @@ from pycircuit.kernels.config import prune
 from pycircuit.ops.registry import OPS
 
 OLDEST = Path(__file__).parents[2] / "build/triton-3.6"  # put there by `make compile`
-COLUMNS = ("registers", "spilled", "shared", "wgmma", "mma")
+COLUMNS = ("registers", "spilled", "shared", "programs", "loads", "stores", "wgmma", "mma")
 SHARED = {80: 163, 90: 227, 100: 227}  # KiB a block may take
+
+# On compute 9.0: kernels whose loads and stores are 16 bytes a thread, and programs that must fit a multiprocessor.
+# Rows of `influence` begin anywhere, so it loads 4 bytes a thread, 128 a warp.
+WIDE_LOADS = (
+    "encode.product",
+    "encode.sample",
+    "encode.kth",
+    "decode",
+    "edge_scores",
+    "split",
+    "norm_back",
+    "attend_back",
+)
+WIDE_STORES = ("split", "norm_back", "spread", "attend_back")
+PROGRAMS = {
+    "encode.place": 8,
+    "decode": 5,
+    "edge_scores.one_each": 4,
+    "split": 8,
+    "norm_back": 8,
+    "spread": 2,
+    "attend_back short": 2,
+    "influence.sum": 4,
+    "influence.solve": 3,
+    "influence.total": 2,
+}
 
 # Known exceptions, by triton and compute capability. Configurations are tuned on compute 9.0 alone.
 LONG_ON_80 = [
     "attend_back long",
+    "attend_back long 2 parts",
     "attend_back long window",
     "attend_back.pattern float32",
     "attend_back.pattern float32 window",
@@ -33,7 +60,13 @@ LONG_ON_80 = [
 ]
 SPILLED = {
     ("3.6", 80): LONG_ON_80,
-    ("3.9", 80): [*LONG_ON_80, "attend_back short", "influence.solve", "influence.solve ordered"],
+    ("3.9", 80): [
+        *LONG_ON_80,
+        "attend_back short",
+        "attend_back short 2 parts",
+        "influence.solve",
+        "influence.solve ordered",
+    ],
     ("3.9", 100): ["encode.product float32 topk", "encode.product bfloat16 number", "encode.product bfloat16 topk"],
 }
 NOT_COMPILED = {("3.6", 100): ["encode.product bfloat16 x too"]}
@@ -52,14 +85,21 @@ def compiled(version: str, compute: int) -> list[dict[str, Any]]:
     return result["rows"]
 
 
+def programs(row: dict[str, Any]) -> int:
+    """Return how many programs fit a multiprocessor of compute 9.0 at a time: registers, shared memory, threads."""
+    threads = 32 * row["warps"]
+    registers = threads * -(-row["registers"] // 8) * 8  # given out in eights
+    return min(65536 // registers, 228 * 1024 // (row["shared"] + 1024), 2048 // threads, 32)
+
+
 @pytest.mark.parametrize("compute", [90, 80, 100])
 @pytest.mark.parametrize("version", ["3.9", "3.6"])
 def test_kernels_compile_without_spills(version: str, compute: int, capsys: pytest.CaptureFixture[str]) -> None:
     rows = {f"{row['kernel']} {row['variant']}".strip(): row for row in compiled(version, compute)}
-    assert {name.split()[0].split(".")[0] for name in rows} == {*OPS, "split"}
+    assert {name.split()[0].split(".")[0] for name in rows} == {*OPS, "norm_back", "split", "spread"}
     failed = {name: row["error"] for name, row in rows.items() if "error" in row}
     assert sorted(failed) == sorted(NOT_COMPILED.get((version, compute), [])), failed
-    binaries = {name: row for name, row in rows.items() if name not in failed}
+    binaries = {name: {**row, "programs": programs(row)} for name, row in rows.items() if name not in failed}
     with capsys.disabled():
         print(f"\ntriton {version}, compute {compute}{'':>24}" + "".join(f"{c:>10}" for c in COLUMNS))
         for name, row in binaries.items():
@@ -73,6 +113,11 @@ def test_kernels_compile_without_spills(version: str, compute: int, capsys: pyte
             product = row["kernel"] in ("encode.product", "encode.sample", "edge_scores")
             assert (row["wgmma"] > 0) == (product or row["kernel"].startswith("attend_back")), name
             assert row["mma"] == 0, name
+            assert row["loads"] == 128 or not name.startswith(WIDE_LOADS), name
+            assert row["stores"] == 128 or not name.startswith(WIDE_STORES), name
+            assert row["programs"] >= max((n for start, n in PROGRAMS.items() if name.startswith(start)), default=1), (
+                name
+            )
 
 
 @pytest.mark.parametrize("op", OPS)

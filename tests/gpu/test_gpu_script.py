@@ -172,7 +172,7 @@ def test_traces_that_fail_or_break_the_law_are_red(section: Any, monkeypatch: py
 def test_long_prompts_are_predicted_first(section: Any) -> None:
     results = section("long")
     for name in ("gemma2b-long", "gemma2b-long8k"):
-        few = next(entry for key, entry in results.items() if key.startswith(f"{name} ") and key.endswith("again"))
+        few = next(entry for key, entry in results.items() if key.startswith(f"{name} ") and key.endswith("rows again"))
         assert few["rows"] < results[f"{name} {LABEL}"]["runs"][0]["rows"]
         forward = few["timings"]["forward"]
         assert results[f"{name} predicted seconds"] == pytest.approx(forward + 4 * (few["seconds"] - forward))

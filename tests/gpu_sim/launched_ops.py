@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def on_device(op: str, value: Any) -> Any:
 def launched(op: str) -> Callable[..., Any]:
     """Return the form of an op that stands for its Triton kernel."""
 
-    def call(*args: Any) -> Any:
+    def call(*args: Any, parts: int = 3) -> Any:
         COUNTS.launches[site(op)] += LAUNCHES[op] + sum(isinstance(a, RecomputedAttention) for a in args)
         if op in WAITS:
             COUNTS.synchronisations[site(op)] += 1
@@ -49,17 +50,57 @@ def launched(op: str) -> Callable[..., Any]:
     return call
 
 
-def launched_split(numbers: Tensor, count: int) -> Tensor:
+def launched_split(numbers: Tensor, count: int, sigma: Tensor | None = None, position: Tensor | None = None) -> Tensor:
     """Stand in for the kernel that splits rows into bfloat16 parts."""
     COUNTS.launches[site("split")] += 1
     remainder, terms = on_device("split", numbers), []
+    if sigma is not None:
+        remainder = remainder / on_device("split", sigma)[on_device("split", position)][:, None]
     for _ in range(count):
         terms.append(remainder.to(torch.bfloat16))
         remainder = remainder - terms[-1]
     return to_device(torch.cat([term for n in range(count, 0, -1) for term in terms[:n]], 1))
 
 
-def launched_cross_layer(joined: Any, target_layer: int, gradient: Tensor, prefix_ptr: Tensor, out: Tensor) -> None:
+def launched_norm_back(
+    gradient: Tensor, gain: Tensor | None, sigma: Tensor, cell: Tensor, layer: Tensor | None = None
+) -> Tensor:
+    """Stand in for the kernel that divides rows by norms' denominators."""
+    COUNTS.launches[site("norm_back")] += 1
+    gradient, gain, sigma, cell, layer = (on_device("norm_back", t) for t in (gradient, gain, sigma, cell, layer))
+    if gain is not None:
+        gradient = gradient * (gain if layer is None else gain[layer])
+    return to_device(gradient / sigma.flatten()[cell][:, None])
+
+
+def launched_spread(
+    vectors: Tensor,
+    pattern: Tensor,
+    query: Tensor | None,
+    column_sigma: Tensor | None,
+    row_sigma: Tensor | None,
+    prefix_ptr: Tensor,
+    longest: int,
+    out: Tensor,
+) -> None:
+    """Stand in for the kernel that spreads targets' vectors over their rows."""
+    COUNTS.launches[site("spread")] += 1
+    tensors = (vectors, pattern, query, column_sigma, row_sigma, prefix_ptr, out)
+    vectors, pattern, query, column_sigma, row_sigma, prefix_ptr, out = (on_device("spread", t) for t in tensors)
+    for t, (begin, end) in enumerate(pairwise((prefix_ptr - prefix_ptr[0]).tolist())):
+        length = end - begin
+        assert length <= longest
+        share = pattern[:, t if query is None else query[t], :length]
+        if column_sigma is not None:
+            share = share / column_sigma[:length]
+        rows = share.T @ vectors[:-1, t]
+        rows[-1] += vectors[-1, t]
+        out[begin:end] = rows if row_sigma is None else rows / row_sigma[:length, None]
+
+
+def launched_cross_layer(
+    joined: Any, target_layer: int, gradient: Tensor, prefix_ptr: Tensor, out: Tensor, parts: int = 3
+) -> None:
     """Stand in for the kernel that scores the features of all layers of a cross-layer transcoder."""
     COUNTS.launches[site("edge_scores")] += 1
     rows, ptr, scores, begin = *(on_device("edge_scores", t) for t in (gradient, prefix_ptr, out)), 0
@@ -76,6 +117,8 @@ def install() -> None:
     """Send every op that dispatch sends to Triton through `launched`, whether or not Triton is installed."""
     form = Op.form
     import_module("pycircuit.kernels.split").split = launched_split
+    import_module("pycircuit.kernels.norm_back").norm_back = launched_norm_back
+    import_module("pycircuit.kernels.spread").spread = launched_spread
     import_module("pycircuit.kernels.edge_scores").cross_layer_scores = launched_cross_layer
     Op.form = lambda op, name: launched(op.name) if name == "triton" else form(op, name)
     dispatch._has_triton = lambda: True

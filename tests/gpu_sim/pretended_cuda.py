@@ -347,4 +347,4 @@ def install() -> None:
     torch.cuda.stream = lambda stream: stream
     torch.empty = _empty
     torch.tensor = _tensor
-    Tensor.to = _to
+    Tensor.to, Tensor.pin_memory = _to, lambda t: t

@@ -55,7 +55,7 @@ def traced(family: str, kind: str, counts: Counts, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("family", "kind", "waits_a_trace", "launches_a_layer"),
-    [("gemma2", "plt", 60, 41.2), ("llama", "clt", 54, 36.4)],
+    [("gemma2", "plt", 60, 28.8), ("llama", "clt", 54, 27.7)],
 )
 def test_budget(
     family: str, kind: str, waits_a_trace: int, launches_a_layer: float, counts: Counts, monkeypatch: pytest.MonkeyPatch
