@@ -1,4 +1,4 @@
-"""Where predictions for doubled supernodes fail: graph, transcoders in place of the MLPs, and the model, compared.
+"""Effects of doubled supernodes: by the graph, by transcoders in place of the MLPs, and by the model.
 
 The graph predicts along its paths. A forward with transcoders in place of the MLPs, and errors, attention patterns and
 norms as on the prompt, adds what features do beyond their present activation, those included that were silent. The
