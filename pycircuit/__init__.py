@@ -16,7 +16,16 @@ if _TYPE_CHECKING:
     from . import graph, ops
     from .examples import write_examples
     from .graph import Comparison, Faithfulness, Graph, Path, Picture, Pruned, Scores, Stability, Supernode, compare
-    from .interventions import GroupEffects, Intervened, Intervention, generate, intervene, intervene_many, validate
+    from .interventions import (
+        GroupEffects,
+        Intervened,
+        Intervention,
+        attribute_changed,
+        generate,
+        intervene,
+        intervene_many,
+        validate,
+    )
     from .labels import label
     from .loading import load
     from .model import Family, FamilyError, ReplacementModel, register_family
@@ -75,6 +84,7 @@ __all__ = [
     "TopK",
     "Transcoders",
     "attribute",
+    "attribute_changed",
     "attribute_many",
     "compare",
     "estimate",
@@ -102,7 +112,9 @@ __all__ = [
 _HOMES = {
     "examples": "write_examples",
     "graph": "Comparison Faithfulness Graph Path Picture Pruned Scores Stability Supernode compare",
-    "interventions": "GroupEffects Intervened Intervention generate intervene intervene_many validate",
+    "interventions": (
+        "GroupEffects Intervened Intervention attribute_changed generate intervene intervene_many validate"
+    ),
     "labels": "label",
     "loading": "load",
     "model": "Family FamilyError ReplacementModel register_family",

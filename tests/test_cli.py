@@ -175,3 +175,17 @@ def test_tour(run: Run) -> None:
     lines = done.out.splitlines()
     for op in OPS:
         assert any(text.startswith(op) and "native (" in text and "%" in text for text in lines)
+
+
+@pytest.mark.parametrize("words", [("--help",), ("inspect", "demo")])
+def test_a_closed_pipe_ends_a_command_quietly(words: tuple[str, ...]) -> None:
+    """As `pycircuit doctor | head -1`: the reader has gone before the command writes."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pycircuit", *words], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")

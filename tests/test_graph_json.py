@@ -95,11 +95,12 @@ def test_supernodes_reach_the_page(tmp_path: Path) -> None:
     graph = random_graph(count=80)
     label = "a 100% & #1+"
     graph = replace(graph, labels={(layer, feature): label for layer, _, feature in graph.features[::2].tolist()})
-    query = graph.to_json(tmp_path / "g.json", node_threshold=1, edge_threshold=1)
+    wanted = graph.supernodes(1, 1, method="label")
+    query = graph.to_json(tmp_path / "g.json", node_threshold=1, edge_threshold=1, groups=wanted)
     content = json.loads((tmp_path / "g.json").read_text())
     parameters, ids = content["qParams"], {node["node_id"] for node in content["nodes"]}
     groups = parameters["supernodes"]
-    assert [len(members) for _, *members in groups] == [len(g.nodes) for g in graph.supernodes(1, 1)]
+    assert [len(members) for _, *members in groups] == [len(g.nodes) for g in wanted]
     assert len({name for name, *_ in groups}) == len(groups) and [f"{label} (2)" in group for group in groups].count(
         True
     )
@@ -108,6 +109,16 @@ def test_supernodes_reach_the_page(tmp_path: Path) -> None:
     values = {name: unquote(value) for name, value in parse_qsl(query, strict_parsing=True)}
     assert values["slug"] == "g" and values["pinnedIds"].split(",") == parameters["pinnedIds"]
     assert json.loads(values["supernodes"]) == groups
+
+
+def test_supernodes_by_structure_are_the_default(tmp_path: Path) -> None:
+    graph = random_graph(count=80)
+    graph = replace(graph, labels={(layer, feature): "one name" for layer, _, feature in graph.features.tolist()})
+    groups = written(graph, tmp_path / "g.json", node_threshold=1, edge_threshold=1)["qParams"]["supernodes"]
+    default, structure = graph.supernodes(1, 1), graph.supernodes(1, 1, method="structure")
+    assert default == structure != graph.supernodes(1, 1, method="label")
+    assert [(name, len(members)) for name, *members in groups] == [(g.name, len(g.nodes)) for g in structure]
+    assert all(group.name.startswith("one name at ") for group in structure)
 
 
 def test_no_more_supernodes_than_can_be_pinned(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_wrong_labels(labels) -> None:
 
 def test_supernodes() -> None:
     graph = labelled_graph(count=60)
-    groups = graph.supernodes(1, 1)
+    groups = graph.supernodes(1, 1, method="label")
     members = [node for group in groups for node in group.nodes]
     assert groups and len(members) == len(set(members))
     for label, nodes in groups:
@@ -58,11 +58,11 @@ def test_supernodes() -> None:
 
 def test_json_has_labels_and_supernodes(tmp_path: Path) -> None:
     graph = labelled_graph(count=60)
-    graph.to_json(tmp_path / "g.json", node_threshold=1, edge_threshold=1)
+    result = graph.supernodes(1, 1, method="label")
+    graph.to_json(tmp_path / "g.json", node_threshold=1, edge_threshold=1, groups=result)
     written = json.loads((tmp_path / "g.json").read_text())
     nodes = {node["node_id"]: node for node in written["nodes"]}
     groups = written["qParams"]["supernodes"]
-    result = graph.supernodes(1, 1)
     assert [len(ids) for _, *ids in groups] == [len(g.nodes) for g in result]
     named = 0
     for (group, *ids), (label, _) in zip(groups, result, strict=True):

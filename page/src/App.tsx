@@ -17,6 +17,8 @@ import { TracePanel } from "./TracePanel";
 import type { Store } from "./store";
 import type { Tab } from "./url";
 
+const DARK = "(prefers-color-scheme: dark)";
+
 export function App({ store }: { store: Store }) {
   return (
     <StoreContext.Provider value={store}>
@@ -31,7 +33,8 @@ function Page() {
   const onReady = useCallback((controller: GraphController) => setGraph(controller), []);
   useEffect(() => (graph ? listenToKeys(store, graph) : undefined), [store, graph]);
   const notice = store.notice.value;
-  const theme = store.theme.value;
+  const systemIsDark = useSystemIsDark();
+  const theme = store.theme.value === "auto" ? (systemIsDark ? "dark" : "light") : store.theme.value;
   return (
     <div class="page" data-theme={theme} data-tab={store.tab.value}>
       <Header />
@@ -50,6 +53,17 @@ function Page() {
       </div>
     </div>
   );
+}
+
+function useSystemIsDark(): boolean {
+  const [dark, setDark] = useState(() => matchMedia(DARK).matches);
+  useEffect(() => {
+    const query = matchMedia(DARK);
+    const update = (): void => setDark(query.matches);
+    query.addEventListener("change", update);
+    return () => query.removeEventListener("change", update);
+  }, []);
+  return dark;
 }
 
 /** Below the graph: the subgraph, or the graph that it is compared with. */

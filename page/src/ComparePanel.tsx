@@ -14,6 +14,7 @@ export function ComparePanel() {
   const graph = store.graph.value;
   const other = store.other.value;
   const align = store.align.value;
+  const { node, edge } = store.model.value?.view.thresholds ?? store.thresholds.value;
   const [answer, setAnswer] = useState<Comparison | null>(null);
   const [failure, setFailure] = useState<string | null>(null);
   useEffect(() => {
@@ -21,14 +22,24 @@ export function ComparePanel() {
     setFailure(null);
     if (graph === null || other === null) return undefined;
     let open = true;
+    const mark = (a: OwnNode[], b: OwnNode[]): void => {
+      store.own.value = new Set(a.map(({ node }) => node.id));
+      store.otherOwn.value = new Set(b.map(({ node }) => node.id));
+    };
+    const show = (comparison: Comparison): void => {
+      if (!open) return;
+      setAnswer(comparison);
+      mark(comparison.only_a, comparison.only_b);
+    };
     store.source
-      .compare(graph, other, align)
-      .then((comparison) => open && setAnswer(comparison))
+      .compare(graph, other, align, { node, edge })
+      .then(show)
       .catch((error: unknown) => open && setFailure(messageOf(error)));
     return () => {
       open = false;
+      mark([], []);
     };
-  }, [store, graph, other, align]);
+  }, [store, graph, other, align, node, edge]);
   const others = (store.server.value?.graphs ?? []).filter((file) => file.name !== graph && !file.error);
   return (
     <div class="stack" data-testid="compare">
@@ -91,7 +102,10 @@ function Answer({ answer, a, b }: { answer: Comparison; a: string; b: string }) 
           <span key={name} class={name} style={{ width: `${(100 * counts[name][1]) / total}%` }} />
         ))}
       </div>
-      <p class="hint">The graphs share {percent(answer.summary.similarity)} of the influence that either has.</p>
+      <p class="hint">
+        The graphs share {percent(answer.summary.similarity)} of the influence that either has. What only one of them
+        has is <span class="own-mark">ringed</span> on its drawing.
+      </p>
       <div class="segments" role="tablist" aria-label="Which nodes">
         {(["only_a", "both", "only_b"] as const).map((name) => (
           <button key={name} role="tab" aria-selected={list === name} onClick={() => setList(name)}>

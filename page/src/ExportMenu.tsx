@@ -9,6 +9,7 @@ import { textOf } from "./graph_controller";
 import { useStore } from "./context";
 import { highestInfluence, type Scene } from "./paint";
 import type { Store } from "./store";
+import type { GraphNode } from "./types";
 
 export function ExportMenu() {
   const store = useStore();
@@ -99,7 +100,7 @@ function graphPicture(store: Store): string {
   const model = store.model.value!;
   const { labels, pins, groups } = store.document.value;
   return onPaper(store, (element) => {
-    const text = (node: Parameters<Scene["text"]>[0]): string => textOf(node, labels);
+    const text = (node: GraphNode, short: boolean): string => textOf(node, labels, short);
     const visible = model.visible(store.filter.value);
     const layout = layOut(model.view, {
       visible,
@@ -114,9 +115,10 @@ function graphPicture(store: Store): string {
       highest: highestInfluence(model),
       edges: model.visibleEdges(store.filter.value, visible),
       visible,
-      text,
+      text: (node) => text(node, layout.short),
       pinned: new Set([...pins, ...groups.flatMap((group) => group.nodes)]),
       groupColours: new Map(),
+      own: store.own.value,
     };
     return graphSvg(scene, model.view.prompt, labels);
   });

@@ -139,6 +139,8 @@ function listen(
     if (sideways || event.shiftKey) graph.pan(-(event.deltaX || event.deltaY), 0);
     else graph.zoom(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0015)), x, y);
   };
+  // For tests and scripts, which cannot see what a canvas shows: they dispatch it and read its detail.
+  const tell = (event: Event): void => void Object.assign((event as CustomEvent<object>).detail, graph.places());
   const double = (event: MouseEvent): void => {
     const box = frame.getBoundingClientRect();
     if (!graph.nodeAt(event.clientX - box.left, event.clientY - box.top)) graph.fit();
@@ -149,6 +151,7 @@ function listen(
   frame.addEventListener("pointercancel", up);
   frame.addEventListener("pointerleave", leave);
   frame.addEventListener("dblclick", double);
+  frame.addEventListener("pycircuit-places", tell);
   frame.addEventListener("wheel", wheel, { passive: false });
   return () => {
     frame.removeEventListener("pointerdown", down);
@@ -157,6 +160,7 @@ function listen(
     frame.removeEventListener("pointercancel", up);
     frame.removeEventListener("pointerleave", leave);
     frame.removeEventListener("dblclick", double);
+    frame.removeEventListener("pycircuit-places", tell);
     frame.removeEventListener("wheel", wheel);
   };
 }

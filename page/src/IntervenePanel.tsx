@@ -3,6 +3,7 @@
 import { useState } from "preact/hooks";
 import { Icon } from "./Icon";
 import { NodeName } from "./NodeName";
+import { RunOr, useTraceRun } from "./TraceRun";
 import { Agreement } from "./Agreement";
 import { decimal, nodeName, percent, visibleText } from "./model";
 import { useStore } from "./context";
@@ -33,6 +34,11 @@ export function IntervenePanel() {
   const [generate, setGenerate] = useState(0);
   const [result, setResult] = useState<Intervened | null>(null);
   const [busy, setBusy] = useState(false);
+  const after = useTraceRun((name) => {
+    store.other.value = name;
+    store.show("compare");
+    return Promise.resolve();
+  });
   const run = async (): Promise<void> => {
     setBusy(true);
     try {
@@ -82,6 +88,17 @@ export function IntervenePanel() {
           {busy ? "Running…" : "Run"}
         </button>
       </div>
+      {drafts.length > 0 && (
+        <RunOr run={after}>
+          <button
+            class="small"
+            title="Trace the prompt under these changes, and compare the graphs"
+            onClick={() => void after.start(() => store.source.traceAfter(store.graph.value!, drafts.map(changeOf)))}
+          >
+            Trace and compare
+          </button>
+        </RunOr>
+      )}
       {result && <Outcome result={result} />}
     </div>
   );

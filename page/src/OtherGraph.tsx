@@ -39,6 +39,7 @@ function follow(store: Store, other: Store): () => void {
     }),
     effect(() => void (other.filter.value = store.filter.value)),
     effect(() => void (other.selected.value = store.selected.value)),
+    effect(() => void (other.own.value = store.otherOwn.value)),
     effect(() => void (other.theme.value = store.theme.value)),
     effect(() => void (other.hovered.value = store.hovered.value)),
     effect(() => void (store.hovered.value = other.hovered.value)),

@@ -14,7 +14,7 @@ import type { Edges, GraphNode, Group, Scores } from "./types";
 const FIRST_FEATURES = 40; // grouped by "group for me" where nothing is pinned
 
 /** Every pinned node and every node of a group. */
-function members(store: Store): string[] {
+export function members(store: Store): string[] {
   const document = store.document.value;
   return [...new Set([...document.pins, ...document.groups.flatMap((group) => group.nodes)])];
 }
@@ -47,21 +47,18 @@ export function Subgraph() {
   }, [store, graph, key]);
   if (!store.model.value) return <section class="subgraph" aria-label="Subgraph" />;
   return (
-    <section class="subgraph" aria-label="Subgraph" data-testid="subgraph">
+    <section class={`subgraph${ids.length === 0 ? " without-pins" : ""}`} aria-label="Subgraph" data-testid="subgraph">
       <SubgraphBar scores={scores} current={current} setCurrent={setCurrent} />
-      {ids.length === 0 ? <NoPins /> : <Drawing pinned={pinned} current={current} setCurrent={setCurrent} />}
+      {ids.length > 0 && <Drawing pinned={pinned} current={current} setCurrent={setCurrent} />}
     </section>
   );
 }
 
 function NoPins() {
   return (
-    <div class="empty inset">
-      <p>
-        <b>Pin nodes to build the subgraph.</b> Ctrl-click a node or press <kbd>P</kbd>; <kbd>X</kbd> chooses several
-        and <kbd>G</kbd> groups them. Or let “Group for me” begin.
-      </p>
-    </div>
+    <p class="hint no-pins">
+      Pin nodes to build it: Ctrl-click or <kbd>P</kbd>; <kbd>X</kbd> chooses several, <kbd>G</kbd> groups them.
+    </p>
   );
 }
 
@@ -97,6 +94,7 @@ function SubgraphBar({ scores, current, setCurrent }: CurrentProps) {
   return (
     <header class="subgraph-bar">
       <h2>Subgraph</h2>
+      {members(store).length === 0 && <NoPins />}
       {scores && <ScoreMeters scores={scores} />}
       <div class="row">
         {several > 1 && (

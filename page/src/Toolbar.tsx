@@ -1,5 +1,6 @@
 /** Thresholds, toggles and zoom above the graph. */
 
+import { useMemo } from "preact/hooks";
 import { Action } from "./Header";
 import { percent } from "./model";
 import { useStore } from "./context";
@@ -55,6 +56,7 @@ function Counts() {
   const store = useStore();
   const view = store.model.value!.view;
   const features = view.nodes.filter((node) => node.kind === "feature").length;
+  const edges = useShownEdges();
   const { replacement, completeness } = view.scores;
   const law =
     view.certificate === null
@@ -67,9 +69,17 @@ function Counts() {
       title={`Replacement ${percent(replacement)}, completeness ${percent(completeness)} of the complete graph${law}`}
     >
       <b>{features.toLocaleString("en")}</b> of {view.total.features.toLocaleString("en")} features ·{" "}
-      <b>{view.edges.source.length.toLocaleString("en")}</b> edges
+      <b>{edges.toLocaleString("en")}</b> edges
     </span>
   );
+}
+
+/** The number of edges that the toggles leave. */
+function useShownEdges(): number {
+  const store = useStore();
+  const model = store.model.value!;
+  const filter = store.filter.value;
+  return useMemo(() => model.visibleEdges(filter, model.visible(filter)).length, [model, filter]);
 }
 
 interface SliderProps {
@@ -103,15 +113,18 @@ type Shown = Exclude<keyof Filter, "density">;
 function Toggle({ name, text, keys, mark }: { name: Shown; text: string; keys: string; mark: string }) {
   const store = useStore();
   const on = store.filter.value[name];
+  const nodes = store.model.value?.view.nodes ?? [];
+  const hidden = name === "errors" && !on ? nodes.filter((node) => node.kind === "error").length : 0;
   return (
     <button
       class="toggle"
       aria-pressed={on}
       title={`${on ? "Hide" : "Show"} ${text.toLowerCase()} (${keys})`}
-      onClick={() => (store.filter.value = { ...store.filter.value, [name]: !on })}
+      onClick={() => store.toggle(name)}
     >
       <span class={`shape ${mark}`} aria-hidden="true" />
       {text}
+      {hidden > 0 && <span class="quantity">{hidden.toLocaleString("en")}</span>}
     </button>
   );
 }

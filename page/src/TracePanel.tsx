@@ -1,67 +1,32 @@
 /** A new graph: prompt, targets, position, the estimate before, and the progress during the trace. */
 
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
+import { RunOr, useTraceRun } from "./TraceRun";
 import { messageOf } from "./store";
 import { useStore } from "./context";
-import type { Estimate, TraceEvent, TraceRequest } from "./types";
+import type { Estimate, TraceRequest } from "./types";
 
 export function TracePanel() {
   const store = useStore();
   const [fields, setFields] = useState<FieldValues>({ prompt: "", targets: "", position: "-1", most: "" });
-  const [running, setRunning] = useState<{ id: string; event: TraceEvent } | null>(null);
-  const [failure, setFailure] = useState<string | null>(null);
-  const stop = useRef<(() => void) | null>(null);
-  useEffect(() => () => stop.current?.(), []);
+  const run = useTraceRun((name) => store.open(name).then(() => store.show("node")));
   const request = requestOf(fields);
-  const onEvent = (id: string) => (event: TraceEvent) => {
-    if (event.graph !== undefined) {
-      setRunning(null);
-      void store
-        .refreshState()
-        .then(() => store.open(event.graph!))
-        .then(() => store.show("node"));
-    } else if (event.error !== undefined || event.cancelled) {
-      setRunning(null);
-      if (event.cancelled) store.say("Cancelled");
-      else setFailure(event.error!);
-    } else setRunning({ id, event });
-  };
-  const run = async (): Promise<void> => {
-    setFailure(null);
-    try {
-      const id = await store.source.trace(request);
-      setRunning({ id, event: { phase: "waiting" } });
-      stop.current = store.source.watchTrace(id, onEvent(id));
-    } catch (error) {
-      setFailure(messageOf(error));
-    }
-  };
   return (
     <form
       class="stack"
       data-testid="trace"
       onSubmit={(event) => {
         event.preventDefault();
-        void run();
+        void run.start(() => store.source.trace(request));
       }}
     >
       <Fields fields={fields} edit={(part) => setFields({ ...fields, ...part })} />
       <EstimateLine request={request} />
-      {running ? (
-        <Progress
-          event={running.event}
-          cancel={() => void store.source.cancelTrace(running.id).catch((error: unknown) => store.report(error))}
-        />
-      ) : (
+      <RunOr run={run}>
         <button class="primary" type="submit" disabled={fields.prompt.trim() === ""}>
           Trace
         </button>
-      )}
-      {failure !== null && (
-        <p class="problem" role="alert">
-          {failure}
-        </p>
-      )}
+      </RunOr>
     </form>
   );
 }
@@ -167,18 +132,5 @@ function EstimateLine({ request }: { request: TraceRequest }) {
     <p class="hint" data-testid="estimate">
       {estimate ? estimate.text : "The estimate of memory and time appears here."}
     </p>
-  );
-}
-
-function Progress({ event, cancel }: { event: TraceEvent; cancel: () => void }) {
-  const known = event.done !== undefined && event.total;
-  return (
-    <div class="progress" role="group" aria-label="Progress of the trace">
-      <span>{event.phase ?? "tracing"}</span>
-      <progress aria-label="Progress" max={1} value={known ? event.done! / event.total! : undefined} />
-      <button type="button" class="small" onClick={cancel}>
-        Cancel
-      </button>
-    </div>
   );
 }

@@ -107,6 +107,7 @@ export class EmbeddedSource implements Source {
   compare = absent;
   estimate = absent;
   trace = absent;
+  traceAfter = absent;
   cancelTrace = absent;
   watchTrace = (): (() => void) => () => undefined;
 }

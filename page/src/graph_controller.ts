@@ -5,7 +5,7 @@ import { BaseLayer } from "./base_layer";
 import { clamped, fit, panned, revealing, zoomed, type Camera, type Size } from "./camera";
 import { HitGrid } from "./hit";
 import { layOut } from "./layout";
-import { nodeName, percent } from "./model";
+import { featureKey, nodeName, percent, shortLabel } from "./model";
 import { paintOverlay } from "./overlay";
 import { groupColour, readPalette } from "./palette";
 import { highestInfluence, type Scene } from "./paint";
@@ -34,7 +34,7 @@ export class GraphController {
     this.base.onComplete = () => performance.mark("pycircuit-complete");
     const resize = new ResizeObserver(() => this.onResize());
     const dark = matchMedia("(prefers-color-scheme: dark)");
-    const onDark = (): void => this.build();
+    const onDark = (): void => void requestAnimationFrame(() => this.build()); // once the page has its colours
     dark.addEventListener("change", onDark);
     resize.observe(frame);
     this.onResize();
@@ -69,7 +69,7 @@ export class GraphController {
     const filter = this.store.filter.value;
     const document = this.store.document.value;
     if (!model) return;
-    const text = (node: GraphNode): string => textOf(node, document.labels);
+    const text = (node: GraphNode, short: boolean): string => textOf(node, document.labels, short);
     const visible = model.visible(filter);
     const layout = layOut(model.view, {
       visible,
@@ -87,9 +87,10 @@ export class GraphController {
       highest: highestInfluence(model),
       edges: model.visibleEdges(filter, visible),
       visible,
-      text,
+      text: (node) => text(node, layout.short),
       pinned: new Set([...document.pins, ...document.groups.flatMap((group) => group.nodes)]),
       groupColours,
+      own: this.store.own.value,
     };
     this.hits = new HitGrid(layout);
     const wanted = this.store.camera.peek();
@@ -109,10 +110,10 @@ export class GraphController {
     this.refresh();
   }
 
-  /** The camera that shows the graph; text stays legible, and where it does not fit the end of the prompt is shown. */
+  /** The camera that shows the whole graph, but for one of dots that would be too small to see: then the end of it. */
   private fitted(): Camera {
     const { layout } = this.scene!;
-    return fit(layout, this.size, 1.2, layout.chips ? 0.66 : 0.34);
+    return fit(layout, this.size, 1.2, layout.chips ? 0.7 : 0.2);
   }
 
   private moveTo(camera: Camera): void {
@@ -156,6 +157,20 @@ export class GraphController {
     const [x, y] = this.world(px, py);
     const i = this.hits.nodeAt(x, y, 9 / this.camera.k);
     return i < 0 ? null : this.scene.model.view.nodes[i]!;
+  }
+
+  /** Boxes of all nodes that are drawn, in pixels of the frame, those that are ringed, and the scale of the drawing. */
+  places(): { scale: number; boxes: Record<string, [number, number, number, number]>; own: string[] } {
+    const boxes: Record<string, [number, number, number, number]> = {};
+    const { k, dx, dy } = this.camera;
+    if (this.scene) {
+      const { layout, model } = this.scene;
+      model.view.nodes.forEach((node, i) => {
+        const [x, y, w, h] = [layout.x[i]!, layout.y[i]!, layout.w[i]! / 2, layout.h[i]! / 2];
+        if (w > 0) boxes[node.id] = [k * (x - w) + dx, k * (y - h) + dy, k * (x + w) + dx, k * (y + h) + dy];
+      });
+    }
+    return { scale: k, boxes, own: [...(this.scene?.own ?? [])].filter((id) => id in boxes) };
   }
 
   /** Where a node is in the frame. */
@@ -224,8 +239,8 @@ export class GraphController {
   }
 }
 
-export function textOf(node: GraphNode, labels: Record<string, string>): string {
-  const name = nodeName(node, labels);
+export function textOf(node: GraphNode, labels: Record<string, string>, short = false): string {
+  const name = short && node.automatic && !labels[featureKey(node)] ? shortLabel(node.label) : nodeName(node, labels);
   return node.kind === "target" && node.weight !== null ? `${name} ${percent(node.weight)}` : name;
 }
 

@@ -26,8 +26,7 @@ const walk = (step: Step) => (store: Store, graph: GraphController) => {
   graph.reveal(id);
 };
 
-const toggle = (name: "errors" | "tokens" | "positive" | "negative") => (store: Store) =>
-  (store.filter.value = { ...store.filter.value, [name]: !store.filter.value[name] });
+const toggle = (name: "errors" | "tokens" | "positive" | "negative") => (store: Store) => store.toggle(name);
 
 const nudge = (node: number, edge: number) => (store: Store) => {
   const inside = (value: number): number => Math.round(100 * Math.min(1, Math.max(0, value))) / 100;

@@ -104,6 +104,13 @@ export function nodeName(node: GraphNode, labels: Record<string, string> = {}): 
   return visibleText(node.label);
 }
 
+/** An automatic label without the words around its tokens: `on "is", "of"` as `is, of`, `raises Austin` as `↑Austin`. */
+export function shortLabel(label: string): string {
+  const quoted = [...label.matchAll(/"((?:[^"\\]|\\.)+)"/g)].map((match) => match[1]!);
+  if (label.startsWith("on ") && quoted.length > 0) return quoted.join(", ");
+  return label.startsWith("raises ") ? `↑${label.slice(7)}` : label;
+}
+
 /** Key of a feature's label in the edits: layer/feature. */
 export function featureKey(node: GraphNode): string {
   return `${node.layer}/${String(node.feature)}`;

@@ -1,6 +1,7 @@
 /** What changes from frame to frame: the names in the margin, and the node under the pointer with its edges. */
 
 import type { Camera, Size } from "./camera";
+import { CHIP_LIMIT } from "./layout";
 import { outline, paintEdges, paintNodes, rowName, type Scene } from "./paint";
 import { visibleText } from "./model";
 
@@ -32,6 +33,7 @@ export function paintOverlay(canvas: HTMLCanvasElement, scene: Scene, camera: Ca
   context.setTransform(ratio * camera.k, 0, 0, ratio * camera.k, ratio * camera.dx, ratio * camera.dy);
   if (focus.pathEdges.length) paintPaths(context, scene, focus);
   else if (focus.node >= 0) paintFocus(context, scene, focus.node, camera);
+  else if (!scene.layout.chips) paintMostNames(context, scene, camera);
   paintRings(context, scene, focus);
   if (focus.lasso) paintLasso(context, scene, focus.lasso, camera);
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -65,22 +67,47 @@ function strongest(scene: Scene, into: Uint32Array, out: Uint32Array): number[] 
   return [...Array.from(into.slice(0, half), (e) => source[e]!), ...Array.from(out.slice(0, half), (e) => target[e]!)];
 }
 
-/** Names beside dots, at a constant size on the screen; one that would cover another is left out. */
-function paintNames(context: CanvasRenderingContext2D, scene: Scene, nodes: number[], camera: Camera): void {
+/** Names of the features, the most influential first, where they cover neither a node nor another name. */
+function paintMostNames(context: CanvasRenderingContext2D, scene: Scene, camera: Camera): void {
+  const { layout, model, visible } = scene;
+  const { nodes } = model.view;
+  const features = [...nodes.keys()].filter((i) => visible[i] && nodes[i]!.kind === "feature");
+  if (features.length > CHIP_LIMIT) return;
+  features.sort((a, b) => nodes[b]!.influence - nodes[a]!.influence);
+  const [x, y, w, h] = [layout.x, layout.y, layout.w, layout.h];
+  const taken = [...nodes.keys()]
+    .filter((i) => w[i]! > 0)
+    .map((i): Rectangle => {
+      return [x[i]! - w[i]! / 2, y[i]! - h[i]! / 2, x[i]! + w[i]! / 2, y[i]! + h[i]! / 2];
+    });
+  paintNames(context, scene, features, camera, 16, taken);
+}
+
+type Rectangle = [number, number, number, number];
+
+/** Names beside dots, at a constant size on the screen; one that would cover another, or what is `taken`, is left out. */
+function paintNames(
+  context: CanvasRenderingContext2D,
+  scene: Scene,
+  nodes: number[],
+  camera: Camera,
+  longest = 34,
+  taken: Rectangle[] = [],
+): void {
   const { layout, palette, model } = scene;
   const unit = 1 / camera.k;
   context.font = `${11 * unit}px ${palette.font}`;
   context.textAlign = "left";
   context.textBaseline = "middle";
-  const placed: [number, number, number, number][] = [];
+  const placed = [...taken];
   for (const i of new Set(nodes)) {
     const node = model.view.nodes[i]!;
     if (layout.w[i] === 0 || layout.w[i]! > layout.h[i]! || node.kind === "error") continue;
-    const text = scene.text(node).slice(0, 34);
+    const text = scene.text(node).slice(0, longest);
     const width = context.measureText(text).width + 8 * unit;
     const left = layout.x[i]! + layout.w[i]! / 2 + 3 * unit;
     const top = layout.y[i]! - 8 * unit;
-    const box: [number, number, number, number] = [left, top, left + width, top + 16 * unit];
+    const box: Rectangle = [left, top, left + width, top + 16 * unit];
     if (placed.some((other) => box[0] < other[2] && box[2] > other[0] && box[1] < other[3] && box[3] > other[1]))
       continue;
     placed.push(box);
@@ -137,7 +164,7 @@ function paintMargins(context: CanvasRenderingContext2D, scene: Scene, camera: C
     tag(context, palette, rowName(row.layer, model.view.layers), 46, y, "right");
   }
   const tokens = layout.rows.find((row) => row.layer === -1);
-  if (tokens && tokens.y * camera.k + camera.dy < size.height && camera.k > 0.55) return;
+  if (tokens && tokens.y * camera.k + camera.dy < size.height && layout.named && camera.k > 0.55) return;
   paintTokenStrip(context, scene, camera, size);
 }
 

@@ -17,10 +17,13 @@ export interface Scene {
   text: (node: GraphNode) => string;
   pinned: Set<string>;
   groupColours: Map<string, string>;
+  /** Nodes that the graph which this one is compared with lacks. */
+  own: ReadonlySet<string>;
 }
 
 const BATCH = 150; // curves in one path: long paths are slow to fill
 const CURVES_UP_TO = 6000;
+const FEW_EDGES = 500; // are drawn darker
 
 /** The greatest influence of a feature of a model. */
 export function highestInfluence(model: GraphModel): number {
@@ -78,7 +81,8 @@ function setStyle(context: CanvasRenderingContext2D, scene: Scene, style: number
   const size = style >> 1;
   const negative = style % 2 === 1;
   context.strokeStyle = negative ? scene.palette.negative : scene.palette.positive;
-  context.globalAlpha = Math.min(0.95, ALPHAS[size]! * strength + (strength > 1 ? 0.2 : 0));
+  const few = scene.edges.length <= FEW_EDGES && strength === 1 ? 2 : 1;
+  context.globalAlpha = Math.min(0.95 - 0.2 * (few - 1), ALPHAS[size]! * strength * few + (strength > 1 ? 0.2 : 0));
   context.lineWidth = WIDTHS[size]! * (strength > 1 ? 1.25 : 1);
   // A second sign of a negative weight beside its colour.
   context.setLineDash(negative && (strength > 1 || scene.layout.chips) ? [6, 4] : []);
@@ -117,6 +121,12 @@ export function paintNodes(context: CanvasRenderingContext2D, scene: Scene, node
     context.strokeStyle = pinned ? (scene.groupColours.get(node.id) ?? palette.pin) : colours.line;
     context.stroke();
     if (layout.w[i]! > layout.h[i]!) paintText(context, scene, node, i, colours.text);
+    if (scene.own.has(node.id)) {
+      outline(context, node, layout, i, 2.5);
+      context.lineWidth = 2;
+      context.strokeStyle = palette.accent;
+      context.stroke();
+    }
   }
 }
 
@@ -180,8 +190,8 @@ export function paintGround(context: CanvasRenderingContext2D, scene: Scene): vo
   for (const column of layout.columns)
     if (column.idle && bottom !== undefined) {
       const count = column.last - column.first + 1;
-      context.fillText("⋯", (column.left + column.right) / 2, bottom - 6);
-      context.fillText(String(count), (column.left + column.right) / 2, bottom + 7);
+      context.fillText("⋯", (column.left + column.right) / 2, bottom - (layout.named ? 6 : 0));
+      if (layout.named) context.fillText(String(count), (column.left + column.right) / 2, bottom + 7);
     }
 }
 

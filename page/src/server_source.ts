@@ -17,6 +17,7 @@ import type {
   Edges,
   Scores,
   TraceEvent,
+  Thresholds,
   TraceRequest,
   View,
 } from "./types";
@@ -136,8 +137,8 @@ export class ServerSource implements Source {
     return send("POST", graphPath(name, "/intervene"), { changes, freeze, generate });
   }
 
-  compare(a: string, b: string, align: string): Promise<Comparison> {
-    return get("compare", { a, b, align });
+  compare(a: string, b: string, align: string, { node, edge }: Thresholds): Promise<Comparison> {
+    return get("compare", { a, b, align, node_threshold: node, edge_threshold: edge });
   }
 
   estimate(request: TraceRequest): Promise<Estimate> {
@@ -146,6 +147,10 @@ export class ServerSource implements Source {
 
   async trace(request: TraceRequest): Promise<string> {
     return (await send<{ id: string }>("POST", "traces", request)).id;
+  }
+
+  async traceAfter(name: string, changes: Change[]): Promise<string> {
+    return (await send<{ id: string }>("POST", graphPath(name, "/trace-after"), { changes })).id;
   }
 
   watchTrace(id: string, listener: (event: TraceEvent) => void): () => void {

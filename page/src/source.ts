@@ -16,6 +16,7 @@ import type {
   Edges,
   Scores,
   TraceEvent,
+  Thresholds,
   TraceRequest,
   View,
 } from "./types";
@@ -40,9 +41,11 @@ export interface Source {
   exported(name: string, flavour: string): Promise<string>;
   card(name: string, layer: number, feature: number): Promise<Card>;
   intervene(name: string, changes: Change[], freeze: string, generate: number): Promise<Intervened>;
-  compare(a: string, b: string, align: string): Promise<Comparison>;
+  compare(a: string, b: string, align: string, thresholds: Thresholds): Promise<Comparison>;
   estimate(request: TraceRequest): Promise<Estimate>;
   trace(request: TraceRequest): Promise<string>;
+  /** Trace the prompt of a graph under changes. */
+  traceAfter(name: string, changes: Change[]): Promise<string>;
   watchTrace(id: string, listener: (event: TraceEvent) => void): () => void;
   cancelTrace(id: string): Promise<void>;
 }

@@ -6,7 +6,7 @@ import { GraphModel, SHOW_ALL, type Filter } from "./model";
 import { EditQueue } from "./edit_queue";
 import { NEW_ADDRESS, readAddress, writeAddress, type Address, type Tab, type Theme } from "./url";
 import { EMPTY_DOCUMENT, type Source } from "./source";
-import type { EditDocument, Edits, NodeDetail, ServerState, StrongPath } from "./types";
+import type { EditDocument, Edits, NodeDetail, ServerState, StrongPath, View } from "./types";
 
 export interface Notice {
   text: string;
@@ -32,6 +32,9 @@ export class Store {
   readonly theme = signal<Theme>("auto");
   readonly edits = signal<Edits | null>(null);
   readonly other = signal<string | null>(null);
+  /** Nodes that the graph which this one is compared with lacks. */
+  readonly own = signal<ReadonlySet<string>>(new Set());
+  readonly otherOwn = signal<ReadonlySet<string>>(new Set());
   readonly align = signal<"position" | "feature">("position");
   readonly camera = signal<Camera | null>(null);
   readonly dialog = signal<"help" | "import" | "list" | null>(null);
@@ -45,6 +48,8 @@ export class Store {
   private timer = 0;
   /** True once a link or a slider chose the thresholds; until then the graph does. */
   private thresholdsChosen = false;
+  /** True once a link or a toggle chose whether errors are shown; until then the graph does. */
+  private errorsChosen = false;
 
   constructor(
     readonly source: Source,
@@ -112,6 +117,7 @@ export class Store {
       if (request.signal.aborted) return;
       batch(() => {
         if (!chosen) this.thresholds.value = view.thresholds;
+        if (!chosen && !this.errorsChosen) this.filter.value = { ...this.filter.value, errors: showsErrors(view) };
         this.model.value = new GraphModel(view);
         this.failure.value = null;
       });
@@ -158,6 +164,12 @@ export class Store {
     } catch (error) {
       this.report(error);
     }
+  }
+
+  /** Show or hide a kind of node or edge. */
+  toggle(name: keyof Omit<Filter, "density">): void {
+    if (name === "errors") this.errorsChosen = true;
+    this.filter.value = { ...this.filter.value, [name]: !this.filter.value[name] };
   }
 
   select(id: string | null): void {
@@ -215,8 +227,10 @@ export class Store {
 
   private applyAddress(address: Address): void {
     batch(() => {
+      const { node, edge } = address;
       this.thresholdsChosen = false;
-      if (address.node !== null && address.edge !== null) this.chooseThresholds(address.node, address.edge);
+      if (node !== null && edge !== null) this.chooseThresholds(node, edge);
+      this.errorsChosen = (node !== null && edge !== null) || !address.filter.errors;
       this.selected.value = address.selected;
       this.tab.value = address.tab;
       this.filter.value = address.filter;
@@ -247,6 +261,12 @@ export class Store {
     if (opens) void this.open(address.graph!, address.edits);
     else if (before.node !== address.node || before.edge !== address.edge) void this.load();
   }
+}
+
+/** Errors are shown at first unless they would outnumber the features. */
+function showsErrors(view: View): boolean {
+  const count = (kind: string): number => view.nodes.filter((node) => node.kind === kind).length;
+  return count("error") <= count("feature");
 }
 
 export function messageOf(error: unknown): string {

@@ -81,7 +81,7 @@ function nodeParts(scene: Scene, node: GraphNode, i: number, labels: Record<stri
     return [`<circle cx="${x}" cy="${y}" r="${w / 2}" fill="${colours.fill}" stroke="${line}">${title}</circle>`];
   const radius = node.kind === "token" ? 3 : node.kind === "target" ? 7 : h / 2;
   const letters = Math.max(2, Math.floor((w - 10) / 5.8));
-  const text = textOf(node, labels);
+  const text = scene.text(node);
   const shown = text.length > letters ? `${text.slice(0, letters - 1)}…` : text;
   const style = node.kind === "target" ? ' font-weight="600"' : node.automatic ? ' font-style="italic"' : "";
   return [

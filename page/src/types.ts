@@ -25,6 +25,11 @@ export interface EdgeColumns {
   share: number[];
 }
 
+export interface Thresholds {
+  node: number;
+  edge: number;
+}
+
 export interface Scores {
   replacement: number | null;
   completeness: number | null;
@@ -37,8 +42,8 @@ export interface View {
   layers: number;
   certificate: number | null;
   provenance: Record<string, unknown>;
-  thresholds: { node: number; edge: number };
-  first_thresholds: { node: number; edge: number };
+  thresholds: Thresholds;
+  first_thresholds: Thresholds;
   total: { nodes: number; features: number; edges: number };
   scores: Scores;
   nodes: GraphNode[];

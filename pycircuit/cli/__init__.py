@@ -145,6 +145,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     arguments = [word for word in options if word != DEBUG] + words[len(options) :]
+    discarded = _is_discarded()
     try:
         code = app(args=arguments, prog_name="pycircuit", standalone_mode=False)
         if code == STOPPED:  # typer caught the KeyboardInterrupt
@@ -155,12 +156,23 @@ def main() -> None:
     except BrokenPipeError:  # the reader has closed the pipe: `pycircuit doctor | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except SystemExit:  # rich met the closed pipe: it has put the null device into its place
+        if discarded or not _is_discarded():
+            raise
+        code = 0
     except Exception as error:
         if debug:
             raise
         print(f"pycircuit: {_sentence(error)}", file=sys.stderr)
         code = USAGE if isinstance(error, UsageError | ValueError | TypeError | OSError) else WRONG
     sys.exit(code or 0)
+
+
+def _is_discarded() -> bool:
+    """Return True if standard output is the null device."""
+    with suppress(OSError, ValueError):
+        return os.path.samestat(os.fstat(sys.stdout.fileno()), os.stat(os.devnull))
+    return False
 
 
 def _sentence(error: Exception) -> str:

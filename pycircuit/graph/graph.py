@@ -162,7 +162,7 @@ class Graph(Nodes):
         node_threshold: float = 0.8,
         edge_threshold: float = 0.98,
         *,
-        method: Grouping | None = None,
+        method: Grouping = "structure",
         fixed: Mapping[str, Sequence[int]] | None = None,
         decoders: Any = None,
     ) -> list[Supernode]:
@@ -170,11 +170,10 @@ class Graph(Nodes):
 
         method: "structure", features alike in what they read and write and in where they are, as many groups as the
         graph has, without a path that leaves a group and returns; "label", features of one label at one position, or
-        one feature without a label; None: "label" if the graph has labels. fixed: groups of nodes by name, which stay
-        as they are. decoders: [features, width], decoder rows, which "structure" then compares too.
+        one feature without a label. Either way labels name the groups where there are any. fixed: groups of nodes by
+        name, which stay as they are. decoders: [features, width], decoder rows, which "structure" then compares too.
         """
-        chosen = method or ("label" if any(self.labels.values()) else "structure")
-        return supernodes(self.prune(node_threshold, edge_threshold), chosen, fixed, decoders)
+        return supernodes(self.prune(node_threshold, edge_threshold), method, fixed, decoders)
 
     def tree(
         self,

@@ -33,7 +33,7 @@ class Supernode(NamedTuple):
 
 def supernodes(
     pruned: Pruned,
-    method: Grouping = "label",
+    method: Grouping = "structure",
     fixed: Mapping[str, Sequence[int]] | None = None,
     decoders: Any = None,
 ) -> list[Supernode]:

@@ -126,6 +126,10 @@ class Answers:
         """Put a trace into the queue."""
         return self.traces.submit(body)
 
+    def trace_after(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Put the trace of a graph's prompt under changes into the queue."""
+        return self.traces.submit_after(self._name(path), self._open(path).graph, body)
+
     def trace_events(self, path: dict[str, Any], query: dict[str, str], body: dict[str, Any]) -> Any:
         """Stream the progress of a trace."""
         return self.traces.stream(path["id"])

@@ -28,7 +28,7 @@ def selection_scores(index: GraphIndex, body: Mapping[str, Any]) -> dict[str, fl
 def selection_groups(index: GraphIndex, body: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Return groups of the selected features, or of all that pruning keeps; fixed groups stay as they are."""
     graph = index.graph
-    method = body.get("method") or ("label" if any(graph.labels.values()) else "structure")
+    method = body.get("method") or "structure"
     if method not in GROUPINGS:
         raise ValueError(f"{OP}: method must be one of {', '.join(GROUPINGS)}, got {str(method)[:40]!r}")
     fixed = body.get("fixed") or {}

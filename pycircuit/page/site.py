@@ -73,6 +73,7 @@ class Site:
             ("POST", f"{graph}/edits/undo", a.undo),
             ("POST", f"{graph}/edits/redo", a.redo),
             ("POST", f"{graph}/edges", a.edges),
+            ("POST", f"{graph}/trace-after", a.trace_after),
             ("POST", f"{graph}/scores", a.scores),
             ("POST", f"{graph}/group", a.group),
             ("GET", "/api/compare", a.compare),

@@ -6,7 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from pycircuit.graph import Graph
+from pycircuit.interventions import Intervention
 from pycircuit.trace import Contrast, Feature
+from pycircuit.trace.contrast import contrasts_of
 from pycircuit.trace.targets import TargetLike
 
 OP = "page"
@@ -18,11 +21,15 @@ _FIELDS = {"prompt", "targets", "position", "max_features", "max_targets", "prob
 
 @dataclass(frozen=True)
 class TraceRequest:
-    """A prompt, and the arguments of pc.attribute that the page sets. name: the file's, or None."""
+    """A prompt, and the arguments of pc.attribute that the page sets.
+
+    name: the file's, or None. interventions: under which the prompt runs.
+    """
 
     prompt: str | list[int]
     arguments: dict[str, Any]
     name: str | None
+    interventions: tuple[Intervention, ...] = ()
 
     @classmethod
     def of(cls, body: dict[str, Any]) -> TraceRequest:
@@ -40,6 +47,31 @@ class TraceRequest:
                     raise TypeError(f"{OP}: {field} must be a number, got {type(value).__name__}")
                 arguments[field] = value
         return cls(_prompt(body.get("prompt")), arguments, _name(body.get("name")))
+
+    @classmethod
+    def after(cls, graph: Graph, interventions: tuple[Intervention, ...], name: str) -> TraceRequest:
+        """Return the trace of a graph's prompt under interventions.
+
+        Its targets are those of the graph if these were named, else the tokens that are likeliest then; so many
+        features get a row as in the graph.
+        """
+        rows = int((graph.row_node < graph.first_error).sum())
+        positions = sorted(set(graph.targets.positions.tolist()))
+        arguments = {"targets": _same_targets(graph), "position": positions, "max_features": max(1, rows)}
+        return cls(graph.tokens.ids.tolist(), arguments, f"{name[:60]} after", interventions)
+
+
+def _same_targets(graph: Graph) -> list[TargetLike] | None:
+    """Targets of a graph that somebody named, if they are tokens and contrasts of one position."""
+    settings = graph.provenance.get("settings")
+    named = isinstance(settings, dict) and settings.get("targets") == "given"
+    contrasts = contrasts_of(OP, graph, graph.vocab_size)
+    ids = graph.targets.ids.tolist()
+    if not named or len(set(graph.targets.positions.tolist())) != 1:
+        return None
+    if any(token < 0 and target not in contrasts for target, token in enumerate(ids)):
+        return None
+    return [Contrast(*contrasts[target]) if target in contrasts else token for target, token in enumerate(ids)]
 
 
 def _prompt(prompt: object) -> str | list[int]:

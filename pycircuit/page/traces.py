@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pycircuit.graph import Graph
+from pycircuit.interventions import attribute_changed
 from pycircuit.trace import attribute, estimate
 
+from .change_request import ChangeRequest
 from .event_stream import event_stream
 from .graph_folder import GraphFolder
 from .served_model import ServedModel
@@ -43,6 +45,13 @@ class Traces:
         self.served.model.tokens(request.prompt)
         return describe(self.queue.submit(request))
 
+    def submit_after(self, name: str, graph: Graph, body: dict[str, Any]) -> dict[str, Any]:
+        """Put the trace of a graph's prompt under the changes of a body into the queue."""
+        if not self.served.may_be_of(graph):
+            raise ValueError("page: graph must be of the served model, got one of another")
+        interventions = tuple(change.intervention() for change in ChangeRequest.of(graph, body).changes)
+        return describe(self.queue.submit(TraceRequest.after(graph, interventions, Path(name).stem)))
+
     def stream(self, identifier: str) -> Any:
         """Return the stream of a trace's events."""
         return event_stream(self.queue.job(identifier))
@@ -56,6 +65,10 @@ class Traces:
         return [describe(job) for job in self.queue.jobs()]
 
     def _trace(self, request: TraceRequest, report: Callable[[str, int, int], None]) -> Graph:
+        if request.interventions:
+            return attribute_changed(
+                self.served.model, request.prompt, request.interventions, progress=report, **request.arguments
+            )
         return attribute(self.served.model, request.prompt, progress=report, **request.arguments)
 
     def _save(self, request: TraceRequest, graph: Graph) -> str:

@@ -15,7 +15,7 @@ from .node_ids import node_of
 
 MAX_NODES, MAX_EDGES = 2000, 50_000
 LEGIBLE = 80  # features that can be told apart on a screen
-_NODE_THRESHOLDS = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
+_NODE_THRESHOLDS = tuple(percent / 100 for percent in range(80, 0, -1))
 _EDGE_THRESHOLD, _FEWER_EDGES = 0.98, 0.8
 
 

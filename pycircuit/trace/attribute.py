@@ -104,6 +104,7 @@ def trace_frozen(
     max_targets: int = 10,
     precision: Precision = "float32",
     round_size: int | None = None,
+    progress: Progress | None = None,
 ) -> Graph:
     """Return the graph of a prompt that is frozen already: `attribute` for tools that change what was frozen."""
     options = TraceOptions.checked(
@@ -113,7 +114,7 @@ def trace_frozen(
     fixed = Fixed(stored=isinstance(local.model.layers[0].attention, StoredAttention))
     plan = plan_memory(model, _size(local, chosen, options, None), Bound.of(None, model.device), fixed)
     settings = {"max_features": options.max_features, "round_size": options.round_size}
-    return _trace(model, local, chosen, options, plan, Progress(False), None, settings, 0.0)
+    return _trace(model, local, chosen, options, plan, progress or Progress(False), None, settings, 0.0)
 
 
 def _label(model: ReplacementModel, graph: Graph, labels: Labels, progress: Progress) -> None:

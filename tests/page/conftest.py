@@ -9,10 +9,11 @@ import pytest
 import torch
 from browser import PageWatch, launched
 from page_steps import drawn, open_graph
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 import pycircuit as pc
 
+expect.set_options(timeout=20_000)  # a busy machine is slow
 ROOT = Path(__file__).parents[2]
 PROMPTS = {city.lower(): f"the capital of the state containing {city} is" for city in ("Dallas", "Oakland")}
 

@@ -28,7 +28,12 @@ def drawn(page: Page) -> None:
 
 
 def select(page: Page, identifier: str) -> None:
+    deadline = time.monotonic() + PATIENCE
     page.keyboard.press("/")
+    while not page.evaluate("document.activeElement.matches('.search input')"):  # the page listens once it has drawn
+        assert time.monotonic() < deadline, "the search has no focus"
+        page.wait_for_timeout(50)
+        page.keyboard.press("/")
     page.keyboard.type(identifier)
     expect(page.locator(".results").get_by_role("option").first).to_contain_text(identifier)
     page.keyboard.press("Enter")
@@ -66,3 +71,17 @@ def drag(page: Page, source: Locator, x: float, y: float) -> None:
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f}%" if 0 < 100 * share < 1 else f"{100 * share:.0f}%"
+
+
+def places(page: Page, drawing: int = 0) -> dict[str, object]:
+    """Scale of a drawing, the box (left, top, right, bottom) of every node in it, in pixels, and the ringed nodes."""
+    reply: dict[str, object] = page.evaluate(
+        """(drawing) => {
+          const event = new CustomEvent("pycircuit-places", { detail: {} });
+          const frame = document.querySelectorAll(".graph-frame")[drawing];
+          frame.dispatchEvent(event);
+          return { ...event.detail, width: frame.clientWidth, height: frame.clientHeight };
+        }""",
+        drawing,
+    )
+    return reply

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
+from typing import Any
 
-from page_steps import pin, select
+import pytest
+from page_steps import drawn, pin, places, select, wait_until
 from playwright.sync_api import Page, expect
 
 import pycircuit as pc
+from pycircuit.graph.identifiers import identifiers
+from pycircuit.progress import Report
+from pycircuit.trace import attribute
 
 
 def test_feature_card(page: Page, shot: Callable[..., None]) -> None:
@@ -56,9 +62,65 @@ def test_compare(page: Page, graphs: dict[str, pc.Graph], shot: Callable[..., No
     expect(other.get_by_test_id("graph")).to_have_attribute("aria-label", re.compile("Oakland"))
     page.wait_for_timeout(400)
     shot(page)
+    marked = places(page)["own"]
+    difference = pc.compare(graphs["dallas"], graphs["oakland"])
+    only = {next(iter(page_ids(graphs["dallas"], node.a))) for node in difference.only_a}
+    assert marked and set(marked) == only & set(places(page)["boxes"])  # type: ignore[call-overload]
+    assert places(page, 1)["own"]
     panel.get_by_role("tab", name="Only in B").click()
     panel.get_by_role("listitem").first.click()
     expect(page.locator("header.bar .prompt")).to_contain_text("Oakland")
+
+
+def page_ids(graph: pc.Graph, nodes: tuple[int, ...]) -> list[str]:
+    return list(identifiers(graph, nodes))
+
+
+def test_compare_after_an_intervention(page: Page, shot: Callable[..., None]) -> None:
+    select(page, "0/7/347")
+    page.get_by_role("tab", name="Intervene").click()
+    panel = page.get_by_test_id("intervene")
+    panel.get_by_role("button", name="Texas 0/7/347").click()
+    panel.get_by_role("button", name="Trace and compare").click()
+    compared = page.get_by_test_id("compare")
+    expect(compared.get_by_role("tab", name="Only in A")).to_be_visible(timeout=60_000)
+    assert "with=dallas" in page.url and "after" in page.url
+    expect(page.get_by_test_id("other-graph").get_by_test_id("graph")).to_have_attribute(
+        "aria-label", re.compile("Dallas")
+    )
+    wait_until(page, "document.querySelectorAll('.graph-frame').length === 2")
+    page.wait_for_timeout(600)
+    assert "0/7/347" in places(page)["own"]  # type: ignore[operator]
+    assert "0/7/347" not in places(page, 1)["boxes"]  # type: ignore[operator]
+    shot(page)
+
+
+def test_progress_and_cancelling_of_a_trace(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of the trace takes longer, as that of a large model does."""
+
+    def slow_attribute(model: pc.ReplacementModel, prompt: str, progress: Report, **options: Any) -> pc.Graph:
+        def slow(phase: str, done: int, total: int) -> None:
+            progress(phase, done, total)
+            time.sleep(0.5)
+
+        return attribute(model, prompt, progress=slow, **options)
+
+    monkeypatch.setattr("pycircuit.page.traces.attribute", slow_attribute)
+    before = len(page.get_by_label("Graph", exact=True).get_by_role("option").all())
+    page.get_by_role("tab", name="Trace").click()
+    panel = page.get_by_test_id("trace")
+    panel.get_by_label("Prompt").fill("the capital of the state containing Houston is")
+    panel.get_by_role("button", name="Trace").click()
+    bar = panel.get_by_role("progressbar", name="Progress")
+    expect(bar).to_be_visible()
+    wait_until(page, "document.querySelector('progress')?.hasAttribute('value')")
+    assert 0 <= float(bar.get_attribute("value") or 2) <= 1
+    panel.get_by_role("button", name="Cancel").click()
+    expect(page.locator(".notices")).to_contain_text("Cancelled")
+    expect(bar).to_have_count(0)
+    page.reload()
+    drawn(page)
+    assert len(page.get_by_label("Graph", exact=True).get_by_role("option").all()) == before
 
 
 def test_trace(page: Page, shot: Callable[..., None]) -> None:

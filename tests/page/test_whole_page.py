@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
-from page_steps import box, drawn, open_graph, pin, saved, select
+import pytest
+from page_steps import box, drawn, open_graph, pin, places, saved, select
 from playwright.sync_api import Page, expect
 
 import pycircuit as pc
@@ -74,6 +75,36 @@ def test_narrow_screen(new_page: Callable[..., Page], address: str, page: Page, 
     phone.get_by_role("tab", name="Subgraph").tap()
     expect(box(phone, "0/7/347")).to_be_visible()
     shot(phone, "subgraph")
+
+
+def touch(page: Page, *steps: list[tuple[float, float]]) -> None:
+    """Move fingers over the page: each step has the place of every finger."""
+    session = page.context.new_cdp_session(page)
+    for i, fingers in enumerate(steps):
+        points = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(fingers)]
+        session.send("Input.dispatchTouchEvent", {"type": "touchMove" if i else "touchStart", "touchPoints": points})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+def test_drag_and_pinch_on_a_phone(new_page: Callable[..., Page], address: str) -> None:
+    phone = new_page(390, 844, has_touch=True)
+    open_graph(phone, address)
+    frame = phone.get_by_test_id("graph").bounding_box()
+    assert frame is not None
+    x, y = frame["x"] + 200, frame["y"] + 120
+    first = places(phone)
+    left, top, *_ = first["boxes"]["target/0"]  # type: ignore[index]
+    touch(phone, [(x, y)], [(x - 30, y + 20)], [(x - 60, y + 45)])
+    moved = places(phone)
+    assert moved["boxes"]["target/0"][:2] == pytest.approx([left - 60, top + 45], abs=1)  # type: ignore[index]
+    assert moved["scale"] == first["scale"]
+    touch(phone, [(x - 20, y), (x + 20, y)], [(x - 30, y), (x + 30, y)], [(x - 40, y), (x + 40, y)])
+    pinched = places(phone)
+    assert pinched["scale"] == pytest.approx(2 * float(moved["scale"]), rel=0.01)  # type: ignore[arg-type]
+    centre = (x - frame["x"], y - frame["y"])  # of the fingers, which stays where it is
+    expected = [2 * place - middle for place, middle in zip((left - 60, top + 45), centre, strict=True)]
+    assert pinched["boxes"]["target/0"][:2] == pytest.approx(expected, abs=3)  # type: ignore[index]
+    assert phone.evaluate("[scrollX, scrollY, visualViewport.scale]") == [0, 0, 1]
 
 
 def test_keyboard_only(page: Page, shot: Callable[..., None]) -> None:
