@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import pycircuit as pc
+from pycircuit.demo.facts import DATA
 from pycircuit.graph import Supernode
+from pycircuit.transcoders import io
 from pycircuit.truth import Behaviour, TruthRun, behaviours, figure, section, statistics
-from pycircuit.truth.baselines import answer_gradient, feature_gradients, neuron_graph
+from pycircuit.truth.baselines import answer_gradient, feature_gradients, neuron_graph, random_transcoders
 from pycircuit.truth.effect_meter import EffectMeter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,6 +70,15 @@ def test_small_effects_are_gradients(model: pc.ReplacementModel, graph: pc.Graph
     answer = int((graph.row_node >= graph.first_target).nonzero()[0, 0])
     low, high = EffectMeter(model, graph).changes(groups, (0.98, 1.02), "none")[:, :, answer]
     assert np.allclose((high - low) / 0.04, [slopes[group.nodes[0]] for group in groups], rtol=0.02)
+
+
+def test_random_transcoders_are_as_sparse_and_as_long(model: pc.ReplacementModel) -> None:
+    """Random rows of transcoders whose decoders stay in their files."""
+    lazy = io.load(DATA / "clt", None, torch.float32, lazy=True)
+    drawn = random_transcoders(lazy, [2.0, 8.0, 10.0])
+    assert [rule.k for rule in drawn.activation] == [2, 8, 10]  # type: ignore[union-attr]
+    for own, other in zip(model.transcoders.w_dec, drawn.w_dec, strict=True):
+        assert torch.allclose(own.norm(dim=-1), other.norm(dim=-1), atol=1e-5) and not torch.allclose(own, other)
 
 
 def test_a_line_has_its_figures_and_noise_an_interval() -> None:

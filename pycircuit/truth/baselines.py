@@ -39,13 +39,18 @@ def random_transcoders(transcoders: Transcoders, active: list[float], seed: int 
     return type(transcoders)(
         [drawn(rows) for rows in transcoders.w_enc],
         [None if bias is None else torch.zeros_like(bias) for bias in transcoders.b_enc],
-        [drawn(None if rows is None else rows[:]) for rows in transcoders.w_dec],
+        [drawn(None if rows is None else _in_memory(rows)) for rows in transcoders.w_dec],
         transcoders.b_dec,
         [TopK(max(1, round(count))) for count in active],
         transcoders.w_skip,
         transcoders.reads,
         transcoders.writes,
     )
+
+
+def _in_memory(rows: Any) -> Tensor:
+    """Decoder rows as a tensor, wherever they are."""
+    return rows if isinstance(rows, Tensor) else rows[torch.arange(rows.shape[0])]
 
 
 class NeuronTranscoders(PerLayerTranscoders):

@@ -1,4 +1,4 @@
-"""Effects that graphs of SmolLM2 foretell: its behaviours, and a short run with transcoders trained here."""
+"""Worth of graphs of SmolLM2: its behaviours, and a short run with transcoders trained here."""
 
 from __future__ import annotations
 
