@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pycircuit.graph import Graph, Supernode
@@ -20,7 +21,8 @@ from pycircuit.ops.torch_settings import full_float32, without_autocast
 class ReplacementRun(InterventionRun):
     """A batch of changed forwards whose MLPs are reconstructions, with the errors that the prompt had.
 
-    errors: [layers, positions, width], what the reconstruction misses on the prompt.
+    errors: [layers, positions, width], what the reconstruction misses on the prompt. A forward that overflows is NaN
+    from there on, and does not disturb the others of the batch.
     """
 
     def __init__(
@@ -29,14 +31,18 @@ class ReplacementRun(InterventionRun):
         super().__init__(baseline, steering, frozen, rows, first)
         self.errors = errors
         self.features: dict[int, SparseFeatures] = {}
+        self.overflowed = errors.new_zeros(rows, dtype=torch.bool)
 
     def _read(self, layer: int, x: Tensor) -> None:
         super()._read(layer, x)
         ignore = self.baseline.model.ignore_positions
-        self.features[layer] = self.baseline.model.transcoders.encode(layer, x[:, ignore:].flatten(0, 1))
+        self.overflowed |= ~x.isfinite().flatten(1).all(1)
+        readable = x.masked_fill(self.overflowed[:, None, None], 0.0)
+        self.features[layer] = self.baseline.model.transcoders.encode(layer, readable[:, ignore:].flatten(0, 1))
 
     def _write(self, layer: int, y: Tensor) -> Tensor:
         out = self.errors[layer].expand_as(y).clone()
+        out[self.overflowed] = torch.nan
         transcoders, ignore = self.baseline.model.transcoders, self.baseline.model.ignore_positions
         after = out[:, ignore:]
         for source in transcoders.sources(layer):
