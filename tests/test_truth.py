@@ -58,11 +58,15 @@ def test_the_replacement_model_is_the_model_until_a_feature_changes(
     assert np.abs(unchanged).max() < 1e-3 < np.abs(ablated).max()
 
 
-def test_an_overflow_is_left_out_and_disturbs_no_other_change(model: pc.ReplacementModel, graph: pc.Graph) -> None:
-    groups, factors = strongest(graph, graph.values.numpy(), 2), (0.0, 1e38)
-    changes = EffectMeter(model, graph).changes(groups, factors, "attention", replaced=True)
-    assert np.isnan(changes[1]).any() and np.isfinite(changes[0]).all()
-    alone = EffectMeter(model, graph).changes(groups, factors[:1], "attention", replaced=True)
+@pytest.mark.parametrize("replaced", [False, True])
+def test_an_overflow_is_left_out_and_disturbs_no_other_change(
+    model: pc.ReplacementModel, graph: pc.Graph, replaced: bool
+) -> None:
+    lowest, highest = (int(graph.features[:, 0].eq(layer).nonzero()[0]) for layer in (0, model.depth - 1))
+    groups, factors = [Supernode("both", (lowest, highest)), *strongest(graph, graph.values.numpy(), 1)], (0.0, 1e38)
+    changes = EffectMeter(model, graph).changes(groups, factors, "attention", replaced)
+    assert not np.isfinite(changes[1]).all(1).any() and np.isfinite(changes[0]).all()
+    alone = EffectMeter(model, graph).changes(groups, factors[:1], "attention", replaced)
     np.testing.assert_allclose(changes[0], alone[0], rtol=1e-4, atol=1e-5)
 
 

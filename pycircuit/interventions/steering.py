@@ -146,9 +146,12 @@ class Steering:
         return result
 
     def present(self, layer: int, changes: FeatureChanges, x: Tensor, row: Tensor) -> Tensor:
-        """Present activations of the changed features, in these rows of the batch: [n]."""
-        features = self.transcoders.encode(layer, x[row, changes.position])
-        return activations_at(features, changes.place(), changes.index, self.transcoders.size(layer))
+        """Present activations of the changed features, in these rows of the batch: [n]; NaN where a row overflowed."""
+        read, place = x[row, changes.position], changes.place()
+        overflowed = ~read.isfinite().all(1)
+        features = self.transcoders.encode(layer, read.masked_fill(overflowed[:, None], 0.0))
+        present = activations_at(features, place, changes.index, self.transcoders.size(layer))
+        return present.masked_fill(overflowed[place], torch.nan)
 
     def write(self, layer: int, y: Tensor) -> Tensor:
         """An MLP's output with the changes, in memory of its own.
