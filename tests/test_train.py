@@ -39,13 +39,13 @@ def test_training_explains_most_of_the_variance(kind: str, activation: str) -> N
     assert type(t) is (pc.PerLayerTranscoders if kind == "plt" else pc.CrossLayerTranscoder)
     assert t.reads == ("mlp_in" if kind == "plt" else "resid_mid")
     assert h.loss.shape == (100,) and h.variance.shape == (100, LAYERS)
-    assert h.loss[-1] < 0.6 * h.loss[0]
+    assert h.loss[-1] < (0.7 if recipe.skip else 0.6) * h.loss[0]  # a linear path begins as a regression
     if activation in ("topk", "batchtopk"):
         assert (h.active == 6).all()
     # What is saved is what was trained: the last batch's share is the corpus's within what batches differ by.
     saved = explained(t, model, corpus()[:12])
     assert (saved - h.variance[-1]).abs().max() < 0.1
-    assert saved.min() > 0.4
+    assert saved.min() > (0.6 if recipe.skip else 0.4)
 
 
 SITES = [("gemma2", reads, writes) for reads in READS for writes in WRITES]

@@ -64,5 +64,5 @@ def tile_cost(
         + 16
         + product_bytes * max(width, value),
         position=itemsize * (heads * (2 if stored else 3) + 2 + padded_positions * max(width, query)) + 9,
-        target=itemsize * (heads * (width + query) + 4 * query + 6 * width) + product_bytes * heads * width,
+        target=itemsize * (heads * (width + query) + 4 * query + 7 * width) + product_bytes * heads * width,
     )
