@@ -14,40 +14,10 @@ import torch
 from grouping import KINDS, SEED, statements
 
 import pycircuit as pc
-from pycircuit import ops
 from pycircuit.graph.supernodes import supernodes
-from pycircuit.interventions.changed_graph import with_values
-from pycircuit.interventions.graph_effects import RowReader
-from pycircuit.interventions.intervention_run import State
-from pycircuit.interventions.steering import FeatureChanges, activations_at, changes_by_layer
-from pycircuit.model.replacement import LocalReplacement
+from pycircuit.truth.effect_meter import EffectMeter
 
 FACTORS = (0.0, 2.0)
-
-
-def replaced(
-    model: pc.ReplacementModel, local: LocalReplacement, changes: dict[int, FeatureChanges], factor: float
-) -> State:
-    """Run the prompt with transcoders in place of the MLPs while features have `factor` times their activation."""
-    transcoders, frozen = model.transcoders, local.model
-    stream, reads, written = frozen.first_stream(), [], local.errors.clone()
-    for layer, parameters in enumerate(frozen.layers):
-        stream = stream + parameters.attention_out(stream)
-        norm = parameters.read_norm(transcoders.reads)
-        reads.append(stream if norm is None else norm.forward(stream))
-        features = transcoders.encode(layer, reads[-1], local.ignore_positions)
-        if layer in changes:
-            change, size = changes[layer], transcoders.size(layer)
-            own = activations_at(local.features[layer], change.position[change.place()], change.index, size)
-            features = with_values(features, change, factor * own, size)
-        decoded = ops.decode(features, transcoders.w_dec[layer])
-        decoded = decoded[None] if decoded.ndim == 2 else decoded
-        written[layer : layer + len(decoded)] += decoded
-        bias = transcoders.bias(layer)
-        if bias is not None:
-            written[layer, local.ignore_positions :] += bias
-        stream = stream + parameters.mlp_added(written[layer])
-    return State(model, 0, torch.stack(reads), frozen.final_norm.forward(stream))
 
 
 def compare(kind: str, prompts: int) -> dict[float, np.ndarray]:
@@ -60,16 +30,11 @@ def compare(kind: str, prompts: int) -> dict[float, np.ndarray]:
         if not groups:
             continue
         result = pc.validate(model, graph, groups=groups, factors=FACTORS, freeze="attention")
-        local, rows = model.freeze(graph.tokens.ids), RowReader(model, graph)
-        before = replaced(model, local, {}, 1.0)
-        compared = np.isin(graph.row_node.numpy(), result.nodes) & rows.readable.numpy()
-        for i, group in enumerate(result.groups):
+        compared = np.isin(graph.row_node.numpy(), result.nodes)
+        changes = EffectMeter(model, graph).changes(result.groups, FACTORS, "attention", replaced=True)[..., compared]
+        for i in range(len(result.groups)):
             for j, factor in enumerate(FACTORS):
-                places = [graph.features[node].tolist() for node in group.nodes]
-                placed = [(0, place[1], pc.Intervention(*place, factor=factor)) for place in places]
-                after = replaced(model, local, changes_by_layer(placed, before.final), factor)
-                change = rows.changes(after, before).numpy()[compared]
-                effects[factor].append(np.stack([result.predicted[i, j], change, result.measured[i, j]]))
+                effects[factor].append(np.stack([result.predicted[i, j], changes[j, i], result.measured[i, j]]))
     joined = {factor: np.concatenate(arrays, 1) for factor, arrays in effects.items()}
     return {factor: array[:, np.isfinite(array).all(0)] for factor, array in joined.items()}
 

@@ -98,6 +98,17 @@ def by_hand() -> Graph:
     return assemble(matrix, [[0, 0, 5], [1, 0, 6]], 2, 1, [1.0])
 
 
+def numbered_targets(count: int, positions: int) -> Targets:
+    """Targets t0, t1, ... at the last position, each with less weight than the one before."""
+    weight = torch.linspace(1, 0.1, count, dtype=torch.float64) / 6
+    return Targets([f" t{i}" for i in range(count)], torch.arange(count), weight, torch.full((count,), positions - 1))
+
+
+def numbered_tokens(positions: int) -> Tokens:
+    """Tokens w0, w1, ..."""
+    return Tokens(torch.arange(positions), [f" w{i}" for i in range(positions)])
+
+
 def cone_graph(
     layers: int, positions: int, active: int, expanded: int, targets: int = 10, seed: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -130,13 +141,8 @@ def cone_graph(
         row_node=torch.from_numpy(node),
         bias=torch.zeros(len(node)),
         preactivation=torch.tensor(totals, dtype=torch.float64),
-        targets=Targets(
-            [f" t{i}" for i in range(targets)],
-            torch.arange(targets),
-            torch.linspace(1, 0.1, targets, dtype=torch.float64) / 6,
-            torch.full((targets,), positions - 1),
-        ),
-        tokens=Tokens(torch.arange(positions), [f" w{i}" for i in range(positions)]),
+        targets=numbered_targets(targets, positions),
+        tokens=numbered_tokens(positions),
         layers=layers,
         vocab_size=1000,
     )

@@ -13,6 +13,7 @@ import pytest
 
 import pycircuit as pc
 from pycircuit.ops.registry import OPS
+from pycircuit.trace.precision import PRECISIONS
 from pycircuit.transcoders.formats import cached_encoder
 
 ROOT = Path(__file__).parents[1]
@@ -139,6 +140,24 @@ def test_figures_of_the_card() -> None:
     assert f"whose law holds at 1e-5 too, the first row takes {fast:.2f} s" in page
     first = results("h200-fac47be.json")["sections"]["plt"]["results"]
     assert f"the first took {median_seconds(first['gemma2b float32']):.2f} s for" in page
+
+
+def test_accuracy_on_the_card() -> None:
+    """The largest certificate of each precision, and the largest distance of a row from float32's, as the page says."""
+    traces = results("h200.json")["sections"]["plt"]["results"]
+    entries = {
+        name: [e for key, e in traces.items() if key.endswith(f" {name}") and e.get("runs")] for name in PRECISIONS
+    }
+    certificates = [max(run["certificate"] for e in entries[name] for run in e["runs"]) for name in PRECISIONS]
+    rows = [max(e["agreement"]["largest distance"] for e in entries[name]) for name in list(PRECISIONS)[1:]]
+    text = (ROOT / "docs/law.md").read_text()
+    assert "certificates were at most {}, {}, {} and {}.".format(*map(short, certificates)) in text
+    assert "were at most {}, {} and {} from those".format(*map(short, rows)) in text
+
+
+def short(number: float) -> str:
+    """A number as the page writes it: 4.3e-6."""
+    return f"{number:.1e}".replace("e-0", "e-")
 
 
 def test_what_has_run_on_a_gpu() -> None:

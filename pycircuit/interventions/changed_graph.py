@@ -106,7 +106,7 @@ def _freeze_changed(
     features = list(local.features)
     for layer, change in changes.items():
         value = change.value + change.factor * baseline.original(layer, change, baseline.state.final)
-        features[layer] = with_values(local.features[layer], change, value, transcoders.size(layer))
+        features[layer] = _with_values(local.features[layer], change, value, transcoders.size(layer))
         position = change.position[change.place()].tolist()
         for key in zip(position, change.index.tolist(), value.tolist(), strict=True):
             changed[layer, key[0], key[1]] = key[2]
@@ -118,7 +118,7 @@ def _freeze_changed(
     return replace(local, features=tuple(features), errors=errors), changed
 
 
-def with_values(features: SparseFeatures, change: FeatureChanges, value: Tensor, size: int) -> SparseFeatures:
+def _with_values(features: SparseFeatures, change: FeatureChanges, value: Tensor, size: int) -> SparseFeatures:
     """Return the features of a layer with these activations in place of their own; none where it is zero."""
     own = features.position() * size + features.index
     new = change.position[change.place()] * size + change.index

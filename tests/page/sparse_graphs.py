@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+from graphs import numbered_targets, numbered_tokens
 
 import pycircuit as pc
 from pycircuit.graph.csr import Rows
-from pycircuit.graph.endpoints import Targets, Tokens
 
 
 def sparse_graph(layers: int, positions: int, features: int, reads: int = 12, targets: int = 10) -> pc.Graph:
@@ -33,13 +33,8 @@ def sparse_graph(layers: int, positions: int, features: int, reads: int = 12, ta
         row_node=torch.cat([torch.arange(features), first_token + positions + torch.arange(targets)]),
         bias=torch.zeros(len(rows)),
         preactivation=totals,
-        targets=Targets(
-            [f" t{i}" for i in range(targets)],
-            torch.arange(targets),
-            torch.linspace(1, 0.1, targets, dtype=torch.float64) / 6,
-            torch.full((targets,), positions - 1),
-        ),
-        tokens=Tokens(torch.arange(positions), [f" w{i}" for i in range(positions)]),
+        targets=numbered_targets(targets, positions),
+        tokens=numbered_tokens(positions),
         layers=layers,
         prompt="a random graph",
         vocab_size=1000,
