@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt pyproject.toml constraints.txt
 MODULES := $(shell find pycircuit kernels -name '*.py' | sort)
 
-.PHONY: demo test test-gpu test-package test-peers test-real lint compile bench bench-growth bench-grouping bench-lazy bench-peers bench-short truth demo-model demo-figures gpu sanitize build clean
+.PHONY: demo test test-gpu test-package test-peers test-real lint compile bench bench-growth bench-grouping bench-lazy bench-peers bench-short truth recipes demo-model demo-figures gpu sanitize build clean
 .PHONY: docs package page test-page bench-page chromium
 .DEFAULT_GOAL := test
 
@@ -159,6 +159,10 @@ truth: build
 	$(if $(TRANSCODERS),$(TRUTH) smollm2 $(addprefix -t ,$(TRANSCODERS)) --prompts 2 --rows 512 --neuron-rows 256 \
 	  --sources 8 --out benchmarks/results/truth-smollm2.json)
 	$(BIN)/python benchmarks/truth.py
+
+# What the recipes print and draw, written into docs/recipes; make recipes [RECIPES=induction], where `transcoders` is a set
+recipes: build
+	$(BIN)/python tests/recipe_pages.py $(RECIPES)
 
 # A cross-layer transcoder left in its files: memory, time and cold reads. Some minutes, 2 GB of disk.
 bench-lazy: build

@@ -20,11 +20,13 @@ ROOT = Path(__file__).parents[1]
 REPOSITORY = "https://github.com/pycircuit/pycircuit/blob/main/"
 RAW = "https://raw.githubusercontent.com/pycircuit/pycircuit/main/"
 PAGES = tuple(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", *PAGES)
+RECIPES = tuple(f"docs/recipes/{path.name}" for path in sorted((ROOT / "docs/recipes").glob("*.md")))
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", *PAGES, *RECIPES)
 PAPERS = ("Ameisen et al. 2025", "Lindsey et al. 2025", "Dunefsky et al. 2024")
 EXAMPLES = {
     name: blocks
     for name in DOCUMENTS
+    if name not in RECIPES  # tests/test_recipes.py runs them
     if (blocks := re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.S))
 }
 
