@@ -161,9 +161,9 @@ def test_python_sources() -> None:
     text = "".join(sources.texts)
     assert all(word in text for word in ("def ", "torch", "transformers", "numpy"))
     assert not any(topic[:300] in text for topic in corpora.python_reference().texts if len(topic) > 1000)
-    part = sources.limited(40_000)
-    assert 36_000 < sum(map(len, part.texts)) <= 44_000
-    assert sources.texts.index(part.texts[-1]) > 0.8 * len(sources.texts)
+    tenth = sources.limited(40_000)
+    assert 36_000 < sum(map(len, tenth.texts)) <= 44_000
+    assert sources.texts.index(tenth.texts[-1]) > 0.8 * len(sources.texts)
     assert corpora.python_reference().limited(10**9) == corpora.python_reference()
 
 

@@ -145,8 +145,8 @@ def compare(
     align: "position", a feature is itself at one position, an error at one layer and position, a token at its position
     if it is the same token; "feature", at all positions together, as errors of a layer and tokens of one text are;
     "label", features of one label at one position are one, in whatever layer, and so are errors at one position: for
-    two models, or two sets of transcoders. Targets are aligned by their labels. The nodes and edges compared are those that either graph keeps when pruned at
-    these thresholds; their influence and weights are those of the whole graphs.
+    two models, or two sets of transcoders. Targets are aligned by their labels. The nodes and edges compared are those
+    that either graph keeps when pruned at these thresholds; their influence and weights are those of the whole graphs.
     """
     for name, graph in (("a", a), ("b", b)):
         if not isinstance(graph, Graph):

@@ -20,7 +20,7 @@ FORTUNES = Path("/usr/share/games/fortunes")
 _HELD_OUT = 10  # every tenth text is held out
 _ENTRIES = 40  # of a dictionary in one text
 Item = TypeVar("Item")
-_PIECE = 4000  # bytes of a module in one text
+_EXCERPT = 4000  # bytes of a module in one text
 _PACKAGES = ("numpy", "torch", "transformers")
 _NOT_SOURCES = {"site-packages", "dist-packages", "pydoc_data", "encodings", "lib2to3", "idlelib"}  # copies, tables
 _EXAMPLE = re.compile(r'"([^"]+)"')
@@ -115,7 +115,7 @@ def fortunes() -> Corpus:
 def python_sources(characters: int) -> Corpus:
     """About as many characters of Python's standard library and of packages that pycircuit cannot run without.
 
-    They come in pieces of 4,000 bytes, evenly spread over all modules.
+    They come in excerpts of 4,000 bytes, evenly spread over all modules.
     """
     standard = Path(sysconfig.get_path("stdlib"))
     paths = [path for path in _modules(standard) if path.relative_to(standard).parts[0] not in _NOT_SOURCES]
@@ -123,21 +123,21 @@ def python_sources(characters: int) -> Corpus:
         spec = importlib.util.find_spec(package)
         if spec and spec.origin:
             paths += _modules(Path(spec.origin).parent)
-    pieces = [(path, i) for path in paths for i in range(0, path.stat().st_size - _PIECE + 1, _PIECE)]
-    chosen = _spread(pieces, -(-characters // _PIECE))
-    return Corpus("sources", [_read_piece(path, offset) for path, offset in chosen])
+    excerpts = [(path, i) for path in paths for i in range(0, path.stat().st_size - _EXCERPT + 1, _EXCERPT)]
+    chosen = _spread(excerpts, -(-characters // _EXCERPT))
+    return Corpus("sources", [_read_excerpt(path, offset) for path, offset in chosen])
 
 
-def _read_piece(path: Path, offset: int) -> str:
+def _read_excerpt(path: Path, offset: int) -> str:
     with path.open("rb") as file:
         file.seek(offset)
-        return file.read(_PIECE).decode("utf-8", "replace")
+        return file.read(_EXCERPT).decode("utf-8", "replace")
 
 
 def _modules(folder: Path) -> list[Path]:
     """Python files below a folder, sorted; none of tests."""
     paths = sorted(folder.rglob("*.py"))
-    return [path for path in paths if not any("test" in part for part in path.relative_to(folder).parts)]
+    return [path for path in paths if not any("test" in name for name in path.relative_to(folder).parts)]
 
 
 def python_reference() -> Corpus:
