@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_recipe_pages import check_page, run_page
 
 from pycircuit.demo import refusal, tiny_models
 
-RECIPES = Path(__file__).parents[1] / "docs/recipes"
 PAGES = ("refusal",)
-LONGEST = 80
 
 pytestmark = pytest.mark.usefixtures("one_thread", "own_cache")
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page's code runs as its reader would run it; its own assertions say what must move."""
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (RECIPES / f"{name}.md").read_text(), re.S)
-    assert any("assert" in block for block in blocks)
-    names: dict[str, object] = {"__name__": "__main__"}
-    for number, block in enumerate(blocks):
-        exec(compile(block, f"{name}.md, block {number}", "exec"), names)
-    assert (tmp_path / f"{name}.svg").stat().st_size > 1000
+    run_page(name, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_recipe_is_a_page_with_its_figure(name: str) -> None:
-    text = (RECIPES / f"{name}.md").read_text()
-    assert len(text.splitlines()) <= LONGEST
-    assert f"({name}.svg)" in text and (RECIPES / f"{name}.svg").read_text().startswith("<svg")
-    assert text.index("## Limits") < text.index("## On a model of your own")
+    check_page(name)
 
 
 def test_tiny_stream_has_two_halves() -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from pycircuit.graph import Graph
 from pycircuit.interventions import Intervention, intervene
 from pycircuit.model import ReplacementModel
 from pycircuit.training import train
@@ -54,14 +55,19 @@ def vocabulary(sentences: Sequence[Sentence]) -> list[str]:
     return [BOS, *sorted({word for sentence in sentences for word in f"{sentence.prompt} {sentence.answer}".split()})]
 
 
-def tiny_model(sentences: Sequence[Sentence], recipe: Recipe, others: Sequence[Sentence] = ()) -> ReplacementModel:
+def tiny_model(
+    sentences: Sequence[Sentence], recipe: Recipe, others: Sequence[Sentence] = (), easier: Sequence[Sentence] = ()
+) -> ReplacementModel:
     """Train a Llama on the sentences, then transcoders on the sentences and on `others`.
 
-    others: sentences that the model is to be traced on but does not learn.
+    others: sentences that the model is to be traced on but does not learn. easier: sentences of the same words that it
+    learns first, in half the steps.
     """
     everything = [*sentences, *others]
     tokenizer = NameTokenizer(vocabulary(everything))
     hf_model = tiny_llama(len(tokenizer.words), recipe)
+    if easier:
+        learn(hf_model, tokenizer, easier, recipe._replace(steps=recipe.steps // 2))
     learn(hf_model, tokenizer, sentences, recipe)
     texts = [tokenizer.encode(f"{sentence.prompt} {sentence.answer}")[:-1] for sentence in everything]
     transcoders = train(
@@ -89,9 +95,15 @@ def active(model: ReplacementModel, prompt: str, layer: int, position: int) -> d
     return dict(zip(features.index[begin:end].tolist(), features.value[begin:end].tolist(), strict=True))
 
 
-def swap(model: ReplacementModel, prompt: str, other: str, layer: int, position: int) -> list[Intervention]:
-    """Interventions on `prompt` that give the features at a place their values on another prompt of equal length."""
-    values = dict.fromkeys(active(model, prompt, layer, position), 0.0) | active(model, other, layer, position)
+def swap(
+    model: ReplacementModel, prompt: str, other: str, layer: int, position: int, other_position: int | None = None
+) -> list[Intervention]:
+    """Interventions on `prompt` that give the features at a place the values they have on another prompt.
+
+    other_position: the place there; None: the same.
+    """
+    there = position if other_position is None else other_position
+    values = dict.fromkeys(active(model, prompt, layer, position), 0.0) | active(model, other, layer, there)
     return [Intervention(layer, position, feature, value=value) for feature, value in values.items()]
 
 
@@ -170,6 +182,21 @@ def learn(hf_model: Any, tokenizer: NameTokenizer, sentences: Sequence[Sentence]
             weight.grad.mul_(mask)
         adam.step()
     hf_model.eval()
+
+
+def first_choice(model: ReplacementModel, prompt: str, changes: Sequence[Intervention] = ()) -> str:
+    """The likeliest word after a prompt."""
+    word: str = model.tokenizer.decode(int(next_word(model, prompt, changes).argmax()))
+    return word
+
+
+def token_shares(graph: Graph) -> dict[str, float]:
+    """Share of the influence on the targets that comes from each word of the prompt, of all that comes from words."""
+    influence = graph.influence()[graph.first_token : graph.first_target]
+    shares: dict[str, float] = {}
+    for word, share in zip(graph.tokens.text, (influence / influence.sum()).tolist(), strict=True):
+        shares[word] = shares.get(word, 0.0) + share
+    return shares
 
 
 @torch.no_grad()
