@@ -49,20 +49,27 @@ def dot_six(x, w):
 
 
 @triton.jit
+def _rounded(x):
+    """The bfloat16 number nearest to x, as float32; of two as near, the even one."""
+    bits = x.to(tl.int32, bitcast=True)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _two_parts(x):
-    """Two bfloat16 numbers, 8 + 8 bits, whose sum is x within 2^-17 of it."""
-    high = _upper(x)
-    middle = x - high
+    """Two bfloat16 numbers, each the nearest to what is left, whose sum is x within 2^-18 of it."""
     if INTERPRETED:
-        middle = _upper(middle)
+        high = _rounded(x)
+        middle = _rounded(x - high)
     else:
-        high, middle = high.to(tl.bfloat16), middle.to(tl.bfloat16)
+        high = x.to(tl.bfloat16)
+        middle = (x - high.to(tl.float32)).to(tl.bfloat16)
     return high, middle
 
 
 @triton.jit
 def dot_three(x, w):
-    """x @ w, both float32, as the three products of their parts that exceed 2^-16 of the result, smallest first."""
+    """x @ w, both float32, as the three products of their parts that exceed 2^-18 of the result, smallest first."""
     x_high, x_middle = _two_parts(x)
     w_high, w_middle = _two_parts(w)
     total = tl.dot(x_middle, w_high, input_precision="ieee")

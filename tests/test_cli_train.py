@@ -154,6 +154,19 @@ def test_preset(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not set(mixed) & set(PRESETS["smollm2"].texts(True))
 
 
+def test_python_sources() -> None:
+    """Installed modules are a corpus, evenly spread, without the language reference, which is held out."""
+    sources = corpora.python_sources(400_000)
+    assert 390_000 < sum(map(len, sources.texts)) <= 404_000 and len(set(sources.texts)) == len(sources.texts)
+    text = "".join(sources.texts)
+    assert all(word in text for word in ("def ", "torch", "transformers", "numpy"))
+    assert not any(topic[:300] in text for topic in corpora.python_reference().texts if len(topic) > 1000)
+    tenth = sources.limited(40_000)
+    assert 36_000 < sum(map(len, tenth.texts)) <= 44_000
+    assert sources.texts.index(tenth.texts[-1]) > 0.8 * len(sources.texts)
+    assert corpora.python_reference().limited(10**9) == corpora.python_reference()
+
+
 def test_evaluate(run: Run, world: World, tmp_path: Path) -> None:
     figure = tmp_path / "figure.svg"
     done = run("evaluate", *world.opening, "--texts", world.texts, "--graphs", 1, "--plot", figure, "--json")

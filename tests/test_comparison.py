@@ -58,6 +58,23 @@ def test_by_feature_alone() -> None:
     assert edges["0/*/5", "t0 target"] == (3, 3)  # sums over positions
 
 
+def test_by_label_across_models() -> None:
+    """Feature 5 of the first graph and feature 6 of the second mean one thing; those without a label are themselves."""
+    a, b = pair()
+    a = replace(a, labels={(0, 5): "six"}, provenance={"model": "one"})
+    b = replace(b, provenance={"model": "another"})
+    result = pc.compare(a, b, align="label", node_threshold=1, edge_threshold=1)
+    both = {n.name: n for n in result.both}
+    assert both["six at 1"].a == (1,) and both["six at 1"].b == (1,)
+    assert {n.name for n in result.only_a} == {"six at 0", "w1 token/1"}
+    assert {n.name for n in result.only_b} == {"0/0/5", "other token/1"}
+    edges = {(e.source, e.target): (e.weight_a, e.weight_b) for e in result.edges}
+    assert edges["six at 1", "t0 target"] == (1, 4)
+    for align in ("position", "feature"):
+        with pytest.raises(ValueError, match=rf"^compare: a and b .*align='{align}', got model one and another; use"):
+            pc.compare(a, b, align=align)
+
+
 @pytest.mark.parametrize("align", ["position", "feature"])
 def test_weights_and_influence_are_sums_over_the_whole_graphs(align: pc.graph.comparison.Alignment) -> None:
     a, b = random_graph(40, seed=1), random_graph(40, seed=2)
@@ -109,5 +126,5 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "only in B" in run("compare", *files).out
     with pytest.raises(TypeError, match=r"^compare: b must be a pc.Graph, got str"):
         pc.compare(a, "b")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^compare: align must be one of position, feature, got 'both'"):
+    with pytest.raises(ValueError, match=r"^compare: align must be one of position, feature, label, got 'both'"):
         pc.compare(a, b, align="both")  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ import { NodeName } from "./NodeName";
 import { decimal, percent } from "./model";
 import { messageOf } from "./store";
 import { useStore } from "./context";
+import { alignmentOf } from "./url";
 import type { Comparison, GraphNode, OwnNode } from "./types";
 
 type List = "both" | "only_a" | "only_b";
@@ -62,10 +63,11 @@ export function ComparePanel() {
           <select
             value={align}
             aria-label="Which nodes are the same"
-            onChange={(event) => (store.align.value = event.currentTarget.value === "feature" ? "feature" : "position")}
+            onChange={(event) => (store.align.value = alignmentOf(event.currentTarget.value))}
           >
             <option value="position">feature and position</option>
             <option value="feature">feature</option>
+            <option value="label">label, in two models</option>
           </select>
         </label>
       </div>

@@ -33,6 +33,9 @@ export default {
   render({ model, el }: { model: WidgetModel; el: HTMLElement }): () => void {
     const frame = document.createElement("div");
     frame.classList.add("pycircuit-widget");
+    frame.tabIndex = -1; // a click anywhere in it gives it the keyboard
+    frame.dataset.lmSuppressShortcuts = "true"; // JupyterLab's own, such as A for a new cell
+    frame.addEventListener("keydown", (event) => event.stopPropagation()); // those of other notebooks
     el.append(frame);
     return mount(frame, new EmbeddedSource(JSON.parse(model.get("data") as string) as Embedded), false);
   },

@@ -4,7 +4,7 @@ import { batch, computed, effect, signal } from "@preact/signals";
 import type { Camera } from "./camera";
 import { GraphModel, SHOW_ALL, type Filter } from "./model";
 import { EditQueue } from "./edit_queue";
-import { NEW_ADDRESS, readAddress, writeAddress, type Address, type Tab, type Theme } from "./url";
+import { NEW_ADDRESS, readAddress, writeAddress, type Address, type Alignment, type Tab, type Theme } from "./url";
 import { EMPTY_DOCUMENT, type Source } from "./source";
 import type { EditDocument, Edits, NodeDetail, ServerState, StrongPath, View } from "./types";
 
@@ -35,7 +35,7 @@ export class Store {
   /** Nodes that the graph which this one is compared with lacks. */
   readonly own = signal<ReadonlySet<string>>(new Set());
   readonly otherOwn = signal<ReadonlySet<string>>(new Set());
-  readonly align = signal<"position" | "feature">("position");
+  readonly align = signal<Alignment>("position");
   readonly camera = signal<Camera | null>(null);
   readonly dialog = signal<"help" | "import" | "list" | null>(null);
   readonly notice = signal<Notice | null>(null);

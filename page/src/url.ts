@@ -3,6 +3,8 @@
 import { SHOW_ALL, type Filter } from "./model";
 
 export type Tab = "node" | "subgraph" | "intervene" | "compare" | "trace";
+/** What makes nodes of two graphs the same. */
+export type Alignment = "position" | "feature" | "label";
 export type Theme = "auto" | "light" | "dark";
 
 export interface Address {
@@ -16,7 +18,7 @@ export interface Address {
   pathFrom: string | null;
   pathTo: string | null;
   other: string | null;
-  align: "position" | "feature";
+  align: Alignment;
   camera: [number, number, number] | null;
   /** Edits of a page without a server, as JSON. */
   edits: string | null;
@@ -37,6 +39,7 @@ export const NEW_ADDRESS: Address = {
   edits: null,
 };
 
+const ALIGNMENTS: readonly Alignment[] = ["position", "feature", "label"];
 const TABS: readonly Tab[] = ["node", "subgraph", "intervene", "compare", "trace"];
 const HIDEABLE = ["errors", "tokens", "positive", "negative"] as const;
 
@@ -81,10 +84,14 @@ export function readAddress(fragment: string): Address {
     pathFrom: query.get("from"),
     pathTo: query.get("to"),
     other: query.get("with"),
-    align: query.get("align") === "feature" ? "feature" : "position",
+    align: alignmentOf(query.get("align")),
     camera: cameraOf(query.get("at")),
     edits: query.get("edits"),
   };
+}
+
+export function alignmentOf(text: string | null): Alignment {
+  return ALIGNMENTS.find((name) => name === text) ?? NEW_ADDRESS.align;
 }
 
 function share<T>(text: string | null, usual: T): number | T {

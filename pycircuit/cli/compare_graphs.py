@@ -20,7 +20,7 @@ def compare(
     align: Annotated[
         str,
         typer.Option(
-            help=" | ".join(ALIGNMENTS) + ": features at one position, or at all together.",
+            help=" | ".join(ALIGNMENTS) + ": features at one position, at all together, or by label (two models).",
             autocompletion=completions(*ALIGNMENTS),
         ),
     ] = "position",

@@ -10,12 +10,15 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from .graph import Graph
+from .identifiers import identifier
 from .prune import Pruned
 
 OP = "compare"
-Alignment = Literal["position", "feature"]
+Alignment = Literal["position", "feature", "label"]
 ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
 Key = tuple[str, int, int, int]  # kind, and the numbers that name a node in both graphs
+ANY = -1  # a number of a key that does not tell nodes apart
+LABEL = -2  # in place of a feature's index: the key's first number is that of its label
 _SHOWN = 8  # rows of each table in a repr
 
 
@@ -140,16 +143,19 @@ def compare(
     """Compare two graphs: what is in one alone, and what changes from the first to the second.
 
     align: "position", a feature is itself at one position, an error at one layer and position, a token at its position
-    if it is the same token; "feature", at all positions together, as errors of a layer and tokens of one text are.
-    Targets are aligned by their labels. The nodes and edges compared are those that either graph keeps when pruned at
-    these thresholds; their influence and weights are those of the whole graphs.
+    if it is the same token; "feature", at all positions together, as errors of a layer and tokens of one text are;
+    "label", features of one label at one position are one, in whatever layer, and so are errors at one position: for
+    two models, or two sets of transcoders. Targets are aligned by their labels. The nodes and edges compared are those
+    that either graph keeps when pruned at these thresholds; their influence and weights are those of the whole graphs.
     """
     for name, graph in (("a", a), ("b", b)):
         if not isinstance(graph, Graph):
             raise TypeError(f"{OP}: {name} must be a pc.Graph, got {type(graph).__name__}")
     if align not in ALIGNMENTS:
         raise ValueError(f"{OP}: align must be one of {', '.join(ALIGNMENTS)}, got {align!r}")
-    texts: dict[str, int] = {}
+    if align != "label":
+        _require_same_features(a, b, align)
+    texts: dict[object, int] = {}
     left, right = (_Side(graph, align, texts, graph.prune(node_threshold, edge_threshold)) for graph in (a, b))
     keys = sorted({*left.kept_nodes, *right.kept_nodes})
     nodes = [_compared(key, left, right) for key in keys]
@@ -164,10 +170,20 @@ def compare(
     )
 
 
+def _require_same_features(a: Graph, b: Graph, align: Alignment) -> None:
+    for name in ("model", "transcoders"):
+        values = [graph.provenance.get(name) for graph in (a, b)]
+        if None not in values and values[0] != values[1]:
+            raise ValueError(
+                f"{OP}: a and b must be graphs of one model and one set of transcoders with align={align!r}, "
+                f"got {name} {values[0]} and {values[1]}; use align='label'"
+            )
+
+
 class _Side:
     """One graph of a comparison: its nodes and kept edges by key."""
 
-    def __init__(self, graph: Graph, align: Alignment, texts: dict[str, int], pruned: Pruned) -> None:
+    def __init__(self, graph: Graph, align: Alignment, texts: dict[object, int], pruned: Pruned) -> None:
         self.graph = graph
         self.keys = _node_keys(graph, align, texts)
         self.nodes: dict[Key, list[int]] = {}
@@ -206,35 +222,47 @@ class _Side:
         return out
 
     def name(self, key: Key) -> str:
-        """Label of a node and its identifier, without a position where several are meant."""
+        """Label of a node and its identifier, with * for what does not tell it from others."""
         kind, first, second, third = key
         label = str(self.graph.describe(self.nodes[key][0]).get("label", ""))
-        place = f"{first}/*/{third}" if second < 0 else f"{first}/{second}/{third}"
+        numbers = ["*" if number == ANY else str(number) for number in (first, second, third)]
+        place = "/".join(numbers)
         if kind == "error":
-            place = f"error/{first}/{'*' if second < 0 else second}"
+            place = "/".join(["error", *numbers[:2]])
         elif kind != "feature":
-            place = kind if second < 0 else f"{kind}/{second}"
+            place = kind if second == ANY else f"{kind}/{second}"
+        elif third == LABEL:
+            return f"{label} at {second}" if label else identifier(self.graph, self.nodes[key][0])
         return f"{label} {place}".strip()
 
 
-def _node_keys(graph: Graph, align: Alignment, texts: dict[str, int]) -> list[Key]:
-    """Key of every node. texts: numbers of the texts of tokens and targets, shared by both graphs."""
-    by_position = align == "position"
-    features: list[Key] = [("feature", la, p if by_position else -1, f) for la, p, f in graph.features.tolist()]
+def _node_keys(graph: Graph, align: Alignment, texts: dict[object, int]) -> list[Key]:
+    """Key of every node. texts: numbers of labels, and of the texts of tokens and targets, shared by both graphs."""
+
+    def number(text: object) -> int:
+        return texts.setdefault(text, len(texts))
+
+    def feature_key(layer: int, position: int, feature: int) -> Key:
+        if align != "label":
+            return ("feature", layer, ANY if align == "feature" else position, feature)
+        label = graph.labels.get((layer, feature))
+        return ("feature", number(("label", label) if label else (id(graph), layer, feature)), position, LABEL)
+
+    features = [feature_key(*indices) for indices in graph.features.tolist()]
     errors: list[Key] = [
-        ("error", layer, position if by_position else -1, 0)
+        ("error", ANY if align == "label" else layer, ANY if align == "feature" else position, 0)
         for layer in range(graph.layers)
         for position in range(graph.positions)
     ]
     tokens: list[Key] = [
-        ("token", texts.setdefault(text, len(texts)), position if by_position else -1, 0)
+        ("token", number(text), ANY if align == "feature" else position, 0)
         for position, text in enumerate(graph.tokens.text)
     ]
     counts: dict[str, int] = {}
     targets: list[Key] = []
     for label in map(str.strip, graph.targets.labels):  # of targets with one label, the first with the first
         counts[label] = counts.get(label, -1) + 1
-        targets.append(("target", texts.setdefault(label, len(texts)), -1, counts[label]))
+        targets.append(("target", number(label), ANY, counts[label]))
     return [*features, *errors, *tokens, *targets]
 
 

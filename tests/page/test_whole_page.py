@@ -210,3 +210,11 @@ def test_notebook(graphs: dict[str, pc.Graph], new_page: Callable[..., Page], sh
     drawn(page)
     expect(page.get_by_test_id("counts")).to_contain_text("features")
     shot(page)
+    # Keys pressed in the widget are the page's, not the notebook's, where A adds a cell and Z takes one back.
+    page.evaluate("window.leaked = []; document.addEventListener('keydown', (event) => window.leaked.push(event.key))")
+    page.get_by_test_id("graph").click(position={"x": 5, "y": 5})
+    for key in ("a", "z", "?"):
+        page.keyboard.press(key)
+    expect(page.get_by_role("dialog")).to_be_visible()
+    assert page.evaluate("window.leaked") == []
+    assert page.evaluate("document.activeElement.closest('[data-lm-suppress-shortcuts]') !== null")
