@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_recipe_pages import check_page, run_page
 
-PAGES = ("explanation", "addition")
+PAGES = ("addition", "explanation", "rhyme")
 
 
 @pytest.mark.usefixtures("one_thread", "own_cache")
