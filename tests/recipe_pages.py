@@ -31,6 +31,11 @@ def needs_smollm2(name: str) -> bool:
     return 'pc.load("smollm2"' in text(name)
 
 
+def trains(name: str) -> bool:
+    """Return True for a page that trains a model of its own, whose figures differ between processors."""
+    return "tiny_models" in text(name)
+
+
 def shown(name: str) -> list[str]:
     """Output that a page shows below each of its blocks, "" where it shows none."""
     return [output for _, output in BLOCK.findall(text(name))]

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from recipe_pages import FOLDER, differences, needs_smollm2, pages, run, shown, text
+from recipe_pages import FOLDER, differences, needs_smollm2, pages, run, shown, text, trains
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -14,7 +14,7 @@ NAMES = pages()
 PICTURE = re.compile(r"!\[[^\]]+\]\(([\w-]+\.svg)\)")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not needs_smollm2(name)])
+@pytest.mark.parametrize("name", [name for name in NAMES if not needs_smollm2(name) and not trains(name)])
 def test_recipes_run_and_print_what_they_show(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`make recipes` writes the output and the picture that a page shows."""
     monkeypatch.chdir(tmp_path)

@@ -1,28 +1,13 @@
-"""Recipes on tiny models: their pages run, and the models are what the pages say."""
+"""Tiny models of the recipes, whose pages run in `make test-real`."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from tiny_recipe_pages import check_page, run_page
 
 from pycircuit.demo import refusal, tiny_models
 
-PAGES = ("refusal",)
-
-pytestmark = pytest.mark.usefixtures("one_thread", "own_cache")
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_page(name, tmp_path, monkeypatch)
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_recipe_is_a_page_with_its_figure(name: str) -> None:
-    check_page(name)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_tiny_stream_has_two_halves() -> None:
