@@ -139,7 +139,9 @@ def _errors(errors: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if abs(value) < 1000 else f"{value:.0e}"
 
 
 def _goals(document: Document) -> list[str]:
