@@ -57,8 +57,8 @@ that of most doubled ones wrongly. Before the size of an effect is believed, run
 more. Between prompts of one set, whose errors differ little, they explain little.
 - **On SmolLM2, graphs foretell ablated supernodes about as well as the replacement model does**, with nothing held \
 too: norms spoil less there. Graphs of random transcoders foretell nothing of the kind. What both miss is what an \
-hour of training leaves to the errors. The gradient foretells single features best, since one feature of a large model is a \
-small change; of supernodes it is no better than the graph, and doubled ones no graph foretells.
+hour of training leaves to the errors. The gradient foretells single features best, since one feature of a large \
+model is a small change; of supernodes it is no better than the graph, and doubled ones no graph foretells.
 - **Transcoders buy small circuits.** On the demo model neurons need many times as many nodes for the same part of the \
 answer; as many neurons as features carry little of it.
 
