@@ -63,7 +63,6 @@ SPILLED = {
     ("3.9", 80): [
         *LONG_ON_80,
         "attend_back short",
-        "attend_back short 2 parts",
         "influence.solve",
         "influence.solve ordered",
     ],
