@@ -54,9 +54,11 @@ export function Toolbar({ graph }: { graph: GraphController | null }) {
 
 function Counts() {
   const store = useStore();
-  const view = store.model.value!.view;
-  const features = view.nodes.filter((node) => node.kind === "feature").length;
-  const edges = useShownEdges();
+  const model = store.model.value!;
+  const view = model.view;
+  const visible = useMemo(() => model.visible(store.filter.value), [model, store.filter.value]);
+  const features = view.nodes.filter((node, i) => node.kind === "feature" && visible[i]).length;
+  const edges = useMemo(() => model.visibleEdges(store.filter.value, visible).length, [model, visible]);
   const { replacement, completeness } = view.scores;
   const law =
     view.certificate === null
@@ -75,13 +77,6 @@ function Counts() {
 }
 
 /** The number of edges that the toggles leave. */
-function useShownEdges(): number {
-  const store = useStore();
-  const model = store.model.value!;
-  const filter = store.filter.value;
-  return useMemo(() => model.visibleEdges(filter, model.visible(filter)).length, [model, filter]);
-}
-
 interface SliderProps {
   name: string;
   value: number;

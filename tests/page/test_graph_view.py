@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from page_steps import drawn, open_graph, wait_until
 from playwright.sync_api import Page, expect
@@ -87,6 +88,21 @@ def test_toggles(page: Page) -> None:
     page.get_by_role("button", name="Lower").click()
     expect(page.locator(".line.negative")).to_have_count(0)
     assert "hide=errors,negative" in page.url
+
+
+def test_density(new_page: Callable[..., Page], graphs: dict[str, pc.Graph], tmp_path: Path) -> None:
+    """Where densities are known, the slider hides features that are active on too many tokens."""
+    graphs["dallas"].save(tmp_path / "dallas.safetensors")
+    prompt = "the capital of the state containing Dallas is"
+    pc.write_examples(pc.load("demo"), [prompt] * 2, tmp_path, features=[(0, 347), (2, 52)], progress=False)
+    with pc.serve(tmp_path, port=0) as server:
+        page = new_page()
+        open_graph(page, server.address)
+        before, _ = counts(page)
+        page.get_by_role("slider", name="Density").fill("0.05")
+        wait_until(page, f"!document.querySelector('[data-testid=counts]').innerText.startsWith('{before} ')")
+        assert counts(page)[0] == before - 2
+        assert "density=0.05" in page.url
 
 
 def test_search(page: Page, shot: Callable[..., None]) -> None:
