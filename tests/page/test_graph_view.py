@@ -91,7 +91,7 @@ def test_toggles(page: Page) -> None:
 
 
 def test_density(new_page: Callable[..., Page], graphs: dict[str, pc.Graph], tmp_path: Path) -> None:
-    """Where densities are known, the slider hides features that are active on too many tokens."""
+    """The slider hides features that are active on too many tokens, where that is known."""
     graphs["dallas"].save(tmp_path / "dallas.safetensors")
     prompt = "the capital of the state containing Dallas is"
     pc.write_examples(pc.load("demo"), [prompt] * 2, tmp_path, features=[(0, 347), (2, 52)], progress=False)
