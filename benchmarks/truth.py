@@ -56,8 +56,8 @@ that of most doubled ones wrongly. Before the size of an effect is believed, run
 - **Errors explain what is missed while patterns and norms are held**, between sets: graphs with more error miss \
 more. Between prompts of one set, whose errors differ little, they explain little.
 - **On SmolLM2, graphs foretell ablated supernodes about as well as the replacement model does**, with nothing held \
-too: norms spoil less there. Graphs of random transcoders foretell nothing of the kind. What both miss is what an \
-hour of training leaves to the errors. The gradient foretells single features best, since one feature of a large \
+too: norms spoil less there. Graphs of random transcoders foretell nothing of the kind. What both miss is what a \
+short training leaves to the errors. The gradient foretells single features best, since one feature of a large \
 model is a small change; of supernodes it is no better than the graph, and doubled ones no graph foretells.
 - **Transcoders buy small circuits.** On the demo model neurons need many times as many nodes for the same part of the \
 answer; as many neurons as features carry little of it.
@@ -73,7 +73,7 @@ then stay too.
 left out, and a correlation sees little but those just below.
 - The gradient is a straight line too: it includes norms and patterns, and is right for small changes only.
 - The demo model is small, and was trained so that its circuits can be seen. SmolLM2's section has few prompts, and \
-one set that was trained for an hour: its intervals are wide, and most of the influence in its graphs is that of \
+one set that was trained briefly: its intervals are wide, and most of the influence in its graphs is that of \
 errors. `make truth TRANSCODERS=folder` measures a set of your own.
 """
 

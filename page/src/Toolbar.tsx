@@ -76,7 +76,6 @@ function Counts() {
   );
 }
 
-/** The number of edges that the toggles leave. */
 interface SliderProps {
   name: string;
   value: number;

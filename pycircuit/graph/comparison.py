@@ -145,8 +145,9 @@ def compare(
     align: "position", a feature is itself at one position, an error at one layer and position, a token at its position
     if it is the same token; "feature", at all positions together, as errors of a layer and tokens of one text are;
     "label", features of one label at one position are one, in whatever layer, and so are errors at one position: for
-    two models, or two sets of transcoders. Targets are aligned by their labels. The nodes and edges compared are those
-    that either graph keeps when pruned at these thresholds; their influence and weights are those of the whole graphs.
+    two models, or two sets of transcoders. Graphs that name different ones (`graph.provenance`) are compared by label
+    alone. Targets are aligned by their labels. The nodes and edges compared are those that either graph keeps when
+    pruned at these thresholds; their influence and weights are those of the whole graphs.
     """
     for name, graph in (("a", a), ("b", b)):
         if not isinstance(graph, Graph):
@@ -171,6 +172,7 @@ def compare(
 
 
 def _require_same_features(a: Graph, b: Graph, align: Alignment) -> None:
+    """Raise where the graphs name different models or transcoders, whose features have no indices in common."""
     for name in ("model", "transcoders"):
         values = [graph.provenance.get(name) for graph in (a, b)]
         if None not in values and values[0] != values[1]:

@@ -271,7 +271,8 @@ class Transcoders(ABC):
 
     def __repr__(self) -> str:
         sizes = [self.size(layer) for layer in range(self.depth)]
-        return f"{type(self).__name__}(layers={self.depth}, features={sizes}, {self.reads} -> {self.writes})"
+        features = sizes[0] if len(set(sizes)) == 1 else sizes
+        return f"{type(self).__name__}(layers={self.depth}, features={features}, {self.reads} -> {self.writes})"
 
 
 class PerLayerTranscoders(Transcoders):
