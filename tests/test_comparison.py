@@ -59,7 +59,7 @@ def test_by_feature_alone() -> None:
 
 
 def test_by_label_across_models() -> None:
-    """Feature 5 of the first graph and feature 6 of the second mean one thing; those without a label are themselves."""
+    """Features of one label are one, named by hand or automatically; those without a label are themselves."""
     a, b = pair()
     a = replace(a, labels={(0, 5): "six"}, provenance={"model": "one"})
     b = replace(b, provenance={"model": "another"})
@@ -70,6 +70,8 @@ def test_by_label_across_models() -> None:
     assert {n.name for n in result.only_b} == {"0/0/5", "other token/1"}
     edges = {(e.source, e.target): (e.weight_a, e.weight_b) for e in result.edges}
     assert edges["six at 1", "t0 target"] == (1, 4)
+    automatic = replace(b, labels={}, automatic_labels={(0, 6): "six"})
+    assert "six at 1" in {n.name for n in pc.compare(a, automatic, align="label", node_threshold=1).both}
     for align in ("position", "feature"):
         with pytest.raises(ValueError, match=rf"^compare: a and b .*align='{align}', got model one and another; use"):
             pc.compare(a, b, align=align)

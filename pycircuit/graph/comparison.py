@@ -247,7 +247,7 @@ def _node_keys(graph: Graph, align: Alignment, texts: dict[object, int]) -> list
     def feature_key(layer: int, position: int, feature: int) -> Key:
         if align != "label":
             return ("feature", layer, ANY if align == "feature" else position, feature)
-        label = graph.labels.get((layer, feature))
+        label, _ = graph.label(layer, feature)
         return ("feature", number(("label", label) if label else (id(graph), layer, feature)), position, LABEL)
 
     features = [feature_key(*indices) for indices in graph.features.tolist()]
