@@ -35,6 +35,8 @@ void raise_on(const Status& status, const char* op) {
       return;
     case Outcome::out_of_memory:
       throw std::bad_alloc();
+    case Outcome::unsupported:
+      throw std::runtime_error(std::string(op) + ": this ISA multiplies no bfloat16 parts");
     case Outcome::not_in_order:
       throw py::value_error(std::string(op) +
                             ": rows must be in layer order, outputs first, then the highest layer, got row " +
@@ -223,7 +225,7 @@ void adam(int isa, uintptr_t weight, uintptr_t mean, uintptr_t square, const py:
 
 void product(int isa, uintptr_t a, int64_t rows, int64_t depth, int64_t a_stride, uintptr_t b, int64_t columns,
              int64_t b_stride, bool b_transposed, uintptr_t divisor, uintptr_t out, int64_t out_stride, bool add,
-             int threads) {
+             int threads, int parts) {
   const OpTable& ops = table(isa);
   const ProductInput in{pointer<float>(a),
                         rows,
@@ -237,7 +239,8 @@ void product(int isa, uintptr_t a, int64_t rows, int64_t depth, int64_t a_stride
                         pointer<float>(out),
                         out_stride,
                         add,
-                        threads};
+                        threads,
+                        parts};
   Status status;
   {
     py::gil_scoped_release release;

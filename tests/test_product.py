@@ -16,6 +16,7 @@ from pycircuit.ops import native
 
 every_isa = pytest.mark.parametrize("isa", ISAS)
 every_thread_count = pytest.mark.parametrize("threads", [1, 2])
+PARTS = ("bf16", "amx")  # ISAs whose products may be of bfloat16 parts
 POISON = float("nan")
 # Around one and several vectors, tiles and blocks of the depth; 1,200 and 4,000 rows go the way of many rows.
 ROWS, DEPTHS, COLUMNS = (1, 5, 7, 17, 64), (0, 1, 7, 64, 401), (1, 5, 17, 63, 130)
@@ -45,12 +46,18 @@ def exact(a: Tensor, b: Tensor, divisor: Tensor | None) -> Tensor:
     return a @ b.double()
 
 
-def bound(a: Tensor, b: Tensor, divisor: Tensor | None) -> Tensor:
-    """Error that rounding explains: a few units in the last place of the sum of absolute values."""
-    return exact(a.abs(), b.abs(), None if divisor is None else divisor.abs()) * 8e-7 + 1e-30
+# Share of the sum of absolute values that rounding explains, by parts: a few units in float32's last place, or what the
+# parts leave out: 2^-8 of a number for each part.
+ROUNDING = {0: 8e-7, 1: 2.01 * 2.0**-8, 2: 3.1 * 2.0**-16, 3: 8e-7}
 
 
-def check(shape: tuple[int, int, int], isa: str, transposed: bool, add: bool, divided: bool, aligned: bool) -> None:
+def bound(a: Tensor, b: Tensor, divisor: Tensor | None, parts: int) -> Tensor:
+    return exact(a.abs(), b.abs(), None if divisor is None else divisor.abs()) * ROUNDING[parts] + 1e-30
+
+
+def check(
+    shape: tuple[int, int, int], isa: str, transposed: bool, add: bool, divided: bool, aligned: bool, parts: int = 0
+) -> None:
     g = generator()
     rows, depth, columns = shape
     a = strided(rows, depth, g, aligned)
@@ -62,9 +69,9 @@ def check(shape: tuple[int, int, int], isa: str, transposed: bool, add: bool, di
     if add:
         out.copy_(before)
     with pc.use("native", isa=isa):
-        assert native.product(a, b, out, add, divisor) is out
+        assert native.product(a, b, out, add, divisor, parts) is out
     error = (out - exact(a, b, divisor) - (before if add else 0)).abs()
-    assert (error <= bound(a, b, divisor) + 1e-6 * before.abs() * add).all(), (shape, transposed, add, divided)
+    assert (error <= bound(a, b, divisor, parts) + 1e-6 * before.abs() * add).all(), (shape, transposed, add, divided)
     assert memory[:, :2].isnan().all() and memory[:, columns + 2 :].isnan().all()
 
 
@@ -76,6 +83,19 @@ def test_product_against_float64(isa: str, threads: int, transposed: bool) -> No
     for number, shape in enumerate(SHAPES):
         check(shape, isa, transposed, bool(number % 2), bool(number % 3), bool(number % 5))
         check(shape, isa, transposed, not number % 2, not number % 3, not number % 5)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in PARTS] or ["none here"])
+@every_thread_count
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_product_of_parts_against_float64(isa: str, threads: int, parts: int) -> None:
+    """One, two and three bfloat16 parts of each number, and float32's accuracy with three."""
+    if isa not in ISAS:
+        pytest.skip("needs AVX512_BF16")
+    torch.set_num_threads(threads)
+    for number, shape in enumerate(SHAPES):
+        check(shape, isa, bool(number % 2), bool(number % 3), bool(number % 5), bool(number % 7), parts)
+        check(shape, isa, not number % 2, not number % 3, not number % 5, not number % 7, parts)
 
 
 @every_isa

@@ -1,10 +1,11 @@
 // edge_scores: out[t, e] += value[e] * gradient[t, p] . w_dec[index[e]] for every entry e at a position p of t.
 // Layout: a position's decoder rows are transposed into panels, [width, kPanel], that every group of targets runs
-// over; gradient rows in place.
-// Bytes: a decoder row once per position, a gradient row once per block of panels. Parallel over positions: every
+// over; gradient rows in place. For few targets, or few entries as errors have, decoder rows in place too.
+// Bytes: a decoder row once per position, a gradient row once per block of panels, or per kDotColumns of few entries. Parallel over positions: every
 // element of out has one owner.
 #include <cstdlib>
 
+#include "cpu/dot.h"
 #include "cpu/ops.h"
 #include "cpu/tile.h"
 
@@ -13,6 +14,8 @@ namespace {
 
 constexpr int64_t kTargets = 6;             // per tile
 constexpr int64_t kTargetList = 256;        // whose rows are looked up together
+constexpr int64_t kFewTargets = 32;         // up to here dot products beat panels: no transposing,
+constexpr int64_t kFewEntries = 4;          // no empty lanes
 constexpr int64_t kPanelFloats = 48 << 10;  // of all panels in memory at once, at least one panel
 
 // Rows of the targets that reach one position.
@@ -84,10 +87,70 @@ void add_scores(const EdgeScoresInput& in, const float* const* gradient, float* 
   }
 }
 
+// products[c * kDotRows + r] of `columns` decoder rows and kDotRows gradients.
+template <int Columns, class W>
+void products_of(int64_t columns, int64_t width, const float* const* gradient, const W* const* w_dec, float* products) {
+  if (columns == Columns)
+    dot_tile<Columns>(width, gradient, w_dec, products);
+  else if constexpr (Columns > 1)
+    products_of<Columns - 1>(columns, width, gradient, w_dec, products);
+}
+
+// Decoder rows of some entries, and of the next ones, which other targets' products give time to fetch.
+template <class W>
+struct DecoderRows {
+  int64_t begin, columns, next;
+  const W* row[2 * kDotColumns];
+};
+
+template <class W>
+DecoderRows<W> decoder_rows(const EdgeScoresInput& in, int64_t begin, int64_t end) {
+  DecoderRows<W> rows{begin, smaller(kDotColumns, end - begin), smaller(2 * kDotColumns, end - begin), {}};
+  for (int64_t c = 0; c < rows.next; ++c)
+    rows.row[c] = static_cast<const W*>(in.w_dec.data) + in.features.index[begin + c] * in.w_dec.row_stride;
+  return rows;
+}
+
+// Fetch a share of the next rows.
+template <class W>
+void fetch_ahead(const DecoderRows<W>& rows, int64_t share, int64_t shares, int64_t width) {
+  constexpr int64_t kLine = 64 / sizeof(W);
+  const int64_t length = round_up((width + shares - 1) / shares, kLine), begin = share * length;
+  for (int64_t c = rows.columns; c < rows.next; ++c)
+    for (int64_t k = begin; k < smaller(begin + length, width); k += kLine) __builtin_prefetch(rows.row[c] + k);
+}
+
+// Add the scores of some entries and all listed targets.
+template <class W>
+void add_scores(const EdgeScoresInput& in, const DecoderRows<W>& rows, const Reaching& reaching) {
+  for (int64_t t = 0; t < reaching.count; t += kDotRows) {
+    const float* gradient[kDotRows];
+    float products[kDotColumns * kDotRows];
+    for (int64_t r = 0; r < kDotRows; ++r) gradient[r] = reaching.gradient[smaller(t + r, reaching.count - 1)];
+    fetch_ahead(rows, t / kDotRows, (reaching.count + kDotRows - 1) / kDotRows, in.w_dec.width);
+    products_of<kDotColumns>(rows.columns, in.w_dec.width, gradient, rows.row, products);
+    for (int64_t r = 0; r < smaller(kDotRows, reaching.count - t); ++r)
+      for (int64_t c = 0; c < rows.columns; ++c)
+        reaching.out[t + r][rows.begin + c] += in.features.value[rows.begin + c] * products[c * kDotRows + r];
+  }
+}
+
+// All targets that reach position p, whose decoder rows stay in place.
+template <class W>
+void score_in_place(const EdgeScoresInput& in, int64_t p) {
+  Reaching reaching;
+  for (int64_t t = 0; t < in.targets;) {
+    t = next_targets(in, p, t, reaching);
+    for (int64_t e = in.features.row_ptr[p]; e < in.features.row_ptr[p + 1]; e += kDotColumns)
+      add_scores(in, decoder_rows<W>(in, e, in.features.row_ptr[p + 1]), reaching);
+  }
+}
+
 // All targets that reach position p. panels: memory for `block` / kPanel of them.
 template <class W>
 void score_position(const EdgeScoresInput& in, int64_t p, float* panels, int64_t block) {
   const int64_t stop = in.features.row_ptr[p + 1];
+  if (in.targets <= kFewTargets || stop - in.features.row_ptr[p] <= kFewEntries) return score_in_place<W>(in, p);
   Reaching reaching;
   for (int64_t begin = in.features.row_ptr[p]; begin < stop; begin += block) {
     const int64_t end = smaller(begin + block, stop);

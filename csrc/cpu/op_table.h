@@ -116,6 +116,7 @@ struct ProductInput {
   int64_t out_stride;
   bool add;  // to out
   int threads;
+  int parts;  // of every number in bfloat16; 0: the numbers themselves
 };
 
 // Work of a call that measures a rate: operations or bytes, and a sum of what it computed or read.

@@ -16,5 +16,6 @@ Status influence(const InfluenceInput& in);
 Status reconstruct(const ReconstructInput& in);
 Status adam(const AdamInput& in);
 Status product(const ProductInput& in);
+Status product_of_parts(const ProductInput& in);
 
 }  // namespace pycircuit::PYCIRCUIT_NAMESPACE

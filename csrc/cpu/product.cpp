@@ -34,7 +34,11 @@ constexpr int kCacheNames[] = {_SC_LEVEL1_DCACHE_SIZE, _SC_LEVEL2_CACHE_SIZE, _S
 constexpr int kCacheNames[] = {0, 0, 0};
 #endif
 
-// Sizes of blocks: a panel stays in the first cache, a block of strips in the second, all panels in the third.
+// Quarters of the first cache that a panel may fill. Vectors of AVX-512 do so much with a line of it that the second
+// cache follows, and a deeper block visits out less often.
+constexpr int64_t kPanelQuarters = kLanes == 16 ? 6 : 3;
+
+// Sizes of blocks: a panel stays near the first cache, a block of strips in the second, all panels in the third.
 struct Blocks {
   int64_t depth, strips, panels;
 };
@@ -42,7 +46,7 @@ struct Blocks {
 Blocks cache_blocks() {
   const int64_t first = cache_bytes(kCacheNames[0], 32 << 10), second = cache_bytes(kCacheNames[1], 512 << 10),
                 third = cache_bytes(kCacheNames[2], 8 << 20);
-  const int64_t depth = larger(64, first * 3 / 4 / (kPanel * sizeof(float)) / 8 * 8);
+  const int64_t depth = larger(64, first * kPanelQuarters / 4 / (kPanel * sizeof(float)) / 8 * 8);
   const int64_t line = depth * static_cast<int64_t>(sizeof(float));
   return {depth, larger(2, second / 2 / (line * kTileRows)), larger(8, third / 4 / (line * kPanel))};
 }
@@ -227,6 +231,7 @@ bool multiply_columns(const ProductInput& in, const Shape& shape, const Blocks& 
 }  // namespace
 
 Status product(const ProductInput& in) {
+  if (in.parts) return product_of_parts(in);
   if (in.rows == 0 || in.columns == 0) return {};
   static const Blocks blocks = cache_blocks();
   const Shape shape = shape_of(in, blocks);

@@ -15,6 +15,7 @@ from .attention import Attention, RecomputedAttention
 from .dispatch import forced, native_isas
 from .features import SparseFeatures
 
+_PARTS = ("bf16", "amx")  # ISAs whose products may be of bfloat16 parts
 _ELEMENT = {torch.float32: 0, torch.bfloat16: 1}
 
 # Set on every tensor whose address a kernel gets: torch's defaults are the user's to change.
@@ -159,11 +160,19 @@ def influence(rows: Tensor, node: Tensor, weight: Tensor, order: Tensor | None) 
     return out
 
 
-def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False, divisor: Tensor | None = None) -> Tensor:
+def multiplies_parts() -> bool:
+    """True where the ISA in use has instructions for products of bfloat16 numbers with float32 sums."""
+    return native_isas()[isa_index()][0] in _PARTS
+
+
+def product(
+    a: Tensor, b: Tensor, out: Tensor, add: bool = False, divisor: Tensor | None = None, parts: int = 0
+) -> Tensor:
     """Write (a / divisor[:, None]) @ b to out, or add it, and return out: [rows, columns], float32 on the CPU.
 
     a: [rows, depth]; b: [depth, columns] or the transposed view of [columns, depth]; divisor: [rows]. Rows of a, out
     and b's memory may be strided. out shares no memory with the others. An element does not depend on other rows.
+    parts: bfloat16 numbers that each number is the sum of, 1 to 3, where `multiplies_parts()`; 0: float32 itself.
     """
     _check_product(a, b, out, divisor)
     transposed = b.stride(1) != 1 and b.shape[1] != 1
@@ -182,6 +191,7 @@ def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False, divisor: Tenso
         out.stride(0),
         add,
         torch.get_num_threads(),
+        parts,
     )
     return out
 

@@ -6,6 +6,7 @@ are written to the cache folder, for every later process on this processor. Ours
 because a row of its result is the same whatever the other rows and the number of threads are.
 
     native   the kernel of csrc/cpu/product.cpp
+    amx      that of csrc/cpu/product_of_parts.cpp: each number in three bfloat16 parts, which are the number
     onednn   oneDNN through torch's linear layer, which multiplies by a transposed weight
     torch    torch.mm
 """
@@ -33,7 +34,7 @@ from pycircuit.files.locks import exclusive
 from .dispatch import forced, native_isas
 from .processor import processor_name
 
-Provider = Literal["native", "onednn", "torch"]
+Provider = Literal["native", "amx", "onednn", "torch"]
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 ENVIRONMENT = "PYCIRCUIT_PRODUCT"
 
@@ -87,10 +88,20 @@ def forced_provider() -> Provider | None:
     raise ValueError(f"{ENVIRONMENT} must be one of {', '.join(PROVIDERS)}, got {name!r}")
 
 
-@cache
 def available() -> tuple[Provider, ...]:
-    """Providers that this process can use."""
-    has = {"native": bool(native_isas()), "onednn": _has_onednn(), "torch": True}
+    """Providers that this process can use with the ISA in use."""
+    return _available(forced()[1])
+
+
+@cache
+def _available(isa: str | None) -> tuple[Provider, ...]:
+    usable = [name for name, supported in native_isas() if supported]
+    has = {
+        "native": bool(usable),
+        "amx": "amx" in usable and isa in (None, "amx"),
+        "onednn": _has_onednn(),
+        "torch": True,
+    }
     return tuple(provider for provider in PROVIDERS if has[provider])
 
 
@@ -144,12 +155,19 @@ def _by_native(a: Tensor, b: Tensor, out: Tensor, add: bool, divisor: Tensor | N
     native.product(a, b, out, add, divisor)
 
 
+def _by_amx(a: Tensor, b: Tensor, out: Tensor, add: bool, divisor: Tensor | None) -> None:
+    from . import native
+
+    native.product(a, b, out, add, divisor, parts=3)
+
+
 def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 _PRODUCTS: dict[Provider, Callable[[Tensor, Tensor, Tensor, bool, Tensor | None], None]] = {
     "native": _by_native,
+    "amx": _by_amx,
     "onednn": _by_onednn,
     "torch": _by_torch,
 }

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from pycircuit.ops import Prepared
-from pycircuit.ops.dispatch import machine
+from pycircuit.ops.dispatch import forced, machine, native_isas
 from pycircuit.ops.products import product
 from pycircuit.ops.torch_settings import tf32_products
 
@@ -34,13 +34,14 @@ class Arithmetic:
     """Arithmetic of a matrix product whose sums are float32, or float64 in a float64 model.
 
     tolerance: of the law, the largest certificate of a right graph. parts: numbers of type `dtype` that each factor is
-    split into; 0: factors are of this type themselves.
+    split into; 0: factors are of this type themselves. native: the CPU's own product splits them.
     """
 
     name: str
     tolerance: float
     dtype: torch.dtype
     parts: int
+    native: bool = False
 
     @property
     def meetings(self) -> list[tuple[int, int]]:
@@ -54,12 +55,12 @@ class Arithmetic:
 
     def weight_bytes(self, on_gpu: bool) -> int:
         """Return the bytes of a weight's number in split form."""
-        return len(self.meetings) * (self.dtype.itemsize if on_gpu else 4)
+        return 0 if self.native else len(self.meetings) * (self.dtype.itemsize if on_gpu else 4)
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a row's number while it is multiplied: its parts, and their copy where no kernel splits it."""
-        return len(self.meetings) * (self.dtype.itemsize + 4)
+        return 0 if self.native else len(self.meetings) * (self.dtype.itemsize + 4)
 
 
 PRECISIONS: dict[str, Arithmetic] = {
@@ -95,7 +96,13 @@ def arithmetic_of(op: str, precision: str, device: torch.device, dtype: torch.dt
             f"{op}: precision must be 'float32', 'float32-fast' or 'bfloat16' on a CPU, which has no tf32, got "
             f"{precision!r}; leave it out, or load the model with device='cuda'"
         )
-    return PRECISIONS[precision] if precision == "bfloat16" else replace(FLOAT32, name=precision)
+    chosen = PRECISIONS[precision]
+    if precision != "float32" and forced()[0] != "reference" and native_isas():
+        from pycircuit.ops import native
+
+        if native.multiplies_parts():
+            return replace(chosen, native=True)
+    return chosen if precision == "bfloat16" else replace(FLOAT32, name=precision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +146,8 @@ class Products:
             return product(rows, weight, out, divisor=None if divisor is None else divisor.of_rows())
         if out is None:
             out = rows.new_empty(len(rows), weight.shape[1])
+        if self.arithmetic.native:
+            return self._native(rows, weight, out, False, divisor)
         _multiply(self.split(rows, divisor), self._weight(weight), out, False)
         return out
 
@@ -146,8 +155,18 @@ class Products:
         """Add rows / divisor @ weight to state; shapes as in `project`. A divisor may overwrite the rows."""
         if not self.arithmetic.parts:
             product(rows, weight, state, add=True, divisor=None if divisor is None else divisor.of_rows())
-            return
-        _multiply(self.split(rows, divisor), self._weight(weight), state, True)
+        elif self.arithmetic.native:
+            self._native(rows, weight, state, True, divisor)
+        else:
+            _multiply(self.split(rows, divisor), self._weight(weight), state, True)
+
+    def _native(
+        self, rows: Tensor, weight: Tensor, out: Tensor, add: bool, divisor: Denominators | None = None
+    ) -> Tensor:
+        from pycircuit.ops import native
+
+        denominators = None if divisor is None else divisor.of_rows()
+        return native.product(rows, weight, out, add, denominators, self.arithmetic.parts)
 
     def release(self) -> None:
         """Free the parts of all weights."""
