@@ -13,10 +13,10 @@ from torch import Tensor
 
 import pycircuit as pc
 from pycircuit.ops import native
+from pycircuit.ops.dispatch import PARTS_ISAS
 
 every_isa = pytest.mark.parametrize("isa", ISAS)
 every_thread_count = pytest.mark.parametrize("threads", [1, 2])
-PARTS = ("bf16", "amx")  # ISAs whose products may be of bfloat16 parts
 POISON = float("nan")
 # Around one and several vectors, tiles and blocks of the depth; 1,200 and 4,000 rows go the way of many rows.
 ROWS, DEPTHS, COLUMNS = (1, 5, 7, 17, 64), (0, 1, 7, 64, 401), (1, 5, 17, 63, 130)
@@ -85,7 +85,7 @@ def test_product_against_float64(isa: str, threads: int, transposed: bool) -> No
         check(shape, isa, transposed, not number % 2, not number % 3, not number % 5)
 
 
-@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in PARTS] or ["none here"])
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in PARTS_ISAS] or ["none here"])
 @every_thread_count
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_product_of_parts_against_float64(isa: str, threads: int, parts: int) -> None:

@@ -113,7 +113,7 @@ def test_a_provider_is_forced_by_the_environment(monkeypatch: pytest.MonkeyPatch
     with pc.use("reference"):
         assert products.provider_of(a, b) == "torch"
     monkeypatch.setenv(products.ENVIRONMENT, "blas")
-    with pytest.raises(ValueError, match="PYCIRCUIT_PRODUCT must be one of native, onednn, torch, got 'blas'"):
+    with pytest.raises(ValueError, match="PYCIRCUIT_PRODUCT must be one of native, amx, onednn, torch, got 'blas'"):
         product(a, b)
 
 

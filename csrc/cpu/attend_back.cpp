@@ -1,11 +1,12 @@
 // attend_back: z[t, j, g] = sum over the heads h of group g and over i >= j of A^h[i, j] y[t, i, h].
 // Layout: y and z ragged rows in place; A one block [queries, keys] at a time, copied out of the stored
-// pattern or recomputed, and used for every target at once, so making it costs 1 / targets of the product.
+// pattern or recomputed, and used for every target at once, so making it costs 1 / targets of the product. In bfloat16 parts where asked (parts.h).
 // Bytes: y once a block of keys, z once a block of queries, A (or Q, K) once. Parallel over (group, block of
 // keys, share of the targets): every z has one owner.
 #include <cstdlib>
 
 #include "cpu/ops.h"
+#include "cpu/parts.h"
 #include "cpu/tile.h"
 #include "cpu/vecmath.h"
 
@@ -18,10 +19,13 @@ static_assert(kQueryBlock >= kKeyBlock, "the diagonal block must reach every key
 
 // A block of the pattern in strips of keys, as the tile reads it: [strips, queries, kTileRows]. One target's y in
 // panels of columns: [panels, queries, kPanel]. Both padded with zeros. The keys, transposed: [qk_width, keys].
+// Where numbers are multiplied in parts the block is [queries, keys], and both have strips and panels of parts.h.
 struct Scratch {
   float* pattern;
   float* y;
   float* keys;
+  uint16_t* pattern_parts;
+  uint16_t* y_parts;
 };
 
 // Queries i0 .. i0 + queries of one head, keys j0 .. j0 + keys.
@@ -44,9 +48,12 @@ void scatter(const float* __restrict row, int64_t begin, int64_t end, int64_t i,
   }
 }
 
-void copy_block(const AttendBackInput& in, const Block& b, float* out) {
+// Either way to place keys begin .. end of query i in the block.
+typedef void Place(const float* row, int64_t begin, int64_t end, int64_t i, int64_t keys, float* out);
+
+void copy_block(const AttendBackInput& in, const Block& b, Place place, float* out) {
   for (int64_t i = 0; i < b.queries; ++i)
-    scatter(in.pattern + (b.head * in.positions + b.i0 + i) * in.positions + b.j0, 0, seen(b, i), i, b.keys, out);
+    place(in.pattern + (b.head * in.positions + b.i0 + i) * in.positions + b.j0, 0, seen(b, i), i, b.keys, out);
 }
 
 // rows[r, j] = query[i + r] . key[j] for the keys that the last of these queries attends to
@@ -64,7 +71,7 @@ void logits(const AttendBackInput& in, const Block& b, int64_t i, const float* k
   }
 }
 
-void recompute_block(const AttendBackInput& in, const Block& b, const float* keys, float* out) {
+void recompute_block(const AttendBackInput& in, const Block& b, const float* keys, Place place, float* out) {
   alignas(64) float rows[kTileRows * kKeyBlock];
   for (int64_t i0 = 0; i0 < b.queries; i0 += kTileRows) {
     logits(in, b, i0, keys, rows);
@@ -77,7 +84,7 @@ void recompute_block(const AttendBackInput& in, const Block& b, const float* key
         if (in.softcap != 0.f) logit = splat(in.softcap) * tanh(logit / splat(in.softcap));
         store(row + j, exp(logit - lse));
       }
-      scatter(row, hidden, end, i, b.keys, out);
+      place(row, hidden, end, i, b.keys, out);
     }
   }
 }
@@ -129,6 +136,79 @@ void apply_block(const AttendBackInput& in, const Block& b, int64_t target, cons
   }
 }
 
+#if defined(PYCIRCUIT_PARTS)
+
+constexpr int64_t kQuerySteps = kQueryBlock / kStep;
+static_assert(kKeyBlock % kBlock == 0 && kQueryBlock % kStep == 0, "blocks must be whole strips and steps");
+
+// Copy keys begin .. end of query i into its row, with zeros elsewhere.
+void copy_row(const float* __restrict row, int64_t begin, int64_t end, int64_t i, int64_t keys,
+              float* __restrict out) {
+  float* to = out + i * kKeyBlock;
+  begin = larger(0, begin);
+  for (int64_t j = 0; j < smaller(begin, end); ++j) to[j] = 0.f;
+  if (begin < end) std::memcpy(to + begin, row + begin, sizeof(float) * (end - begin));
+  for (int64_t j = end; j < keys; ++j) to[j] = 0.f;
+}
+
+// The block of the pattern, [queries, kKeyBlock], in strips of keys.
+template <int Parts>
+void pack_pattern(const Block& b, const float* pattern, Part* out) {
+  for (int64_t j = 0; j < b.keys; j += kBlock, out += kQuerySteps * Parts * kPartSize)
+    pack_strip_of_columns<Parts>(pattern + j, kKeyBlock, smaller(kBlock, b.keys - j), b.queries, out);
+}
+
+// As apply_block, in parts.
+template <int Parts>
+void apply_parts(const AttendBackInput& in, const Block& b, int64_t target, const Scratch& s) {
+  const int64_t first = in.prefix_ptr[target], prefix = in.prefix_ptr[target + 1] - first;
+  const int64_t keys = smaller(b.keys, prefix - b.j0), queries = smaller(b.queries, prefix - b.i0);
+  const int64_t per_group = in.heads / in.kv_heads, z_row = in.kv_heads * in.width;
+  const float* y = in.y + ((first + b.i0) * in.heads + b.head) * in.width;
+  float* z = in.z + ((first + b.j0) * in.kv_heads + b.head / per_group) * in.width;
+  const bool fresh = b.i0 == b.j0 && b.head % per_group == 0;
+  for (int64_t c = 0; c < in.width; c += kBlock) {
+    const int64_t columns = smaller(kBlock, in.width - c);
+    pack_panel<Parts>(y + c, in.heads * in.width, columns, queries, s.y_parts);
+    for (int64_t j = 0; j < keys; j += kBlock) {
+      const int64_t step = larger(0, b.j0 + j - b.i0) / kStep;
+      if (step * kStep >= queries) break;
+      const Part* strip = s.pattern_parts + (j / kBlock * kQuerySteps + step) * Parts * kPartSize;
+      add_some<Parts>((queries + kStep - 1) / kStep - step, strip, s.y_parts + step * Parts * kPartSize,
+                      z + j * z_row + c, z_row, smaller(kBlock, keys - j), columns, fresh);
+    }
+  }
+}
+
+template <int Parts>
+void run_block(const AttendBackInput& in, const Block& b, int64_t t0, int64_t t1, const Scratch& s) {
+  if (in.pattern)
+    copy_block(in, b, copy_row, s.pattern);
+  else
+    recompute_block(in, b, s.keys, copy_row, s.pattern);
+  const Tiles tiles;
+  pack_pattern<Parts>(b, s.pattern, s.pattern_parts);
+  for (int64_t t = t0; t < t1; ++t)
+    if (in.prefix_ptr[t + 1] - in.prefix_ptr[t] > b.i0) apply_parts<Parts>(in, b, t, s);
+}
+
+#else
+
+template <int Parts>
+void run_block(const AttendBackInput&, const Block&, int64_t, int64_t, const Scratch&) {}
+
+#endif
+
+template <>
+void run_block<0>(const AttendBackInput& in, const Block& b, int64_t t0, int64_t t1, const Scratch& s) {
+  if (in.pattern)
+    copy_block(in, b, scatter, s.pattern);
+  else
+    recompute_block(in, b, s.keys, scatter, s.pattern);
+  for (int64_t t = t0; t < t1; ++t)
+    if (in.prefix_ptr[t + 1] - in.prefix_ptr[t] > b.i0) apply_block(in, b, t, s);
+}
+
 // Targets t0 .. t1, keys j0 .. of one group.
 struct Task {
   int64_t group, j0, t0, t1;
@@ -145,12 +225,8 @@ void run_task(const AttendBackInput& in, const Task& task, const Scratch& s) {
   for (int64_t head = task.group * per_group; head < (task.group + 1) * per_group; ++head)
     for (int64_t i0 = task.j0; i0 < reach; i0 += kQueryBlock) {
       const Block b{head, i0, smaller(kQueryBlock, reach - i0), task.j0, keys};
-      if (in.pattern)
-        copy_block(in, b, s.pattern);
-      else
-        recompute_block(in, b, s.keys, s.pattern);
-      for (int64_t t = task.t0; t < task.t1; ++t)
-        if (in.prefix_ptr[t + 1] - in.prefix_ptr[t] > i0) apply_block(in, b, t, s);
+      const auto run = in.parts == 0 ? run_block<0> : in.parts == 1 ? run_block<1> : run_block<2>;
+      run(in, b, task.t0, task.t1, s);
     }
 }
 
@@ -166,11 +242,19 @@ Status attend_back(const AttendBackInput& in) {
                 per_share = (in.targets + shares - 1) / shares;
   const int64_t tasks = blocks * in.kv_heads * shares, y_size = kQueryBlock * round_up(in.width, kPanel);
   bool ok = true;
+#if !defined(PYCIRCUIT_PARTS)
+  if (in.parts) return {Outcome::unsupported};
+#endif
 #pragma omp parallel num_threads(static_cast<int>(larger(1, smaller(in.threads, tasks))))
   {
-    const int64_t pattern_size = kQueryBlock * kKeyBlock, size = pattern_size + y_size + in.qk_width * kKeyBlock;
+    // Strips and one panel in parts, each of half a float.
+    const int64_t pattern_size = kQueryBlock * kKeyBlock, keys_size = in.qk_width * kKeyBlock;
+    const int64_t parts_size = (pattern_size + kQueryBlock * 32) * in.parts / 2;
+    const int64_t size = pattern_size + y_size + keys_size + parts_size;
     float* memory = static_cast<float*>(std::aligned_alloc(64, round_up(sizeof(float) * size, 64)));
-    const Scratch scratch{memory, memory + pattern_size, memory + pattern_size + y_size};
+    float* keys = memory + pattern_size + y_size;
+    uint16_t* parts = reinterpret_cast<uint16_t*>(keys + keys_size);
+    const Scratch scratch{memory, memory + pattern_size, keys, parts, parts + pattern_size * in.parts};
     // The first blocks of keys have the most queries, so they go first.
 #pragma omp for schedule(dynamic, 1)
     for (int64_t n = 0; n < tasks; ++n) {

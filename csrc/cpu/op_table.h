@@ -54,6 +54,7 @@ struct AttendBackInput {
   float scale, softcap;  // softcap 0: none
   int64_t window;        // 0: none; else i - j < window
   int threads;
+  int parts;  // of every number in bfloat16, 1 or 2; 0: the numbers themselves
 };
 
 struct EdgeScoresInput {

@@ -119,6 +119,14 @@ void pack_panel_of_rows(const float* rows, int64_t stride, int64_t columns, int6
     transpose_pairs(out + tile * kTileSize);
 }
 
+// Rows of a strip that lie in memory as columns: [depth, rows].
+template <int Parts>
+void pack_strip_of_columns(const float* columns, int64_t stride, int64_t count, int64_t depth, Part* out) {
+  pack_panel<Parts>(columns, stride, count, depth, out);
+  for (int64_t tile = 0; tile < round_up(depth, kStep) / kStep * Parts * 2; ++tile)
+    transpose_pairs(out + tile * kTileSize);
+}
+
 #if defined(__AMX_BF16__)
 
 // The eight tiles of a thread while they are in use: four of sums, two of a strip, two of a panel.
@@ -195,7 +203,9 @@ inline void add_block(int64_t steps, const Part* a, const Part* b, float* c, int
 
 #else
 
-struct Tiles {};
+struct Tiles {
+  Tiles() {}  // a variable of the type is then in use
+};
 
 // c[8, kBlock] += rows r0 .. r0 + 8 of a strip's tile times a panel.
 template <int A, int B>
@@ -232,6 +242,18 @@ inline void add_block(int64_t steps, const Part* a, const Part* b, float* c, int
 }
 
 #endif
+
+// The first rows and columns of such a block, through a copy where there are fewer than kBlock.
+template <int Parts>
+inline void add_some(int64_t steps, const Part* a, const Part* b, float* c, int64_t c_row, int64_t rows,
+                     int64_t columns, bool fresh) {
+  if (rows == kBlock && columns == kBlock) return add_block<Parts, Parts>(steps, a, b, c, c_row, fresh);
+  alignas(64) float copy[kBlock * kBlock];
+  add_block<Parts, Parts>(steps, a, b, copy, kBlock, true);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t k = 0; k < columns; ++k)
+      c[r * c_row + k] = (fresh ? 0.f : c[r * c_row + k]) + copy[r * kBlock + k];
+}
 
 }  // namespace
 }  // namespace pycircuit::PYCIRCUIT_NAMESPACE

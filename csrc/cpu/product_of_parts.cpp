@@ -27,17 +27,6 @@ Shape shape_of(const ProductInput& in) {
   return {(in.rows + kBlock - 1) / kBlock, (in.columns + kBlock - 1) / kBlock, each, each * Parts * kPartSize};
 }
 
-// A block of out that has fewer rows or columns, through a copy.
-template <int Parts>
-void add_partial(int64_t steps, const Part* strip, const Part* panel, float* out, int64_t out_row, int64_t rows,
-                 int64_t columns, bool fresh) {
-  alignas(64) float copy[kBlock * kBlock];
-  add_block<Parts, Parts>(steps, strip, panel, copy, kBlock, true);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c)
-      out[r * out_row + c] = (fresh ? 0.f : out[r * out_row + c]) + copy[r * kBlock + c];
-}
-
 template <int Parts>
 void pack_b(const ProductInput& in, int64_t panel, int64_t k0, int64_t depth, Part* out) {
   const int64_t c0 = panel * kBlock, columns = smaller(kBlock, in.columns - c0);
@@ -48,15 +37,11 @@ void pack_b(const ProductInput& in, int64_t panel, int64_t k0, int64_t depth, Pa
 }
 
 template <int Parts>
-void multiply_block(const ProductInput& in, int64_t strip, int64_t panel, bool fresh,
-                    int64_t depth, const Part* left, const Part* right) {
-  const int64_t rows = smaller(kBlock, in.rows - strip * kBlock), steps = (depth + kStep - 1) / kStep;
-  const int64_t columns = smaller(kBlock, in.columns - panel * kBlock);
+void multiply_block(const ProductInput& in, int64_t strip, int64_t panel, bool fresh, int64_t depth,
+                    const Part* left, const Part* right) {
   float* out = in.out + strip * kBlock * in.out_stride + panel * kBlock;
-  if (rows == kBlock && columns == kBlock)
-    add_block<Parts, Parts>(steps, left, right, out, in.out_stride, fresh);
-  else
-    add_partial<Parts>(steps, left, right, out, in.out_stride, rows, columns, fresh);
+  add_some<Parts>((depth + kStep - 1) / kStep, left, right, out, in.out_stride,
+                  smaller(kBlock, in.rows - strip * kBlock), smaller(kBlock, in.columns - panel * kBlock), fresh);
 }
 
 template <int Parts>
@@ -70,7 +55,7 @@ Status multiply(const ProductInput& in) {
   Part* strips = memory + shape.panels * shape.size;
 #pragma omp parallel num_threads(threads)
   {
-    [[maybe_unused]] const Tiles tiles;
+    const Tiles tiles;
     for (int64_t k0 = 0; k0 == 0 || k0 < in.depth; k0 += shape.steps * kStep) {
       const int64_t depth = smaller(shape.steps * kStep, in.depth - k0);
       const bool fresh = k0 == 0 && !in.add;

@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="a few small rows, short samples")
     parser.add_argument("--threads", help="for example 1 or 1,all; default all, and 1 for cheap rows")
     parser.add_argument("--implementation", choices=IMPLEMENTATIONS, default="native")
-    parser.add_argument("--isa", help="one table of the native module: baseline, v3 or v4")
+    parser.add_argument("--isa", help="one table of the native module: baseline, v3, v4, bf16 or amx")
     parser.add_argument("--budget", type=float, help="seconds of timed calls a row")
     parser.add_argument("--json", type=Path, help="write everything, every sample included")
     parser.add_argument("--list", action="store_true", help="print the rows and stop")

@@ -67,6 +67,8 @@ def libraries() -> dict[str, Library]:
     present[f"{numpy_blas()} (numpy)"] = _in_numpy
     if "native" in available():
         present["pycircuit"] = partial(_in_process, _own_product)
+    if "amx" in available():
+        present["pycircuit (AMX)"] = partial(_in_process, partial(_own_product, parts=3))
     return present
 
 
@@ -94,10 +96,10 @@ def _linear_pointwise(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
     return product
 
 
-def _own_product(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+def _own_product(a: Tensor, b: Tensor, *, out: Tensor, parts: int = 0) -> Tensor:
     from pycircuit.ops import native  # which a package without its extension module has not
 
-    return native.product(a, b, out)
+    return native.product(a, b, out, parts=parts)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycircuit.ops.dispatch import native_isas
+from pycircuit.ops.dispatch import PARTS_ISAS, native_isas
 from pycircuit.ops.processor import processor_name
 
 from . import library_rates
@@ -166,7 +166,7 @@ def _multiply_add_rates(threads: int, seconds: float) -> dict[str, float]:
     """Multiply-adds in registers by instruction set, two operations each; where they do not fuse, as they run."""
     rates = {}
     for index, (name, supported) in enumerate(native_isas()):
-        if supported:
+        if supported and name not in PARTS_ISAS:
             from pycircuit import _native
 
             call = partial(_native.multiply_adds, index, _ROUNDS, threads)

@@ -67,6 +67,9 @@ class Ran:
         return cls(explanation.op, explanation.implementation, explanation.isa)
 
 
+PARTS_ISAS = ("bf16", "amx")  # with instructions for products of bfloat16 numbers; in all else they are v4
+
+
 @cache
 def native_isas() -> tuple[tuple[str, bool], ...]:
     """(name, supported by this machine) of every ISA in the native module; empty without the module."""
@@ -155,7 +158,7 @@ class use:
     """Force an implementation: until the next `use`, or inside `with pc.use("reference"):`.
 
     name: "native", "triton", "reference", or None to choose automatically. isa: one table of the native
-    module ("baseline", "v3", "v4"). The environment variable PYCIRCUIT_IMPL sets the starting value. The
+    module ("baseline", "v3", "v4", "bf16", "amx"). The environment variable PYCIRCUIT_IMPL sets the starting value. The
     choice applies to this thread (or asyncio task) only: a new thread starts from the environment again.
     """
 

@@ -12,10 +12,9 @@ import pycircuit._native as _native
 
 from .activations import Activation, BatchTopK, JumpReLU, TopK
 from .attention import Attention, RecomputedAttention
-from .dispatch import forced, native_isas
+from .dispatch import PARTS_ISAS, forced, native_isas
 from .features import SparseFeatures
 
-_PARTS = ("bf16", "amx")  # ISAs whose products may be of bfloat16 parts
 _ELEMENT = {torch.float32: 0, torch.bfloat16: 1}
 
 # Set on every tensor whose address a kernel gets: torch's defaults are the user's to change.
@@ -91,7 +90,10 @@ def decode(features: SparseFeatures, w_dec: Tensor, bias: Tensor | None) -> Tens
     return out
 
 
-def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None) -> Tensor:
+def attend_back(
+    y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None, parts: int = 0
+) -> Tensor:
+    """Run attend_back; parts: as in `product`, at most 2."""
     rows, heads, width = y.shape
     z = torch.empty(rows, attention.groups, width, **_FLOAT) if out is None else out
     if isinstance(attention, RecomputedAttention):
@@ -122,6 +124,7 @@ def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor
         z.data_ptr(),
         *source,
         torch.get_num_threads(),
+        parts,
     )
     return z
 
@@ -162,7 +165,7 @@ def influence(rows: Tensor, node: Tensor, weight: Tensor, order: Tensor | None) 
 
 def multiplies_parts() -> bool:
     """True where the ISA in use has instructions for products of bfloat16 numbers with float32 sums."""
-    return native_isas()[isa_index()][0] in _PARTS
+    return native_isas()[isa_index()][0] in PARTS_ISAS
 
 
 def product(

@@ -151,7 +151,7 @@ class MemoryModel:
         sizes = [w.numel() for layer in self.layers for w in (layer.w_o, layer.w_v)]
         sizes += [w.numel() for w in self.transcoders.w_skip if w is not None]
         arithmetic = self.trace.arithmetic
-        split = 4 * (arithmetic.parts + 2) * max(sizes) if arithmetic.parts else 0
+        split = 4 * (arithmetic.parts + 2) * max(sizes) if arithmetic.parts and not arithmetic.native else 0
         return arithmetic.weight_bytes(self.on_gpu) * sum(sizes) + split
 
     def features(self) -> int:

@@ -123,7 +123,8 @@ def has_fused_kernels(like: Tensor) -> bool:
 
 def with_parts(prepared: Prepared, arithmetic: Arithmetic) -> Prepared:
     """Return an op that multiplies as many parts of each number as the arithmetic, where a kernel can."""
-    if prepared.ran.implementation != "triton" or arithmetic.kernel_parts in (0, 3):
+    kernel = prepared.ran.implementation == "triton" or arithmetic.native and prepared.ran.op == "attend_back"
+    if not kernel or arithmetic.kernel_parts in (0, 3):
         return prepared
     return replace(prepared, form=partial(prepared.form, parts=arithmetic.kernel_parts))
 
