@@ -12,6 +12,7 @@ from pycircuit.bench.shapes import SHAPES, Shape
 from pycircuit.bench.whole_trace import Traced
 
 CIRCUIT_TRACER, DROP_IN = "circuit-tracer", "drop-in"
+FAST = "float32-fast"  # pycircuit by its native ops at this precision, where the processor multiplies bfloat16
 INTERVAL = 4  # circuit-tracer's update_interval
 ROW = 1e-4  # largest distance of a row, over its norm
 COMMON = 0.99  # least share of the features chosen, and of those active: float32 decides ties
@@ -23,7 +24,7 @@ class Plan:
     """Cases of one shape and their targets.
 
     batches: circuit-tracer's batch sizes, its best first; least: ratio of its time to ours at each batch; drop_in:
-    ratio of its own `attribute` to ours on its own model, at its best batch.
+    ratio of its own `attribute` to ours on its own model, at its best batch; fast: of its time to ours at FAST.
     """
 
     shape: Shape
@@ -34,15 +35,16 @@ class Plan:
     memory: float | None = None
     phase: float | None = None
     drop_in: float | None = None
+    fast: float | None = None
 
 
 PLANS = {
     plan.shape.name: plan
     for plan in (
-        Plan(TINY, (4, 256), drop_in=0),
-        Plan(SHAPES["small"], (16, 256), (5, 20), reference=2, rate=0.45, phase=0.2, drop_in=5),
-        Plan(SHAPES["medium"], (32,), (8,), reference=2, rate=0.5),
-        Plan(SHAPES["long"], (8,), (10,), memory=0.25),
+        Plan(TINY, (4, 256), drop_in=0, fast=0),
+        Plan(SHAPES["small"], (16, 256), (5, 20), reference=2, rate=0.45, phase=0.2, drop_in=5, fast=20),
+        Plan(SHAPES["medium"], (32,), (8,), reference=2, rate=0.5, fast=25),
+        Plan(SHAPES["long"], (8,), (10,), memory=0.25, fast=15),
         Plan(SHAPES["long4k"], ()),
     )
 }

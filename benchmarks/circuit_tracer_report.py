@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from circuit_tracer_cases import CIRCUIT_TRACER, DROP_IN, Case, Compared
+from circuit_tracer_cases import CIRCUIT_TRACER, DROP_IN, FAST, Case, Compared
 
 from pycircuit.bench import machine_rates, whole_trace
 from pycircuit.bench.whole_trace import Traced
@@ -49,6 +49,11 @@ def verdicts(compared: Compared, rate: float) -> list[str]:
         out.append(
             _verdict(f"{DROP_IN} over {CIRCUIT_TRACER}", ratio, plan.drop_in, "{:.1f}x") + _unsure(theirs, swapped)
         )
+    fast = cases.get(Case(name, FAST, first).name)
+    if plan.fast is not None and fast is not None:
+        theirs = cases[Case(name, CIRCUIT_TRACER, first).name]
+        ratio = theirs.median / fast.median
+        out.append(_verdict(f"{fast.what} over {CIRCUIT_TRACER}", ratio, plan.fast, "{:.1f}x") + _unsure(theirs, fast))
     if plan.rate is not None:
         out.append(
             _verdict(f"{ours.what}, sweep of the matrix rate", ours.of_rate(rate) or 0, plan.rate, "{:.0%}")
@@ -117,7 +122,8 @@ def markdown(compared: list[Compared], rates: machine_rates.Rates) -> str:
         "# Against circuit-tracer 0.5.0 (the package, a fork of upstream's v0.4.1)",
         "",
         "Written by `make bench-peers`; do not edit. circuit-tracer 0.5.0 and pycircuit with the same weights, targets",
-        "and rounds, float32, every case in a process of its own, after a warm-up on eight tokens. A",
+        "and rounds, float32 (float32-fast: ours with precision='float32-fast', where the processor multiplies",
+        "bfloat16), every case in a process of its own, after a warm-up on eight tokens. A",
         "ratio is given only where both chose the same features (99%: float32 decides ties) and their rows agree to",
         "1e-4 of the norm (the reference's are held against the native ones). So that they can be compared ours leaves",
         "out the errors of the first position, as the peer does; the certificate is of another run with all of them.",

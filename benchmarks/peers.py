@@ -17,7 +17,7 @@ from typing import Any
 import command_line
 import numpy as np
 import torch
-from circuit_tracer_cases import CIRCUIT_TRACER, DROP_IN, INTERVAL, PLANS, Case, Compared, Plan, agreement
+from circuit_tracer_cases import CIRCUIT_TRACER, DROP_IN, FAST, INTERVAL, PLANS, Case, Compared, Plan, agreement
 from circuit_tracer_report import as_json, markdown, verdicts
 
 import pycircuit as pc
@@ -25,6 +25,7 @@ from pycircuit.bench import machine_rates, memory, models, whole_trace
 from pycircuit.bench.shapes import Shape
 from pycircuit.bench.whole_trace import Traced
 from pycircuit.integrations import circuit_tracer
+from pycircuit.ops import native
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "peers"))
 
@@ -56,23 +57,25 @@ def run_pycircuit(case: Case, shape: Shape, traced: Traced, rounds: int) -> dict
     import pair
 
     model, ids = models.replacement(shape), models.prompt(shape.positions)
+    implementation, options = ("native", {"precision": FAST}) if case.what == FAST else (case.what, {})
 
     def attribute(tokens: torch.Tensor = ids, most: int = shape.targets) -> pc.Graph:
-        with pc.use(case.what):
+        with pc.use(implementation):
             if not case.batch:
                 return pc.attribute(model, tokens, max_features=most, labels=False, progress=False)
             local, seconds = whole_trace.clocked(lambda: pair.without_first_errors(model.freeze(tokens)))
-            graph = pair.trace_frozen(model, local, max_features=most, round_size=case.round_size)
+            graph = pair.trace_frozen(model, local, max_features=most, round_size=case.round_size, **options)
         graph.timings["forward"] = seconds + graph.timings.get("forward", 0.0)
         return graph
 
     attribute(ids[:8], 8)
     graph = _measure(traced, attribute, rounds, 60)
-    traced.describe(graph, shape)
+    if case.what != FAST:  # whose products are not of the matrix rate's type
+        traced.describe(graph, shape)
     rows = _our_rows(graph) if case.batch else {}
     if case.batch:  # the law holds only with all errors, so it takes another run
         del graph
-        with pc.use(case.what):
+        with pc.use(implementation):
             graph = pc.attribute(
                 model,
                 ids,
@@ -80,6 +83,7 @@ def run_pycircuit(case: Case, shape: Shape, traced: Traced, rounds: int) -> dict
                 round_size=case.round_size,
                 labels=False,
                 progress=False,
+                **options,
             )
     traced.certificate = graph.certificate
     return rows
@@ -163,6 +167,9 @@ def compare(plan: Plan, rate: float, options: argparse.Namespace) -> Compared:
         theirs, ours = run(CIRCUIT_TRACER, batch), run("native", batch)
         agreements[ours.name] = agreement(rows[ours], rows[theirs])
         if batch == plan.batches[0]:
+            if plan.fast is not None and native.multiplies_parts():
+                fast = run(FAST, batch)
+                agreements[fast.name] = agreement(rows[fast], rows[theirs])
             plain = run("reference", batch)
             agreements[plain.name] = agreement(rows[plain], rows[ours])
             if plan.drop_in is not None:

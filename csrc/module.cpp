@@ -110,8 +110,8 @@ void decode(int isa, const py::tuple& f, const py::tuple& w_dec, uintptr_t bias,
 
 void attend_back(int isa, uintptr_t y, uintptr_t prefix_ptr, int64_t targets, int64_t heads, int64_t kv_heads,
                  int64_t width, uintptr_t z, uintptr_t pattern, int64_t positions, uintptr_t query, uintptr_t key,
-                 uintptr_t log_sum_exp, int64_t qk_width, float scale, float softcap, int64_t window,
-                 int threads, int parts) {
+                 uintptr_t log_sum_exp, int64_t qk_width, float scale, float softcap, int64_t window, int threads,
+                 int parts) {
   const OpTable& ops = table(isa);
   const AttendBackInput in{pointer<float>(y),
                            pointer<int64_t>(prefix_ptr),

@@ -76,7 +76,10 @@ def test_a_model_takes_its_shapes_prompt() -> None:
 
 
 def test_native_and_reference_are_timed_by_phase() -> None:
-    native, reference = whole_trace.compare(TINY, runs=3)
+    native, *precisions, reference = whole_trace.compare(TINY, runs=3)
+    assert [traced.what for traced in precisions] == whole_trace.in_parts()
+    for traced in precisions:
+        assert len(traced.times) == 3 and whole_trace.shares_of(traced, 1e9) == "- / -"
     assert (native.what, reference.what) == ("native", "reference")
     for traced in (native, reference):
         assert len(traced.times) == 3 and traced.certificate is not None and traced.certificate < whole_trace.LAW

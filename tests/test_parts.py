@@ -16,14 +16,14 @@ from pycircuit.ops import cases, native, reference
 from pycircuit.ops.dispatch import PARTS_ISAS
 from pycircuit.trace.precision import PRECISIONS
 
-HERE = [isa for isa in ISAS if isa in PARTS_ISAS]
-every_isa = pytest.mark.parametrize("isa", HERE or ["none here"])
+USABLE = [isa for isa in ISAS if isa in PARTS_ISAS]
+every_isa = pytest.mark.parametrize("isa", USABLE or ["none here"])
 ROUNDING = {1: 2.0**-8, 2: 2.0**-15}  # relative to the length of the result
 
 
 @pytest.fixture(autouse=True)
 def instructions(request: pytest.FixtureRequest) -> None:
-    if not HERE and "isa" in request.fixturenames:
+    if not USABLE and "isa" in request.fixturenames:
         pytest.skip("needs AVX512_BF16")
 
 
@@ -88,9 +88,9 @@ def test_traces_keep_the_law(isa: str, precision: Any, family: str) -> None:
 def test_a_row_does_not_depend_on_others(isa: str) -> None:
     a, b = normal((70, 90), 3), normal((50, 90), 4).T
     with pc.use("native", isa=isa):
-        whole = native.product(a, b, torch.empty(70, 50), parts=2)
+        product = native.product(a, b, torch.empty(70, 50), parts=2)
         for row in (0, 31, 32, 69):
-            assert torch.equal(native.product(a[row : row + 1], b, torch.empty(1, 50), parts=2)[0], whole[row])
+            assert torch.equal(native.product(a[row : row + 1], b, torch.empty(1, 50), parts=2)[0], product[row])
 
 
 def test_other_isas_refuse() -> None:

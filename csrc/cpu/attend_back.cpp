@@ -1,8 +1,8 @@
 // attend_back: z[t, j, g] = sum over the heads h of group g and over i >= j of A^h[i, j] y[t, i, h].
 // Layout: y and z ragged rows in place; A one block [queries, keys] at a time, copied out of the stored
-// pattern or recomputed, and used for every target at once, so making it costs 1 / targets of the product. In bfloat16 parts where asked (parts.h).
-// Bytes: y once a block of keys, z once a block of queries, A (or Q, K) once. Parallel over (group, block of
-// keys, share of the targets): every z has one owner.
+// pattern or recomputed, and used for every target at once, so making it costs 1 / targets of the product. In
+// bfloat16 parts where asked (parts.h). Bytes: y once a block of keys, z once a block of queries, A (or Q, K)
+// once. Parallel over (group, block of keys, share of the targets): every z has one owner.
 #include <cstdlib>
 
 #include "cpu/ops.h"

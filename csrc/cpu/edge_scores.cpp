@@ -1,8 +1,8 @@
 // edge_scores: out[t, e] += value[e] * gradient[t, p] . w_dec[index[e]] for every entry e at a position p of t.
 // Layout: a position's decoder rows are transposed into panels, [width, kPanel], that every group of targets runs
 // over; gradient rows in place. For few targets, or few entries as errors have, decoder rows in place too.
-// Bytes: a decoder row once per position, a gradient row once per block of panels, or per kDotColumns of few entries. Parallel over positions: every
-// element of out has one owner.
+// Bytes: a decoder row once per position, a gradient row once per block of panels, or per kDotColumns of few
+// entries. Parallel over positions: every element of out has one owner.
 #include <cstdlib>
 
 #include "cpu/dot.h"
@@ -89,7 +89,8 @@ void add_scores(const EdgeScoresInput& in, const float* const* gradient, float* 
 
 // products[c * kDotRows + r] of `columns` decoder rows and kDotRows gradients.
 template <int Columns, class W>
-void products_of(int64_t columns, int64_t width, const float* const* gradient, const W* const* w_dec, float* products) {
+void products_of(int64_t columns, int64_t width, const float* const* gradient, const W* const* w_dec,
+                 float* products) {
   if (columns == Columns)
     dot_tile<Columns>(width, gradient, w_dec, products);
   else if constexpr (Columns > 1)

@@ -1,8 +1,9 @@
 // Products of float32 numbers as sums of bfloat16 numbers, their parts, by instructions that multiply bfloat16 and
 // add in float32: tiles of AMX, or vectors of AVX512_BF16. A number has 24 bits and a part 8: three parts are the
 // number, and the products of parts i and j with i + j < parts are those that a sum of this precision can see.
-// Layout: strips of kBlock rows and panels of kBlock columns, both in steps of kStep along the sum, a step of every
-// part after the other: two tiles, 16 rows of a strip by 32, or 32 of the sum by 16 columns of a panel in pairs.
+// Layout: strips of kBlock rows and panels of kBlock columns, both in steps of kStep along the sum, a step of
+// every part after the other: two tiles, 16 rows of a strip by 32, or 32 of the sum by 16 columns of a panel in
+// pairs.
 #pragma once
 #include "cpu/isa.h"
 
@@ -71,15 +72,17 @@ void pack_strip(const float* rows, int64_t stride, int64_t count, int64_t depth,
 // Columns of a panel from the rows along the sum; missing columns are zeros. rows: [depth, columns].
 template <int Parts>
 void pack_panel(const float* rows, int64_t stride, int64_t columns, int64_t depth, Part* __restrict out) {
-  alignas(64) static constexpr uint16_t kPairs[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  alignas(64) static constexpr uint16_t kPairs[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                      21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                      11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __m512i pairs = _mm512_load_si512(kPairs);
   for (int64_t k = 0; k < round_up(depth, kStep); k += 2)
     for (int64_t tile = 0; tile < 2; ++tile) {
       const float* row = rows + k * stride + tile * 16;
       const int64_t count = columns - tile * 16;
       __m512i parts[Parts];
-      split<Parts>(load_some(row, k < depth ? count : 0), load_some(row + stride, k + 1 < depth ? count : 0), parts);
+      split<Parts>(load_some(row, k < depth ? count : 0), load_some(row + stride, k + 1 < depth ? count : 0),
+                   parts);
       Part* to = out + k / kStep * Parts * kPartSize + tile * kTileSize + k % kStep * 16;
       for (int p = 0; p < Parts; ++p)
         _mm512_store_si512(to + p * kPartSize, _mm512_permutexvar_epi16(pairs, parts[p]));
@@ -101,7 +104,8 @@ inline void transpose_pairs(Part* tile) {
       a[i + 2 * j + 1] = _mm512_shuffle_ps(b[i + j], b[i + 2 + j], 0xee);
     }
   for (int i = 0; i < 4; ++i) {
-    const __m512 low = _mm512_shuffle_f32x4(a[i], a[4 + i], 0x88), low_odd = _mm512_shuffle_f32x4(a[i], a[4 + i], 0xdd);
+    const __m512 low = _mm512_shuffle_f32x4(a[i], a[4 + i], 0x88),
+                 low_odd = _mm512_shuffle_f32x4(a[i], a[4 + i], 0xdd);
     const __m512 high = _mm512_shuffle_f32x4(a[8 + i], a[12 + i], 0x88),
                  high_odd = _mm512_shuffle_f32x4(a[8 + i], a[12 + i], 0xdd);
     _mm512_store_ps(to + i * 16, _mm512_shuffle_f32x4(low, high, 0x88));

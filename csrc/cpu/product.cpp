@@ -34,8 +34,8 @@ constexpr int kCacheNames[] = {_SC_LEVEL1_DCACHE_SIZE, _SC_LEVEL2_CACHE_SIZE, _S
 constexpr int kCacheNames[] = {0, 0, 0};
 #endif
 
-// Quarters of the first cache that a panel may fill. Vectors of AVX-512 do so much with a line of it that the second
-// cache follows, and a deeper block visits out less often.
+// Quarters of the first cache that a panel may fill. Vectors of AVX-512 do so much with a line of it that the
+// second cache follows, and a deeper block visits out less often.
 constexpr int64_t kPanelQuarters = kLanes == 16 ? 6 : 3;
 
 // Sizes of blocks: a panel stays near the first cache, a block of strips in the second, all panels in the third.

@@ -1,6 +1,6 @@
-// product_of_parts: out[i, j] (+)= sum over k of a[i, k] / divisor[i] * b[k, j], each number in bfloat16 parts (parts.h).
-// Layout: a block of the depth at a time, b in panels, [panels, steps, parts, 2 tiles]; some strips of a a thread,
-// likewise; out in place. Every element is one sum in the order of k, whatever is computed with it.
+// product_of_parts: out[i, j] (+)= sum over k of a[i, k] / divisor[i] * b[k, j], each number in bfloat16 parts
+// (parts.h). Layout: a block of the depth at a time, b in panels, [panels, steps, parts, 2 tiles]; some strips of
+// a a thread, likewise; out in place. Every element is one sum in the order of k, whatever is computed with it.
 // Bytes: a and b once to be packed, out once a block of the depth. Parallel over blocks of strips and panels.
 #include <cstdlib>
 
@@ -72,8 +72,7 @@ Status multiply(const ProductInput& in) {
 #pragma omp for schedule(static) collapse(2)
         for (int64_t p = 0; p < shape.panels; ++p)
           for (int64_t s = 0; s < count; ++s)
-            multiply_block<Parts>(in, s0 + s, p, fresh, depth, strips + s * shape.size,
-                                  memory + p * shape.size);
+            multiply_block<Parts>(in, s0 + s, p, fresh, depth, strips + s * shape.size, memory + p * shape.size);
       }
     }
   }

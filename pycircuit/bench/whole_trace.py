@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
 import pycircuit as pc
 from pycircuit.graph import Graph
+from pycircuit.ops.dispatch import native_isas
 from pycircuit.trace.precision import PRECISIONS
 
 from . import cone, machine_rates, models
@@ -95,27 +97,40 @@ def off(first: Graph, second: Graph) -> float:
     return float(distance.max())
 
 
-def compare(shape: Shape, implementations: Sequence[str] = ("native", "reference"), runs: int = 3) -> list[Traced]:
-    """Measure a trace by each implementation, in turn; AssertionError where one breaks the law or differs."""
+def in_parts() -> list[str]:
+    """Precisions beside float32 whose products this processor has instructions for."""
+    if not native_isas():
+        return []
+    from pycircuit.ops import native
+
+    return ["float32-fast", "bfloat16"] if native.multiplies_parts() else []
+
+
+def compare(shape: Shape, names: Sequence[str] | None = None, runs: int = 3) -> list[Traced]:
+    """Measure a trace by each implementation or precision, in turn; AssertionError where one breaks the law or differs.
+
+    names: None for native, the precisions of `in_parts`, and reference.
+    """
+    names = ["native", *in_parts(), "reference"] if names is None else names
     model, ids = models.replacement(shape), models.prompt(shape.positions)
-    by_name = {
-        name: Traced(shape.name, name, machine_rates.all_threads(), load=machine_rates.load())
-        for name in implementations
-    }
+    by_name = {name: Traced(shape.name, name, machine_rates.all_threads(), load=machine_rates.load()) for name in names}
     first: Graph | None = None
     others = machine_rates.Others()
     for turn in range(runs + 1):  # the first one warms up and checks, and is not counted
         for name, traced in by_name.items():
-            with pc.use(name):
-                graph, seconds = clocked(
-                    lambda: pc.attribute(model, ids, max_features=shape.targets or "all", labels=False, progress=False)
-                )
+            precision = name if name in PRECISIONS else "float32"
+            options: dict[str, Any] = {"max_features": shape.targets or "all", "precision": precision}
+            with pc.use("native" if name in PRECISIONS else name):
+                graph, seconds = clocked(partial(pc.attribute, model, ids, labels=False, progress=False, **options))
             if turn:
                 traced.add(seconds, graph.timings)
                 continue
             traced.certificate = graph.certificate
+            law = PRECISIONS[precision].tolerance
+            assert graph.certificate < law, f"{shape.name}, {name}: the law is {graph.certificate:.1e} off"
+            if name in PRECISIONS:  # products are not of the matrix rate's type; close features may change places
+                continue
             traced.describe(graph, shape)
-            assert graph.certificate < LAW, f"{shape.name}, {name}: the law is {graph.certificate:.1e} off"
             first = first or graph
             assert (worst := off(first, graph)) < 1e-4, f"{shape.name}, {name}: rows are {worst:.1e} off"
     for traced in by_name.values():
@@ -190,6 +205,8 @@ def markdown(traces: Sequence[Traced], rate: float) -> str:
         "",
         "Written by `make bench`; do not edit. `pc.attribute` from token ids to graph, every op by one implementation,",
         "in turn in the same run. Before a time is taken the law holds to 1e-5 and both give the same rows to 1e-4.",
+        "*float32-fast*, *bfloat16*: the native ops at this precision, where the processor multiplies bfloat16; the",
+        "law holds to its tolerance, 1e-5 and 5e-3.",
         "*sweep of matrix rate*: the causal cone's operations over the sweep's time and this run's best matrix rate,",
         f"{rate / 1e9:.0f} GFLOP/s; then the same without the products that the ends of a target's path save, as close",
         "below 100% as a sweep can come. *load/others*: as above.",

@@ -90,9 +90,7 @@ def decode(features: SparseFeatures, w_dec: Tensor, bias: Tensor | None) -> Tens
     return out
 
 
-def attend_back(
-    y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None, parts: int = 0
-) -> Tensor:
+def attend_back(y: Tensor, prefix_ptr: Tensor, attention: Attention, out: Tensor | None, parts: int = 0) -> Tensor:
     """Run attend_back; parts: as in `product`, at most 2."""
     rows, heads, width = y.shape
     z = torch.empty(rows, attention.groups, width, **_FLOAT) if out is None else out

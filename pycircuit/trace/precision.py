@@ -123,8 +123,10 @@ def has_fused_kernels(like: Tensor) -> bool:
 
 def with_parts(prepared: Prepared, arithmetic: Arithmetic) -> Prepared:
     """Return an op that multiplies as many parts of each number as the arithmetic, where a kernel can."""
-    kernel = prepared.ran.implementation == "triton" or arithmetic.native and prepared.ran.op == "attend_back"
-    if not kernel or arithmetic.kernel_parts in (0, 3):
+    in_parts = prepared.ran.implementation == "triton"
+    if arithmetic.native and prepared.ran.implementation == "native":
+        in_parts = prepared.ran.op == "attend_back"
+    if not in_parts or arithmetic.kernel_parts in (0, 3):
         return prepared
     return replace(prepared, form=partial(prepared.form, parts=arithmetic.kernel_parts))
 
