@@ -52,6 +52,7 @@ def attend_back(
     softcap: float,
     window: int,
     threads: int,
+    parts: int,
     /,
 ) -> None: ...
 def edge_scores(
@@ -128,4 +129,5 @@ def product(
     out_stride: int,
     add: bool,
     threads: int,
+    parts: int,
 ) -> None: ...

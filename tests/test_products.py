@@ -104,6 +104,11 @@ def test_ours_runs_unless_another_is_clearly_faster() -> None:
     assert products.fastest({"native": 1.0, "onednn": 1.05, "torch": 0.5}) == "native"
     assert products.fastest({"native": 1.0, "onednn": 1.5, "torch": 2.0}) == "torch"
     assert products.fastest({"native": 3.0, "onednn": 1.0, "torch": 2.0}) == "native"
+    assert products.fastest({"native": 1.0, "amx": 1.4}) == "native"
+    if "amx" in products.available():
+        assert products.fastest({"native": 1.0, "amx": 2.0, "torch": 1.2}) == "amx"
+        with pc.use("native", isa="v4"):
+            assert products.fastest({"native": 1.0, "amx": 2.0}) == "native"
 
 
 def test_a_provider_is_forced_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
