@@ -200,6 +200,7 @@ def lines(traces: Sequence[Traced], rate: float) -> list[tuple[str, ...]]:
 
 def markdown(traces: Sequence[Traced], rate: float) -> str:
     """Section of RESULTS.md."""
+    facts = machine_rates.facts()
     text = [
         "# End to end",
         "",
@@ -210,6 +211,8 @@ def markdown(traces: Sequence[Traced], rate: float) -> str:
         "*sweep of matrix rate*: the causal cone's operations over the sweep's time and this run's best matrix rate,",
         f"{rate / 1e9:.0f} GFLOP/s; then the same without the products that the ends of a target's path save, as close",
         "below 100% as a sweep can come. *load/others*: as above.",
+        "",
+        f"- torch {facts['torch']}, {facts['cpu']}, {facts['cores']} cores",
         "",
         *markdown_table(HEADER, lines(traces, rate)),
     ]
