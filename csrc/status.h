@@ -9,7 +9,7 @@ enum class Outcome : int32_t {
   ok = 0,
   out_of_memory = 1,  // a workspace could not be allocated
   not_in_order = 2,   // influence: a row has an edge to a node whose own row does not come later
-  unsupported = 3,    // product: this ISA has no instructions for bfloat16 parts
+  unsupported = 3,    // this ISA has no instructions for bfloat16 parts
 };
 
 struct Status {

@@ -85,12 +85,41 @@ def test_traces_keep_the_law(isa: str, precision: Any, family: str) -> None:
 
 
 @every_isa
-def test_a_row_does_not_depend_on_others(isa: str) -> None:
-    a, b = normal((70, 90), 3), normal((50, 90), 4).T
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("add", [False, True])
+def test_an_element_does_not_depend_on_others(isa: str, parts: int, add: bool) -> None:
+    """Whatever block it falls into; 601 numbers are several blocks of the depth."""
+    a, b, before = normal((70, 601), 3), normal((50, 601), 4).T, normal((70, 50), 5)
     with pc.use("native", isa=isa):
-        product = native.product(a, b, torch.empty(70, 50), parts=2)
+        product = native.product(a, b, before.clone(), add, parts=parts)
         for row in (0, 31, 32, 69):
-            assert torch.equal(native.product(a[row : row + 1], b, torch.empty(1, 50), parts=2)[0], product[row])
+            rows = slice(row, row + 1)
+            assert torch.equal(native.product(a[rows], b, before[rows].clone(), add, parts=parts), product[rows])
+        part = native.product(a, b[:, 3:20], before[:, 3:20].clone(), add, parts=parts)
+        assert torch.equal(part, product[:, 3:20])
+
+
+@every_isa
+@pytest.mark.parametrize("window", [0, 100, 300])
+def test_recomputed_attention_beyond_a_block(isa: str, window: int) -> None:
+    lengths = torch.tensor([0, 500, 33, 193, 256])
+    query, key = normal((4, 500, 24), 6), normal((2, 500, 24), 7)
+    attention = pc.ops.RecomputedAttention(query, key, torch.full((4, 500), 5.0), 0.2, window=window)
+    y = normal((int(lengths.sum()), 4, 40), 8)
+    truth = reference.attend_back(y.double(), lengths.cumsum(0), doubled(attention), None)
+    with pc.use("native", isa=isa):
+        for parts, rounding in ROUNDING.items():
+            assert off(native.attend_back(y, lengths.cumsum(0), attention, None, parts), truth) < rounding
+
+
+@every_isa
+def test_a_linear_path_of_another_type(isa: str) -> None:
+    """A skip stored as bfloat16 beside a float32 model."""
+    model = builders.replacement("llama", "plt_skip", torch.float32)
+    model.transcoders.w_skip = [w.bfloat16() for w in model.transcoders.w_skip]
+    with pc.use("native", isa=isa):
+        graph = pc.attribute(model, builders.prompt(20), max_features=4, progress=False, precision="float32-fast")
+    assert graph.certificate < 1e-5
 
 
 def test_other_isas_refuse() -> None:

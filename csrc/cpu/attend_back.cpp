@@ -240,7 +240,8 @@ Status attend_back(const AttendBackInput& in) {
   const int64_t wanted = larger(1, 4 * in.threads / larger(1, blocks * in.kv_heads));
   const int64_t shares = larger(1, smaller(wanted, in.targets / 16)),
                 per_share = (in.targets + shares - 1) / shares;
-  const int64_t tasks = blocks * in.kv_heads * shares, y_size = kQueryBlock * round_up(in.width, kPanel);
+  const int64_t tasks = blocks * in.kv_heads * shares,
+                y_size = in.parts ? 0 : kQueryBlock * round_up(in.width, kPanel);
   bool ok = true;
 #if !defined(PYCIRCUIT_PARTS)
   if (in.parts) return {Outcome::unsupported};

@@ -1,9 +1,9 @@
 // Products of float32 numbers as sums of bfloat16 numbers, their parts, by instructions that multiply bfloat16 and
 // add in float32: tiles of AMX, or vectors of AVX512_BF16. A number has 24 bits and a part 8: three parts are the
 // number, and the products of parts i and j with i + j < parts are those that a sum of this precision can see.
-// Layout: strips of kBlock rows and panels of kBlock columns, both in steps of kStep along the sum, a step of
-// every part after the other: two tiles, 16 rows of a strip by 32, or 32 of the sum by 16 columns of a panel in
-// pairs.
+// That is so from 1e-33 to 3e38; the parts of infinity add to NaN. Layout: strips of kBlock rows and panels of
+// kBlock columns, both in steps of kStep along the sum, a step of every part after the other: two tiles, 16 rows
+// of a strip by 32, or 32 of the sum by 16 columns of a panel in pairs.
 #pragma once
 #include "cpu/isa.h"
 
@@ -17,7 +17,6 @@ constexpr int64_t kBlock = 32;                // rows of a strip, columns of a p
 constexpr int64_t kStep = 32;                 // along the sum
 constexpr int64_t kTileSize = 16 * kStep;     // bfloat16 numbers
 constexpr int64_t kPartSize = 2 * kTileSize;  // of a step of one part
-constexpr int kMostParts = 3;
 
 typedef uint16_t Part;
 
@@ -48,8 +47,8 @@ inline void pack_row(const float* __restrict row, int64_t depth, float divisor, 
   for (int64_t k = 0; k < depth; k += kStep, out += Parts * kPartSize) {
     __m512 low = load_some(row + k, depth - k), high = load_some(row + k + 16, depth - k - 16);
     if (divisor != 1.f) {
-      low /= _mm512_set1_ps(divisor);
-      high /= _mm512_set1_ps(divisor);
+      low = _mm512_maskz_div_ps(first_lanes(depth - k), low, _mm512_set1_ps(divisor));
+      high = _mm512_maskz_div_ps(first_lanes(depth - k - 16), high, _mm512_set1_ps(divisor));
     }
     __m512i parts[Parts];
     split<Parts>(low, high, parts);
@@ -169,22 +168,22 @@ inline void add_products() {
   _tile_dpbf16ps(3, 5, 7);
 }
 
-// One step, the smallest products of each pair of parts first.
-template <int A, int B>
+// One step, small products before large ones.
+template <int Parts>
 inline void add_step(const Part* a, const Part* b) {
-  constexpr int kParts = A > B ? A : B;
-  for (int i = A - 1; i >= 0; --i) {
+  for (int i = Parts - 1; i >= 0; --i) {
     load_strip(a, i);
-    for (int j = smaller(B, kParts - i) - 1; j >= 0; --j) {
+    for (int j = Parts - i - 1; j >= 0; --j) {
       load_panel(b, j);
       add_products();
     }
   }
 }
 
-// c[kBlock, kBlock] (+)= a strip times a panel, of A and B parts.
-template <int A, int B>
+// c[kBlock, kBlock] (+)= a strip times a panel.
+template <int Parts>
 inline void add_block(int64_t steps, const Part* a, const Part* b, float* c, int64_t c_row, bool fresh) {
+  asm volatile("" : : : "memory");  // GCC does not know that loading a tile reads memory
   const int64_t bytes = c_row * static_cast<int64_t>(sizeof(float));
   float *right = c + 16, *below = c + 16 * c_row;
   if (fresh) {
@@ -198,7 +197,7 @@ inline void add_block(int64_t steps, const Part* a, const Part* b, float* c, int
     _tile_loadd(2, below, bytes);
     _tile_loadd(3, below + 16, bytes);
   }
-  for (int64_t s = 0; s < steps; ++s, a += A * kPartSize, b += B * kPartSize) add_step<A, B>(a, b);
+  for (int64_t s = 0; s < steps; ++s, a += Parts * kPartSize, b += Parts * kPartSize) add_step<Parts>(a, b);
   _tile_stored(0, c, bytes);
   _tile_stored(1, right, bytes);
   _tile_stored(2, below, bytes);
@@ -211,16 +210,16 @@ struct Tiles {
   Tiles() {}  // a variable of the type is then in use
 };
 
-// c[8, kBlock] += rows r0 .. r0 + 8 of a strip's tile times a panel.
-template <int A, int B>
+// c[8, kBlock] (+)= rows r0 .. r0 + 8 of a strip's tile times a panel.
+template <int Parts>
 inline void add_rows(int64_t steps, const Part* a, const Part* b, float* c, int64_t c_row, bool fresh) {
-  constexpr int kRows = 8, kParts = A > B ? A : B;
+  constexpr int kRows = 8;
   __m512 sums[kRows][2];
   for (int r = 0; r < kRows; ++r)
     for (int v = 0; v < 2; ++v) sums[r][v] = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(c + r * c_row + v * 16);
-  for (int64_t s = 0; s < steps; ++s, a += A * kPartSize, b += B * kPartSize)
-    for (int i = A - 1; i >= 0; --i)
-      for (int j = smaller(B, kParts - i) - 1; j >= 0; --j)
+  for (int64_t s = 0; s < steps; ++s, a += Parts * kPartSize, b += Parts * kPartSize)
+    for (int i = Parts - 1; i >= 0; --i)
+      for (int j = Parts - i - 1; j >= 0; --j)
         for (int64_t k = 0; k < kStep; k += 2) {
           const Part* line = b + j * kPartSize + k * 16;
           const __m512bh left = reinterpret_cast<__m512bh>(_mm512_load_si512(line));
@@ -238,11 +237,10 @@ inline void add_rows(int64_t steps, const Part* a, const Part* b, float* c, int6
     for (int v = 0; v < 2; ++v) _mm512_storeu_ps(c + r * c_row + v * 16, sums[r][v]);
 }
 
-// c[kBlock, kBlock] (+)= a strip times a panel, of A and B parts.
-template <int A, int B>
+// c[kBlock, kBlock] (+)= a strip times a panel.
+template <int Parts>
 inline void add_block(int64_t steps, const Part* a, const Part* b, float* c, int64_t c_row, bool fresh) {
-  for (int r = 0; r < kBlock; r += 8)
-    add_rows<A, B>(steps, a + r / 16 * kTileSize + r % 16 * kStep, b, c + r * c_row, c_row, fresh);
+  for (int r = 0; r < kBlock; r += 8) add_rows<Parts>(steps, a + r * kStep, b, c + r * c_row, c_row, fresh);
 }
 
 #endif
@@ -251,12 +249,12 @@ inline void add_block(int64_t steps, const Part* a, const Part* b, float* c, int
 template <int Parts>
 inline void add_some(int64_t steps, const Part* a, const Part* b, float* c, int64_t c_row, int64_t rows,
                      int64_t columns, bool fresh) {
-  if (rows == kBlock && columns == kBlock) return add_block<Parts, Parts>(steps, a, b, c, c_row, fresh);
-  alignas(64) float copy[kBlock * kBlock];
-  add_block<Parts, Parts>(steps, a, b, copy, kBlock, true);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t k = 0; k < columns; ++k)
-      c[r * c_row + k] = (fresh ? 0.f : c[r * c_row + k]) + copy[r * kBlock + k];
+  if (rows == kBlock && columns == kBlock) return add_block<Parts>(steps, a, b, c, c_row, fresh);
+  alignas(64) float copy[kBlock * kBlock] = {};
+  for (int64_t r = 0; r < rows && !fresh; ++r)
+    std::memcpy(copy + r * kBlock, c + r * c_row, sizeof(float) * columns);
+  add_block<Parts>(steps, a, b, copy, kBlock, fresh);
+  for (int64_t r = 0; r < rows; ++r) std::memcpy(c + r * c_row, copy + r * kBlock, sizeof(float) * columns);
 }
 
 }  // namespace

@@ -55,7 +55,10 @@ Registers features(unsigned subleaf) {
   return __get_cpuid_count(7, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx) ? r : Registers{};
 }
 
-bool machine_has_bf16() { return machine_has_v4() && (features(1).eax >> 5 & 1); }
+bool machine_has_bf16() {
+  static const bool usable = machine_has_v4() && (features(1).eax >> 5 & 1);
+  return usable;
+}
 #endif
 
 #if defined(PYCIRCUIT_HAS_AMX)
@@ -70,8 +73,8 @@ bool may_use_tiles() {
 }
 
 bool machine_has_amx() {
-  const unsigned bits = features(0).edx;
-  static const bool usable = machine_has_bf16() && (bits >> 22 & 1) && (bits >> 24 & 1) && may_use_tiles();
+  static const bool usable =
+      machine_has_bf16() && (features(0).edx >> 22 & 1) && (features(0).edx >> 24 & 1) && may_use_tiles();
   return usable;
 }
 #endif

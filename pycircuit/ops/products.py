@@ -38,6 +38,7 @@ Provider = Literal["native", "amx", "onednn", "torch"]
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 ENVIRONMENT = "PYCIRCUIT_PRODUCT"
 
+_KERNEL = "2"  # a kernel of another speed asks for another name
 _CLEARLY = 1.1  # times our own rate
 _FAR = 1.5  # times the others: a Xeon's AMX ran at 2.7 or at 0.65 TFLOP/s a core, from one minute to the next
 _TURNS, _SECONDS = 5, 0.05  # of a comparison: the fewest turns, and the time that further ones are made for
@@ -221,7 +222,7 @@ def _measure_once(shape: ShapeClass, b: Tensor) -> None:
 
 def _file() -> Path:
     """File of this machine's rates: other versions of torch or of the kernel measure again."""
-    names = (processor_name(), torch.__version__, *(name for name, usable in native_isas() if usable))
+    names = (_KERNEL, processor_name(), torch.__version__, *(name for name, usable in native_isas() if usable))
     text = "-".join("".join(c if c.isalnum() or c in ".+" else "_" for c in name) for name in names)
     return cache_folder() / "products" / f"{text}.json"
 

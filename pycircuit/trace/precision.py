@@ -169,7 +169,7 @@ class Products:
         from pycircuit.ops import native
 
         denominators = None if divisor is None else divisor.of_rows()
-        return native.product(rows, weight, out, add, denominators, self.arithmetic.parts)
+        return native.product(rows, weight.float(), out, add, denominators, self.arithmetic.parts)
 
     def release(self) -> None:
         """Free the parts of all weights."""
