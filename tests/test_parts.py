@@ -95,8 +95,8 @@ def test_an_element_does_not_depend_on_others(isa: str, parts: int, add: bool) -
         for row in (0, 31, 32, 69):
             rows = slice(row, row + 1)
             assert torch.equal(native.product(a[rows], b, before[rows].clone(), add, parts=parts), product[rows])
-        part = native.product(a, b[:, 3:20], before[:, 3:20].clone(), add, parts=parts)
-        assert torch.equal(part, product[:, 3:20])
+        columns = native.product(a, b[:, 3:20], before[:, 3:20].clone(), add, parts=parts)
+        assert torch.equal(columns, product[:, 3:20])
 
 
 @every_isa
