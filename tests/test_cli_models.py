@@ -16,6 +16,7 @@ from format_files import write
 
 import pycircuit as pc
 from pycircuit.cli.changes import Steering
+from pycircuit.ops import native
 from pycircuit.trace.collect import RowCollector
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -145,7 +146,8 @@ def test_estimate(run: Run, world: World) -> None:
     bfloat16 = json.loads(
         run("estimate", *world.opening, PROMPT, "--max-features", 5, "--precision", "bfloat16", "--json").out
     )
-    assert bfloat16["bytes"] > estimate["bytes"]
+    more = 0 if native.multiplies_parts() else 1  # where the native ops split numbers, no copies are made of them
+    assert bfloat16["bytes"] >= estimate["bytes"] + more
 
 
 def test_intervene(run: Run, world: World) -> None:

@@ -35,7 +35,8 @@ def test_form(op: str, form: str) -> None:
         pytest.importorskip("triton", reason="triton is not installed")
     function = OPS[op].form(form)
     assert function.__name__ == op
-    with_parts = form == "triton" and op in ("attend_back", "edge_scores")  # of the sweep's precision
+    in_parts = {"triton": ("attend_back", "edge_scores"), "native": ("attend_back",)}  # of the sweep's precision
+    with_parts = op in in_parts.get(form, ())
     assert _parameters(function) == (*OPS[op].parameters, *["parts"] * with_parts)
 
 
