@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pycircuit.ops.dispatch import native_isas
+from pycircuit.ops.dispatch import PARTS_ISAS, native_isas
 
 ROOT = Path(__file__).parents[1]
 REASONS = {
@@ -17,6 +17,7 @@ REASONS = {
     "a CUDA device is here": torch.cuda.is_available,
     "triton is not installed": lambda: find_spec("triton") is None,
     "this machine runs every ISA": lambda: all(supported for _, supported in native_isas()),
+    "needs AVX512_BF16": lambda: not any(supported for name, supported in native_isas() if name in PARTS_ISAS),
     "needs Linux": lambda: not Path("/proc/self/clear_refs").exists(),
     "nm is not installed": lambda: shutil.which("nm") is None,
     "no object files under build/": lambda: not (ROOT / "build").exists(),

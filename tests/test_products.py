@@ -17,7 +17,7 @@ from torch import Tensor
 import pycircuit as pc
 from pycircuit.model.linear_layers import FastLinearLayers
 from pycircuit.ops import products
-from pycircuit.ops.products import PROVIDERS, product
+from pycircuit.ops.products import available, product
 
 SHAPES = [(1, 1, 1), (7, 5, 3), (64, 96, 17), (130, 64, 200), (257, 33, 48)]
 
@@ -35,7 +35,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("provider", available())
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("add", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -147,7 +147,7 @@ def test_a_gradient_passes_through_torch(monkeypatch: pytest.MonkeyPatch) -> Non
     assert a.grad is not None and torch.allclose(a.grad, weight.sum(0).expand(9, 8), atol=1e-6)
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("provider", available())
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
 def test_a_model_gives_the_logits_it_gives_by_torch(provider: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(name)
@@ -172,7 +172,7 @@ def _counting(calls: list[Any], function: Any) -> Any:
     return counted
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("provider", available())
 @pytest.mark.parametrize("name", ["gpt2", "gemma2"])
 def test_the_law_holds_with_every_provider(provider: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(products.ENVIRONMENT, provider)
