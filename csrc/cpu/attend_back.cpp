@@ -89,6 +89,13 @@ void recompute_block(const AttendBackInput& in, const Block& b, const float* key
   }
 }
 
+void make_block(const AttendBackInput& in, const Block& b, Place place, const Scratch& s) {
+  if (in.pattern)
+    copy_block(in, b, place, s.pattern);
+  else
+    recompute_block(in, b, s.keys, place, s.pattern);
+}
+
 void pack_y(const float* __restrict y, int64_t y_step, int64_t queries, int64_t width, float* __restrict out) {
   for (int64_t c = 0; c < width; c += kPanel, out += kQueryBlock * kPanel)
     for (int64_t i = 0; i < queries; ++i)
@@ -182,10 +189,7 @@ void apply_parts(const AttendBackInput& in, const Block& b, int64_t target, cons
 
 template <int Parts>
 void run_block(const AttendBackInput& in, const Block& b, int64_t t0, int64_t t1, const Scratch& s) {
-  if (in.pattern)
-    copy_block(in, b, copy_row, s.pattern);
-  else
-    recompute_block(in, b, s.keys, copy_row, s.pattern);
+  make_block(in, b, copy_row, s);
   const Tiles tiles;
   pack_pattern<Parts>(b, s.pattern, s.pattern_parts);
   for (int64_t t = t0; t < t1; ++t)
@@ -201,10 +205,7 @@ void run_block(const AttendBackInput&, const Block&, int64_t, int64_t, const Scr
 
 template <>
 void run_block<0>(const AttendBackInput& in, const Block& b, int64_t t0, int64_t t1, const Scratch& s) {
-  if (in.pattern)
-    copy_block(in, b, scatter, s.pattern);
-  else
-    recompute_block(in, b, s.keys, scatter, s.pattern);
+  make_block(in, b, scatter, s);
   for (int64_t t = t0; t < t1; ++t)
     if (in.prefix_ptr[t + 1] - in.prefix_ptr[t] > b.i0) apply_block(in, b, t, s);
 }
