@@ -18,14 +18,13 @@ from pycircuit.progress import Progress, Report
 from .example_tokens import ExampleTokens
 from .label_text import label_text
 from .plain_tokens import PlainTokens
-from .prompt_tokens import active_positions
+from .prompt_tokens import SHOWN, prompt_labels
 from .raised_tokens import raised_tokens
 
 Labels: TypeAlias = bool | str | os.PathLike[str]
 
 INFLUENTIAL = 0.8  # share of the influence that is in the nodes that pruning keeps
 MOST_RAISED = 1000  # features whose raised tokens are found in a trace, the most influential ones
-_SHOWN = 3  # tokens of a kind, at the most
 
 Key = tuple[int, int]  # layer, feature
 
@@ -118,18 +117,18 @@ def _labels(
         keys = zip(entries.layer.tolist(), entries.feature.tolist(), strict=True)
         tokens = zip(keys, entries.tokens.tolist(), (entries.score > clear).tolist(), strict=True)
         raised = {key: ids if clearly else [] for key, ids, clearly in tokens}
-    ids = graph.tokens.ids.tolist()
     result = {}
-    for key, positions, everywhere in active_positions(graph):
+    for key, on_prompt, everywhere in prompt_labels(graph, plain):
         if key in graph.labels:
             continue
-        up = plain.distinct(raised.get(key, []), _SHOWN)
-        read = None if source is None or key not in raised else source.active(*key)
-        if read is not None:
-            active, everywhere = read
-        else:  # the prompt's own tokens say little beside those raised, and its length is no text's
-            active = [] if up else plain.distinct([ids[position] for position in positions], _SHOWN)
-        text = label_text(up, active, everywhere)
+        text = on_prompt
+        if key in raised:
+            up = plain.distinct(raised[key], SHOWN)
+            read = None if source is None else source.active(*key)
+            if read is not None:
+                text = label_text(up, *read)
+            elif up:  # the prompt's own tokens say little beside those raised, and its length is no text's
+                text = label_text(up, [], everywhere)
         if text:
             result[key] = text
     return result

@@ -16,6 +16,8 @@ _SAMPLE = 512  # tokens looked at to see if a tokenizer marks the beginnings of 
 
 def columns(text: str) -> int:
     """Count the columns of a terminal that a text takes."""
+    if text.isascii():
+        return len(text)
     return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
@@ -75,10 +77,17 @@ class PlainTokens:
         """Texts of the first `count` tokens that differ in more than case and spaces."""
         texts: dict[str, str] = {}
         for token in tokens:
+            if len(texts) == count:
+                break
             text = self(token)
-            if text and len(texts) < count:
-                texts.setdefault(text.removeprefix("-").casefold(), text)
+            if text:
+                texts.setdefault(self.folded(text), text)
         return list(texts.values())
+
+    @staticmethod
+    def folded(text: str) -> str:
+        """What texts share that differ in no more than case and spaces."""
+        return text.removeprefix("-").casefold()
 
     def _text(self, token: int) -> str:
         if self.tokenizer is None:
