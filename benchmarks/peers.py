@@ -25,7 +25,7 @@ from pycircuit.bench import machine_rates, memory, models, whole_trace
 from pycircuit.bench.shapes import Shape
 from pycircuit.bench.whole_trace import Traced
 from pycircuit.integrations import circuit_tracer
-from pycircuit.ops import native
+from pycircuit.ops.dispatch import multiplies_bfloat16
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "peers"))
 
@@ -167,7 +167,7 @@ def compare(plan: Plan, rate: float, options: argparse.Namespace) -> Compared:
         theirs, ours = run(CIRCUIT_TRACER, batch), run("native", batch)
         agreements[ours.name] = agreement(rows[ours], rows[theirs])
         if batch == plan.batches[0]:
-            if plan.fast is not None and native.multiplies_parts():
+            if plan.fast is not None and multiplies_bfloat16():
                 fast = run(FAST, batch)
                 agreements[fast.name] = agreement(rows[fast], rows[theirs])
             plain = run("reference", batch)

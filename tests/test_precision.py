@@ -16,7 +16,7 @@ from torch import Tensor
 
 import pycircuit as pc
 from pycircuit.model.replacement import LocalReplacement
-from pycircuit.ops import native
+from pycircuit.ops.dispatch import multiplies_bfloat16
 from pycircuit.ops.torch_settings import full_float32, tf32_products
 from pycircuit.trace import trace_options
 from pycircuit.trace.memory_model import MemoryModel, TraceSize
@@ -205,7 +205,7 @@ def test_on_a_cpu(tmp_path: Path) -> None:
     """float32-fast is plain float32 but for an ISA with parts, bfloat16 is not; the precision is recorded and saved."""
     model = demo()
     graphs = {name: traced(model, precision=name) for name in ("float32", "float32-fast", "bfloat16")}
-    in_parts = native.multiplies_parts()
+    in_parts = multiplies_bfloat16()
     assert torch.equal(graphs["float32"].dense(), graphs["float32-fast"].dense()) != in_parts
     if in_parts:
         with pc.use("native", isa="baseline"):

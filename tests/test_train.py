@@ -18,6 +18,7 @@ import pycircuit as pc
 from pycircuit.model.agreement import relative_error
 from pycircuit.model.capture import capture
 from pycircuit.model.transcoder_hooks import eager_transcoder_hooks
+from pycircuit.ops.dispatch import multiplies_bfloat16
 from pycircuit.training import Recipe, Trainer
 from pycircuit.training.learner import Learner
 from pycircuit.training.recipe import RecipeOptions
@@ -212,6 +213,27 @@ def test_bfloat16_learns_as_float32_does(activation: str) -> None:
     torch.testing.assert_close(losses["bfloat16"], losses["float32"], rtol=0.05, atol=0)
     with pytest.raises(TypeError, match="precision must be float32"):
         Trainer(build("llama", torch.float64), corpus(), replace(RECIPE, precision="bfloat16"))
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_forward_in_bfloat16_learns_as_one_in_float32_does(family: str) -> None:
+    """Products of half the bits in the model, of all families; the activations stay in float32 beside them."""
+    losses = {}
+    for forward in ("float32", "bfloat16"):
+        trainer = Trainer(build(family), corpus(), replace(RECIPE, steps=20, forward=forward))
+        trainer.run(progress=False)
+        losses[forward] = trainer.history.loss
+        assert trainer.source.precision == "float32"  # of what evaluates it
+    torch.testing.assert_close(losses["bfloat16"], losses["float32"], rtol=0.05, atol=0)
+    assert torch.equal(*losses.values()) != multiplies_bfloat16()
+
+
+def test_a_forward_in_bfloat16_says_where_it_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with pc.use("native", isa="baseline"):
+        pc.train(build("llama"), corpus(), **{**asdict(RECIPE), "steps": 1, "forward": "bfloat16"})
+    assert "the model's forward is in float32, this processor does not multiply bfloat16" in capsys.readouterr().err
+    with pytest.raises(TypeError, match="forward must be float32 where the model is float64"):
+        Trainer(build("llama", torch.float64), corpus(), replace(RECIPE, forward="bfloat16"))
 
 
 def test_float64_models_train_in_float64() -> None:

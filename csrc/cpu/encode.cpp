@@ -2,10 +2,14 @@
 // Layout: x and w_enc rows in place; a block of x transposed to [depth, positions] so that one weight multiplies
 // a vector of positions; a thread has the pre-activations of one block of features x positions at a time.
 // Bytes: w_enc once from memory, x once per feature block from cache. Parallel over blocks of features.
+#include <omp.h>
+
 #include <cstdlib>
 
 #include "cpu/dot.h"
+#include "cpu/entries.h"
 #include "cpu/ops.h"
+#include "cpu/screen.h"
 #include "cpu/tile.h"
 #include "cpu/top_k.h"
 
@@ -16,36 +20,6 @@ constexpr int64_t kFeatureBlock = 132;  // a multiple of every tile height
 constexpr int64_t kPositionBlock = 32;  // a multiple of every panel
 constexpr int64_t kDepthBlock = 128;
 constexpr int64_t kFewPositions = 8;  // up to here dot products beat tiles: no transposing, no empty lanes
-
-struct Entry {
-  int32_t position, feature;
-  float value;
-};
-
-// Active entries of one block of features, in the order position block, feature, position.
-struct EntryList {
-  Entry* entries;
-  int64_t count, capacity;
-};
-
-bool append(EntryList& list, Entry entry) {
-  if (list.count == list.capacity) {
-    const int64_t capacity = larger(32, 2 * list.capacity);
-    void* grown = std::realloc(list.entries, sizeof(Entry) * capacity);
-    if (!grown) return false;
-    list.entries = static_cast<Entry*>(grown);
-    list.capacity = capacity;
-  }
-  list.entries[list.count++] = entry;
-  return true;
-}
-
-void trim(EntryList& list) {
-  void* smaller_block = list.count ? std::realloc(list.entries, sizeof(Entry) * list.count) : nullptr;
-  if (!smaller_block) return;
-  list.entries = static_cast<Entry*>(smaller_block);
-  list.capacity = list.count;
-}
 
 // Scratch of one thread: 36 KiB, so that two threads stay under 5% of positions x features at 64 x 8,192.
 struct Scratch {
@@ -127,6 +101,14 @@ void pre_activations(const EncodeInput& in, int64_t f0, int64_t features, int64_
   }
 }
 
+void pre_activations(const EncodeInput& in, int64_t f0, int64_t features, int64_t p0, int64_t positions,
+                     Scratch& s) {
+  if (in.w_enc.element == Element::bfloat16)
+    pre_activations<uint16_t>(in, f0, features, p0, positions, s);
+  else
+    pre_activations<float>(in, f0, features, p0, positions, s);
+}
+
 inline bool any(VecInt mask) {
   uint64_t words[sizeof mask / 8], bits = 0;
   std::memcpy(words, &mask, sizeof mask);
@@ -172,20 +154,34 @@ void offer(const EncodeInput& in, int64_t f0, int64_t features, int64_t p0, int6
     int32_t lanes[kPositionBlock];
     std::memcpy(lanes, enters, sizeof lanes);
     for (int64_t p = begin; p < positions; ++p)
-      if (lanes[p]) best.offer(p0 + p, {pre[p], static_cast<int32_t>(f0 + f)});
+      if (lanes[p]) {
+        best.offer(p0 + p, static_cast<int32_t>(f0 + f), pre[p]);
+        if (best.full(p0 + p)) best.shrink_values(p0 + p);
+      }
   }
   best.unlock(p0 / kPositionBlock);
 }
 
+// Blocks of positions from the first with features on. With a top-k each thread begins at another: two that go
+// through them in step would wait for each other's locks.
+struct Rounds {
+  int64_t first, count, shift;
+
+  Rounds(const EncodeInput& in, bool apart)
+      : first(in.first_position / kPositionBlock),
+        count((in.positions + kPositionBlock - 1) / kPositionBlock - first),
+        shift(apart ? count * omp_get_thread_num() / omp_get_num_threads() : 0) {}
+
+  int64_t operator[](int64_t i) const { return (first + (i + shift) % count) * kPositionBlock; }
+};
+
 bool encode_block(const EncodeInput& in, int64_t block, Scratch& s, EntryList* lists, TopK* best) {
   const int64_t f0 = block * kFeatureBlock, features = smaller(kFeatureBlock, in.w_enc.rows - f0);
-  const int64_t start = in.first_position / kPositionBlock * kPositionBlock;
-  for (int64_t p0 = start; p0 < in.positions; p0 += kPositionBlock) {
+  const Rounds rounds(in, best);
+  for (int64_t i = 0; i < rounds.count; ++i) {
+    const int64_t p0 = rounds[i];
     const int64_t positions = smaller(kPositionBlock, in.positions - p0);
-    if (in.w_enc.element == Element::bfloat16)
-      pre_activations<uint16_t>(in, f0, features, p0, positions, s);
-    else
-      pre_activations<float>(in, f0, features, p0, positions, s);
+    pre_activations(in, f0, features, p0, positions, s);
     if (best)
       offer(in, f0, features, p0, positions, s, *best);
     else if (!keep_above(in, f0, features, p0, positions, s, lists[block]))
@@ -195,80 +191,207 @@ bool encode_block(const EncodeInput& in, int64_t block, Scratch& s, EntryList* l
   return true;
 }
 
-// Blocks hold ascending features, so walking them in order leaves every position sorted.
-bool gather_lists(const EntryList* lists, int64_t blocks, EncodeResult& out) {
-  for (int64_t b = 0; b < blocks; ++b)
-    for (int64_t i = 0; i < lists[b].count; ++i) ++out.row_ptr[lists[b].entries[i].position + 1];
-  for (int64_t p = 0; p < out.positions; ++p) out.row_ptr[p + 1] += out.row_ptr[p];
-  const int64_t n = out.row_ptr[out.positions];
-  out.index = static_cast<int64_t*>(std::malloc(sizeof(int64_t) * (n + 1)));
-  out.value = static_cast<float*>(std::malloc(sizeof(float) * (n + 1)));
-  int64_t* cursor = static_cast<int64_t*>(std::malloc(sizeof(int64_t) * (out.positions + 1)));
-  const bool ok = out.index && out.value && cursor;
-  if (ok) {
-    std::memcpy(cursor, out.row_ptr, sizeof(int64_t) * out.positions);
-    for (int64_t b = 0; b < blocks; ++b)
-      for (int64_t i = 0; i < lists[b].count; ++i) {
-        const Entry entry = lists[b].entries[i];
-        const int64_t place = cursor[entry.position]++;
-        out.index[place] = entry.feature;
-        out.value[place] = entry.value;
+// Every pre-activation in float32. Each block by whichever thread is free: its entries do not depend on the
+// thread.
+struct Plain {
+  static constexpr int64_t kFeatures = kFeatureBlock, kSpare = 32;
+  static constexpr bool kIntervals = false;
+
+  bool run(const EncodeInput& in, int64_t blocks, EntryList* lists, TopK* best) {
+    bool ok = true;
+#pragma omp parallel num_threads(static_cast<int>(larger(1, smaller(in.threads, blocks))))
+    {
+      Scratch* scratch = static_cast<Scratch*>(std::aligned_alloc(64, round_up(sizeof(Scratch), 64)));
+      if (scratch) std::memset(scratch, 0, sizeof(Scratch));
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t b = 0; b < blocks; ++b)
+        if (!scratch || !encode_block(in, b, *scratch, lists, best)) {
+#pragma omp atomic write
+          ok = false;
+        }
+#pragma omp for schedule(dynamic, 4)
+      for (int64_t p = 0; p < (best ? in.positions : 0); ++p) {
+        best->shrink_values(p);
+        best->sort(p);
       }
+      std::free(scratch);
+    }
+    return ok;
   }
-  std::free(cursor);
-  return ok;
+
+  int64_t bytes(const EncodeInput&, int64_t threads) const { return threads * sizeof(Scratch); }
+};
+
+#if defined(PYCIRCUIT_PARTS)
+
+constexpr int64_t kWorthScreening = 16;  // positions for which w_enc is worth rounding
+constexpr int64_t kCrowd = 128;          // candidates of a block for which all of it is computed
+
+// Scratch of one thread that screens.
+struct ScreenScratch {
+  Reach reach[kBlock];                     // of the features of a block
+  alignas(64) float pre[kBlock * kBlock];  // [features, positions], of rounded rows and without biases
+  Pair pairs[kCrowd];
+  float values[kCrowd];
+  alignas(64) Part strip[];  // the features
+};
+
+// Ends of the pre-activations of a feature at sixteen positions, and lanes that are positions with features.
+struct Bounds {
+  __m512 low, high;
+  __mmask16 present;
+};
+
+inline Bounds bounds_of(const EncodeInput& in, const Screen& screen, const ScreenScratch& s, int64_t f0, int64_t f,
+                        int64_t p0, int64_t lane) {
+  const float bias = in.b_enc[f0 + f], slack = 0x1p-22f * __builtin_fabsf(bias) + 1e-30f;
+  const __m512 value = _mm512_load_ps(s.pre + f * kBlock + lane) + _mm512_set1_ps(bias);
+  const __m512 radius = _mm512_set1_ps(s.reach[f].lost) * _mm512_loadu_ps(screen.lengths + p0 + lane) +
+                        _mm512_set1_ps(s.reach[f].length) * _mm512_loadu_ps(screen.losses + p0 + lane) +
+                        _mm512_set1_ps(slack);
+  const __mmask16 present =
+      static_cast<__mmask16>(first_lanes(in.positions - p0 - lane) & ~first_lanes(in.first_position - p0 - lane));
+  return {value - radius, value + radius, present};
 }
 
-bool gather_best(TopK& best, bool keep_negative, EncodeResult& out) {
-  out.index = static_cast<int64_t*>(std::malloc(sizeof(int64_t) * (best.k * out.positions + 1)));
-  out.value = static_cast<float*>(std::malloc(sizeof(float) * (best.k * out.positions + 1)));
-  if (!out.index || !out.value) return false;
-  int64_t n = 0;
-  for (int64_t p = 0; p < out.positions; ++p) {
-    const int64_t count = best.finish(p);
-    const Candidate* chosen = best.candidates_of(p);
-    for (int64_t i = 0; i < count; ++i) {
-      if (!keep_negative && chosen[i].value <= 0.f) continue;
-      out.index[n] = chosen[i].feature;
-      out.value[n++] = chosen[i].value;
+// Append the block's entries that are not at most their thresholds.
+bool keep_screened(const EncodeInput& in, const Screen& screen, int64_t f0, int64_t features, int64_t p0,
+                   ScreenScratch& s, Scratch& all, EntryList& out) {
+  int64_t count = 0;
+  for (int64_t f = 0; f < features; ++f) {
+    const __m512 threshold = _mm512_set1_ps(in.threshold[(f0 + f) * in.threshold_stride]);
+    for (int64_t lane = 0; lane < kBlock; lane += kLanes) {
+      const Bounds bounds = bounds_of(in, screen, s, f0, f, p0, lane);
+      uint32_t above = _mm512_mask_cmp_ps_mask(bounds.present, bounds.high, threshold, _CMP_NLE_UQ);
+      if (count + __builtin_popcount(above) > kCrowd) {
+        const int64_t positions = smaller(kBlock, in.positions - p0);
+        pre_activations(in, f0, features, p0, positions, all);
+        return keep_above(in, f0, features, p0, positions, all, out);
+      }
+      for (; above; above &= above - 1)
+        s.pairs[count++] = {static_cast<int32_t>(p0 + lane + __builtin_ctz(above)), static_cast<int32_t>(f0 + f)};
     }
-    out.row_ptr[p + 1] = n;
   }
+  exact_values(in, s.pairs, count, s.values);
+  for (int64_t i = 0; i < count; ++i)
+    if (!(s.values[i] <= in.threshold[s.pairs[i].feature * in.threshold_stride]) &&
+        !append(out, {s.pairs[i].position, s.pairs[i].feature, s.values[i]}))
+      return false;
   return true;
 }
 
-// Encode all blocks, each by whichever thread is free: a block's entries do not depend on the thread.
-bool encode_blocks(const EncodeInput& in, int64_t blocks, EntryList* lists, TopK* best) {
-  bool ok = true;
-#pragma omp parallel num_threads(static_cast<int>(larger(1, smaller(in.threads, blocks))))
-  {
-    Scratch* scratch = static_cast<Scratch*>(std::aligned_alloc(64, round_up(sizeof(Scratch), 64)));
-    if (scratch) std::memset(scratch, 0, sizeof(Scratch));
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t b = 0; b < blocks; ++b)
-      if (!scratch || !encode_block(in, b, *scratch, lists, best)) {
-#pragma omp atomic write
-        ok = false;
+// Offer the block's entries that may be among the k best.
+void offer_screened(const EncodeInput& in, const Screen& screen, int64_t f0, int64_t features, int64_t p0,
+                    const ScreenScratch& s, TopK& best) {
+  const __m512 least = _mm512_set1_ps(-__builtin_inff());
+  best.lock(p0 / kBlock);
+  for (int64_t f = 0; f < features; ++f)
+    for (int64_t lane = 0; lane < kBlock; lane += kLanes) {
+      const Bounds bounds = bounds_of(in, screen, s, f0, f, p0, lane);
+      const __m512 floor = _mm512_loadu_ps(best.floor + p0 + lane);
+      uint32_t enters = _mm512_mask_cmp_ps_mask(bounds.present, bounds.high, floor, _CMP_NLT_UQ);
+      if (!enters) continue;
+      alignas(64) float low[kLanes], high[kLanes];
+      _mm512_store_ps(low, _mm512_maskz_max_ps(0xffff, bounds.low, least));  // NaN, of infinities: -infinity
+      _mm512_store_ps(high, bounds.high);
+      for (; enters; enters &= enters - 1) {
+        const int i = __builtin_ctz(enters);
+        const int64_t p = p0 + lane + i;
+        best.offer(p, static_cast<int32_t>(f0 + f), low[i], high[i]);
+        if (best.full(p)) make_room(in, best, p);
       }
-    std::free(scratch);
-  }
-  return ok;
+    }
+  best.unlock(p0 / kBlock);
 }
 
-}  // namespace
+bool screen_block(const EncodeInput& in, const Screen& screen, int64_t block, ScreenScratch& s, Scratch& all,
+                  EntryList* lists, TopK* best) {
+  const int64_t f0 = block * kBlock, features = smaller(kBlock, in.w_enc.rows - f0);
+  const int64_t stride = in.w_enc.row_stride;
+  if (in.w_enc.element == Element::bfloat16)
+    pack_rounded_strip(static_cast<const uint16_t*>(in.w_enc.data) + f0 * stride, stride, features, in.width,
+                       s.strip, s.reach);
+  else
+    pack_rounded_strip(static_cast<const float*>(in.w_enc.data) + f0 * stride, stride, features, in.width, s.strip,
+                       s.reach);
+  const Rounds rounds(in, best);
+  for (int64_t i = 0; i < rounds.count; ++i) {
+    const int64_t p0 = rounds[i];
+    add_block<1>(screen.steps, s.strip, screen.panel(p0), s.pre, kBlock, true);
+    if (best)
+      offer_screened(in, screen, f0, features, p0, s, *best);
+    else if (!keep_screened(in, screen, f0, features, p0, s, all, lists[block]))
+      return false;
+  }
+  trim(lists[block]);
+  return true;
+}
 
-EncodeResult encode(const EncodeInput& in) {
+// Rounded rows first, then what may be active.
+struct Screened {
+  static constexpr int64_t kFeatures = kBlock, kSpare = 96;
+  static constexpr bool kIntervals = true;
+  Screen screen;
+
+  int64_t scratch_bytes() const {
+    return round_up(sizeof(ScreenScratch) + screen.panel_size() * sizeof(Part), 64);
+  }
+
+  bool run(const EncodeInput& in, int64_t blocks, EntryList* lists, TopK* best) {
+    bool ok = screen.allocate(in);
+#pragma omp parallel num_threads(static_cast<int>(larger(1, smaller(in.threads, blocks)))) if (ok)
+    {
+      const Tiles tiles;
+      auto* all = static_cast<Scratch*>(std::aligned_alloc(64, round_up(sizeof(Scratch), 64)));
+      auto* own = static_cast<ScreenScratch*>(std::aligned_alloc(64, scratch_bytes()));
+      if (all) std::memset(all, 0, sizeof(Scratch));
+      const bool ready = ok && all && own;
+#pragma omp for schedule(static)
+      for (int64_t p0 = 0; p0 < (ok ? in.positions : 0); p0 += kBlock) screen.fill(in, p0);
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t b = 0; b < blocks; ++b)
+        if (!ready || !screen_block(in, screen, b, *own, *all, lists, best)) {
+#pragma omp atomic write
+          ok = false;
+        }
+#pragma omp for schedule(dynamic, 4)
+      for (int64_t p = 0; p < (best ? in.positions : 0); ++p) {
+        best->shrink(p);
+        compute_candidates(in, *best, p);
+        best->sort(p);
+      }
+      std::free(all);
+      std::free(own);
+    }
+    workspace = screen.bytes(in.positions);
+    screen.release();
+    return ok;
+  }
+
+  int64_t workspace = 0;
+  int64_t bytes(const EncodeInput&, int64_t threads) const {
+    return workspace + threads * (static_cast<int64_t>(sizeof(Scratch)) + scratch_bytes());
+  }
+};
+
+#endif
+
+template <class Way>
+EncodeResult encode_by(const EncodeInput& in) {
+  Way way{};
   EncodeResult out{};
   out.positions = in.positions;
-  const int64_t blocks = (in.w_enc.rows + kFeatureBlock - 1) / kFeatureBlock;
+  const int64_t blocks = (in.w_enc.rows + Way::kFeatures - 1) / Way::kFeatures;
   out.row_ptr = static_cast<int64_t*>(std::calloc(in.positions + 1, sizeof(int64_t)));
   EntryList* lists = static_cast<EntryList*>(std::calloc(blocks + 1, sizeof(EntryList)));
   TopK best{};
   bool ok = out.row_ptr && lists;
-  if (ok && in.top_k > 0) ok = best.allocate(in.positions, smaller(in.top_k, in.w_enc.rows), kPositionBlock);
-  ok = ok && encode_blocks(in, blocks, lists, in.top_k > 0 ? &best : nullptr);
+  if (ok && in.top_k > 0)
+    ok = best.allocate(in.positions, smaller(in.top_k, in.w_enc.rows), kPositionBlock, Way::kSpare,
+                       Way::kIntervals);
+  ok = ok && way.run(in, blocks, lists, in.top_k > 0 ? &best : nullptr);
   ok = ok && (in.top_k > 0 ? gather_best(best, in.keep_negative, out) : gather_lists(lists, blocks, out));
-  out.workspace_bytes = smaller(in.threads, blocks) * static_cast<int64_t>(sizeof(Scratch)) + best.bytes();
+  out.workspace_bytes = way.bytes(in, smaller(in.threads, blocks)) + best.bytes();
   for (int64_t b = 0; lists && b < blocks; ++b) {
     out.workspace_bytes += lists[b].capacity * static_cast<int64_t>(sizeof(Entry));
     std::free(lists[b].entries);
@@ -277,6 +400,15 @@ EncodeResult encode(const EncodeInput& in) {
   best.release();
   out.status = {ok ? Outcome::ok : Outcome::out_of_memory};
   return out;
+}
+
+}  // namespace
+
+EncodeResult encode(const EncodeInput& in) {
+#if defined(PYCIRCUIT_PARTS)
+  if (in.positions - in.first_position >= kWorthScreening) return encode_by<Screened>(in);
+#endif
+  return encode_by<Plain>(in);
 }
 
 void encode_free(EncodeResult& result) {

@@ -11,7 +11,7 @@ from typing import Any
 
 import pycircuit as pc
 from pycircuit.graph import Graph
-from pycircuit.ops.dispatch import native_isas
+from pycircuit.ops.dispatch import multiplies_bfloat16
 from pycircuit.trace.precision import PRECISIONS
 
 from . import cone, machine_rates, models
@@ -99,11 +99,7 @@ def off(first: Graph, second: Graph) -> float:
 
 def in_parts() -> list[str]:
     """Precisions beside float32 whose products this processor has instructions for."""
-    if not native_isas():
-        return []
-    from pycircuit.ops import native
-
-    return ["float32-fast", "bfloat16"] if native.multiplies_parts() else []
+    return ["float32-fast", "bfloat16"] if multiplies_bfloat16() else []
 
 
 def compare(shape: Shape, names: Sequence[str] | None = None, runs: int = 3) -> list[Traced]:

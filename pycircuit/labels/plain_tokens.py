@@ -86,7 +86,7 @@ class PlainTokens:
 
     @staticmethod
     def folded(text: str) -> str:
-        """What texts share that differ in no more than case and spaces."""
+        """Form that texts share which differ in no more than case and spaces."""
         return text.removeprefix("-").casefold()
 
     def _text(self, token: int) -> str:

@@ -34,9 +34,7 @@ def prompt_labels(graph: Graph, plain: PlainTokens) -> Iterator[tuple[tuple[int,
     everywhere = np.bincount(group) > most
     strong = (value >= _SHARE * value[starts][group]) | new
     texts, shown = _shown(group[strong], position[strong], len(starts), [plain(t) for t in graph.tokens.ids.tolist()])
-    kinds, first, kind = np.unique(
-        _code(shown, len(texts)) * 2 + everywhere, return_index=True, return_inverse=True
-    )
+    _, first, kind = np.unique(_code(shown, len(texts)) * 2 + everywhere, return_index=True, return_inverse=True)
     labels = [
         label_text([], [texts[text] for text in shown[i].tolist() if text >= 0], bool(everywhere[i])) for i in first
     ]
@@ -45,7 +43,7 @@ def prompt_labels(graph: Graph, plain: PlainTokens) -> Iterator[tuple[tuple[int,
 
 
 def _shown(group: np.ndarray, position: np.ndarray, groups: int, tokens: list[str]) -> tuple[list[str], np.ndarray]:
-    """Distinct texts, and for every group the indices of its first SHOWN that differ in more than case: [groups, SHOWN].
+    """Distinct texts, and for every group the first SHOWN of its own that differ in more than case: [groups, SHOWN].
 
     group, position: a feature's positions from the most active down; tokens: texts by position. -1 is no text.
     """
@@ -54,8 +52,8 @@ def _shown(group: np.ndarray, position: np.ndarray, groups: int, tokens: list[st
     text = np.array([text_of[token] if token else -1 for token in tokens])[position]
     group, text = group[text >= 0], text[text >= 0]
     folded = np.unique([PlainTokens.folded(t) for t in texts], return_inverse=True)[1]
-    kept = np.sort(np.unique(group * len(texts) + folded[text], return_index=True)[1])  # the first of each
-    group, text = group[kept], text[kept]
+    first_ones = np.sort(np.unique(group * len(texts) + folded[text], return_index=True)[1])  # the first of each
+    group, text = group[first_ones], text[first_ones]
     rank = np.arange(len(group)) - np.searchsorted(group, group)
     shown = np.full((groups, SHOWN), -1)
     near = rank < SHOWN

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 import torch
 
+from .processor import processor_name
 from .registry import IMPLEMENTATIONS
 
 ENVIRONMENT = "PYCIRCUIT_IMPL"
@@ -111,6 +112,17 @@ def _machine(isa: str | None, interpreter: bool, has_triton: bool, has_cuda: boo
 def machine(isa: str | None = None) -> Machine:
     """Capabilities of this process; `isa` narrows the native module to one of its tables."""
     return _machine(isa, os.environ.get("TRITON_INTERPRET") == "1", _has_triton(), _has_cuda())
+
+
+def multiplies_bfloat16() -> bool:
+    """True where native ops run, by an ISA that multiplies bfloat16 numbers, with float32 sums, faster than float32.
+
+    AVX512_BF16 does on AMD's processors; Intel's take three cycles for it, and it runs there only where it is forced.
+    """
+    name, chosen = forced()
+    isa = machine(chosen).isa
+    faster = isa == "amx" or (isa == "bf16" and (chosen == isa or "AMD" in processor_name()))
+    return name in (None, "native") and faster
 
 
 def obstacle(name: str, request: Request, machine: Machine) -> str | None:

@@ -14,7 +14,6 @@ from .activations import Activation, BatchTopK, JumpReLU, TopK
 from .attention import Attention, RecomputedAttention
 from .dispatch import forced, native_isas
 from .features import SparseFeatures
-from .processor import processor_name
 
 _ELEMENT = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -162,15 +161,6 @@ def influence(rows: Tensor, node: Tensor, weight: Tensor, order: Tensor | None) 
     return out
 
 
-def multiplies_parts() -> bool:
-    """True where the ISA in use multiplies bfloat16 numbers, with float32 sums, faster than float32.
-
-    AVX512_BF16 does on AMD's processors; Intel's take three cycles for it, and it runs there only where it is forced.
-    """
-    isa = native_isas()[isa_index()][0]
-    return isa == "amx" or (isa == "bf16" and (forced()[1] == isa or "AMD" in processor_name()))
-
-
 def product(
     a: Tensor, b: Tensor, out: Tensor, add: bool = False, divisor: Tensor | None = None, parts: int = 0
 ) -> Tensor:
@@ -178,7 +168,7 @@ def product(
 
     a: [rows, depth]; b: [depth, columns] or the transposed view of [columns, depth]; divisor: [rows]. Rows of a, out
     and b's memory may be strided. out shares no memory with the others. An element does not depend on other rows.
-    parts: bfloat16 numbers that each number is the sum of, 1 to 3, where `multiplies_parts()`; 0: float32 itself.
+    parts: bfloat16 numbers that each number is the sum of, 1 to 3, where the ISA multiplies such; 0: float32 itself.
     """
     _check_product(a, b, out, divisor)
     transposed = b.stride(1) != 1 and b.shape[1] != 1

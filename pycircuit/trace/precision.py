@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from pycircuit.ops import Prepared
-from pycircuit.ops.dispatch import forced, machine, native_isas
+from pycircuit.ops.dispatch import machine, multiplies_bfloat16
 from pycircuit.ops.products import product
 from pycircuit.ops.torch_settings import tf32_products
 
@@ -97,11 +97,8 @@ def arithmetic_of(op: str, precision: str, device: torch.device, dtype: torch.dt
             f"{precision!r}; leave it out, or load the model with device='cuda'"
         )
     chosen = PRECISIONS[precision]
-    if precision != "float32" and forced()[0] != "reference" and native_isas():
-        from pycircuit.ops import native
-
-        if native.multiplies_parts():
-            return replace(chosen, native=True)
+    if precision != "float32" and multiplies_bfloat16():
+        return replace(chosen, native=True)
     return chosen if precision == "bfloat16" else replace(FLOAT32, name=precision)
 
 

@@ -61,8 +61,9 @@ class Learner:
 
     def __init__(self, recipe: Recipe, depth: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
         self.recipe, self.depth, self.width = recipe, depth, width
-        if recipe.precision == "bfloat16" and dtype == torch.float64:
-            raise TypeError("train: precision must be float32 where the model is float64, got bfloat16")
+        for name in ("precision", "forward"):
+            if getattr(recipe, name) == "bfloat16" and dtype == torch.float64:
+                raise TypeError(f"train: {name} must be float32 where the model is float64, got bfloat16")
         self.row_dtype = torch.bfloat16 if recipe.precision == "bfloat16" else dtype
         generator = torch.Generator().manual_seed(recipe.seed)
         size = recipe.features

@@ -56,6 +56,15 @@ def smollm2_texts(held_out: bool) -> list[str]:
 
 # Many small steps: 58 of 1,024 tokens explain less than 117 of 512, and these less than 234 of 256.
 SMOLLM2_RECIPE = Recipe(
-    features=4096, steps=2000, k=64, skip=True, rows="tokens", batch=256, rate=2e-3, warmup=20, decay=0.5
+    features=4096,
+    steps=2000,
+    k=64,
+    skip=True,
+    rows="tokens",
+    batch=256,
+    rate=2e-3,
+    warmup=20,
+    decay=0.5,
+    forward="bfloat16",
 )
 PRESETS = {"smollm2": Preset("smollm2", SMOLLM2_RECIPE, smollm2_texts)}

@@ -22,6 +22,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "reads": READS,
     "writes": WRITES,
     "precision": PRECISIONS,
+    "forward": PRECISIONS,
     "rows": get_args(InitialRows),
 }
 HELP = "help"  # key of a field's metadata: its description on the command line and in the documents
@@ -100,6 +101,13 @@ class Recipe:
     writes: Writes = field(default="mlp_out", metadata={HELP: " | ".join(WRITES)})
     precision: RowPrecision = field(
         default="float32", metadata={HELP: " | ".join(PRECISIONS) + ", of rows that a step reads"}
+    )
+    forward: RowPrecision = field(
+        default="float32",
+        metadata={
+            HELP: " | ".join(PRECISIONS) + ", of the products of the model's forward; bfloat16 only where the "
+            "hardware multiplies it"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -199,3 +207,4 @@ class RecipeOptions(TypedDict, total=False):
     reads: Reads | None
     writes: Writes
     precision: RowPrecision
+    forward: RowPrecision

@@ -22,9 +22,10 @@ from pycircuit.model.causal_attention import Windows, attend, attention_inputs
 from pycircuit.model.families import Family
 from pycircuit.model.transcoder_hooks import transcoder_hooks
 from pycircuit.model.weights import HasWeights, ModelWeights
+from pycircuit.ops.dispatch import multiplies_bfloat16
 from pycircuit.transcoders.types import Reads, Writes
 
-from .recipe import Recipe
+from .recipe import Recipe, RowPrecision
 
 Report = Callable[[int, int], None]  # tokens done, all tokens
 POSITIONS = 1024  # in one forward, padding included: an MLP's tensors then stay in the cache of most processors
@@ -58,7 +59,10 @@ class CausalAttention:
 
 @dataclass(frozen=True, eq=False)
 class Source(HasWeights):
-    """A model and the sites where transcoders read and write. Positions before `ignore` are left out."""
+    """A model and the sites where transcoders read and write. Positions before `ignore` are left out.
+
+    precision: of the forward's products; bfloat16 is that only where the hardware multiplies it.
+    """
 
     model: Any
     family: Family
@@ -66,6 +70,7 @@ class Source(HasWeights):
     reads: Reads
     writes: Writes
     ignore: int
+    precision: RowPrecision = "float32"
 
     def activations(self, sequences: Sequence[Tensor], report: Report = _silent) -> tuple[Tensor, Tensor]:
         """Activations (x, y) that transcoders read and reconstruct, sequences one after another.
@@ -78,20 +83,27 @@ class Source(HasWeights):
         x, y = (torch.empty(shape, dtype=weights.dtype, device=weights.device) for _ in range(2))
         done = 0
         report(done, starts[-1])
-        for batch in batches([len(s) for s in sequences]):
-            ids = torch.nn.utils.rnn.pad_sequence([sequences[i] for i in batch], batch_first=True).to(weights.device)
+        with torch.autocast(weights.device.type, torch.bfloat16, enabled=self.in_bfloat16):
+            for batch in batches([len(s) for s in sequences]):
+                chosen = [sequences[i] for i in batch]
+                ids = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True).to(weights.device)
 
-            def copy(target: Tensor, layer: int, padded: Tensor, batch: Sequence[int] = batch) -> None:
-                for row, i in enumerate(batch):
-                    target[layer, starts[i] : starts[i + 1]] = padded[row, self.ignore : len(sequences[i])]
+                def copy(target: Tensor, layer: int, padded: Tensor, batch: Sequence[int] = batch) -> None:
+                    for row, i in enumerate(batch):
+                        target[layer, starts[i] : starts[i + 1]] = padded[row, self.ignore : len(sequences[i])]
 
-            read, write = partial(copy, x), partial(copy, y)
-            hooks = transcoder_hooks(self.model, self.family, weights, self.reads, self.writes, read, write)
-            with hooks, use_attention_function(self.model, CausalAttention().attend):
-                self.model.base_model(input_ids=ids, use_cache=False)
-            done += sum(starts[i + 1] - starts[i] for i in batch)
-            report(done, starts[-1])
+                read, write = partial(copy, x), partial(copy, y)
+                hooks = transcoder_hooks(self.model, self.family, weights, self.reads, self.writes, read, write)
+                with hooks, use_attention_function(self.model, CausalAttention().attend):
+                    self.model.base_model(input_ids=ids, use_cache=False)
+                done += sum(starts[i + 1] - starts[i] for i in batch)
+                report(done, starts[-1])
         return x, y
+
+    @property
+    def in_bfloat16(self) -> bool:
+        """True where the forward's products are bfloat16."""
+        return self.precision == "bfloat16" and (self.weights.device.type == "cuda" or multiplies_bfloat16())
 
 
 def batches(lengths: Sequence[int], positions: int = POSITIONS) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from math import inf
 from os import PathLike
@@ -59,7 +60,8 @@ class Trainer:
         self.source = source_of("train", model, recipe.read_site, recipe.writes, ignore_positions)
         weights = self.source.weights
         self.model, self.tokenizer = model, tokenizer
-        self.stream = Stream(self.source, self.sequences(texts), recipe, self.processes.rank, self.processes.world)
+        source = replace(self.source, precision=recipe.forward)
+        self.stream = Stream(source, self.sequences(texts), recipe, self.processes.rank, self.processes.world)
         self.show = Progress(False)
         depth = len(weights.layers)
         if isinstance(recipe.k, tuple) and len(recipe.k) != depth:
@@ -133,6 +135,8 @@ class Trainer:
         writer = CheckpointWriter(path if self.stream.rank == 0 else None, identity, every, minutes)
         self.show = show = Progress(progress if self.stream.rank == 0 else False)
         total = self.recipe.steps * self.recipe.batch
+        if self.recipe.forward == "bfloat16" and not self.stream.source.in_bfloat16:
+            show.say("training: the model's forward is in float32, this processor does not multiply bfloat16")
         show.step("training", self.steps_done * self.recipe.batch, total, "tokens")
         in_step = False
         try:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import pycircuit as pc
-from pycircuit.ops import native
+from pycircuit.ops.dispatch import multiplies_bfloat16
 from pycircuit.ops.registry import OPS
 from pycircuit.trace.precision import PRECISIONS
 
@@ -142,7 +142,7 @@ def test_every_precision_that_there_is(section: Any, monkeypatch: pytest.MonkeyP
     results = section("clt")
     assert words == ["float32"] * 3 + ["float32-fast"] * 2
     distance = results["gemma2b-clt float32-fast"]["agreement"]["largest distance"]
-    assert 0 < distance < 1e-4 if native.multiplies_parts() else distance == 0
+    assert 0 < distance < 1e-4 if multiplies_bfloat16() else distance == 0
     assert (
         results["gemma2b-clt float32-fast"]["agreement"]["shared rows"]
         == results["gemma2b-clt float32"]["runs"][0]["rows"]
