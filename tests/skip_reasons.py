@@ -18,6 +18,7 @@ REASONS = {
     "triton is not installed": lambda: find_spec("triton") is None,
     "this machine runs every ISA": lambda: all(supported for _, supported in native_isas()),
     "needs AVX512_BF16": lambda: not any(supported for name, supported in native_isas() if name in PARTS_ISAS),
+    "needs AMX": lambda: not dict(native_isas()).get("amx", False),
     "needs Linux": lambda: not Path("/proc/self/clear_refs").exists(),
     "nm is not installed": lambda: shutil.which("nm") is None,
     "no object files under build/": lambda: not (ROOT / "build").exists(),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pycircuit.ops.dispatch import encode_screens
+
 MEASURE = """
 import json, sys, torch, pycircuit as pc
 from pycircuit.ops import native
@@ -67,8 +69,11 @@ def test_encode(positions: int, width: int, size: int, active: int, rule: str, d
     assert 0.5 * positions * active < measured["count"] < 2 * positions * active
     # The kernel's own result and Python's copy of it are alive together for a moment. Rows that lie 8 bytes
     # apart in one are 12 in the other, so allow twice the result, and pages that were only touched.
-    assert measured["reported"] < 0.05 * product
-    assert measured["peak"] < 0.05 * product + 2 * measured["result"] + PAGES
+    most = 0.05 * product
+    if encode_screens():  # x and a block of features for each thread, rounded, and scratch of its own
+        most = 0.06 * product + (positions + 32 * 2) * width * 2
+    assert measured["reported"] < most
+    assert measured["peak"] < most + 2 * measured["result"] + PAGES
 
 
 def test_encode_takes_the_workspace_that_it_reports() -> None:

@@ -35,6 +35,13 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def test_autocast_decides_the_type_of_a_linear_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYCIRCUIT_PRODUCT", "native")
+    layer, x = torch.nn.Linear(8, 8), torch.ones(3, 8)
+    with torch.no_grad(), FastLinearLayers(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("provider", available())
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("add", [False, True])

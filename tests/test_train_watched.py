@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -230,3 +230,11 @@ def test_a_fitted_curve_says_what_more_tokens_bring() -> None:
     assert fit(tokens[:3], measured[:3]) is None and outlook(tokens, measured, None, "the share") is None
     steep = fit(tokens, [0.1 * i for i in range(8)])
     assert steep is not None and steep.limit <= 1 and fit(tokens, [-t for t in tokens]) is None
+
+
+def test_a_recipe_of_before_a_field_was_there_has_its_default() -> None:
+    now = asdict(RECIPE)
+    before = {name: value for name, value in now.items() if name != "forward"}
+    assert trainer_state._differences({"recipe": before}, {"recipe": now}) == []
+    changed = trainer_state._differences({"recipe": before}, {"recipe": {**now, "forward": "bfloat16"}})
+    assert changed == ["recipe.forward (float32 there, bfloat16 now)"]

@@ -1,4 +1,6 @@
 // encode: pre[p, f] = x[p] . w_enc[f] + b_enc[f]; active features in CSR by position.
+// By AMX: rows rounded to bfloat16 first, then what may be active (screen.h), a strip of features at a time.
+// Otherwise all of it in float32.
 // Layout: x and w_enc rows in place; a block of x transposed to [depth, positions] so that one weight multiplies
 // a vector of positions; a thread has the pre-activations of one block of features x positions at a time.
 // Bytes: w_enc once from memory, x once per feature block from cache. Parallel over blocks of features.
@@ -222,7 +224,7 @@ struct Plain {
   int64_t bytes(const EncodeInput&, int64_t threads) const { return threads * sizeof(Scratch); }
 };
 
-#if defined(PYCIRCUIT_PARTS)
+#if defined(__AMX_BF16__)
 
 constexpr int64_t kWorthScreening = 16;  // positions for which w_enc is worth rounding
 constexpr int64_t kCrowd = 128;          // candidates of a block for which all of it is computed
@@ -264,8 +266,12 @@ bool keep_screened(const EncodeInput& in, const Screen& screen, int64_t f0, int6
       const Bounds bounds = bounds_of(in, screen, s, f0, f, p0, lane);
       uint32_t above = _mm512_mask_cmp_ps_mask(bounds.present, bounds.high, threshold, _CMP_NLE_UQ);
       if (count + __builtin_popcount(above) > kCrowd) {
+        // Dot products, whose sums are those of exact_values: no entry's value depends on its neighbours.
         const int64_t positions = smaller(kBlock, in.positions - p0);
-        pre_activations(in, f0, features, p0, positions, all);
+        if (in.w_enc.element == Element::bfloat16)
+          pre_activations_of_few<uint16_t>(in, f0, features, p0, positions, all);
+        else
+          pre_activations_of_few<float>(in, f0, features, p0, positions, all);
         return keep_above(in, f0, features, p0, positions, all, out);
       }
       for (; above; above &= above - 1)
@@ -304,7 +310,7 @@ void offer_screened(const EncodeInput& in, const Screen& screen, int64_t f0, int
   best.unlock(p0 / kBlock);
 }
 
-bool screen_block(const EncodeInput& in, const Screen& screen, int64_t block, ScreenScratch& s, Scratch& all,
+bool screen_block(const EncodeInput& in, const Screen& screen, int64_t block, ScreenScratch& s, Scratch* all,
                   EntryList* lists, TopK* best) {
   const int64_t f0 = block * kBlock, features = smaller(kBlock, in.w_enc.rows - f0);
   const int64_t stride = in.w_enc.row_stride;
@@ -320,7 +326,7 @@ bool screen_block(const EncodeInput& in, const Screen& screen, int64_t block, Sc
     add_block<1>(screen.steps, s.strip, screen.panel(p0), s.pre, kBlock, true);
     if (best)
       offer_screened(in, screen, f0, features, p0, s, *best);
-    else if (!keep_screened(in, screen, f0, features, p0, s, all, lists[block]))
+    else if (!keep_screened(in, screen, f0, features, p0, s, *all, lists[block]))
       return false;
   }
   trim(lists[block]);
@@ -329,7 +335,7 @@ bool screen_block(const EncodeInput& in, const Screen& screen, int64_t block, Sc
 
 // Rounded rows first, then what may be active.
 struct Screened {
-  static constexpr int64_t kFeatures = kBlock, kSpare = 96;
+  static constexpr int64_t kFeatures = kBlock, kSpare = 64;
   static constexpr bool kIntervals = true;
   Screen screen;
 
@@ -342,15 +348,16 @@ struct Screened {
 #pragma omp parallel num_threads(static_cast<int>(larger(1, smaller(in.threads, blocks)))) if (ok)
     {
       const Tiles tiles;
-      auto* all = static_cast<Scratch*>(std::aligned_alloc(64, round_up(sizeof(Scratch), 64)));
       auto* own = static_cast<ScreenScratch*>(std::aligned_alloc(64, scratch_bytes()));
+      Scratch* all = best ? nullptr : static_cast<Scratch*>(std::aligned_alloc(64, round_up(sizeof(Scratch), 64)));
       if (all) std::memset(all, 0, sizeof(Scratch));
-      const bool ready = ok && all && own;
+      const bool ready = ok && own && (best || all);
 #pragma omp for schedule(static)
-      for (int64_t p0 = 0; p0 < (ok ? in.positions : 0); p0 += kBlock) screen.fill(in, p0);
+      for (int64_t p0 = in.first_position / kBlock * kBlock; p0 < (ok ? in.positions : 0); p0 += kBlock)
+        screen.fill(in, p0);
 #pragma omp for schedule(dynamic, 1)
       for (int64_t b = 0; b < blocks; ++b)
-        if (!ready || !screen_block(in, screen, b, *own, *all, lists, best)) {
+        if (!ready || !screen_block(in, screen, b, *own, all, lists, best)) {
 #pragma omp atomic write
           ok = false;
         }
@@ -369,8 +376,8 @@ struct Screened {
   }
 
   int64_t workspace = 0;
-  int64_t bytes(const EncodeInput&, int64_t threads) const {
-    return workspace + threads * (static_cast<int64_t>(sizeof(Scratch)) + scratch_bytes());
+  int64_t bytes(const EncodeInput& in, int64_t threads) const {
+    return workspace + threads * (scratch_bytes() + (in.top_k > 0 ? 0 : static_cast<int64_t>(sizeof(Scratch))));
   }
 };
 
@@ -405,7 +412,7 @@ EncodeResult encode_by(const EncodeInput& in) {
 }  // namespace
 
 EncodeResult encode(const EncodeInput& in) {
-#if defined(PYCIRCUIT_PARTS)
+#if defined(__AMX_BF16__)
   if (in.positions - in.first_position >= kWorthScreening) return encode_by<Screened>(in);
 #endif
   return encode_by<Plain>(in);

@@ -12,12 +12,13 @@
 #include "cpu/parts.h"
 #include "cpu/top_k.h"
 
-#if defined(PYCIRCUIT_PARTS)
+#if defined(__AMX_BF16__)
 
 namespace pycircuit::PYCIRCUIT_NAMESPACE {
 namespace {
 
-// A row's length, and the length of what its rounding loses; both at least as large as they are.
+// A row's length, and the length of what its rounding loses, with a share for the rounding of sums; neither is
+// smaller than it is.
 struct Reach {
   float length, lost;
 };
@@ -32,11 +33,13 @@ inline __m512 widen_high(__m512i bits) {
   return reinterpret_cast<__m512>(_mm512_maskz_slli_epi32(0xffff, wide, 16));
 }
 
-// square, lost: sums of squares. Numbers below 1e-19 have a square of zero in float32, those above 1e19 infinity.
+// square, lost: sums of squares. Numbers below 1e-19 have a square of zero in float32, which kTiny stands for;
+// products of numbers above 1e19 may be infinite.
 inline Reach reach(__m512 square, __m512 lost, int64_t depth) {
-  constexpr float kSums = 1.001f, kTiny = 1e-17f, kRounding = 0x1p-23f;
+  constexpr float kSums = 1.001f, kTiny = 1e-17f, kRounding = 0x1p-23f, kLong = 1e19f;
   const float length = __builtin_sqrtf(sum(reinterpret_cast<Vec>(square))) * kSums + kTiny;
   const float rest = __builtin_sqrtf(sum(reinterpret_cast<Vec>(lost))) * kSums + kTiny;
+  if (!(length < kLong)) return {length, __builtin_inff()};
   return {length + rest, rest + kRounding * static_cast<float>(depth + 8) * length};
 }
 
@@ -121,7 +124,8 @@ struct Pair {
   int32_t position, feature;
 };
 
-// Pre-activations of some pairs, from float32 x: out[i] = x . w + b of pairs[i].
+// Pre-activations of some pairs, from float32 x: out[i] = x . w + b of pairs[i]. The sums are dot_tile's, bit for
+// bit.
 template <class W>
 void exact_values(const EncodeInput& in, const Pair* pairs, int64_t count, float* out) {
   constexpr int kPairs = 4;
@@ -139,7 +143,8 @@ void exact_values(const EncodeInput& in, const Pair* pairs, int64_t count, float
       for (int j = 0; j < kPairs; ++j) acc[j] += load(x[j] + k) * load(w[j] + k);
     Vec4 total = sums(acc[0], acc[1], acc[2], acc[3]);
     for (; k < in.width; ++k)
-      for (int j = 0; j < kPairs; ++j) total[j] += x[j][k] * load_one(w[j] + k);
+      total += Vec4{x[0][k], x[1][k], x[2][k], x[3][k]} *
+               Vec4{load_one(w[0] + k), load_one(w[1] + k), load_one(w[2] + k), load_one(w[3] + k)};
     for (int64_t j = 0; j < kPairs && i + j < count; ++j) out[i + j] = total[j] + in.b_enc[pairs[i + j].feature];
   }
 }

@@ -53,7 +53,7 @@ inline int32_t kth_largest(const int32_t* keys, int64_t n, int64_t k) {
   return static_cast<int32_t>(found ^ (1u << 31));
 }
 
-// The least feature that at least k of those with this key are not above.
+// The k-th lowest feature among those with this key.
 inline int32_t kth_feature(const int32_t* features, const int32_t* keys, int32_t key, int64_t n, int64_t k) {
   int32_t below = 0;  // no more than k - 1 are under it
   for (int32_t bit = 1 << 30; bit; bit >>= 1) {
@@ -67,7 +67,8 @@ inline int32_t kth_feature(const int32_t* features, const int32_t* keys, int32_t
 
 struct TopK {
   int64_t k, positions, block, capacity;
-  int32_t *keys, *highs, *features;  // [positions, capacity]; highs: of intervals, or null
+  int32_t *keys, *highs,
+      *features;  // [positions, capacity]; of intervals keys are the low ends and highs the others
   int64_t* counts;
   float* floor;  // [positions, to a whole block] the k-th best so far; NaN until there are k, +inf past the end
   int* locks;

@@ -14,6 +14,7 @@ from torch.nn.functional import embedding_bag
 from pycircuit.ops import cases
 from pycircuit.ops.activations import Activation, JumpReLU, TopK
 from pycircuit.ops.attention import Attention, RecomputedAttention, StoredAttention
+from pycircuit.ops.dispatch import encode_screens
 from pycircuit.ops.features import SparseFeatures
 
 from .shapes import Shape
@@ -35,7 +36,10 @@ class Peer:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arguments of a row and the least operations and bytes of any implementation."""
+    """Arguments of a row and the least operations and bytes of any implementation.
+
+    bfloat16: the numbers that it multiplies are of this type; encode's are where the processor multiplies them.
+    """
 
     args: Arguments
     operations: float
@@ -79,7 +83,7 @@ def encode(g: torch.Generator, shape: Shape, positions: int, rule: str, dtype: t
         bytes=_bytes(x, w_enc, b_enc) + 4 * size * (rule == "jumprelu") + out,
         error=_against("encode", args),
         peers=peers,
-        bfloat16=dtype == torch.bfloat16,
+        bfloat16=dtype == torch.bfloat16 or encode_screens(),
     )
 
 

@@ -15,11 +15,16 @@ from pycircuit.ops.products import product, provider_of
 
 
 class FastLinearLayers(TorchFunctionMode):
-    """Context in which linear layers without gradients use `product` where torch's own is not the fastest."""
+    """Context in which linear layers without gradients use `product` where torch's own is not the fastest.
+
+    Under autocast, which decides the type of a product, all are torch's.
+    """
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if torch.is_autocast_enabled("cpu"):
+            return function(*args, **(kwargs or {}))
         if function is functional.linear:
             return _linear(*args, **(kwargs or {}))
         if function is torch.addmm and not kwargs:

@@ -68,7 +68,7 @@ class Ran:
         return cls(explanation.op, explanation.implementation, explanation.isa)
 
 
-PARTS_ISAS = ("bf16", "amx")  # with instructions for products of bfloat16 numbers; in all else they are v4
+PARTS_ISAS = ("bf16", "amx")  # with instructions for products of bfloat16 numbers; in all but those they are v4
 
 
 @cache
@@ -123,6 +123,12 @@ def multiplies_bfloat16() -> bool:
     isa = machine(chosen).isa
     faster = isa == "amx" or (isa == "bf16" and (chosen == isa or "AMD" in processor_name()))
     return name in (None, "native") and faster
+
+
+def encode_screens() -> bool:
+    """True where native ops run by AMX, on which encode rounds rows to bfloat16 to find what may be active."""
+    name, chosen = forced()
+    return name in (None, "native") and machine(chosen).isa == "amx"
 
 
 def obstacle(name: str, request: Request, machine: Machine) -> str | None:

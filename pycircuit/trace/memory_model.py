@@ -18,7 +18,7 @@ from pycircuit.model.frozen import attention_block
 from pycircuit.model.replacement import ReplacementModel
 from pycircuit.ops import JumpReLU, TopK
 from pycircuit.ops.attention import scratch_columns
-from pycircuit.ops.dispatch import Request
+from pycircuit.ops.dispatch import Request, encode_screens
 from pycircuit.ops.dispatch import plan as dispatched
 
 from .columns import Columns
@@ -33,6 +33,8 @@ PACK_BLOCK = 1 << 16  # entries packed at a time on the CPU
 DEVICE_BLOCK = 1 << 25  # numbers of dense rows that a GPU packs at a time; it cuts half as many
 STAGING_BYTES = 16 << 20  # of a pinned buffer: pinning memory takes longer than copying as much
 STAGING_BUFFERS = 8  # at the most, which packing can run ahead of the copies by
+_SPARE = 80  # candidates of a position beyond k that a native top-k keeps at most, or half of k
+_BLOCK = 32  # positions and numbers of a row that tiles are padded to
 _SCRATCH = 192 << 10  # bytes of a thread in a native op, at the least
 _WIDENED = 16384  # rows of a half-precision unembedding that are widened at a time
 _READ_AHEAD = 64 << 10  # bytes that the system maps where a page of a file is touched
@@ -193,8 +195,11 @@ class MemoryModel:
         theta = self.itemsize * size if isinstance(rule, JumpReLU) else 0
         theta += mapped_bytes(w_enc)
         if self._native("encode", w_enc.dtype):
-            best = p * (8 * (rule.k + max(16, rule.k // 2)) + 12 * rule.k) if isinstance(rule, TopK) else 12 * n
-            return best + 24 * n + theta + self._scratch()
+            best = 12 * n
+            if isinstance(rule, TopK):
+                best = p * (12 * (rule.k + max(_SPARE, rule.k // 2)) + 12 * rule.k)
+            rounded = (p + _BLOCK) * (2 * (d + _BLOCK) + 8)  # x in bfloat16
+            return best + 24 * n + theta + rounded * encode_screens() + self._scratch()
         widened = size * d * self.itemsize if w_enc.dtype.itemsize < self.itemsize else 0
         return (
             widened

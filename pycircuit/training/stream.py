@@ -23,6 +23,7 @@ from pycircuit.model.families import Family
 from pycircuit.model.transcoder_hooks import transcoder_hooks
 from pycircuit.model.weights import HasWeights, ModelWeights
 from pycircuit.ops.dispatch import multiplies_bfloat16
+from pycircuit.ops.torch_settings import without_autocast
 from pycircuit.transcoders.types import Reads, Writes
 
 from .recipe import Recipe, RowPrecision
@@ -47,9 +48,11 @@ class CausalAttention:
         """Output of every head: [prompts, positions, heads, width]. query: [prompts, heads, positions, width]."""
         window = self.windows.window(options["attention_mask"])
         layer = getattr(owner, "layer_idx", None) or 0
-        attention = attention_inputs(owner, layer, query, key, options, window, query.dtype)
+        dtype = torch.promote_types(query.dtype, torch.float32)  # of logits, which bfloat16 rounds by up to a quarter
+        attention = attention_inputs(owner, layer, query, key, options, window, dtype)
         if window or attention.softcap or attention.sinks is not None:
-            out: Tensor = attend(attention, value.flatten(0, 1), None).unflatten(0, query.shape[:2])
+            with without_autocast():
+                out: Tensor = attend(attention, value.flatten(0, 1).to(dtype), None).unflatten(0, query.shape[:2])
         else:
             groups = query.shape[1] // key.shape[1]
             key, value = (t.repeat_interleave(groups, 1) for t in (key, value))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ MAY_DIFFER = ("steps",)  # fields of the recipe that may change when a run goes 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SavedRun:
     """A checkpoint as it was read. run: recipe and digests; start: what Schedule remembers beside the recipe."""
 
@@ -86,7 +86,7 @@ def identity(recipe: Recipe, source: Source, sequences: list[Tensor]) -> dict[st
     """Recipe and digests that a checkpoint must agree with."""
     weights = [p for _, p in sorted(source.model.named_parameters())]
     return {
-        "recipe": asdict(recipe),
+        "recipe": dataclasses.asdict(recipe),
         "model": digest(weights),
         "texts": digest(sequences),
         "ignore": source.ignore,
@@ -146,6 +146,7 @@ def _differences(saved: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     fields = saved.get("recipe")
     if not isinstance(fields, dict):
         return [name for name in run if saved.get(name) != run[name]]
+    fields = {field.name: field.default for field in dataclasses.fields(Recipe)} | fields  # an older one has fewer
     now = json.loads(json.dumps(run["recipe"]))  # tuples as lists, as they were written
     names = [name for name in {**fields, **now} if name not in MAY_DIFFER and fields.get(name) != now.get(name)]
     differing = [f"recipe.{name} ({fields.get(name)} there, {now.get(name)} now)" for name in names]
