@@ -1,5 +1,5 @@
 // encode: pre[p, f] = x[p] . w_enc[f] + b_enc[f]; active features in CSR by position.
-// By AMX: rows rounded to bfloat16 first, then what may be active (screen.h), a strip of features at a time.
+// By AMX: rows rounded to bfloat16 first, then what may be active (screen.h), a panel of features at a time.
 // Otherwise all of it in float32.
 // Layout: x and w_enc rows in place; a block of x transposed to [depth, positions] so that one weight multiplies
 // a vector of positions; a thread has the pre-activations of one block of features x positions at a time.
@@ -158,7 +158,7 @@ void offer(const EncodeInput& in, int64_t f0, int64_t features, int64_t p0, int6
     for (int64_t p = begin; p < positions; ++p)
       if (lanes[p]) {
         best.offer(p0 + p, static_cast<int32_t>(f0 + f), pre[p]);
-        if (best.full(p0 + p)) best.shrink_values(p0 + p);
+        if (!best.has_room(p0 + p, 1)) best.shrink_values(p0 + p);
       }
   }
   best.unlock(p0 / kPositionBlock);
@@ -231,53 +231,60 @@ constexpr int64_t kCrowd = 128;          // candidates of a block for which all 
 
 // Scratch of one thread that screens.
 struct ScreenScratch {
-  Reach reach[kBlock];                     // of the features of a block
-  alignas(64) float pre[kBlock * kBlock];  // [features, positions], of rounded rows and without biases
+  Reaches features;                        // of a block
+  alignas(64) float pre[kBlock * kBlock];  // [positions, features], of rounded rows and without biases
   Pair pairs[kCrowd];
   float values[kCrowd];
-  alignas(64) Part strip[];  // the features
+  alignas(64) Part panel[];  // the features
 };
 
-// Ends of the pre-activations of a feature at sixteen positions, and lanes that are positions with features.
+// Ends of the pre-activations of a position at sixteen features, and those of them that there are.
 struct Bounds {
   __m512 low, high;
   __mmask16 present;
 };
 
-inline Bounds bounds_of(const EncodeInput& in, const Screen& screen, const ScreenScratch& s, int64_t f0, int64_t f,
-                        int64_t p0, int64_t lane) {
-  const float bias = in.b_enc[f0 + f], slack = 0x1p-22f * __builtin_fabsf(bias) + 1e-30f;
-  const __m512 value = _mm512_load_ps(s.pre + f * kBlock + lane) + _mm512_set1_ps(bias);
-  const __m512 radius = _mm512_set1_ps(s.reach[f].lost) * _mm512_loadu_ps(screen.lengths + p0 + lane) +
-                        _mm512_set1_ps(s.reach[f].length) * _mm512_loadu_ps(screen.losses + p0 + lane) +
-                        _mm512_set1_ps(slack);
-  const __mmask16 present =
-      static_cast<__mmask16>(first_lanes(in.positions - p0 - lane) & ~first_lanes(in.first_position - p0 - lane));
+inline Bounds bounds_of(const EncodeInput& in, const Screen& screen, const ScreenScratch& s, int64_t f0, int64_t p,
+                        int64_t lane) {
+  const Reaches& own = screen.reaches[p / kBlock];
+  const __mmask16 present = first_lanes(in.w_enc.rows - f0 - lane);
+  const __m512 bias = _mm512_maskz_loadu_ps(present, in.b_enc + f0 + lane);
+  const __m512 value = _mm512_load_ps(s.pre + p % kBlock * kBlock + lane) + bias;
+  const __m512 slack = _mm512_abs_ps(bias) * _mm512_set1_ps(0x1p-22f) + _mm512_set1_ps(1e-30f);
+  const __m512 radius = _mm512_load_ps(s.features.losses + lane) * _mm512_set1_ps(own.lengths[p % kBlock]) +
+                        _mm512_load_ps(s.features.lengths + lane) * _mm512_set1_ps(own.losses[p % kBlock]) + slack;
   return {value - radius, value + radius, present};
+}
+
+// Append entries of a position at sixteen features that are not at most their thresholds to s.pairs; false if
+// there is no room for them.
+inline bool add_pairs(const EncodeInput& in, const Screen& screen, int64_t f0, int64_t p, int64_t lane,
+                      ScreenScratch& s, int64_t& count) {
+  const Bounds bounds = bounds_of(in, screen, s, f0, p, lane);
+  const __m512 threshold = in.threshold_stride ? _mm512_maskz_loadu_ps(bounds.present, in.threshold + f0 + lane)
+                                               : _mm512_set1_ps(*in.threshold);
+  uint32_t above = _mm512_mask_cmp_ps_mask(bounds.present, bounds.high, threshold, _CMP_NLE_UQ);
+  if (count + __builtin_popcount(above) > kCrowd) return false;
+  for (; above; above &= above - 1)
+    s.pairs[count++] = {static_cast<int32_t>(p), static_cast<int32_t>(f0 + lane + __builtin_ctz(above))};
+  return true;
 }
 
 // Append the block's entries that are not at most their thresholds.
 bool keep_screened(const EncodeInput& in, const Screen& screen, int64_t f0, int64_t features, int64_t p0,
                    ScreenScratch& s, Scratch& all, EntryList& out) {
+  const int64_t end = smaller(p0 + kBlock, in.positions);
   int64_t count = 0;
-  for (int64_t f = 0; f < features; ++f) {
-    const __m512 threshold = _mm512_set1_ps(in.threshold[(f0 + f) * in.threshold_stride]);
+  for (int64_t p = larger(p0, in.first_position); p < end; ++p)
     for (int64_t lane = 0; lane < kBlock; lane += kLanes) {
-      const Bounds bounds = bounds_of(in, screen, s, f0, f, p0, lane);
-      uint32_t above = _mm512_mask_cmp_ps_mask(bounds.present, bounds.high, threshold, _CMP_NLE_UQ);
-      if (count + __builtin_popcount(above) > kCrowd) {
-        // Dot products, whose sums are those of exact_values: no entry's value depends on its neighbours.
-        const int64_t positions = smaller(kBlock, in.positions - p0);
-        if (in.w_enc.element == Element::bfloat16)
-          pre_activations_of_few<uint16_t>(in, f0, features, p0, positions, all);
-        else
-          pre_activations_of_few<float>(in, f0, features, p0, positions, all);
-        return keep_above(in, f0, features, p0, positions, all, out);
-      }
-      for (; above; above &= above - 1)
-        s.pairs[count++] = {static_cast<int32_t>(p0 + lane + __builtin_ctz(above)), static_cast<int32_t>(f0 + f)};
+      if (add_pairs(in, screen, f0, p, lane, s, count)) continue;
+      // Dot products, whose sums are those of exact_values: no entry's value depends on its neighbours.
+      if (in.w_enc.element == Element::bfloat16)
+        pre_activations_of_few<uint16_t>(in, f0, features, p0, end - p0, all);
+      else
+        pre_activations_of_few<float>(in, f0, features, p0, end - p0, all);
+      return keep_above(in, f0, features, p0, end - p0, all, out);
     }
-  }
   exact_values(in, s.pairs, count, s.values);
   for (int64_t i = 0; i < count; ++i)
     if (!(s.values[i] <= in.threshold[s.pairs[i].feature * in.threshold_stride]) &&
@@ -286,26 +293,35 @@ bool keep_screened(const EncodeInput& in, const Screen& screen, int64_t f0, int6
   return true;
 }
 
+// Keys of sixteen numbers; of NaN the highest.
+inline __m512i keys_of(__m512 value) {
+  const __m512i bits = reinterpret_cast<__m512i>(value + _mm512_setzero_ps());
+  const __m512i flip = _mm512_maskz_srli_epi32(0xffff, _mm512_maskz_srai_epi32(0xffff, bits, 31), 1);
+  const __mmask16 nan = _mm512_mask_cmp_ps_mask(0xffff, value, value, _CMP_UNORD_Q);
+  return _mm512_mask_set1_epi32(_mm512_maskz_xor_epi32(0xffff, bits, flip), nan, INT32_MAX);
+}
+
 // Offer the block's entries that may be among the k best.
-void offer_screened(const EncodeInput& in, const Screen& screen, int64_t f0, int64_t features, int64_t p0,
-                    const ScreenScratch& s, TopK& best) {
+void offer_screened(const EncodeInput& in, const Screen& screen, int64_t f0, int64_t p0, const ScreenScratch& s,
+                    TopK& best) {
   const __m512 least = _mm512_set1_ps(-__builtin_inff());
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const int64_t end = smaller(p0 + kBlock, in.positions);
   best.lock(p0 / kBlock);
-  for (int64_t f = 0; f < features; ++f)
+  for (int64_t p = larger(p0, in.first_position); p < end; ++p)
     for (int64_t lane = 0; lane < kBlock; lane += kLanes) {
-      const Bounds bounds = bounds_of(in, screen, s, f0, f, p0, lane);
-      const __m512 floor = _mm512_loadu_ps(best.floor + p0 + lane);
-      uint32_t enters = _mm512_mask_cmp_ps_mask(bounds.present, bounds.high, floor, _CMP_NLT_UQ);
+      const Bounds bounds = bounds_of(in, screen, s, f0, p, lane);
+      const __mmask16 enters =
+          _mm512_mask_cmp_ps_mask(bounds.present, bounds.high, _mm512_set1_ps(best.floor[p]), _CMP_NLT_UQ);
       if (!enters) continue;
-      alignas(64) float low[kLanes], high[kLanes];
-      _mm512_store_ps(low, _mm512_maskz_max_ps(0xffff, bounds.low, least));  // NaN, of infinities: -infinity
-      _mm512_store_ps(high, bounds.high);
-      for (; enters; enters &= enters - 1) {
-        const int i = __builtin_ctz(enters);
-        const int64_t p = p0 + lane + i;
-        best.offer(p, static_cast<int32_t>(f0 + f), low[i], high[i]);
-        if (best.full(p)) make_room(in, best, p);
-      }
+      if (!best.has_room(p, kLanes)) make_room(in, best, p);
+      const int64_t place = p * best.capacity + best.counts[p];
+      const __m512 low = _mm512_maskz_max_ps(0xffff, bounds.low, least);  // NaN, of infinities: -infinity
+      const __m512i feature = _mm512_maskz_add_epi32(0xffff, lanes, _mm512_set1_epi32(f0 + lane));
+      _mm512_mask_compressstoreu_epi32(best.keys + place, enters, keys_of(low));
+      _mm512_mask_compressstoreu_epi32(best.highs + place, enters, keys_of(bounds.high));
+      _mm512_mask_compressstoreu_epi32(best.features + place, enters, feature);
+      best.counts[p] += __builtin_popcount(enters);
     }
   best.unlock(p0 / kBlock);
 }
@@ -315,17 +331,17 @@ bool screen_block(const EncodeInput& in, const Screen& screen, int64_t block, Sc
   const int64_t f0 = block * kBlock, features = smaller(kBlock, in.w_enc.rows - f0);
   const int64_t stride = in.w_enc.row_stride;
   if (in.w_enc.element == Element::bfloat16)
-    pack_rounded_strip(static_cast<const uint16_t*>(in.w_enc.data) + f0 * stride, stride, features, in.width,
-                       s.strip, s.reach);
+    pack_rounded_panel(static_cast<const uint16_t*>(in.w_enc.data) + f0 * stride, stride, features, in.width,
+                       s.panel, s.features);
   else
-    pack_rounded_strip(static_cast<const float*>(in.w_enc.data) + f0 * stride, stride, features, in.width, s.strip,
-                       s.reach);
+    pack_rounded_panel(static_cast<const float*>(in.w_enc.data) + f0 * stride, stride, features, in.width, s.panel,
+                       s.features);
   const Rounds rounds(in, best);
   for (int64_t i = 0; i < rounds.count; ++i) {
     const int64_t p0 = rounds[i];
-    add_block<1>(screen.steps, s.strip, screen.panel(p0), s.pre, kBlock, true);
+    add_block<1>(screen.steps, screen.strip(p0), s.panel, s.pre, kBlock, true);
     if (best)
-      offer_screened(in, screen, f0, features, p0, s, *best);
+      offer_screened(in, screen, f0, p0, s, *best);
     else if (!keep_screened(in, screen, f0, features, p0, s, *all, lists[block]))
       return false;
   }
@@ -339,9 +355,7 @@ struct Screened {
   static constexpr bool kIntervals = true;
   Screen screen;
 
-  int64_t scratch_bytes() const {
-    return round_up(sizeof(ScreenScratch) + screen.panel_size() * sizeof(Part), 64);
-  }
+  int64_t scratch_bytes() const { return round_up(sizeof(ScreenScratch) + screen.size() * sizeof(Part), 64); }
 
   bool run(const EncodeInput& in, int64_t blocks, EntryList* lists, TopK* best) {
     bool ok = screen.allocate(in);

@@ -4,7 +4,7 @@
 //     |x . w - x~ . w~| <= |x - x~| |w| + |x~| |w - w~|
 //
 // by the lengths of the rows and of what rounding took from them, to which the rounding of sums is added.
-// Layout: x in panels and a block of w_enc in one strip, as in parts.h.
+// Layout: x in strips and a block of w_enc in one panel, as in parts.h.
 #pragma once
 #include <cstdlib>
 
@@ -68,54 +68,61 @@ inline Reach pack_rounded(const uint16_t* __restrict row, int64_t depth, Part* _
   return reach(square, _mm512_setzero_ps(), depth);
 }
 
-// Rows of a strip; missing ones are zeros. reach: [kBlock].
+// Reaches of the rows of a block, and zeros where there are fewer.
+struct Reaches {
+  alignas(64) float lengths[kBlock], losses[kBlock];
+};
+
+// Rows of a strip; missing ones are zeros.
 template <class W>
-void pack_rounded_strip(const W* rows, int64_t stride, int64_t count, int64_t depth, Part* out, Reach* reach) {
+void pack_rounded_strip(const W* rows, int64_t stride, int64_t count, int64_t depth, Part* out, Reaches& reaches) {
   for (int64_t r = 0; r < kBlock; ++r) {
-    if (r < count) {
-      reach[r] = pack_rounded(rows + r * stride, depth, out + r * kStep);
-      continue;
-    }
-    reach[r] = {};
-    for (int64_t k = 0; k < depth; k += kStep)
-      std::memset(out + k * (kPartSize / kStep) + r * kStep, 0, sizeof(Part) * kStep);
+    Reach own{};
+    if (r < count)
+      own = pack_rounded(rows + r * stride, depth, out + r * kStep);
+    else
+      for (int64_t k = 0; k < depth; k += kStep)
+        std::memset(out + k * (kPartSize / kStep) + r * kStep, 0, sizeof(Part) * kStep);
+    reaches.lengths[r] = own.length, reaches.losses[r] = own.lost;
   }
 }
 
-// x rounded, for all threads.
+template <class W>
+void pack_rounded_panel(const W* rows, int64_t stride, int64_t count, int64_t depth, Part* out, Reaches& reaches) {
+  pack_rounded_strip(rows, stride, count, depth, out, reaches);
+  for (int64_t tile = 0; tile < 2 * ((depth + kStep - 1) / kStep); ++tile) transpose_pairs(out + tile * kTileSize);
+}
+
+// x rounded, for all threads: a strip for every kBlock positions.
 struct Screen {
   int64_t steps;
-  Part* panels;             // [blocks of kBlock positions, steps, 2 tiles]
-  float *lengths, *losses;  // [positions, to a whole block]; zeros past the end
+  Part* strips;  // [blocks, steps, 2 tiles]
+  Reaches* reaches;
 
   bool allocate(const EncodeInput& in) {
     const int64_t blocks = (in.positions + kBlock - 1) / kBlock;
     steps = (in.width + kStep - 1) / kStep;
-    panels = static_cast<Part*>(std::aligned_alloc(64, round_up(blocks * panel_size() * sizeof(Part) + 1, 64)));
-    lengths = static_cast<float*>(std::malloc(sizeof(float) * (2 * blocks * kBlock + 1)));
-    losses = lengths + blocks * kBlock;
-    return panels && lengths;
+    strips = static_cast<Part*>(std::aligned_alloc(64, round_up(blocks * size() * sizeof(Part) + 1, 64)));
+    reaches = static_cast<Reaches*>(std::aligned_alloc(64, sizeof(Reaches) * (blocks + 1)));
+    return strips && reaches;
   }
 
   void release() {
-    std::free(panels);
-    std::free(lengths);
+    std::free(strips);
+    std::free(reaches);
   }
 
-  int64_t panel_size() const { return steps * kPartSize; }
+  int64_t size() const { return steps * kPartSize; }  // of a strip or panel
   int64_t bytes(int64_t positions) const {
-    return panels ? round_up(positions, kBlock) * (panel_size() / kBlock * 2 + 8) : 0;
+    const int64_t block = size() * sizeof(Part) + sizeof(Reaches);
+    return strips && reaches ? (positions + kBlock - 1) / kBlock * block : 0;
   }
-  const Part* panel(int64_t p0) const { return panels + p0 / kBlock * panel_size(); }
+  const Part* strip(int64_t p0) const { return strips + p0 / kBlock * size(); }
 
   // Round the positions from p0 on.
   void fill(const EncodeInput& in, int64_t p0) {
-    Part* out = panels + p0 / kBlock * panel_size();
-    Reach reach[kBlock];
-    pack_rounded_strip(in.x + p0 * in.x_stride, in.x_stride, smaller(kBlock, in.positions - p0), in.width, out,
-                       reach);
-    for (int64_t tile = 0; tile < 2 * steps; ++tile) transpose_pairs(out + tile * kTileSize);
-    for (int64_t p = 0; p < kBlock; ++p) lengths[p0 + p] = reach[p].length, losses[p0 + p] = reach[p].lost;
+    pack_rounded_strip(in.x + p0 * in.x_stride, in.x_stride, smaller(kBlock, in.positions - p0), in.width,
+                       strips + p0 / kBlock * size(), reaches[p0 / kBlock]);
   }
 };
 

@@ -41,14 +41,29 @@ inline int64_t lanes_in(VecInt mask) {
   return total;
 }
 
-// The largest key that at least k of n are not below, found bit by bit. Keys are INT32_MIN up to a whole vector.
+// The lowest of the keys that are not below a bound; one is there.
+inline int32_t lowest_from(const int32_t* keys, int64_t n, int32_t bound) {
+  VecInt lowest = splat_key(INT32_MAX);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const VecInt key = load_keys(keys + i);
+    lowest = (key >= splat_key(bound)) & (key < lowest) ? key : lowest;
+  }
+  int32_t lanes[kLanes], result = INT32_MAX;
+  std::memcpy(lanes, &lowest, sizeof lanes);
+  for (int32_t lane : lanes) result = lane < result ? lane : result;
+  return result;
+}
+
+// The k-th largest of n keys, found bit by bit. Keys are INT32_MIN up to a whole vector.
 inline int32_t kth_largest(const int32_t* keys, int64_t n, int64_t k) {
   uint32_t found = 0;  // from INT32_MIN
   for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
     const int32_t trial = static_cast<int32_t>((found | bit) ^ (1u << 31));
     VecInt above{};
     for (int64_t i = 0; i < n; i += kLanes) above += load_keys(keys + i) >= splat_key(trial);
-    if (lanes_in(above) >= k) found |= bit;
+    const int64_t count = lanes_in(above);
+    if (count == k) return lowest_from(keys, n, trial);
+    if (count > k) found |= bit;
   }
   return static_cast<int32_t>(found ^ (1u << 31));
 }
@@ -109,18 +124,13 @@ struct TopK {
   }
   void unlock(int64_t b) { __atomic_store_n(&locks[b], 0, __ATOMIC_RELEASE); }
 
-  bool full(int64_t p) const { return counts[p] == capacity; }
+  bool has_room(int64_t p, int64_t count) const { return counts[p] + count <= capacity; }
 
   // Under the lock of its block, where it is not full. Not for candidates below the floor; one that is equal to it
   // may still win by its lower feature.
   void offer(int64_t p, int32_t feature, float value) {
     const int64_t place = p * capacity + counts[p]++;
     keys[place] = key_of(value), features[place] = feature;
-  }
-
-  void offer(int64_t p, int32_t feature, float low, float high) {
-    highs[p * capacity + counts[p]] = key_of(high);
-    offer(p, feature, low);
   }
 
   // Drop candidates that k others are better than; returns the k-th best key.
