@@ -228,6 +228,18 @@ def test_a_forward_in_bfloat16_learns_as_one_in_float32_does(family: str) -> Non
     assert torch.equal(*losses.values()) != multiplies_bfloat16()
 
 
+@pytest.mark.parametrize("family", CONFIGS)
+def test_models_in_bfloat16_are_read(family: str) -> None:
+    """Windows, softcaps and sinks have attention of ours, whose output is of the model's type again."""
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        source = source_of("train", build(family, dtype), "mlp_in", "mlp_out", None)
+        results.append(source.activations([torch.arange(1, 20)]))
+    for exact, rounded in zip(*results, strict=True):
+        assert exact.dtype == rounded.dtype == torch.float32
+        assert relative_error(rounded, exact) < 0.1
+
+
 def test_a_forward_in_bfloat16_says_where_it_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     with pc.use("native", isa="baseline"):
         pc.train(build("llama"), corpus(), **{**asdict(RECIPE), "steps": 1, "forward": "bfloat16"})
