@@ -53,7 +53,7 @@ class CausalAttention:
         if window or attention.softcap or attention.sinks is not None:
             with without_autocast():
                 heads = attend(attention, value.flatten(0, 1).to(dtype), None)
-            out = heads.unflatten(0, query.shape[:2]).to(query.dtype)
+            out: Tensor = heads.unflatten(0, query.shape[:2]).to(query.dtype)
         else:
             groups = query.shape[1] // key.shape[1]
             key, value = (t.repeat_interleave(groups, 1) for t in (key, value))
