@@ -6,9 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from op_forms import ISAS
 
+import pycircuit as pc
+from pycircuit.ops import TopK, native
 from pycircuit.ops.dispatch import encode_screens
 
 MEASURE = """
@@ -74,6 +79,24 @@ def test_encode(positions: int, width: int, size: int, active: int, rule: str, d
         most = 0.06 * product + (positions + 32 * 2) * width * 2
     assert measured["reported"] < most
     assert measured["peak"] < most + 2 * measured["result"] + PAGES
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "amx"])
+def test_scratch_of_a_top_k_of_every_isa(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest shape leaves least room, and above a machine runs only the best of its ISAs."""
+    reported = []
+    encode = native._native.encode
+
+    def call(*arguments: object) -> Any:
+        result = encode(*arguments)
+        reported.append(result.workspace_bytes)
+        return result
+
+    monkeypatch.setattr(native._native, "encode", call)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pc.use("native", isa=isa):
+        native.encode(torch.randn(64, 512), torch.randn(8192, 512), torch.zeros(8192), TopK(32), 0)
+    assert reported[0] < 0.05 * 64 * 8192 * 4
 
 
 def test_encode_takes_the_workspace_that_it_reports() -> None:

@@ -165,9 +165,7 @@ def test_infinite_biases_and_more_that_are_not_numbers_than_k() -> None:
     w[20:40] = torch.nan
     with pc.use("native", isa="amx"):
         active, _ = dense(native.encode(x, w, b, TopK(8), 0), 300)
-        assert torch.equal(
-            active, (torch.arange(300) >= 20) & (torch.arange(300) < 28) | torch.zeros(40, 300, dtype=torch.bool)
-        )
+        assert active[:, 20:28].all() and active.sum() == 8 * 40
         active, _ = dense(native.encode(x, w[:20], b[:20], TopK(3), 0), 20)
     assert active[:, 5].all() and not active[:, ::2].any()
 

@@ -55,7 +55,7 @@ bool encode_block(const EncodeInput& in, int64_t block, Scratch& s, EntryList* l
 // Every pre-activation in float32. Each block by whichever thread is free: its entries do not depend on the
 // thread.
 struct Plain {
-  static constexpr int64_t kFeatures = kFeatureBlock, kSpare = 32;
+  static constexpr int64_t kFeatures = kFeatureBlock, kSpare = 16;
   static constexpr bool kIntervals = false;
 
   bool run(const EncodeInput& in, int64_t blocks, EntryList* lists, TopK* best) {

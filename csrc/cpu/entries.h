@@ -13,7 +13,7 @@ struct Entry {
   float value;
 };
 
-// Active entries of one block of features, in the order position block, feature, position.
+// Active entries of one block of features; those of a position by ascending feature.
 struct EntryList {
   Entry* entries;
   int64_t count, capacity;

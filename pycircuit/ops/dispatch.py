@@ -68,7 +68,7 @@ class Ran:
         return cls(explanation.op, explanation.implementation, explanation.isa)
 
 
-PARTS_ISAS = ("bf16", "amx")  # with instructions for products of bfloat16 numbers; in all but those they are v4
+PARTS_ISAS = ("bf16", "amx")  # have instructions for products of bfloat16 numbers; what is not made of such is v4's
 
 
 @cache
@@ -119,16 +119,19 @@ def multiplies_bfloat16() -> bool:
 
     AVX512_BF16 does on AMD's processors; Intel's take three cycles for it, and it runs there only where it is forced.
     """
-    name, chosen = forced()
-    isa = machine(chosen).isa
-    faster = isa == "amx" or (isa == "bf16" and (chosen == isa or "AMD" in processor_name()))
-    return name in (None, "native") and faster
+    isa = _native_isa()
+    return isa == "amx" or (isa == "bf16" and (forced()[1] == isa or "AMD" in processor_name()))
 
 
 def encode_screens() -> bool:
     """True where native ops run by AMX, on which encode rounds rows to bfloat16 to find what may be active."""
-    name, chosen = forced()
-    return name in (None, "native") and machine(chosen).isa == "amx"
+    return _native_isa() == "amx"
+
+
+def _native_isa() -> str | None:
+    """ISA of native ops, or None where another implementation is forced."""
+    name, isa = forced()
+    return machine(isa).isa if name in (None, "native") else None
 
 
 def obstacle(name: str, request: Request, machine: Machine) -> str | None:
