@@ -54,7 +54,7 @@ demo-model: build .venv/.demo-model
 	$(BIN)/python scripts/demo_model/make_facts.py $(DEMO_DATA)/facts.json
 	$(BIN)/python scripts/demo_model/train_model.py $(DEMO_DATA)
 	$(BIN)/python scripts/demo_model/train_transcoders.py $(DEMO_DATA) clt
-	$(BIN)/python scripts/demo_model/train_transcoders.py $(DEMO_DATA) plt --steps 800
+	$(BIN)/python scripts/demo_model/train_transcoders.py $(DEMO_DATA) plt --steps 1500
 	$(BIN)/python scripts/demo_model/name_features.py $(DEMO_DATA)
 
 # The figures of its page.

@@ -54,13 +54,14 @@ effects to the gradient.
 that of most doubled ones wrongly. Before the size of an effect is believed, run `pc.intervene` with \
 `freeze="none"`.
 - **Errors explain what is missed while patterns and norms are held**, between sets: graphs with more error miss \
-more. Between prompts of one set, whose errors differ little, they explain little.
+more. Between prompts of one set, whose errors differ less, they explain less.
 - **On SmolLM2, graphs foretell ablated supernodes about as well as the replacement model does**, with nothing held \
 too: norms spoil less there. Graphs of random transcoders foretell nothing of the kind. What both miss is what a \
 short training leaves to the errors. The gradient foretells single features best, since one feature of a large \
 model is a small change; of supernodes it is no better than the graph, and doubled ones no graph foretells.
-- **Transcoders buy small circuits.** On the demo model neurons need many times as many nodes for the same part of the \
-answer; as many neurons as features carry little of it.
+- **Transcoders buy small circuits.** On the demo model the answer is gone without the few features of a pruned \
+graph, and mostly stays without as many neurons. A circuit alone keeps a part of the answer only: what the other \
+features add to the stream is missing from every norm.
 
 ## Limits
 

@@ -85,7 +85,7 @@ def test_swapping_states(model, factor: float) -> None:
     """Whatever follows the changed features runs unfrozen."""
     swaps = measurements.swaps(model, KNOWN, 50, factor=factor)
     wrong = [swap for swap in swaps if swap.answer != swap.expected]
-    assert len(wrong) <= 10, wrong
+    assert len(wrong) <= 5, wrong
 
 
 def test_features_of_states(model) -> None:
@@ -97,10 +97,11 @@ def test_features_of_states(model) -> None:
 
 
 def test_steering_towards_a_state(model) -> None:
-    """With one state's features on at every token, the model answers that state for every city."""
+    """With a tenth of one state's features on at every token, the model answers that state for every city."""
     texas = active(model, two_hop("Dallas"), "Texas")
-    on = [pc.Intervention(layer, None, feature, value=value) for (layer, _, feature), value in texas.items()]
-    prompts = [s.prompt for s in STATEMENTS if s.kind in ("state", "two-hop") and s.answer != "Texas"][::100]
+    on = [pc.Intervention(layer, None, feature, value=0.1 * value) for (layer, _, feature), value in texas.items()]
+    cities = [city for city, state in KNOWN.state.items() if state != "Texas"][::30]
+    prompts = [facts.CITY[0].format(city) for city in cities]
     answers = [model.tokenizer.decode(ids) for ids in pc.generate(model, prompts, steer=on, max_new_tokens=1)]
     assert sum(word == "Texas" for word in answers) >= 0.9 * len(answers), answers
 

@@ -80,8 +80,8 @@ def test_small_effects_are_gradients(model: pc.ReplacementModel, graph: pc.Graph
     slopes = feature_gradients(model, graph, answer_gradient(model, PROMPT, token)).numpy()
     groups = strongest(graph, slopes, 4)
     answer = int((graph.row_node >= graph.first_target).nonzero()[0, 0])
-    low, high = EffectMeter(model, graph).changes(groups, (0.98, 1.02), "none")[:, :, answer]
-    assert np.allclose((high - low) / 0.04, [slopes[group.nodes[0]] for group in groups], rtol=0.02)
+    low, high = EffectMeter(model, graph).changes(groups, (0.999, 1.001), "none")[:, :, answer]
+    assert np.allclose((high - low) / 0.002, [slopes[group.nodes[0]] for group in groups], rtol=0.02)
 
 
 def test_random_transcoders_are_as_sparse_and_as_long(model: pc.ReplacementModel) -> None:

@@ -81,7 +81,7 @@ def _print_swap(console: Console, model: ReplacementModel, city: str, other: str
         raise ValueError(f"demo: {city} and {other} must make features of their states active, got none of them")
     result = intervene(model, two_hop(city), changes, freeze="none")
     off = sum(change.value == 0 for change in changes)
-    on = f"{len(changes) - off} called {other_state} on, half as strong again as for {other}"
+    on = f"{len(changes) - off} called {other_state} on, as strong as for {other}"
     console.print(f"\nThe {off} features called {state} off, {on}; everything else runs:", highlight=False)
     console.print(f"  before  {likeliest(model, result.probabilities_before)}", highlight=False)
     console.print(f"  after   {likeliest(model, result.probabilities)}", highlight=False)

@@ -23,12 +23,12 @@ def active(model: ReplacementModel, prompt: str, concept: str) -> dict[tuple[int
 
 
 def swap(
-    model: ReplacementModel, prompt: str, concept: str, source: str, other: str, factor: float = 1.5
+    model: ReplacementModel, prompt: str, concept: str, source: str, other: str, factor: float = 1.0
 ) -> list[Intervention]:
     """Interventions on `prompt`: features of `concept` off, those of `other` on.
 
     Features of `other` get `factor` times their activation on the prompt `source`, the same sentence about another
-    city, so that positions correspond. The error nodes still carry some of `concept`, so a factor above 1 helps.
+    city, so that positions correspond. Where error nodes carry some of `concept`, a factor above 1 helps.
     """
     from pycircuit.interventions import Intervention
 

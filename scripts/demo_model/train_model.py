@@ -1,8 +1,9 @@
 """Train the demo model on the statements of facts.json and save it in half precision.
 
-Three penalties make the model keep its facts in the MLPs, where a transcoder sees them: attention must move what MLPs
-wrote rather than tokens' embeddings (MOVED), no embedding may give the answer by itself (DIRECT), and neurons are
-quiet unless they help (ACTIVE), which also makes the model learn faster.
+Four penalties make the model keep its facts in the MLPs, where a transcoder sees them, and its circuits short:
+attention must move what MLPs wrote rather than tokens' embeddings (MOVED), no embedding may give the answer by itself
+(DIRECT), neurons are quiet unless they help (ACTIVE), which also makes the model learn faster, and so are attention
+heads (ATTENDED), which keeps what <bos> and words of no consequence write out of the answer.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy, silu
+from torch.nn.functional import cross_entropy, relu
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pycircuit.demo.facts import Facts, Statement
 from pycircuit.demo.tokenizer import NameTokenizer
 
 SHAPE = {
-    "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "hidden_size": 128, "intermediate_size": 512, "hidden_act": "relu", "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "max_position_embeddings": 64, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
@@ -31,22 +32,23 @@ SHAPE = {
 SAMPLING = {"capital of a state": 5.0, "code of a state": 5.0, "capital": 2.0, "currency": 2.0, "language": 2.0}
 BATCH, RATE, DECAY, WARM = 512, 2e-3, 0.3, 50
 GAIN_RATE = 10  # factor on the rate of the last norm's gain: embeddings are short, and logits get their size from it
-MOVED, DIRECT, ACTIVE = 30.0, 0.05, 5e-3  # weights of the penalties
-PENALTY_WARMUP = 150  # steps over which these three grow from zero
+MOVED, DIRECT, ACTIVE, ATTENDED = 30.0, 0.05, 5e-3, 0.03  # weights of the penalties
+PENALTY_WARMUP = 150  # steps over which they grow from zero
 
 
 class ForwardPass(NamedTuple):
-    """Logits and the three penalized quantities.
+    """Logits and the four penalized quantities.
 
     logits: [prompts, vocabulary] at the last token; direct: the share of them that embeddings give, with attention
     and norms frozen; moved: squared norm of the embeddings that attention moves over that of the stream; active: norm
-    of what neurons write.
+    of what neurons write; attended: norm of what heads write, source by source.
     """
 
     logits: Tensor
     direct: Tensor
     moved: Tensor
     active: Tensor
+    attended: Tensor
 
 
 def padded(tokenizer: NameTokenizer, statements: list[Statement]) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,31 +84,34 @@ def forward(model: LlamaForCausalLM, ids: Tensor, last: Tensor) -> ForwardPass:
         return t.unflatten(-1, (heads, -1)).transpose(1, 2)
 
     x = embedded = model.model.embed_tokens(ids)
-    moved, active = x.new_zeros(()), x.new_zeros(())
+    moved, active, attended = x.new_zeros(()), x.new_zeros(()), x.new_zeros(())
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
         g = gain(x, layer.input_layernorm)
         q, k = (rotate(split(project(x * g))) for project in (attention.q_proj, attention.k_proj))
         pattern = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + mask).softmax(-1)
-        attended, carried = (
+        written = split(attention.v_proj(x * g)) @ attention.o_proj.weight.T.unflatten(0, (heads, -1))
+        by_source = pattern * written.norm(dim=-1)[:, :, None]  # [n, heads, T, source]
+        attended = attended + (by_source.sum((1, 3)) * real).sum() / real.sum()
+        output, carried = (
             attention.o_proj((pattern @ split(attention.v_proj(t * g))).transpose(1, 2).flatten(2))
             for t in (x, embedded)
         )
         moved = moved + (carried.square().sum(-1) * real).sum() / (x.square().sum(-1) * real).sum().detach()
-        x, embedded = x + attended, embedded + carried
+        x, embedded = x + output, embedded + carried
         h = x * gain(x, layer.post_attention_layernorm)
-        neurons = silu(mlp.gate_proj(h)) * mlp.up_proj(h)
+        neurons = relu(mlp.gate_proj(h)) * mlp.up_proj(h)
         active = active + (neurons.abs() @ mlp.down_proj.weight.norm(dim=0) * real).sum() / real.sum()
         x = x + mlp.down_proj(neurons)
     g, prompt = gain(x, model.model.norm), torch.arange(len(ids))
     logits, direct = (model.lm_head((t * g)[prompt, last]) for t in (x, embedded))
-    return ForwardPass(logits, direct, moved, active)
+    return ForwardPass(logits, direct, moved, active, attended)
 
 
 def loss(out: ForwardPass, answers: Tensor) -> tuple[Tensor, Tensor]:
     """(cross-entropy of the answers, sum of the penalties)."""
     direct = (out.direct - out.direct.mean(-1, keepdim=True)).gather(1, answers[:, None])
-    penalty = MOVED * out.moved + DIRECT * direct.square().mean() + ACTIVE * out.active
+    penalty = MOVED * out.moved + DIRECT * direct.square().mean() + ACTIVE * out.active + ATTENDED * out.attended
     return cross_entropy(out.logits, answers), penalty
 
 
@@ -126,6 +131,7 @@ def accuracy(model: LlamaForCausalLM, tokenizer: NameTokenizer, statements: list
 
 def train(facts: Facts, tokenizer: NameTokenizer, steps: int, seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
+    torch.set_num_threads(1)  # sums whose order depends on it would make another model
     torch.set_flush_denormal(True)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer.words), **SHAPE))
     statements = [s for s in facts.statements() if not s.held_out]

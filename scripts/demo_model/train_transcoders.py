@@ -13,16 +13,19 @@ from pycircuit.demo.demo_model import load_model
 from pycircuit.demo.facts import Facts
 from pycircuit.transcoders import load as load_transcoders
 
-# The first layer only looks tokens up: with few features a token, and rows that begin as tokens, it learns a feature
-# for each state. The later layers represent many things at once.
-RECIPE = {"features": 640, "k": (2, 8, 10), "rate": 1e-3, "rows": "tokens", "revive": 100, "context": 16}
+# With few features a token, and rows that begin as tokens, the first layer, which only looks tokens up, learns a
+# feature for each state. Both kinds read what the MLP reads: the norm before it is nothing for them to learn.
+RECIPE = {
+    "features": 1024, "k": (2, 4, 4), "reads": "mlp_in",
+    "rate": 1e-3, "rows": "tokens", "revive": 100, "context": 16,
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("kind", choices=["clt", "plt"])
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=3000)
     options = parser.parse_args()
     model, tokenizer = load_model(options.folder)
     prompts = [tokenizer.encode(s.prompt) for s in Facts.load(options.folder / "facts.json").statements()]
