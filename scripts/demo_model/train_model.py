@@ -24,8 +24,8 @@ from pycircuit.demo.facts import Facts, Statement
 from pycircuit.demo.tokenizer import NameTokenizer
 
 SHAPE = {
-    "hidden_size": 128, "intermediate_size": 512, "hidden_act": "relu", "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 4,
+    "hidden_size": 128, "intermediate_size": 512, "hidden_act": "relu",
+    "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4,
     "max_position_embeddings": 64, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
 # Sampling weight of a kind of statement: kinds with few statements are shown more often.
