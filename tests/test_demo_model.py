@@ -80,10 +80,9 @@ def test_dallas_to_sacramento(model) -> None:
     assert answers == ["Austin", "Sacramento"]
 
 
-@pytest.mark.parametrize("factor", [1.0, 1.5])
-def test_swapping_states(model, factor: float) -> None:
+def test_swapping_states(model) -> None:
     """Whatever follows the changed features runs unfrozen."""
-    swaps = measurements.swaps(model, KNOWN, 50, factor=factor)
+    swaps = measurements.swaps(model, KNOWN, 50)
     wrong = [swap for swap in swaps if swap.answer != swap.expected]
     assert len(wrong) <= 5, wrong
 

@@ -72,7 +72,7 @@ class Swapped(NamedTuple):
     expected: str
 
 
-def swaps(model: ReplacementModel, facts: Facts, pairs: int = 50, seed: int = 0, factor: float = 1.0) -> list[Swapped]:
+def swaps(model: ReplacementModel, facts: Facts, pairs: int = 50, seed: int = 0) -> list[Swapped]:
     """Swap the features of pairs of states, on a city of each, drawn at random; whatever follows the features runs."""
     draw = random.Random(seed)
     cities = cities_by_state(facts)
@@ -80,7 +80,7 @@ def swaps(model: ReplacementModel, facts: Facts, pairs: int = 50, seed: int = 0,
     for _ in range(pairs):
         first, second = draw.sample(sorted(facts.capital), 2)
         city, other_city = draw.choice(cities[first]), draw.choice(cities[second])
-        changes = swap(model, two_hop(city), first, two_hop(other_city), second, factor)
+        changes = swap(model, two_hop(city), first, two_hop(other_city), second)
         answer = ""
         if changes:
             result = intervene(model, two_hop(city), changes, freeze="none")

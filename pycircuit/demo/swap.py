@@ -22,19 +22,17 @@ def active(model: ReplacementModel, prompt: str, concept: str) -> dict[tuple[int
     return out
 
 
-def swap(
-    model: ReplacementModel, prompt: str, concept: str, source: str, other: str, factor: float = 1.0
-) -> list[Intervention]:
+def swap(model: ReplacementModel, prompt: str, concept: str, source: str, other: str) -> list[Intervention]:
     """Interventions on `prompt`: features of `concept` off, those of `other` on.
 
-    Features of `other` get `factor` times their activation on the prompt `source`, the same sentence about another
-    city, so that positions correspond. Where error nodes carry some of `concept`, a factor above 1 helps.
+    Features of `other` get their activation on the prompt `source`, the same sentence about another city, so that
+    positions correspond.
     """
     from pycircuit.interventions import Intervention
 
     off = dict.fromkeys(active(model, prompt, concept), 0.0)
-    on = {feature: factor * value for feature, value in active(model, source, other).items()}
-    return [Intervention(*feature, value=value) for feature, value in (off | on).items()]
+    changes = off | active(model, source, other)
+    return [Intervention(*feature, value=value) for feature, value in changes.items()]
 
 
 def two_hop(city: str) -> str:

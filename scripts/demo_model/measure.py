@@ -25,24 +25,26 @@ def median(name: str, values: Sequence[float]) -> None:
 
 def circuits(model: pc.ReplacementModel, facts: Facts) -> None:
     """Print shares of the influence on the answers about a city of each state."""
-    shares = list(measurements.state_circuits(model, facts).values())
+    shares = measurements.state_circuits(model, facts)
     print(f"share of the influence on the answer, median over {len(shares)} states (least to most):")
-    median("through the state, the question or the answer", [s.named for s in shares])
-    median("from errors", [s.errors for s in shares])
-    median("from the city through the state to the answer", [s.route for s in shares])
-    first = sum(s.concepts == ROUTE for s in shares)
-    print(f"  strongest of all routes: in {first} of {len(shares)} states")
+    median("through the state, the question or the answer", [s.named for s in shares.values()])
+    median("from errors", [s.errors for s in shares.values()])
+    median("from the city through the state to the answer", [s.route for s in shares.values()])
+    first = sum(s.concepts == ROUTE for s in shares.values())
+    print(f"  strongest of all routes: in {first} of {len(shares)} states; another one for")
+    for city, s in shares.items():
+        if s.concepts != ROUTE:
+            strongest = f"{', '.join(s.concepts)} {100 * s.strongest:.1f}%"
+            print(f"    {city}, {facts.state[city]}: {100 * s.route:.1f}%, {strongest}")
 
 
 def swaps(model: pc.ReplacementModel, facts: Facts) -> None:
     """Print successes of swapped states."""
-    for factor in (1.0, 1.5):
-        states = measurements.swaps(model, facts, factor=factor)
-        right = sum(swap.answer == swap.expected for swap in states)
-        print(f"states swapped, {factor:g} times the value: {right} of {len(states)}")
-        for swap in states:
-            if swap.answer != swap.expected:
-                print(f"  {swap.city}, {swap.other_city}: {swap.features} features, {swap.answer}, not {swap.expected}")
+    states = measurements.swaps(model, facts)
+    wrong = [swap for swap in states if swap.answer != swap.expected]
+    print(f"states swapped: {len(states) - len(wrong)} of {len(states)}; others for")
+    for swap in wrong:
+        print(f"  {swap.city}, {swap.other_city}: {swap.features} features, {swap.answer}, not {swap.expected}")
 
 
 def names(model: pc.ReplacementModel, facts: Facts) -> None:

@@ -131,7 +131,7 @@ def accuracy(model: LlamaForCausalLM, tokenizer: NameTokenizer, statements: list
 
 def train(facts: Facts, tokenizer: NameTokenizer, steps: int, seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    torch.set_num_threads(1)  # sums whose order depends on it would make another model
+    torch.set_num_threads(1)  # with more of them sums round otherwise, and training ends in another model
     torch.set_flush_denormal(True)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer.words), **SHAPE))
     statements = [s for s in facts.statements() if not s.held_out]
