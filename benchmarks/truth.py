@@ -43,13 +43,13 @@ are bootstrapped over prompts (95%).
 
 READING = """## What to make of it
 
-- **On the demo model the straight line is the weak part, not the transcoders.** With patterns and norms held, a \
-graph foretells effects. With nothing held it does so badly, and the replacement model, made of the same features, \
-does it well. The neurons show the cause: they have no error, their graphs foretell nearly everything while norms \
-are held, and fail as soon as norms run. A norm divides by what a feature adds to the stream: ablating a feature \
-raises everything else, and doubling one that dominates the stream changes its length rather than its direction. \
-That is first order, and a graph with frozen denominators leaves it out. The arithmetic is checked: tests hold small \
-effects to the gradient.
+- **On the demo model the straight line is the weak part, not the transcoders.** With patterns and norms held, a graph \
+foretells effects. With nothing held it foretells their signs, and their sizes much worse than the replacement model \
+does, which is made of the same features. The neurons show the cause: they have no error, their graphs foretell nearly \
+everything while norms are held, and far less as soon as norms run. A norm divides by what a feature adds to the \
+stream: ablating a feature raises everything else, and doubling one that dominates the stream changes its length \
+rather than its direction. That is first order, and a graph with frozen denominators leaves it out. The arithmetic is \
+checked: tests hold small effects to the gradient.
 - **So test a graph in the model.** With nothing held, a graph foretells the sign of most ablated supernodes, and \
 that of most doubled ones wrongly. Before the size of an effect is believed, run `pc.intervene` with \
 `freeze="none"`.

@@ -179,4 +179,4 @@ def test_a_terminal_without_the_characters_of_a_tree(run: Run, monkeypatch: pyte
     output = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="ascii", write_through=True))
     assert run("attribute", "demo", PROMPT).code == 0
-    assert output.getvalue().startswith(b"Austin  0.982\n??    +4.76")
+    assert output.getvalue().startswith(b"Austin  0.992\n??    +6.31")

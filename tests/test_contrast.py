@@ -176,5 +176,5 @@ def test_parsed_targets() -> None:
     assert parse_targets([], []) is None
     assert parse_targets(["Austin-vs-Sacramento"], []) == ["Austin-vs-Sacramento"]  # a token's text, as any other
     assert parse_targets(["id:5", "Austin"], ["Boston"]) == [pc.Contrast([5, "Austin"], "Boston")]
-    with pytest.raises(ValueError, match="must be tokens, got the feature 0/7/491"):
-        parse_targets(["Austin"], ["0/7/491"])
+    with pytest.raises(ValueError, match="must be tokens, got the feature 0/7/20"):
+        parse_targets(["Austin"], ["0/7/20"])

@@ -96,11 +96,11 @@ def test_features_of_states(model) -> None:
 
 
 def test_steering_towards_a_state(model) -> None:
-    """With a tenth of one state's features on at every token, the model answers that state for every city."""
-    texas = active(model, two_hop("Dallas"), "Texas")
-    on = [pc.Intervention(layer, None, feature, value=0.1 * value) for (layer, _, feature), value in texas.items()]
+    """With five times one state's answer on at every token, the model answers that state for every city."""
+    texas = active(model, facts.CITY[0].format("Dallas"), "say Texas")
+    on = [pc.Intervention(layer, None, feature, value=5 * value) for (layer, _, feature), value in texas.items()]
     cities = [city for city, state in KNOWN.state.items() if state != "Texas"][::30]
-    prompts = [facts.CITY[0].format(city) for city in cities]
+    prompts = [form.format(city) for form in facts.CITY for city in cities]
     answers = [model.tokenizer.decode(ids) for ids in pc.generate(model, prompts, steer=on, max_new_tokens=1)]
     assert sum(word == "Texas" for word in answers) >= 0.9 * len(answers), answers
 

@@ -65,7 +65,7 @@ def test_the_model_comes_first(model: pc.ReplacementModel, wrong: Any, tmp_path:
     [
         ({"targets": "Austin"}, TypeError, "targets must be a list or None, got str; put it in a list"),
         ({"targets": 5}, TypeError, "targets must be a list or None, got int"),
-        ({"targets": pc.Feature(0, 7, 491)}, TypeError, "targets must be a list or None, got Feature"),
+        ({"targets": pc.Feature(0, 7, 20)}, TypeError, "targets must be a list or None, got Feature"),
         ({"targets": [("x", 1.0, torch.full((128,), torch.nan))]}, ValueError, "a direction must be finite"),
         ({"position": None}, TypeError, "position must be an int or a list of them, got NoneType"),
         ({"position": "last"}, TypeError, "position must be an int or a list of them, got str"),
@@ -155,15 +155,15 @@ def defaults(request: pytest.FixtureRequest) -> Iterator[None]:
 def test_defaults_of_torch_do_not_change_results(model: pc.ReplacementModel, tmp_path: Path) -> None:
     graph = pc.attribute(model, PROMPT, max_features=90, progress=False)
     assert graph.certificate < 1e-5 and graph.rows.weight.dtype == torch.float32 and graph.targets.labels == ["Austin"]
-    assert graph.feature_node(0, 7, 491) == graph.features.tolist().index([0, 7, 491])
-    assert "Texas 0/7/491 @Dallas" in graph.tree() and graph.scores().completeness > 0.5
+    assert graph.feature_node(0, 7, 20) == graph.features.tolist().index([0, 7, 20])
+    assert "Texas 0/7/20 @Dallas" in graph.tree() and graph.scores().completeness > 0.5
     assert graph.prune().node_mask.sum() < graph.nodes
     graph.save(tmp_path / "g.safetensors")
     graph.plot(tmp_path / "g.svg")
     graph.to_json(tmp_path / "g.json")
     assert torch.equal(pc.Graph.load(tmp_path / "g.safetensors").rows.weight, graph.rows.weight)
     assert pc.estimate(model, PROMPT).features == len(graph.features)
-    off = [pc.Intervention(0, 7, 491, value=0.0)]
+    off = [pc.Intervention(0, 7, 20, value=0.0)]
     assert pc.intervene(model, PROMPT, off).probabilities.argmax() != graph.targets.ids[0]
     assert pc.generate(model, PROMPT, max_new_tokens=1) == graph.targets.ids.tolist()
     assert pc.validate(model, graph, samples=2).agreements

@@ -252,24 +252,22 @@ def unnamed() -> pc.ReplacementModel:
 
 @pytest.fixture(scope="module")
 def example_folder(unnamed: pc.ReplacementModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Examples of two features: one of Texan cities, one that asks for a capital."""
+    """Examples of two features: one of Texan cities, one that says Austin."""
     folder = tmp_path_factory.mktemp("graphs")
     cities = [TEXT.replace("Dallas", city) for city in ("Dallas", "Houston", "Austin", "Denver")]
-    pc.write_examples(unnamed, cities, folder, features=[(0, 491), (1, 646)], progress=False)
+    pc.write_examples(unnamed, cities, folder, features=[(0, 20), (2, 290)], progress=False)
     return folder
 
 
 def test_labels_of_an_examples_folder(unnamed: pc.ReplacementModel, example_folder: Path) -> None:
     graph = pc.attribute(unnamed, TEXT, progress=False)
-    assert graph.automatic_labels[0, 491] == 'on "Dallas"'
-    assert graph.automatic_labels[1, 646].startswith("raises Austin, Cheyenne")
+    assert graph.automatic_labels[0, 20] == 'on "Dallas"'
+    assert graph.automatic_labels[2, 290].startswith("raises Austin, ")
     for folder in (example_folder, example_folder / "features" / "local"):
         labelled = pc.label(unnamed, graph, folder, progress=False).automatic_labels
-        assert labelled[0, 491].startswith("on ") and '"Houston"' in labelled[0, 491]
-        assert labelled[1, 646] == 'raises Austin, Cheyenne · on "is"'
-    assert (
-        pc.attribute(unnamed, TEXT, labels=example_folder, progress=False).automatic_labels[0, 491] == labelled[0, 491]
-    )
+        assert labelled[0, 20].startswith("on ") and '"Houston"' in labelled[0, 20]
+        assert labelled[2, 290] == 'raises Austin · on "is"'
+    assert pc.attribute(unnamed, TEXT, labels=example_folder, progress=False).automatic_labels[0, 20] == labelled[0, 20]
 
 
 @pytest.mark.parametrize(
@@ -292,12 +290,12 @@ def test_folders_that_are_none(
 
 def test_example_files_of_another_form(unnamed: pc.ReplacementModel, tmp_path: Path) -> None:
     graph = pc.attribute(unnamed, TEXT, labels=False, progress=False)
-    path = tmp_path / f"{(0 + 491) * (0 + 491 + 1) // 2 + 491}.json"
+    path = tmp_path / f"{(0 + 20) * (0 + 20 + 1) // 2 + 20}.json"
     for content in (
         "[]",
         "{",
         '{"index": 1}',
-        '{"index": 491, "examples_quantiles": [{"examples": [{}]}]}',
+        '{"index": 20, "examples_quantiles": [{"examples": [{}]}]}',
         "[" * 10**5,
     ):
         path.write_text(content)
@@ -320,7 +318,7 @@ def test_labels_on_the_command_line(run: Run, example_folder: Path, tmp_path: Pa
     saved = tmp_path / "g.safetensors"
     assert run("attribute", "demo", TEXT, "--labels", example_folder, "--save", saved, "--quiet").code == 0
     graph = pc.Graph.load(saved)
-    assert graph.label(0, 491) == ("Texas", False) and graph.automatic_labels
+    assert graph.label(0, 20) == ("Texas", False) and graph.automatic_labels
     assert run("attribute", "demo", TEXT, "--no-labels", "--save", saved, "--quiet").code == 0
     assert not pc.Graph.load(saved).automatic_labels
     both = run("attribute", "demo", TEXT, "--labels", example_folder, "--no-labels")

@@ -43,7 +43,7 @@ def client(model: pc.ReplacementModel, graph: pc.Graph, tmp_path_factory: pytest
     folder = tmp_path_factory.mktemp("graphs")
     graph.save(folder / "dallas.safetensors")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pycircuit.page.card_examples.STATEMENTS", 100)
+        patch.setattr("pycircuit.page.card_examples.STATEMENTS", 200)
         with serving(model, folder=folder, name="demo") as client:
             yield client
 
@@ -60,7 +60,7 @@ def events(client: Client, trace: str) -> Iterator[dict[str, Any]]:
 
 
 def test_a_trace_is_estimated_streamed_and_saved(client: Client) -> None:
-    request = {"prompt": DALLAS, "targets": [{"tokens": "Austin", "against": ["Sacramento"]}, "0/7/491"]}
+    request = {"prompt": DALLAS, "targets": [{"tokens": "Austin", "against": ["Sacramento"]}, "0/7/20"]}
     estimate = client.post("/api/estimate", request)
     assert estimate["bytes"] > 0 and estimate["seconds"] > 0 and "memory" in estimate["text"]
     trace = client.post("/api/traces", request)
@@ -140,10 +140,11 @@ def test_the_queue_runs_one_at_a_time_and_is_bounded() -> None:
 
 
 def test_interventions_are_as_in_the_engine(client: Client, model: pc.ReplacementModel, graph: pc.Graph) -> None:
-    nodes = ["0/7/491", "2/8/365"]
+    at_dallas = [place for place in graph.features.tolist() if place[1] == 7]
+    nodes = ["/".join(map(str, place)) for place in at_dallas]
     body = {"changes": [{"nodes": nodes, "ablate": True}], "freeze": "none", "generate": 2}
     answer = client.post("/api/graphs/dallas.safetensors/intervene", body)
-    changes = [pc.Intervention(0, 7, 491, 0.0), pc.Intervention(2, 8, 365, 0.0)]
+    changes = [pc.Intervention(*place, 0.0) for place in at_dallas]
     expected = pc.intervene(model, DALLAS, changes, freeze="none").probabilities
     for entry in answer["after"]:
         assert entry["probability"] == pytest.approx(float(expected[entry["id"]]), rel=1e-4)
@@ -156,7 +157,7 @@ def test_interventions_are_as_in_the_engine(client: Client, model: pc.Replacemen
 
 def test_with_everything_frozen_the_graph_foretells_every_change(client: Client, graph: pc.Graph) -> None:
     watched = ["/".join(map(str, feature)) for feature in graph.features.tolist()]
-    body = {"changes": [{"node": "0/7/491", "scale": 3}], "freeze": "all", "nodes": watched}
+    body = {"changes": [{"node": "0/7/20", "scale": 3}], "freeze": "all", "nodes": watched}
     answer = client.post("/api/graphs/dallas.safetensors/intervene", body)
     assert answer["agreement"]["correlation"] > 0.99999 and answer["agreement"]["sign"] == 1
     assert answer["agreement"]["pairs"] == graph.rows.count - 1
@@ -169,7 +170,7 @@ def test_with_everything_frozen_the_graph_foretells_every_change(client: Client,
 def test_a_contrast_changes_as_foretold(client: Client) -> None:
     request = {"prompt": DALLAS, "targets": [{"tokens": "Austin", "against": "Sacramento"}], "name": "contrast"}
     assert "graph" in list(events(client, client.post("/api/traces", request)["id"]))[-1]
-    body = {"changes": [{"node": "0/7/491", "ablate": True}], "freeze": "all"}
+    body = {"changes": [{"node": "0/7/20", "ablate": True}], "freeze": "all"}
     (target,) = client.post("/api/graphs/contrast.safetensors/intervene", body)["nodes"]
     assert target["change"] == pytest.approx(target["foretold"], rel=1e-3)
     assert target["after"] == pytest.approx(target["before"] + target["change"], rel=1e-3)
@@ -178,22 +179,22 @@ def test_a_contrast_changes_as_foretold(client: Client) -> None:
 def test_pinned_nodes_are_in_the_answer(client: Client) -> None:
     address = "/api/graphs/dallas.safetensors/edits"
     state = client.get(address)
-    document = {"pins": ["1/8/56"], "groups": [{"name": "Texas", "nodes": ["2/8/701"], "collapsed": True}]}
+    document = {"pins": ["1/8/407"], "groups": [{"name": "Texas", "nodes": ["2/8/994"], "collapsed": True}]}
     client.post(address, {"revision": state["revision"], "document": document}, "PUT")
-    body = {"changes": [{"node": "0/7/491", "value": 0.0, "everywhere": True}]}
+    body = {"changes": [{"node": "0/7/20", "value": 0.0, "everywhere": True}]}
     nodes = [node["id"] for node in client.post("/api/graphs/dallas.safetensors/intervene", body)["nodes"]]
-    assert nodes == ["1/8/56", "2/8/701", "target/0"]
+    assert nodes == ["1/8/407", "2/8/994", "target/0"]
 
 
 @pytest.mark.parametrize(
     "body",
-    [{}, {"changes": []}, {"changes": [{"node": "0/7/491"}]},
-     {"changes": [{"node": "0/7/491", "ablate": True, "scale": 2}]},
-     {"changes": [{"node": "token/3", "ablate": True}]}, {"changes": [{"node": "0/7/491", "value": 1e30}]},
-     {"changes": [{"node": "0/7/491", "ablate": True}], "freeze": "most"},
-     {"changes": [{"node": "0/7/491", "ablate": True}], "generate": 10**6},
-     {"changes": [{"node": "0/7/491", "scale": 2}, {"node": "0/7/491", "scale": 3}]},
-     {"changes": [{"node": "0/7/491", "scale": 2}, {"node": "0/7/491", "scale": 2, "everywhere": True}]}],
+    [{}, {"changes": []}, {"changes": [{"node": "0/7/20"}]},
+     {"changes": [{"node": "0/7/20", "ablate": True, "scale": 2}]},
+     {"changes": [{"node": "token/3", "ablate": True}]}, {"changes": [{"node": "0/7/20", "value": 1e30}]},
+     {"changes": [{"node": "0/7/20", "ablate": True}], "freeze": "most"},
+     {"changes": [{"node": "0/7/20", "ablate": True}], "generate": 10**6},
+     {"changes": [{"node": "0/7/20", "scale": 2}, {"node": "0/7/20", "scale": 3}]},
+     {"changes": [{"node": "0/7/20", "scale": 2}, {"node": "0/7/20", "scale": 2, "everywhere": True}]}],
 )  # fmt: skip
 def test_changes_that_cannot_be_are_refused(client: Client, body: dict[str, Any]) -> None:
     status, content = client.call("POST", "/api/graphs/dallas.safetensors/intervene", body)
@@ -223,9 +224,9 @@ def test_foretold_changes_are_sums_over_paths() -> None:
 
 
 def test_a_card_shows_the_feature_here_and_in_texts(client: Client, graph: pc.Graph) -> None:
-    card = client.get("/api/features/0/491?graph=dallas.safetensors")
+    card = client.get("/api/features/0/20?graph=dallas.safetensors")
     assert card["label"] == "Texas" and not card["automatic"]
-    node = graph.feature_node(0, 7, 491)
+    node = graph.feature_node(0, 7, 20)
     assert card["here"] == [{"position": 7, "value": pytest.approx(float(graph.values[node]), rel=1e-5)}]
     top = card["examples"][0]
     assert top["values"][top["peak"]] == max(top["values"]) > 0 and len(top["tokens"]) == len(top["values"])
@@ -236,18 +237,18 @@ def test_a_card_shows_the_feature_here_and_in_texts(client: Client, graph: pc.Gr
 
 def test_a_card_reads_the_files_of_write_examples(model: pc.ReplacementModel, graph: pc.Graph, tmp_path: Path) -> None:
     graph.save(tmp_path / "dallas.safetensors")
-    written = pc.write_examples(model, [DALLAS] * 2, tmp_path, features=[(0, 491)], progress=False)
+    written = pc.write_examples(model, [DALLAS] * 2, tmp_path, features=[(0, 20)], progress=False)
     content = json.loads(next(written.iterdir()).read_text())
     with serving(tmp_path) as client:  # a folder, without the model
-        card = client.get("/api/features/0/491?graph=dallas.safetensors")
+        card = client.get("/api/features/0/20?graph=dallas.safetensors")
         assert card["density"] == content["activation_frequency"] and card["label"] == "Texas"
         assert [entry["token"] for entry in card["raised"]] == content["top_logits"]
         assert card["examples"][0]["tokens"] == content["examples_quantiles"][0]["examples"][0]["tokens"]
         nodes = client.get("/api/graphs/dallas.safetensors?node_threshold=1")["nodes"]
         densities = {node["id"]: node["density"] for node in nodes}
-        assert densities["0/7/491"] == content["activation_frequency"] and densities["2/8/365"] is None
-        next(written.iterdir()).write_text('{"index": 491, "examples_quantiles": 7, "histogram": {"a": 1}}')
-        assert client.get("/api/features/0/491")["examples"] == []
+        assert densities["0/7/20"] == content["activation_frequency"] and densities["2/8/290"] is None
+        next(written.iterdir()).write_text('{"index": 20, "examples_quantiles": 7, "histogram": {"a": 1}}')
+        assert client.get("/api/features/0/20")["examples"] == []
         status, error = client.call("POST", "/api/traces", {"prompt": DALLAS})
         assert status == 400 and "a model must be served" in error["error"]
 
@@ -312,8 +313,8 @@ def test_a_card_of_another_models_graph_says_nothing_of_this_models_feature(
     other = replace(graph, provenance={**graph.provenance, "model": "another"}, labels={}, automatic_labels={})
     other.save(tmp_path / "other.safetensors")
     with serving(model, folder=tmp_path) as client:
-        assert client.get("/api/features/0/491")["raised"]
-        card = client.get("/api/features/0/491?graph=other.safetensors")
+        assert client.get("/api/features/0/20")["raised"]
+        card = client.get("/api/features/0/20?graph=other.safetensors")
         assert card["raised"] == card["examples"] == [] and card["label"] == "" and card["here"]
 
 
@@ -322,7 +323,7 @@ def test_a_graph_of_another_model_is_not_changed(model: pc.ReplacementModel, gra
 
     replace(graph, values=graph.values * torch.linspace(1, 2, len(graph.values))).save(tmp_path / "other.safetensors")
     with serving(model, folder=tmp_path) as client:
-        body = {"changes": [{"node": "0/7/491", "ablate": True}]}
+        body = {"changes": [{"node": "0/7/20", "ablate": True}]}
         status, content = client.call("POST", "/api/graphs/other.safetensors/intervene", body)
         assert status == 400 and "graph must be of the served model" in content["error"]
         assert client.raw("DELETE", "/api/traces/none", headers=EDITS)[0] == 404

@@ -128,6 +128,18 @@ def test_rows_that_begin_as_tokens(kind: str, activation: str) -> None:
     assert (first["tokens"] >= 0).all()
 
 
+@pytest.mark.parametrize("kind", ["plt", "clt"])
+def test_what_transcoders_read_can_keep_its_mean(kind: str) -> None:
+    """The set that is saved is the one that was trained."""
+    model = build("llama")
+    trainer = Trainer(model, corpus(), replace(RECIPE, kind=kind, steps=100, centre=False))
+    saved = explained(trainer.run(progress=False), model, corpus()[:12])
+    assert trainer.scales is not None
+    x, y = trainer.scales
+    assert not x.mean.any() and y.mean.abs().min() > 0 and x.scale.min() > 0
+    assert saved.min() > 0.4 and (saved - trainer.history.variance[-1]).abs().max() < 0.1
+
+
 def test_rows_are_drawn_far_from_each_other() -> None:
     """Two large clusters and three single tokens: each is drawn once before any is drawn twice."""
     recipe = Recipe(features=5, steps=1, k=1)

@@ -63,7 +63,8 @@ def test_an_overflow_is_left_out_and_disturbs_no_other_change(
     model: pc.ReplacementModel, graph: pc.Graph, replaced: bool
 ) -> None:
     lowest, highest = (int(graph.features[:, 0].eq(layer).nonzero()[0]) for layer in (0, model.depth - 1))
-    groups, factors = [Supernode("both", (lowest, highest)), *strongest(graph, graph.values.numpy(), 1)], (0.0, 1e38)
+    influence = graph.prune().influence[: graph.first_error].numpy()
+    groups, factors = [Supernode("both", (lowest, highest)), *strongest(graph, influence, 1)], (0.0, 1e38)
     changes = EffectMeter(model, graph).changes(groups, factors, "attention", replaced)
     assert not np.isfinite(changes[1]).all(1).any() and np.isfinite(changes[0]).all()
     alone = EffectMeter(model, graph).changes(groups, factors[:1], "attention", replaced)

@@ -110,7 +110,7 @@ def graph(
     pruning: Pruning,
     paths: Annotated[
         tuple[str, str] | None,
-        typer.Option(help="Strongest paths between two nodes, such as token/7 target/0 or 0/7/491 target/0."),
+        typer.Option(help="Strongest paths between two nodes, such as token/7 target/0 or 0/7/20 target/0."),
     ] = None,
     k: Annotated[int, typer.Option(help="Paths shown.", min=1)] = 5,
     tree: Annotated[bool, typer.Option("--tree", help="Show the first target's strongest inputs.")] = False,

@@ -1,4 +1,4 @@
-"""Identifiers of nodes: 0/7/491 (layer, position, feature), error/2/7, token/7, target/0."""
+"""Identifiers of nodes: 0/7/20 (layer, position, feature), error/2/7, token/7, target/0."""
 
 from __future__ import annotations
 

@@ -26,17 +26,20 @@ _INITIAL_NORM = 0.1  # of a decoder row: one unit of variance is sqrt(width)
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """Normalisation of activations, (x - mean) / scale, to mean square one. mean: [layers, width]; scale: [layers]."""
+    """Normalisation of activations: (x - mean) / scale. mean: [layers, width], or zero; scale: [layers].
+
+    The scale is that of x less its mean, whether or not the mean is subtracted.
+    """
 
     mean: Tensor
     scale: Tensor
 
     @classmethod
-    def of(cls, total: Tensor, square: Tensor, count: int) -> Scale:
+    def of(cls, total: Tensor, square: Tensor, count: int, centre: bool = True) -> Scale:
         """Scale from sums over `count` tokens. total: [layers, width]; square: [layers]."""
         mean = total / count
         variance = (square / count - mean.square().sum(-1)) / total.shape[-1]
-        return cls(mean, variance.clamp_min(1e-12).sqrt())
+        return cls(mean if centre else torch.zeros_like(mean), variance.clamp_min(1e-12).sqrt())
 
     def apply_(self, x: Tensor) -> None:
         """Normalise x [layers, positions, width] in place."""

@@ -74,6 +74,7 @@ class Recipe:
         default="random",
         metadata={HELP: "initial rows: random | tokens, drawn from the first tokens, far from each other"},
     )
+    centre: bool = field(default=True, metadata={HELP: "subtract the mean of what transcoders read"})
     massive: float = field(
         default=50.0,
         metadata={
@@ -194,6 +195,7 @@ class RecipeOptions(TypedDict, total=False):
     sharpness: float
     bandwidth: float
     rows: InitialRows
+    centre: bool
     massive: float
     passes: int
     batch: int

@@ -190,7 +190,7 @@ class Trainer:
             self.massive_norms = [self.massive[i].norm if i in self.massive else inf for i in range(len(buffer.x))]
         replace_massive(buffer.x, buffer.y, self.massive_norms)
         if self.scales is None:
-            self.scales = self._scale(buffer.x), self._scale(buffer.y)
+            self.scales = self._scale(buffer.x, self.recipe.centre), self._scale(buffer.y)
         for scale, t in zip(self.scales, (buffer.x, buffer.y), strict=True):
             scale.apply_(t)
 
@@ -212,14 +212,14 @@ class Trainer:
             y = self.learner.without_skip(x, y)
             self.learner.rows_from_tokens(x, y, partial(self.show.step, "initial rows", unit="layers"))
 
-    def _scale(self, x: Tensor) -> Scale:
+    def _scale(self, x: Tensor, centre: bool = True) -> Scale:
         """Mean and scale of x [layers, positions, width] over all processes."""
         total = torch.stack([layer.double().sum(0) for layer in x]).flatten()
         square = torch.stack([layer.double().square().sum() for layer in x])
         sums = torch.cat([total, square, x.new_tensor([x.shape[1]])])
         self.processes.sum(sums)
         total, square = sums[: x.shape[0] * x.shape[2]].view(x.shape[0], -1), sums[-x.shape[0] - 1 : -1]
-        scale = Scale.of(total, square, int(sums[-1]))
+        scale = Scale.of(total, square, int(sums[-1]), centre)
         return Scale(scale.mean.to(x.dtype), scale.scale.to(x.dtype))
 
     def _initialise(self, rows: Tensor, batch_index: Tensor) -> None:

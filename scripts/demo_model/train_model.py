@@ -1,9 +1,10 @@
 """Train the demo model on the statements of facts.json and save it in half precision.
 
-Four penalties make the model keep its facts in the MLPs, where a transcoder sees them, and its circuits short:
+Five penalties make the model keep its facts in the MLPs, where a transcoder sees them, and its circuits short:
 attention must move what MLPs wrote rather than tokens' embeddings (MOVED), no embedding may give the answer by itself
 (DIRECT), neurons are quiet unless they help (ACTIVE), which also makes the model learn faster, and so are attention
-heads (ATTENDED), which keeps what <bos> and words of no consequence write out of the answer.
+heads (ATTENDED), which keeps what <bos> and words of no consequence write out of the answer. No MLP outshouts the
+stream that it writes to (WRITTEN), or ablating a feature would change every norm behind it.
 """
 
 from __future__ import annotations
@@ -32,16 +33,17 @@ SHAPE = {
 SAMPLING = {"capital of a state": 5.0, "code of a state": 5.0, "capital": 2.0, "currency": 2.0, "language": 2.0}
 BATCH, RATE, DECAY, WARM = 512, 2e-3, 0.3, 50
 GAIN_RATE = 10  # factor on the rate of the last norm's gain: embeddings are short, and logits get their size from it
-MOVED, DIRECT, ACTIVE, ATTENDED = 30.0, 0.05, 5e-3, 0.03  # weights of the penalties
+MOVED, DIRECT, ACTIVE, ATTENDED, WRITTEN = 30.0, 0.05, 5e-3, 0.03, 0.015  # weights of the penalties
 PENALTY_WARMUP = 150  # steps over which they grow from zero
 
 
 class ForwardPass(NamedTuple):
-    """Logits and the four penalized quantities.
+    """Logits and the five penalized quantities.
 
     logits: [prompts, vocabulary] at the last token; direct: the share of them that embeddings give, with attention
     and norms frozen; moved: squared norm of the embeddings that attention moves over that of the stream; active: norm
-    of what neurons write; attended: norm of what heads write, source by source.
+    of what neurons write; attended: norm of what heads write, source by source; written: squared norm of what MLPs
+    write over that of the stream they write to.
     """
 
     logits: Tensor
@@ -49,6 +51,7 @@ class ForwardPass(NamedTuple):
     moved: Tensor
     active: Tensor
     attended: Tensor
+    written: Tensor
 
 
 def padded(tokenizer: NameTokenizer, statements: list[Statement]) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,34 +87,39 @@ def forward(model: LlamaForCausalLM, ids: Tensor, last: Tensor) -> ForwardPass:
         return t.unflatten(-1, (heads, -1)).transpose(1, 2)
 
     x = embedded = model.model.embed_tokens(ids)
-    moved, active, attended = x.new_zeros(()), x.new_zeros(()), x.new_zeros(())
+    moved, active, attended, written = (x.new_zeros(()) for _ in range(4))
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
         g = gain(x, layer.input_layernorm)
         q, k = (rotate(split(project(x * g))) for project in (attention.q_proj, attention.k_proj))
         pattern = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + mask).softmax(-1)
-        written = split(attention.v_proj(x * g)) @ attention.o_proj.weight.T.unflatten(0, (heads, -1))
-        by_source = pattern * written.norm(dim=-1)[:, :, None]  # [n, heads, T, source]
+        value = split(attention.v_proj(x * g))
+        sent = value @ attention.o_proj.weight.T.unflatten(0, (heads, -1))
+        by_source = pattern * sent.norm(dim=-1)[:, :, None]  # [n, heads, T, source]
         attended = attended + (by_source.sum((1, 3)) * real).sum() / real.sum()
         output, carried = (
-            attention.o_proj((pattern @ split(attention.v_proj(t * g))).transpose(1, 2).flatten(2))
-            for t in (x, embedded)
+            attention.o_proj((pattern @ v).transpose(1, 2).flatten(2))
+            for v in (value, split(attention.v_proj(embedded * g)))
         )
         moved = moved + (carried.square().sum(-1) * real).sum() / (x.square().sum(-1) * real).sum().detach()
         x, embedded = x + output, embedded + carried
         h = x * gain(x, layer.post_attention_layernorm)
         neurons = relu(mlp.gate_proj(h)) * mlp.up_proj(h)
         active = active + (neurons.abs() @ mlp.down_proj.weight.norm(dim=0) * real).sum() / real.sum()
-        x = x + mlp.down_proj(neurons)
+        y = mlp.down_proj(neurons)
+        share = y.square().sum(-1) / (x.square().sum(-1) + 1e-6)
+        written = written + (share * real).sum() / real.sum()
+        x = x + y
     g, prompt = gain(x, model.model.norm), torch.arange(len(ids))
     logits, direct = (model.lm_head((t * g)[prompt, last]) for t in (x, embedded))
-    return ForwardPass(logits, direct, moved, active, attended)
+    return ForwardPass(logits, direct, moved, active, attended, written)
 
 
 def loss(out: ForwardPass, answers: Tensor) -> tuple[Tensor, Tensor]:
     """(cross-entropy of the answers, sum of the penalties)."""
     direct = (out.direct - out.direct.mean(-1, keepdim=True)).gather(1, answers[:, None])
-    penalty = MOVED * out.moved + DIRECT * direct.square().mean() + ACTIVE * out.active + ATTENDED * out.attended
+    penalty = MOVED * out.moved + DIRECT * direct.square().mean()
+    penalty = penalty + ACTIVE * out.active + ATTENDED * out.attended + WRITTEN * out.written
     return cross_entropy(out.logits, answers), penalty
 
 
@@ -162,7 +170,7 @@ def train(facts: Facts, tokenizer: NameTokenizer, steps: int, seed: int = 0) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=260)
+    parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args()
     facts = Facts.load(options.folder / "facts.json")
     model = train(facts, NameTokenizer(facts.words()), options.steps)

@@ -94,7 +94,7 @@ def test_density(new_page: Callable[..., Page], graphs: dict[str, pc.Graph], tmp
     """The slider hides features that are active on too many tokens, where that is known."""
     graphs["dallas"].save(tmp_path / "dallas.safetensors")
     prompt = "the capital of the state containing Dallas is"
-    pc.write_examples(pc.load("demo"), [prompt] * 2, tmp_path, features=[(0, 491), (2, 365)], progress=False)
+    pc.write_examples(pc.load("demo"), [prompt] * 2, tmp_path, features=[(0, 20), (2, 290)], progress=False)
     with pc.serve(tmp_path, port=0) as server:
         page = new_page()
         open_graph(page, server.address)
@@ -113,8 +113,8 @@ def test_search(page: Page, shot: Callable[..., None]) -> None:
     shot(page)
     page.keyboard.press("Enter")
     expect(page.get_by_test_id("node-panel").get_by_role("heading", level=2)).to_have_text("Texas")
-    search_for(page, "0/491")
-    expect(page.locator(".heading .mono")).to_have_text("0/7/491")
+    search_for(page, "0/20")
+    expect(page.locator(".heading .mono")).to_have_text("0/7/20")
 
 
 def test_strongest_paths(page: Page, graphs: dict[str, pc.Graph], shot: Callable[..., None]) -> None:
@@ -147,7 +147,7 @@ def test_zoom_and_pan(page: Page) -> None:
 
 
 def test_share_a_link(page: Page, new_page: Callable[..., Page]) -> None:
-    search_for(page, "0/491")
+    search_for(page, "0/20")
     page.get_by_label("Nodes: Share of influence").fill("0.6")
     page.get_by_role("button", name="Tokens").click()
     wait_until(page, "location.hash.includes('n=0.6')")
@@ -155,7 +155,7 @@ def test_share_a_link(page: Page, new_page: Callable[..., Page]) -> None:
     other = new_page()
     other.goto(page.url)
     drawn(other)
-    expect(other.locator(".heading .mono")).to_have_text("0/7/491")
+    expect(other.locator(".heading .mono")).to_have_text("0/7/20")
     expect(other.get_by_role("button", name="Tokens")).to_have_attribute("aria-pressed", "false")
     page.wait_for_timeout(300)
     assert counts(other) == counts(page) and counts(page) <= shown

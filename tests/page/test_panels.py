@@ -19,7 +19,7 @@ from pycircuit.trace import attribute
 
 
 def test_feature_card(page: Page, shot: Callable[..., None]) -> None:
-    select(page, "0/7/491")
+    select(page, "0/7/20")
     card = page.get_by_test_id("card")
     expect(card.get_by_role("heading", name="In this prompt")).to_be_visible()
     expect(card.locator("mark").first).to_contain_text("Dallas")
@@ -28,10 +28,10 @@ def test_feature_card(page: Page, shot: Callable[..., None]) -> None:
 
 
 def test_intervene(page: Page, shot: Callable[..., None]) -> None:
-    pin(page, "2/8/365", "1/8/56", "0/7/491")
+    pin(page, "2/8/290", "1/8/407", "0/7/20")
     page.get_by_role("tab", name="Intervene").click()
     panel = page.get_by_test_id("intervene")
-    panel.get_by_role("button", name="Texas 0/7/491").click()
+    panel.get_by_role("button", name="Texas 0/7/20").click()
     panel.get_by_label("Change of").select_option("scale by")
     panel.get_by_label("Amount").fill("-1")
     panel.get_by_label("Tokens to generate").fill("2")
@@ -104,10 +104,10 @@ def page_ids(graph: pc.Graph, nodes: tuple[int, ...]) -> list[str]:
 
 
 def test_compare_after_an_intervention(page: Page, shot: Callable[..., None]) -> None:
-    select(page, "0/7/491")
+    select(page, "0/7/20")
     page.get_by_role("tab", name="Intervene").click()
     panel = page.get_by_test_id("intervene")
-    panel.get_by_role("button", name="Texas 0/7/491").click()
+    panel.get_by_role("button", name="Texas 0/7/20").click()
     panel.get_by_role("button", name="Trace and compare").click()
     compared = page.get_by_test_id("compare")
     expect(compared.get_by_role("tab", name="Only in A")).to_be_visible(timeout=60_000)
@@ -117,8 +117,8 @@ def test_compare_after_an_intervention(page: Page, shot: Callable[..., None]) ->
     )
     wait_until(page, "document.querySelectorAll('.graph-frame').length === 2")
     page.wait_for_timeout(600)
-    assert "0/7/491" in places(page)["own"]  # type: ignore[operator]
-    assert "0/7/491" not in places(page, 1)["boxes"]  # type: ignore[operator]
+    assert "0/7/20" in places(page)["own"]  # type: ignore[operator]
+    assert "0/7/20" not in places(page, 1)["boxes"]  # type: ignore[operator]
     shot(page)
 
 

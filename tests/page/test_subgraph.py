@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 import pycircuit as pc
 
-FEATURES = ["0/7/491", "1/8/56", "2/8/365"]
+FEATURES = ["0/7/20", "1/8/407", "2/8/290"]
 
 
 def test_pin(page: Page, graphs: dict[str, pc.Graph], shot: Callable[..., None]) -> None:
@@ -82,7 +82,7 @@ def test_edit(page: Page) -> None:
     page.get_by_label("Label", exact=True).fill("the state of Texas")
     page.keyboard.press("Enter")
     expect(page.get_by_test_id("node-panel").get_by_role("heading", level=2)).to_have_text("the state of Texas")
-    assert saved(page)["labels"] == {"0/491": "the state of Texas"}
+    assert saved(page)["labels"] == {"0/20": "the state of Texas"}
 
 
 def test_undo(page: Page) -> None:

@@ -28,14 +28,14 @@ def exported(page: Page, name: str) -> bytes:
 def test_export_svg(page: Page) -> None:
     root = ElementTree.fromstring(exported(page, "Graph as SVG"))
     texts = [element.text for element in root.iter(f"{SVG}text")]
-    assert {"Texas", "Dallas", "Austin 98%", "output", "tokens"} <= set(texts)
+    assert {"Texas", "Dallas", "Austin 99%", "output", "tokens"} <= set(texts)
     assert len(list(root.iter(f"{SVG}path"))) > 40
 
 
 def test_export_subgraph_svg(page: Page) -> None:
-    pin(page, "0/7/491", "target/0")
+    pin(page, "0/7/20", "target/0")
     root = ElementTree.fromstring(exported(page, "Subgraph as SVG"))
-    assert {"Texas", "Austin 98%"} <= {element.text for element in root.iter(f"{SVG}text")}
+    assert {"Texas", "Austin 99%"} <= {element.text for element in root.iter(f"{SVG}text")}
 
 
 def test_export_png(page: Page) -> None:
@@ -46,7 +46,7 @@ def test_export_png(page: Page) -> None:
 
 
 def test_export_json(page: Page) -> None:
-    pin(page, "0/7/491", "1/8/56")
+    pin(page, "0/7/20", "1/8/407")
     saved(page)
     content = json.loads(exported(page, "JSON for Neuronpedia"))
     assert content["metadata"]["prompt_tokens"][7].strip() == "Dallas"
@@ -65,15 +65,15 @@ def test_import(page: Page) -> None:
 
 
 def test_narrow_screen(new_page: Callable[..., Page], address: str, page: Page, shot: Callable[..., None]) -> None:
-    pin(page, "0/7/491", "target/0")
+    pin(page, "0/7/20", "target/0")
     saved(page)
     phone = new_page(390, 844, has_touch=True)
-    open_graph(phone, address, "g=dallas.safetensors&s=0/7/491")
+    open_graph(phone, address, "g=dallas.safetensors&s=0/7/20")
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
     expect(phone.get_by_test_id("node-panel")).to_be_visible()
     shot(phone)
     phone.get_by_role("tab", name="Subgraph").tap()
-    expect(box(phone, "0/7/491")).to_be_visible()
+    expect(box(phone, "0/7/20")).to_be_visible()
     shot(phone, "subgraph")
 
 
@@ -144,7 +144,7 @@ def test_keyboard_only(page: Page, shot: Callable[..., None]) -> None:
 
 
 def test_controls_have_names(page: Page) -> None:
-    select(page, "0/7/491")
+    select(page, "0/7/20")
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll("button, input, select, textarea, [role=button], [tabindex]")]
           .filter((e) => !(e.getAttribute("aria-label") || e.textContent.trim() || e.labels?.length))
@@ -161,16 +161,16 @@ def test_file_by_itself(
     page = new_page()
     page.goto(path.as_uri())
     drawn(page)
-    select(page, "0/7/491")
+    select(page, "0/7/20")
     page.keyboard.press("p")
-    expect(box(page, "0/7/491")).to_be_visible()
+    expect(box(page, "0/7/20")).to_be_visible()
     expect(page.get_by_role("tab", name="Intervene")).to_have_count(0)
     features = page.get_by_test_id("counts").locator("b").first
     before = int(features.inner_text())
     page.get_by_label("Nodes: Share of influence").fill("0.3")
     expect(features).not_to_have_text(str(before))
     page.keyboard.press("z")
-    expect(box(page, "0/7/491")).to_have_count(0)
+    expect(box(page, "0/7/20")).to_have_count(0)
     shot(page)
 
 
@@ -178,12 +178,12 @@ def test_texts_cannot_break_out_of_a_file(
     new_page: Callable[..., Page], graphs: dict[str, pc.Graph], tmp_path: Path
 ) -> None:
     hostile = pc.Graph.load(saved_copy(graphs["dallas"], tmp_path))
-    hostile.labels[0, 491] = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 1'>"
+    hostile.labels[0, 20] = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 1'>"
     hostile.to_html(tmp_path / "hostile.html")
     page = new_page()
     page.goto((tmp_path / "hostile.html").as_uri())
     drawn(page)
-    select(page, "0/7/491")
+    select(page, "0/7/20")
     assert page.evaluate("window.broken") is None
 
 

@@ -32,7 +32,7 @@ def label(graph: Graph, node: int) -> str:
 
 
 def name(graph: Graph, nodes: Sequence[int], group_name: str | None = None) -> str:
-    """Name a node or several shown as one: `Texas 0/7/491 @Dallas`, `Texas ×3 0/7/491 +2 @Dallas`, `“Dallas” token/7`.
+    """Name a node or several shown as one: `Texas 0/7/20 @Dallas`, `Texas ×3 0/7/20 +2 @Dallas`, `“Dallas” token/7`.
 
     The first of several lends its identifier, and its label where the group has no name.
     """
