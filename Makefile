@@ -152,11 +152,12 @@ bench-growth: build
 bench-grouping: build
 	$(BIN)/python benchmarks/grouping.py
 
-# What graphs are worth: docs/truth.md. A run that was stopped continues. make truth [TRANSCODERS="folder folder"]
+# What graphs are worth: docs/truth.md. A run that was stopped continues. With sets of SmolLM2 it takes hours:
+# make truth [TRANSCODERS="folder folder"]
 TRUTH := $(BIN)/pycircuit benchmark-truth
 truth: build
 	$(TRUTH) demo --threads 1 --out benchmarks/results/truth-demo.json
-	$(if $(TRANSCODERS),$(TRUTH) smollm2 $(addprefix -t ,$(TRANSCODERS)) --prompts 2 --rows 512 --neuron-rows 256 \
+	$(if $(TRANSCODERS),$(TRUTH) smollm2 $(addprefix -t ,$(TRANSCODERS)) --rows 512 --neuron-rows 256 \
 	  --sources 8 --out benchmarks/results/truth-smollm2.json)
 	$(BIN)/python benchmarks/truth.py
 

@@ -73,9 +73,9 @@ then stay too.
 - With patterns and norms held, a large change can grow from MLP to MLP beyond what float32 holds. Such effects are \
 left out, and a correlation sees little but those just below.
 - The gradient is a straight line too: it includes norms and patterns, and is right for small changes only.
-- The demo model is small, and was trained so that its circuits can be seen. SmolLM2's section has few prompts, and \
-one set that was trained briefly: its intervals are wide, and most of the influence in its graphs is that of \
-errors. `make truth TRANSCODERS=folder` measures a set of your own.
+- The demo model is small, and was trained so that its circuits can be seen. SmolLM2's section has one set that was \
+trained briefly: most of the influence in its graphs is that of errors. `make truth TRANSCODERS=folder` measures a set \
+of your own, in hours.
 """
 
 

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("kind", choices=["clt", "plt"])
     parser.add_argument("--steps", type=int, default=3000)
     options = parser.parse_args()
-    torch.set_num_threads(1)  # no slower than two, and sums round the same on every machine of a kind
+    torch.set_num_threads(1)  # with more of them sums round otherwise, and training ends in another set
     model, tokenizer = load_model(options.folder)
     prompts = [tokenizer.encode(s.prompt) for s in Facts.load(options.folder / "facts.json").statements()]
     trained = pc.train(model, prompts, kind=options.kind, steps=options.steps, **RECIPE)
