@@ -53,12 +53,14 @@ checked: tests hold small effects to the gradient.
 - **So test a graph in the model.** With nothing held, a graph foretells the sign of most ablated supernodes, and \
 that of most doubled ones wrongly. Before the size of an effect is believed, run `pc.intervene` with \
 `freeze="none"`.
-- **Errors explain what is missed while patterns and norms are held**, between sets: graphs with more error miss \
-more. Between prompts of one set, whose errors differ less, they explain less.
-- **On SmolLM2, graphs foretell ablated supernodes about as well as the replacement model does**, with nothing held \
-too: norms spoil less there. Graphs of random transcoders foretell nothing of the kind. What both miss is what a \
-short training leaves to the errors. The gradient foretells single features best, since one feature of a large \
-model is a small change; of supernodes it is no better than the graph, and doubled ones no graph foretells.
+- **Errors explain what is missed between sets**: graphs with more error miss more, on the demo model whatever is \
+held, on SmolLM2 where a replacement model runs with nothing held. Between prompts of one set, whose errors differ \
+less, they explain little.
+- **On SmolLM2, graphs foretell ablated supernodes nearly as well as the replacement model does**, with nothing held \
+too: norms spoil less there. Graphs of random transcoders foretell nothing of the kind. What both miss is what a short \
+training leaves to the errors. The gradient foretells single features best, since one feature of a large model is a \
+small change; of supernodes it is no better than the graph. Doubled ones no graph foretells, and the replacement model \
+does.
 - **Transcoders buy small circuits.** On the demo model the answer is gone without the few features of a pruned \
 graph, and mostly stays without as many neurons. A circuit alone keeps a part of the answer only: what the other \
 features add to the stream is missing from every norm.
