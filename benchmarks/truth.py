@@ -54,8 +54,8 @@ checked: tests hold small effects to the gradient.
 that of most doubled ones wrongly. Before the size of an effect is believed, run `pc.intervene` with \
 `freeze="none"`.
 - **Errors explain what is missed between sets**: graphs with more error miss more, on the demo model whatever is \
-held, on SmolLM2 where a replacement model runs with nothing held. Between prompts of one set, whose errors differ \
-less, they explain little.
+held, on SmolLM2 only where a replacement model runs and nothing is held. Between prompts of one set, errors differ \
+less and explain little.
 - **On SmolLM2, graphs foretell ablated supernodes nearly as well as the replacement model does**, with nothing held \
 too: norms spoil less there. Graphs of random transcoders foretell nothing of the kind. What both miss is what a short \
 training leaves to the errors. The gradient foretells single features best, since one feature of a large model is a \

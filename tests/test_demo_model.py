@@ -80,6 +80,19 @@ def test_dallas_to_sacramento(model) -> None:
     assert answers == ["Austin", "Sacramento"]
 
 
+def test_dallas_has_the_features_of_two_states(model) -> None:
+    """Without those of Texas the model still says Austin; without those of Oklahoma too it does not."""
+    prompt = two_hop("Dallas")
+    texas, oklahoma = (active(model, prompt, state) for state in ("Texas", "Oklahoma"))
+    answers = []
+    for features in (texas, texas | oklahoma):
+        off = [pc.Intervention(*feature, value=0.0) for feature in features]
+        answers.append(
+            model.tokenizer.decode(int(pc.intervene(model, prompt, off, freeze="none").probabilities.argmax()))
+        )
+    assert texas and oklahoma and answers[0] == "Austin" != answers[1], answers
+
+
 def test_swapping_states(model) -> None:
     """Whatever follows the changed features runs unfrozen."""
     swaps = measurements.swaps(model, KNOWN, 50)
